@@ -1,0 +1,60 @@
+# The tasks of this project. Each brings its own set-up: on a fresh Debian-like machine with Rust, every
+# one of them works as the first command after a clone.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# CI builds exactly what Cargo.lock says; at a desk cargo may add what a changed Cargo.toml needs.
+LOCKED := $(if $(CI),--locked)
+SETUP := e2e/setup
+STEP = @printf '\n==> %s\n' "$(1)"
+
+.NOTPARALLEL:
+.PHONY: help setup setup-check tools-kubernetes build check test guest demo bench generate
+
+help: ## lists these tasks
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
+
+setup: ## packages, guest kernel, stock virtiofsd: what builds and guests need
+	@$(SETUP)/all.sh
+
+setup-check:
+	@$(SETUP)/packages.sh build
+
+tools-kubernetes: ## a Kubernetes node's parts, from its Go modules (about 9 minutes on 2 cores, once)
+	@$(SETUP)/kubernetes-tools.sh
+
+build: setup-check ## release binaries of the agent, the broker and the engine in target/release
+	$(call STEP,build)
+	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
+
+check: setup-check ## format, lints, unit and component tests, generated files, dependencies
+	$(call STEP,format)
+	@cargo fmt --all --check
+	$(call STEP,lints)
+	@cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	$(call STEP,unit and component tests)
+	@cargo test $(LOCKED) --workspace --exclude e2e
+	@cargo test $(LOCKED) -p e2e --lib --bins
+	$(call STEP,generated files)
+	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen -- --check
+	$(call STEP,dependencies)
+	@deny=$$($(SETUP)/cargo-tool.sh cargo-deny 0.20.2) && "$$deny" --log-level warn check bans licenses sources
+
+guest: setup build ## the tests that boot real guests in QEMU
+	$(call STEP,guests)
+	@cargo test $(LOCKED) -p e2e --test '*'
+
+test: setup check guest tools-kubernetes ## everything that CI runs
+
+demo: setup build ## a share, a real VM on it, its error count and the metrics; SHARE=/some/dir for your own
+	$(call STEP,demo)
+	@cargo build $(LOCKED) -q -p e2e --bin demo
+	@exec target/debug/demo $(if $(SHARE),--share '$(SHARE)')
+
+bench: setup build ## throughput against stock virtiofsd: a table and target/bench/report.json
+	$(call STEP,bench)
+	@cargo run $(LOCKED) -q --release -p testkit --bin bench
+
+generate: ## writes the generated files anew
+	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen

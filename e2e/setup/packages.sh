@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# packages.sh GROUP...: installs the Debian packages of these groups that are missing.
+#   build  what the workspace needs to compile and link
+#   guest  what boots a guest
+#   node   what a Kubernetes node is made of, beside what kubernetes-tools.sh builds
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+packages_of() {
+    case $1 in
+    build) echo gcc libc6-dev make pkg-config libseccomp-dev libcap-ng-dev ;;
+    guest) echo qemu-system-x86 busybox-static xz-utils ;;
+    node) echo containerd runc podman containernetworking-plugins iptables kmod ;;
+    *) fail "no package group '$1'; there are build, guest and node" ;;
+    esac
+}
+
+missing() {
+    local package
+    for package in "$@"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+    done
+}
+
+install_packages() {
+    say "installing $*"
+    local log
+    log=$(mktemp)
+    if ! { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y --no-install-recommends "$@"; } >"$log" 2>&1; then
+        tail -n 40 "$log" >&2
+        fail "apt-get could not install $*"
+    fi
+    rm -f "$log"
+}
+
+main() {
+    local group wanted=() absent
+    for group in "$@"; do
+        read -ra names <<<"$(packages_of "$group")"
+        wanted+=("${names[@]}")
+    done
+    if ! command -v apt-get >/dev/null || ! command -v dpkg-query >/dev/null; then
+        fail "knows only Debian and its kin; on this system install the equivalents of: ${wanted[*]}"
+    fi
+    mapfile -t absent < <(missing "${wanted[@]}")
+    ((${#absent[@]} == 0)) || install_packages "${absent[@]}"
+}
+
+main "$@"
