@@ -1,0 +1,211 @@
+//! How messages travel: datagrams with file descriptors (broker <-> engine) and framed JSON on a stream
+//! (agent <-> broker).
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+/// Most bytes of one message, on either channel.
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// Most bytes of one datagram between broker and engine.
+const MAX_PACKET: usize = 128 << 10;
+
+/// Most file descriptors beside one datagram.
+const MAX_FDS: usize = 8;
+
+/// Why a message did not arrive, or did not leave.
+#[derive(Debug, Error)]
+pub enum ChannelError {
+    /// The other side has closed the channel.
+    #[error("the other side has closed the channel")]
+    Closed,
+    /// The socket failed.
+    #[error("socket: {0}")]
+    Io(#[from] io::Error),
+    /// The bytes are not a message of this version.
+    #[error("not a message of this version: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// A message is larger than either side may send.
+    #[error("a message of {0} bytes; at most {MAX_MESSAGE} are allowed")]
+    TooLarge(usize),
+}
+
+/// One end of a `SOCK_SEQPACKET` pair: one JSON document a datagram, file descriptors beside it.
+#[derive(Debug)]
+pub struct PacketChannel {
+    socket: OwnedFd,
+}
+
+impl PacketChannel {
+    /// A connected pair, both ends close-on-exec.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        Ok((PacketChannel { socket: a }, PacketChannel { socket: b }))
+    }
+
+    /// The channel on a socket that was inherited or received.
+    pub fn from_fd(socket: OwnedFd) -> Self {
+        PacketChannel { socket }
+    }
+
+    /// A second handle on the same end.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(PacketChannel { socket: self.socket.try_clone()? })
+    }
+
+    /// Sends one message and its file descriptors.
+    pub fn send<M: Serialize>(&self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        let bytes = serde_json::to_vec(message)?;
+        if bytes.len() > MAX_PACKET || fds.len() > MAX_FDS {
+            return Err(ChannelError::TooLarge(bytes.len()));
+        }
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let ancillary = if raw.is_empty() { &[][..] } else { &rights[..] };
+        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&bytes)], ancillary, MsgFlags::MSG_NOSIGNAL, None)
+            .map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    /// Waits for one message and takes the file descriptors beside it, close-on-exec.
+    pub fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+        let mut buffer = vec![0u8; MAX_PACKET];
+        let mut ancillary = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let (length, fds) = {
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let received =
+                recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut ancillary), MsgFlags::MSG_CMSG_CLOEXEC)
+                    .map_err(io::Error::from)?;
+            let mut fds = Vec::new();
+            for message in received.cmsgs().map_err(io::Error::from)? {
+                if let ControlMessageOwned::ScmRights(raw) = message {
+                    // SAFETY: the kernel has just installed these descriptors for this call alone.
+                    fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                }
+            }
+            (received.bytes, fds)
+        };
+        if length == 0 {
+            return Err(ChannelError::Closed);
+        }
+        Ok((serde_json::from_slice(&buffer[..length])?, fds))
+    }
+}
+
+impl AsFd for PacketChannel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl From<PacketChannel> for OwnedFd {
+    fn from(channel: PacketChannel) -> OwnedFd {
+        channel.socket
+    }
+}
+
+/// JSON documents on a stream, each behind its length (4 bytes, little endian).
+#[derive(Debug)]
+pub struct FramedStream {
+    stream: UnixStream,
+}
+
+impl FramedStream {
+    /// Messages on this connection.
+    pub fn new(stream: UnixStream) -> Self {
+        FramedStream { stream }
+    }
+
+    /// The connection below.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    /// Sends one message.
+    pub fn send<M: Serialize>(&mut self, message: &M) -> Result<(), ChannelError> {
+        let body = serde_json::to_vec(message)?;
+        if body.len() > MAX_MESSAGE {
+            return Err(ChannelError::TooLarge(body.len()));
+        }
+        let mut frame = Vec::with_capacity(4 + body.len());
+        frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        frame.extend_from_slice(&body);
+        self.stream.write_all(&frame)?;
+        Ok(())
+    }
+
+    /// Waits for one message.
+    pub fn receive<M: DeserializeOwned>(&mut self) -> Result<M, ChannelError> {
+        let mut length = [0u8; 4];
+        match self.stream.read_exact(&mut length) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ChannelError::Closed),
+            other => other?,
+        }
+        let length = u32::from_le_bytes(length) as usize;
+        if length > MAX_MESSAGE {
+            return Err(ChannelError::TooLarge(length));
+        }
+        let mut body = vec![0u8; length];
+        self.stream.read_exact(&mut body)?;
+        Ok(serde_json::from_slice(&body)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+
+    use super::*;
+    use crate::engine::ToEngine;
+
+    #[test]
+    fn a_datagram_carries_its_descriptors() {
+        let (a, b) = PacketChannel::pair().unwrap();
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        a.send(&ToEngine::Quiesce, &[writer.as_fd()]).unwrap();
+        drop(writer);
+        let (message, fds) = b.receive::<ToEngine>().unwrap();
+        assert_eq!(message, ToEngine::Quiesce);
+        let mut received = File::from(fds.into_iter().next().unwrap());
+        received.write_all(b"through").unwrap();
+        drop(received);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn a_closed_channel_says_so() {
+        let (a, b) = PacketChannel::pair().unwrap();
+        drop(a);
+        assert!(matches!(b.receive::<ToEngine>(), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn a_frame_with_an_absurd_length_is_refused_unread() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        a.write_all(&u32::MAX.to_le_bytes()).unwrap();
+        assert!(matches!(FramedStream::new(b).receive::<u32>(), Err(ChannelError::TooLarge(_))));
+    }
+
+    #[test]
+    fn frames_keep_their_borders() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (FramedStream::new(a), FramedStream::new(b));
+        a.send(&"one").unwrap();
+        a.send(&"two").unwrap();
+        assert_eq!(b.receive::<String>().unwrap(), "one");
+        assert_eq!(b.receive::<String>().unwrap(), "two");
+        drop(a);
+        assert!(matches!(b.receive::<String>(), Err(ChannelError::Closed)));
+    }
+}

@@ -1,0 +1,386 @@
+//! Counts of one session, in a page that the engine writes and the broker reads.
+//!
+//! The broker makes the page (a sealed memfd) and hands it to each engine of the session, so counts go on
+//! across engines. Writing is one relaxed atomic addition: no system call, no lock. What an engine puts
+//! there is a number and nothing else; a hostile engine can spoil its own guest's figures, no more.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+/// Number of operations told apart: FUSE opcodes below this index, all others as 0.
+pub const OPERATIONS: usize = 64;
+
+/// Number of error numbers told apart: `errno` below this index, all others as 0.
+pub const ERRNOS: usize = 134;
+
+/// Upper bounds of the latency histogram's buckets, in nanoseconds; a last bucket takes the rest.
+pub const LATENCY_BOUNDS_NS: [u64; 15] = [
+    2_000,
+    5_000,
+    10_000,
+    20_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    10_000_000,
+    50_000_000,
+    250_000_000,
+    1_000_000_000,
+    10_000_000_000,
+];
+
+/// Number of buckets.
+pub const BUCKETS: usize = LATENCY_BOUNDS_NS.len() + 1;
+
+/// Names of the operations by FUSE opcode; empty where no opcode has that number.
+pub const OPERATION_NAMES: [&str; OPERATIONS] = [
+    "other",
+    "lookup",
+    "forget",
+    "getattr",
+    "setattr",
+    "readlink",
+    "symlink",
+    "",
+    "mknod",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "rename",
+    "link",
+    "open",
+    "read",
+    "write",
+    "statfs",
+    "release",
+    "",
+    "fsync",
+    "setxattr",
+    "getxattr",
+    "listxattr",
+    "removexattr",
+    "flush",
+    "init",
+    "opendir",
+    "readdir",
+    "releasedir",
+    "fsyncdir",
+    "getlk",
+    "setlk",
+    "setlkw",
+    "access",
+    "create",
+    "interrupt",
+    "bmap",
+    "destroy",
+    "ioctl",
+    "poll",
+    "notify_reply",
+    "batch_forget",
+    "fallocate",
+    "readdirplus",
+    "rename2",
+    "lseek",
+    "copy_file_range",
+    "setupmapping",
+    "removemapping",
+    "syncfs",
+    "tmpfile",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+];
+
+#[repr(C)]
+struct OperationCounters {
+    requests: AtomicU64,
+    errors: AtomicU64,
+    nanoseconds: AtomicU64,
+    latency: [AtomicU64; BUCKETS],
+}
+
+#[repr(C)]
+struct Page {
+    operations: [OperationCounters; OPERATIONS],
+    errnos: [AtomicU64; ERRNOS],
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+    malformed: AtomicU64,
+    /// Start of the request in progress per ring, nanoseconds of CLOCK_MONOTONIC; 0: none.
+    in_progress_since: [AtomicU64; crate::engine::QUEUES],
+}
+
+/// A mapped counter page.
+#[derive(Debug)]
+pub struct Counters {
+    map: MmapRaw,
+}
+
+impl Counters {
+    /// A new page: the memfd to hand to engines, sealed against change of size, and its mapping.
+    pub fn create() -> io::Result<(OwnedFd, Self)> {
+        let fd = memfd_create(c"virtiofs-counters", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let file = File::from(fd);
+        file.set_len(size_of::<Page>() as u64)?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL))?;
+        let counters = Self::map(&file)?;
+        Ok((file.into(), counters))
+    }
+
+    /// Maps a page that the broker made.
+    ///
+    /// # Errors
+    /// A file of another size, or one that could still shrink under the mapping.
+    pub fn map(fd: &impl AsFd) -> io::Result<Self> {
+        let file = File::from(fd.as_fd().try_clone_to_owned()?);
+        let seals = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS)?);
+        if file.metadata()?.len() != size_of::<Page>() as u64 || !seals.contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a sealed counter page of this version"));
+        }
+        Ok(Counters { map: MmapOptions::new().map_raw(&file)? })
+    }
+
+    fn page(&self) -> &Page {
+        // SAFETY: the mapping is as long as `Page` and page-aligned, its file cannot shrink (checked in
+        // `map`), and every field is an atomic, for which any bit pattern is a value.
+        unsafe { &*self.map.as_ptr().cast::<Page>() }
+    }
+
+    /// Counts one finished request: its FUSE opcode, its errno (0: success), how long it took.
+    pub fn finished(&self, opcode: u32, errno: i32, nanoseconds: u64) {
+        let operation = &self.page().operations[operation_index(opcode)];
+        operation.requests.fetch_add(1, Relaxed);
+        operation.nanoseconds.fetch_add(nanoseconds, Relaxed);
+        operation.latency[bucket(nanoseconds)].fetch_add(1, Relaxed);
+        if errno != 0 {
+            operation.errors.fetch_add(1, Relaxed);
+            self.page().errnos[errno_index(errno)].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Counts bytes sent to the guest by a read.
+    pub fn read(&self, bytes: u64) {
+        self.page().bytes_read.fetch_add(bytes, Relaxed);
+    }
+
+    /// Counts bytes taken from the guest by a write.
+    pub fn written(&self, bytes: u64) {
+        self.page().bytes_written.fetch_add(bytes, Relaxed);
+    }
+
+    /// Counts a request that was not well formed.
+    pub fn malformed(&self) {
+        self.page().malformed.fetch_add(1, Relaxed);
+    }
+
+    /// Notes when the request that `ring` is working on began (CLOCK_MONOTONIC); 0: none any more.
+    pub fn in_progress(&self, ring: usize, since_ns: u64) {
+        if let Some(slot) = self.page().in_progress_since.get(ring) {
+            slot.store(since_ns, Relaxed);
+        }
+    }
+
+    /// The counts as they are now.
+    pub fn totals(&self) -> Totals {
+        let page = self.page();
+        let read = |cell: &AtomicU64| cell.load(Relaxed);
+        Totals {
+            operations: page
+                .operations
+                .iter()
+                .enumerate()
+                .filter(|(_, operation)| read(&operation.requests) != 0)
+                .map(|(opcode, operation)| OperationTotals {
+                    opcode: opcode as u32,
+                    requests: read(&operation.requests),
+                    errors: read(&operation.errors),
+                    nanoseconds: read(&operation.nanoseconds),
+                    latency: operation.latency.iter().map(read).collect(),
+                })
+                .collect(),
+            errnos: page
+                .errnos
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| read(count) != 0)
+                .map(|(errno, count)| ErrnoTotal { errno: errno as i32, replies: read(count) })
+                .collect(),
+            bytes_read: read(&page.bytes_read),
+            bytes_written: read(&page.bytes_written),
+            malformed: read(&page.malformed),
+        }
+    }
+
+    /// When the oldest request in progress began (CLOCK_MONOTONIC, nanoseconds).
+    pub fn oldest_in_progress(&self) -> Option<u64> {
+        self.page().in_progress_since.iter().map(|since| since.load(Relaxed)).filter(|since| *since != 0).min()
+    }
+}
+
+fn operation_index(opcode: u32) -> usize {
+    let index = opcode as usize;
+    if OPERATION_NAMES.get(index).is_some_and(|name| !name.is_empty()) { index } else { 0 }
+}
+
+fn errno_index(errno: i32) -> usize {
+    usize::try_from(errno).ok().filter(|index| *index < ERRNOS).unwrap_or(0)
+}
+
+fn bucket(nanoseconds: u64) -> usize {
+    LATENCY_BOUNDS_NS.iter().position(|bound| nanoseconds <= *bound).unwrap_or(BUCKETS - 1)
+}
+
+/// Counts at one moment, or the sum of several.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// Per operation, in order of opcode; operations never requested are left out.
+    pub operations: Vec<OperationTotals>,
+    /// Per error number, in order; numbers never sent are left out.
+    pub errnos: Vec<ErrnoTotal>,
+    /// Bytes that reads sent to guests.
+    pub bytes_read: u64,
+    /// Bytes that writes took from guests.
+    pub bytes_written: u64,
+    /// Requests that were not well formed.
+    pub malformed: u64,
+}
+
+/// Counts of one operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OperationTotals {
+    /// FUSE opcode; [`OPERATION_NAMES`] has its name.
+    pub opcode: u32,
+    /// Requests finished.
+    pub requests: u64,
+    /// Those answered with an error.
+    pub errors: u64,
+    /// Time spent on them, in nanoseconds.
+    pub nanoseconds: u64,
+    /// How many took how long, by [`LATENCY_BOUNDS_NS`]; not cumulative.
+    pub latency: Vec<u64>,
+}
+
+/// Count of one error number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrnoTotal {
+    /// The error number, positive.
+    pub errno: i32,
+    /// Replies that carried it.
+    pub replies: u64,
+}
+
+impl Totals {
+    /// Adds the counts of another session.
+    pub fn add(&mut self, other: &Totals) {
+        for theirs in &other.operations {
+            match self.operations.binary_search_by_key(&theirs.opcode, |ours| ours.opcode) {
+                Ok(at) => self.operations[at].add(theirs),
+                Err(at) => self.operations.insert(at, theirs.clone()),
+            }
+        }
+        for theirs in &other.errnos {
+            match self.errnos.binary_search_by_key(&theirs.errno, |ours| ours.errno) {
+                Ok(at) => self.errnos[at].replies += theirs.replies,
+                Err(at) => self.errnos.insert(at, *theirs),
+            }
+        }
+        self.bytes_read += other.bytes_read;
+        self.bytes_written += other.bytes_written;
+        self.malformed += other.malformed;
+    }
+
+    /// All requests finished.
+    pub fn requests(&self) -> u64 {
+        self.operations.iter().map(|operation| operation.requests).sum()
+    }
+
+    /// All replies that carried an error.
+    pub fn errors(&self) -> u64 {
+        self.operations.iter().map(|operation| operation.errors).sum()
+    }
+}
+
+impl OperationTotals {
+    fn add(&mut self, other: &OperationTotals) {
+        self.requests += other.requests;
+        self.errors += other.errors;
+        self.nanoseconds += other.nanoseconds;
+        for (ours, theirs) in self.latency.iter_mut().zip(&other.latency) {
+            *ours += theirs;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_mapping_sees_the_counts_and_goes_on() {
+        let (fd, first) = Counters::create().unwrap();
+        first.finished(1, 0, 1_500);
+        first.finished(1, 2, 3_000_000_000);
+        drop(first);
+        let second = Counters::map(&fd).unwrap();
+        second.finished(1, 2, 10);
+        second.read(4096);
+        let totals = second.totals();
+        assert_eq!(totals.requests(), 3);
+        assert_eq!(totals.errnos, [ErrnoTotal { errno: 2, replies: 2 }]);
+        assert_eq!(totals.bytes_read, 4096);
+        assert_eq!(totals.operations[0].latency[0], 2);
+        assert_eq!(totals.operations[0].latency[14], 1);
+    }
+
+    #[test]
+    fn numbers_nobody_knows_are_counted_as_other() {
+        let (_fd, counters) = Counters::create().unwrap();
+        counters.finished(u32::MAX, -7, u64::MAX);
+        counters.finished(7, 4000, 0);
+        let totals = counters.totals();
+        assert_eq!(totals.operations.len(), 1);
+        assert_eq!((totals.operations[0].opcode, totals.operations[0].requests), (0, 2));
+        assert_eq!(totals.errnos, [ErrnoTotal { errno: 0, replies: 2 }]);
+    }
+
+    #[test]
+    fn the_page_cannot_be_shrunk_under_its_reader() {
+        let (fd, _counters) = Counters::create().unwrap();
+        assert!(File::from(fd.try_clone().unwrap()).set_len(0).is_err());
+        let short = memfd_create(c"short", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        assert!(Counters::map(&short).is_err());
+    }
+
+    #[test]
+    fn sums_merge_operations_in_order() {
+        let (_fd, counters) = Counters::create().unwrap();
+        counters.finished(15, 0, 1);
+        let mut sum = counters.totals();
+        counters.finished(1, 5, 1);
+        sum.add(&counters.totals());
+        let opcodes: Vec<_> = sum.operations.iter().map(|o| (o.opcode, o.requests)).collect();
+        assert_eq!(opcodes, [(1, 1), (15, 2)]);
+        assert_eq!(sum.errors(), 1);
+    }
+}
