@@ -139,6 +139,10 @@ pub struct EndpointStatus {
     pub sessions: Vec<SessionStatus>,
     /// Connections that ended without becoming a session, since the broker started.
     pub refused_connections: u64,
+    /// Sessions that began, since the broker started.
+    pub sessions_started: u64,
+    /// Engines that were started for its sessions, since the broker started; trials do not count.
+    pub engines_started: u64,
     /// Counts of all sessions, those that have ended included. Never goes backwards while the broker lives.
     pub totals: Totals,
 }
