@@ -1,0 +1,85 @@
+//! guest-load: works on file systems inside a guest and counts what went wrong there.
+//!
+//! `guest-load [--read DIR] [--write DIR] (--rounds N | --until FILE)` prints one line of JSON. The count
+//! is taken where it matters: a virtiofs engine's own counters do not see the errors that a guest kernel
+//! makes up by itself.
+
+#![allow(unreachable_pub, reason = "pattern.rs is public where the library includes it; the others follow suit")]
+
+use std::path::{Path, PathBuf};
+
+mod pattern;
+mod reader;
+mod tally;
+mod writer;
+
+use reader::Reader;
+use tally::Tally;
+use writer::Writer;
+
+enum End {
+    Rounds(u64),
+    Until(PathBuf),
+}
+
+impl End {
+    fn reached(&self, rounds: u64) -> bool {
+        match self {
+            Self::Rounds(wanted) => rounds >= *wanted,
+            Self::Until(file) => file.exists(),
+        }
+    }
+}
+
+struct Arguments {
+    read: Option<PathBuf>,
+    write: Option<PathBuf>,
+    end: End,
+}
+
+impl Arguments {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut parsed = Self { read: None, write: None, end: End::Rounds(1) };
+        while let Some(option) = words.next() {
+            let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
+            match option.as_str() {
+                "--read" => parsed.read = Some(value.into()),
+                "--write" => parsed.write = Some(value.into()),
+                "--rounds" => parsed.end = End::Rounds(value.parse().map_err(|_| "--rounds needs a number")?),
+                "--until" => parsed.end = End::Until(value.into()),
+                _ => return Err(format!("{option} is none of --read, --write, --rounds, --until")),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+fn main() {
+    if let Err(problem) = run() {
+        eprintln!("guest-load: {problem}");
+        std::process::exit(2);
+    }
+}
+
+fn run() -> Result<(), String> {
+    let arguments = Arguments::parse(std::env::args().skip(1))?;
+    let enter = |path: &Path, error| format!("{}: {error}", path.display());
+    let reader = arguments.read.map(|dir| Reader::enter(&dir).map_err(|error| enter(&dir, error))).transpose()?;
+    let mut writer = arguments.write.map(|dir| Writer::enter(&dir).map_err(|error| enter(&dir, error))).transpose()?;
+
+    let (mut tally, mut rounds) = (Tally::default(), 0);
+    while !arguments.end.reached(rounds) {
+        if let Some(reader) = &reader {
+            reader.round(&mut tally);
+        }
+        if let Some(writer) = &mut writer {
+            writer.round(rounds, &mut tally);
+        }
+        rounds += 1;
+    }
+    if let Some(writer) = writer {
+        writer.finish(rounds, &mut tally);
+    }
+    println!("{}", tally.json(rounds));
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! The line on which the host sends shell scripts to the guest's init and gets status and output back.
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+/// What a script in the guest did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The shell's exit status.
+    pub status: i32,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+pub(crate) struct Channel {
+    stream: BufReader<UnixStream>,
+}
+
+impl Channel {
+    /// Connects to QEMU's end of the port and waits for the guest's first word.
+    pub(crate) fn open(socket: &Path, limit: Duration, mut alive: impl FnMut() -> Result<()>) -> Result<Self> {
+        let until = Instant::now() + limit;
+        let stream = loop {
+            alive()?;
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() >= until => return Err(error).context("QEMU opened no command port"),
+                Err(_) => thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let mut channel = Self { stream: BufReader::new(stream) };
+        let word = channel.line(until).context("the guest did not come up")?;
+        if word != "ready" {
+            bail!("the guest's init said '{word}' where it says 'ready'");
+        }
+        Ok(channel)
+    }
+
+    pub(crate) fn run(&mut self, script: &str, limit: Duration) -> Result<Output> {
+        let request = format!("{}\n", BASE64_STANDARD.encode(script));
+        self.stream.get_mut().write_all(request.as_bytes()).context("sending a script to the guest")?;
+        let answer =
+            self.line(Instant::now() + limit).with_context(|| format!("the guest did not finish `{script}`"))?;
+        parse(&answer).with_context(|| format!("the guest's answer to `{script}` is no answer: '{answer}'"))
+    }
+
+    fn line(&mut self, until: Instant) -> Result<String> {
+        let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.stream.get_ref().set_read_timeout(Some(left)).context("setting a time limit")?;
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(0) => bail!("the guest went away"),
+            Ok(_) => Ok(line.trim_end().to_owned()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("no answer in the time it was given"),
+            Err(error) => Err(error).context("reading from the guest"),
+        }
+    }
+}
+
+fn parse(answer: &str) -> Option<Output> {
+    let mut fields = answer.split(':');
+    let status = fields.next()?.parse().ok()?;
+    let mut text = || Some(String::from_utf8_lossy(&BASE64_STANDARD.decode(fields.next()?).ok()?).into_owned());
+    Some(Output { status, stdout: text()?, stderr: text()? })
+}

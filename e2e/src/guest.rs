@@ -1,0 +1,205 @@
+//! A real Linux guest in QEMU.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::accelerator::Accelerator;
+use crate::channel::{Channel, Output};
+use crate::initramfs;
+use crate::parts::Parts;
+use crate::process::{self, Process};
+
+/// Emulated, on two cores that others use too, a guest takes some seconds; a minute means it hangs.
+const BOOT: Duration = Duration::from_secs(90);
+/// Enough for any one script on an emulated processor.
+const SCRIPT: Duration = Duration::from_secs(180);
+
+/// A virtiofs device: the socket its file server listens on, and the name the guest mounts it by.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// At most 36 bytes.
+    pub tag: String,
+    /// A vhost-user socket.
+    pub socket: PathBuf,
+}
+
+/// What a guest is made with.
+#[derive(Debug, Clone)]
+pub struct GuestSpec {
+    /// MiB of memory, all of it shared with the file servers.
+    pub memory: u32,
+    /// Virtual processors.
+    pub processors: u32,
+    /// Its virtiofs devices.
+    pub devices: Vec<Device>,
+}
+
+impl Default for GuestSpec {
+    fn default() -> Self {
+        Self { memory: 512, processors: 1, devices: Vec::new() }
+    }
+}
+
+impl GuestSpec {
+    /// The same guest with one more virtiofs device.
+    #[must_use]
+    pub fn with_device(mut self, tag: &str, socket: &Path) -> Self {
+        self.devices.push(Device { tag: tag.to_owned(), socket: socket.to_owned() });
+        self
+    }
+}
+
+/// A guest that is up and takes scripts. Dropped, its QEMU is killed.
+pub struct Guest {
+    qemu: Process,
+    channel: Channel,
+    console: PathBuf,
+    boot: Duration,
+    accelerator: Accelerator,
+    loads: u32,
+    _dir: TempDir,
+}
+
+impl Guest {
+    /// Boots a guest and waits until its init takes scripts. Nothing is mounted yet.
+    ///
+    /// # Errors
+    /// When QEMU does not start or the guest does not come up; the message carries both their last words.
+    pub fn boot(parts: &Parts, spec: &GuestSpec) -> Result<Self> {
+        let accelerator = Accelerator::of_this_machine(parts)?;
+        let dir = tempfile::Builder::new().prefix("guest-").tempdir().context("making a directory for a guest")?;
+        let at = |name: &str| dir.path().join(name);
+        initramfs::write(parts, &at("initramfs"))?;
+
+        let start = Instant::now();
+        let command = qemu(parts, spec, accelerator, dir.path());
+        let mut qemu = Process::start(command, &at("qemu.log"), Duration::ZERO)?;
+        let console = at("console.log");
+        let channel = Channel::open(&at("port"), BOOT, || still_running(&mut qemu))
+            .with_context(|| format!("{}\n{}", qemu.log_tail(), process::tail(&console)))?;
+        Ok(Self { qemu, channel, console, boot: start.elapsed(), accelerator, loads: 0, _dir: dir })
+    }
+
+    /// From the start of QEMU until the guest took scripts.
+    pub fn boot_time(&self) -> Duration {
+        self.boot
+    }
+
+    /// What executes its instructions.
+    pub fn accelerator(&self) -> Accelerator {
+        self.accelerator
+    }
+
+    /// Process id of its QEMU.
+    pub fn qemu_id(&self) -> u32 {
+        self.qemu.id()
+    }
+
+    /// Runs a shell script in the guest and returns what came of it, whatever its status.
+    ///
+    /// # Errors
+    /// When the guest is gone or does not finish in time.
+    pub fn run(&mut self, script: &str) -> Result<Output> {
+        self.channel.run(script, SCRIPT).with_context(|| format!("{}\n{}", self.qemu.log_tail(), self.console_tail()))
+    }
+
+    /// Runs a shell script that has to succeed, and returns its standard output.
+    ///
+    /// # Errors
+    /// When it does not exit with 0, or as [`Guest::run`].
+    pub fn must(&mut self, script: &str) -> Result<String> {
+        let output = self.run(script)?;
+        ensure!(
+            output.status == 0,
+            "`{script}` ended with {} in the guest\n{}{}\n{}",
+            output.status,
+            output.stdout,
+            output.stderr,
+            self.console_tail()
+        );
+        Ok(output.stdout)
+    }
+
+    /// Mounts a virtiofs device on `/mnt/<tag>` and returns that path.
+    ///
+    /// # Errors
+    /// When the guest cannot mount it.
+    pub fn mount(&mut self, tag: &str) -> Result<String> {
+        let at = format!("/mnt/{tag}");
+        self.must(&format!("mkdir -p {at} && mount -t virtiofs {tag} {at}"))?;
+        Ok(at)
+    }
+
+    /// Puts overlayfs over these directories (topmost first) at `/mnt/<name>`, with what is written going
+    /// to the guest's memory, and returns that path.
+    ///
+    /// # Errors
+    /// When the guest cannot mount it.
+    pub fn overlay(&mut self, name: &str, lower: &[String]) -> Result<String> {
+        let (at, above) = (format!("/mnt/{name}"), format!("/run/{name}"));
+        self.must(&format!(
+            "mkdir -p {at} {above} && mount -t tmpfs tmpfs {above} && mkdir {above}/upper {above}/work && \
+             mount -t overlay -o lowerdir={},upperdir={above}/upper,workdir={above}/work overlay {at}",
+            lower.join(":")
+        ))?;
+        Ok(at)
+    }
+
+    /// A number no load of this guest had before.
+    pub(crate) fn next_load(&mut self) -> u32 {
+        self.loads += 1;
+        self.loads
+    }
+
+    /// What the guest's kernel said last.
+    pub fn console_tail(&self) -> String {
+        process::tail(&self.console)
+    }
+
+    /// Unmounts everything, powers the guest off and waits for QEMU's end.
+    ///
+    /// # Errors
+    /// When it does not end by itself.
+    pub fn shutdown(mut self) -> Result<()> {
+        // The answer may be lost to the power-off; the end of QEMU is what counts.
+        let _ = self.run("(umount -a -r; sync; poweroff -f) >/dev/null 2>&1 &");
+        match self.qemu.wait_for(BOOT)? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => bail!("QEMU ended with {status}\n{}", self.qemu.log_tail()),
+            None => bail!("the guest did not power off\n{}", self.console_tail()),
+        }
+    }
+}
+
+fn still_running(qemu: &mut Process) -> Result<()> {
+    match qemu.ended()? {
+        Some(status) => bail!("QEMU ended with {status}"),
+        None => Ok(()),
+    }
+}
+
+fn qemu(parts: &Parts, spec: &GuestSpec, accelerator: Accelerator, dir: &Path) -> Command {
+    let at = |name: &str| dir.join(name).display().to_string();
+    let mut qemu = Command::new(&parts.qemu);
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(accelerator.options())
+        .args(["-machine", "q35,memory-backend=ram", "-smp", &spec.processors.to_string()])
+        .args(["-m", &spec.memory.to_string()])
+        .args(["-object", &format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory)])
+        .arg("-kernel")
+        .arg(&parts.kernel)
+        .args(["-initrd", &at("initramfs"), "-append", "console=ttyS0 panic=-1 loglevel=5"])
+        .args(["-serial", &format!("file:{}", at("console.log"))])
+        .args(["-device", "virtio-serial-pci"])
+        .args(["-chardev", &format!("socket,id=port,path={},server=on,wait=off", at("port"))])
+        .args(["-device", "virtserialport,chardev=port,name=virtiofs.e2e"]);
+    for (number, device) in spec.devices.iter().enumerate() {
+        qemu.args(["-chardev", &format!("socket,id=fs{number},path={}", device.socket.display())])
+            .args(["-device", &format!("vhost-user-fs-pci,chardev=fs{number},tag={},queue-size=1024", device.tag)]);
+    }
+    qemu
+}

@@ -1,0 +1,16 @@
+//! Real guests on real shares: boots Linux in QEMU, mounts virtiofs in it and has it count its own errors.
+//!
+//! What a test claims about guests, a guest saw: [`load::Summary`] is counted inside the guest, because the
+//! errors that hurt there (a guest kernel's own `ESTALE`) never pass through a file server.
+
+pub mod accelerator;
+mod channel;
+pub mod guest;
+mod initramfs;
+pub mod load;
+pub mod parts;
+pub mod process;
+pub mod stock;
+pub mod tree;
+
+pub use channel::Output;

@@ -1,0 +1,139 @@
+//! Work for a guest, and the guest's own count of what went wrong with it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::guest::Guest;
+
+/// A load runs on past the moment it is told to stop by at most one round.
+const LAST_ROUND: Duration = Duration::from_secs(120);
+
+/// What `guest-load` is to work on, by paths in the guest.
+#[derive(Debug, Clone, Default)]
+pub struct Load {
+    /// A tree it walks and reads, comparing content.
+    pub read: Option<String>,
+    /// A directory it makes and removes files and directories in.
+    pub write: Option<String>,
+}
+
+impl Load {
+    /// A load that walks and reads.
+    pub fn reading(directory: &str) -> Self {
+        Self { read: Some(directory.to_owned()), write: None }
+    }
+
+    /// A load that changes things.
+    pub fn writing(directory: &str) -> Self {
+        Self { read: None, write: Some(directory.to_owned()) }
+    }
+
+    /// The same, walking and reading this directory as well.
+    #[must_use]
+    pub fn and_reading(self, directory: &str) -> Self {
+        Self { read: Some(directory.to_owned()), ..self }
+    }
+
+    fn command(&self) -> String {
+        let option = |name: &str, value: &Option<String>| match value {
+            Some(directory) => format!(" --{name} {directory}"),
+            None => String::new(),
+        };
+        format!("guest-load{}{}", option("read", &self.read), option("write", &self.write))
+    }
+}
+
+/// The guest's count.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Summary {
+    /// Rounds of the load.
+    pub rounds: u64,
+    /// Operations done, failed ones included.
+    pub operations: u64,
+    /// Failed operations by errno.
+    pub errors: BTreeMap<String, u64>,
+    /// Contents and outcomes that were wrong although no call failed.
+    pub wrong: u64,
+    /// The first few failures in words.
+    pub told: Vec<String>,
+    /// The longest any one operation took, in microseconds.
+    pub slowest_us: u64,
+}
+
+impl Summary {
+    /// Failed operations of every kind.
+    pub fn error_count(&self) -> u64 {
+        self.errors.values().sum()
+    }
+
+    /// Fails unless the guest worked and nothing went wrong for it.
+    ///
+    /// # Errors
+    /// With the guest's first few failures.
+    pub fn must_be_clean(&self) -> Result<()> {
+        ensure!(self.operations > 0, "the guest did nothing at all");
+        ensure!(
+            self.error_count() == 0 && self.wrong == 0,
+            "the guest counted errors {:?} and {} wrong results in {} operations:\n{}",
+            self.errors,
+            self.wrong,
+            self.operations,
+            self.told.join("\n")
+        );
+        Ok(())
+    }
+}
+
+/// A load that goes on in the guest until it is stopped.
+#[derive(Debug)]
+pub struct Running {
+    number: u32,
+}
+
+impl Guest {
+    /// Runs a load for so many rounds.
+    ///
+    /// # Errors
+    /// When the load cannot be run; errors *it* met are in the summary.
+    pub fn work(&mut self, load: &Load, rounds: u64) -> Result<Summary> {
+        let line = self.must(&format!("{} --rounds {rounds}", load.command()))?;
+        summary(&line)
+    }
+
+    /// Starts a load in the background.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_work(&mut self, load: &Load) -> Result<Running> {
+        let number = self.next_load();
+        let command = load.command();
+        self.must(&format!(
+            "( {command} --until /run/stop-{number} >/run/load-{number} 2>&1; touch /run/ended-{number} ) &"
+        ))?;
+        Ok(Running { number })
+    }
+
+    /// Stops a load after the round it is in, and returns what it counted.
+    ///
+    /// # Errors
+    /// When it does not end, or ended without a summary.
+    pub fn stop_work(&mut self, running: Running) -> Result<Summary> {
+        let (number, tenths) = (running.number, LAST_ROUND.as_millis() / 100);
+        let line = self.must(&format!(
+            "touch /run/stop-{number}; for i in $(seq {tenths}); do \
+             [ -e /run/ended-{number} ] && exec cat /run/load-{number}; sleep 0.1; done; echo the load did not end >&2; exit 1"
+        ))?;
+        summary(&line)
+    }
+}
+
+fn summary(line: &str) -> Result<Summary> {
+    let line = line.trim();
+    if !line.starts_with('{') {
+        bail!("the load in the guest could not work: {line}");
+    }
+    serde_json::from_str(line).with_context(|| format!("the guest's summary is not one: {line}"))
+}

@@ -1,0 +1,117 @@
+//! A child that does not outlive whoever started it, and whose output is kept to explain a failure.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+/// Lines of a log that are shown with a failure.
+const TAIL: usize = 60;
+
+/// A running child. Dropped, it is asked to end, then killed with all it started.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+    /// How long it may take to end by itself when asked.
+    patience: Duration,
+}
+
+impl Process {
+    /// Starts `command` in a process group of its own with both outputs going to the file `log`.
+    ///
+    /// It is killed when the calling *thread* ends without dropping this, so start it from a thread that
+    /// lasts.
+    ///
+    /// # Errors
+    /// When the log cannot be created or the program not be started.
+    pub fn start(mut command: Command, log: &Path, patience: Duration) -> Result<Self> {
+        let out = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        let err = out.try_clone().context("duplicating a log's descriptor")?;
+        command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+        let gentle = if patience.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM };
+        // SAFETY: runs between fork and exec; prctl is async-signal-safe and touches no memory of the parent.
+        unsafe {
+            command.pre_exec(move || Ok(nix::sys::prctl::set_pdeathsig(gentle)?));
+        }
+        let child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
+        Ok(Self { child, log: log.to_owned(), patience })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("asking after a child")
+    }
+
+    /// Waits for its end; nothing when it is still running after `limit`.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn wait_for(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        let until = Instant::now() + limit;
+        loop {
+            let ended = self.ended()?;
+            if ended.is_some() || Instant::now() >= until {
+                return Ok(ended);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to end and waits as long as its patience says; nothing when it did not end.
+    ///
+    /// # Errors
+    /// When it cannot be signalled or asked after.
+    pub fn stop(&mut self) -> Result<Option<ExitStatus>> {
+        if self.ended()?.is_none() {
+            signal::kill(self.pid(), Signal::SIGTERM).context("asking a child to end")?;
+        }
+        self.wait_for(self.patience)
+    }
+
+    /// The end of its log, to be shown with a failure.
+    pub fn log_tail(&self) -> String {
+        tail(&self.log)
+    }
+
+    fn pid(&self) -> Pid {
+        // Linux pids fit into 22 bits.
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.patience.is_zero() {
+            // Whatever goes wrong in being polite is mended by the kill below.
+            let _ = self.stop();
+        }
+        // The group, as it may have started others; it is ours until the leader is waited for.
+        let _ = signal::killpg(self.pid(), Signal::SIGKILL);
+        let _ = self.child.wait();
+    }
+}
+
+/// The last lines of a log under a heading that names it.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<_> = text.lines().collect();
+    let name = log.file_name().unwrap_or(OsStr::new("log")).display();
+    format!("---- end of {name}:\n{}", lines[lines.len().saturating_sub(TAIL)..].join("\n"))
+}

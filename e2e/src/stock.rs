@@ -1,0 +1,59 @@
+//! Stock virtiofsd: the peer our own engine is compared with, and what keeps this harness honest.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::parts::Parts;
+use crate::process::Process;
+
+const START: Duration = Duration::from_secs(10);
+
+/// A stock virtiofsd that serves one guest. Dropped, it is killed.
+pub struct Stock {
+    process: Process,
+    socket: PathBuf,
+    _dir: TempDir,
+}
+
+impl Stock {
+    /// Starts it on `shared` with further options of its own, and waits for its socket.
+    ///
+    /// # Errors
+    /// When it does not come up; the message carries its log.
+    pub fn start(parts: &Parts, shared: &Path, options: &[&str]) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("stock-").tempdir().context("making a directory for virtiofsd")?;
+        let socket = dir.path().join("socket");
+        let mut command = Command::new(&parts.virtiofsd);
+        command.arg("--shared-dir").arg(shared).arg("--socket-path").arg(&socket).args(options);
+        let mut process = Process::start(command, &dir.path().join("virtiofsd.log"), Duration::from_secs(5))?;
+        wait_for_socket(&mut process, &socket)?;
+        Ok(Self { process, socket, _dir: dir })
+    }
+
+    /// Where a VMM connects.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it said last.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+}
+
+/// Waits until `process` has made the socket.
+pub(crate) fn wait_for_socket(process: &mut Process, socket: &Path) -> Result<()> {
+    let until = Instant::now() + START;
+    while !socket.exists() {
+        if let Some(status) = process.ended()? {
+            bail!("it ended with {status} before {} was there\n{}", socket.display(), process.log_tail());
+        }
+        ensure!(Instant::now() < until, "{} did not appear\n{}", socket.display(), process.log_tail());
+        process.wait_for(Duration::from_millis(10))?;
+    }
+    Ok(())
+}
