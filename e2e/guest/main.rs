@@ -1,7 +1,7 @@
 //! guest-load: works on file systems inside a guest and counts what went wrong there.
 //!
-//! `guest-load [--read DIR] [--write DIR] (--rounds N | --until FILE)` prints one line of JSON. The count
-//! is taken where it matters: a virtiofs engine's own counters do not see the errors that a guest kernel
+//! `guest-load [--read DIR [--most FILES]] [--write DIR] (--rounds N | --until FILE)` prints one line of JSON.
+//! The count is taken where it matters: a virtiofs engine's own counters do not see the errors that a guest kernel
 //! makes up by itself.
 
 #![allow(unreachable_pub, reason = "pattern.rs is public where the library includes it; the others follow suit")]
@@ -33,25 +33,31 @@ impl End {
 
 struct Arguments {
     read: Option<PathBuf>,
+    most: u64,
     write: Option<PathBuf>,
     end: End,
 }
 
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut parsed = Self { read: None, write: None, end: End::Rounds(1) };
+        let mut parsed = Self { read: None, most: u64::MAX, write: None, end: End::Rounds(1) };
         while let Some(option) = words.next() {
             let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
             match option.as_str() {
                 "--read" => parsed.read = Some(value.into()),
+                "--most" => parsed.most = number(&option, &value)?,
                 "--write" => parsed.write = Some(value.into()),
-                "--rounds" => parsed.end = End::Rounds(value.parse().map_err(|_| "--rounds needs a number")?),
+                "--rounds" => parsed.end = End::Rounds(number(&option, &value)?),
                 "--until" => parsed.end = End::Until(value.into()),
-                _ => return Err(format!("{option} is none of --read, --write, --rounds, --until")),
+                _ => return Err(format!("{option} is none of --read, --most, --write, --rounds, --until")),
             }
         }
         Ok(parsed)
     }
+}
+
+fn number(option: &str, value: &str) -> Result<u64, String> {
+    value.parse().map_err(|_| format!("{option} needs a number, not {value}"))
 }
 
 fn main() {
@@ -64,8 +70,9 @@ fn main() {
 fn run() -> Result<(), String> {
     let arguments = Arguments::parse(std::env::args().skip(1))?;
     let enter = |path: &Path, error| format!("{}: {error}", path.display());
-    let reader = arguments.read.map(|dir| Reader::enter(&dir).map_err(|error| enter(&dir, error))).transpose()?;
-    let mut writer = arguments.write.map(|dir| Writer::enter(&dir).map_err(|error| enter(&dir, error))).transpose()?;
+    let most = arguments.most;
+    let reader = arguments.read.map(|dir| Reader::enter(&dir, most).map_err(|e| enter(&dir, e))).transpose()?;
+    let mut writer = arguments.write.map(|dir| Writer::enter(&dir).map_err(|e| enter(&dir, e))).transpose()?;
 
     let (mut tally, mut rounds) = (Tally::default(), 0);
     while !arguments.end.reached(rounds) {

@@ -80,7 +80,7 @@ fn runs_under_kvm(parts: &Parts) -> Result<bool> {
         .arg(&parts.kernel)
         // No root file system: the kernel comes up, panics for want of one, and the VM ends at once.
         .args(["-append", "console=ttyS0 panic=-1"]);
-    let mut trial = Process::start(qemu, &dir.path().join("qemu.log"), Duration::ZERO)?;
+    let trial = Process::start(qemu, &dir.path().join("qemu.log"), Duration::ZERO)?;
     let ended = trial.wait_for(TRIAL)?;
     let said = fs::read(&console).unwrap_or_default();
     Ok(ended.is_some() && String::from_utf8_lossy(&said).contains("Unable to mount root fs"))

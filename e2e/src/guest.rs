@@ -77,9 +77,9 @@ impl Guest {
 
         let start = Instant::now();
         let command = qemu(parts, spec, accelerator, dir.path());
-        let mut qemu = Process::start(command, &at("qemu.log"), Duration::ZERO)?;
+        let qemu = Process::start(command, &at("qemu.log"), Duration::ZERO)?;
         let console = at("console.log");
-        let channel = Channel::open(&at("port"), BOOT, || still_running(&mut qemu))
+        let channel = Channel::open(&at("port"), BOOT, || still_running(&qemu))
             .with_context(|| format!("{}\n{}", qemu.log_tail(), process::tail(&console)))?;
         Ok(Self { qemu, channel, console, boot: start.elapsed(), accelerator, loads: 0, _dir: dir })
     }
@@ -175,7 +175,7 @@ impl Guest {
     }
 }
 
-fn still_running(qemu: &mut Process) -> Result<()> {
+fn still_running(qemu: &Process) -> Result<()> {
     match qemu.ended()? {
         Some(status) => bail!("QEMU ended with {status}"),
         None => Ok(()),

@@ -16,6 +16,8 @@ const LAST_ROUND: Duration = Duration::from_secs(120);
 pub struct Load {
     /// A tree it walks and reads, comparing content.
     pub read: Option<String>,
+    /// How many files of it are read in one round; all when nothing is said.
+    pub most: Option<u32>,
     /// A directory it makes and removes files and directories in.
     pub write: Option<String>,
 }
@@ -23,12 +25,12 @@ pub struct Load {
 impl Load {
     /// A load that walks and reads.
     pub fn reading(directory: &str) -> Self {
-        Self { read: Some(directory.to_owned()), write: None }
+        Self { read: Some(directory.to_owned()), ..Self::default() }
     }
 
     /// A load that changes things.
     pub fn writing(directory: &str) -> Self {
-        Self { read: None, write: Some(directory.to_owned()) }
+        Self { write: Some(directory.to_owned()), ..Self::default() }
     }
 
     /// The same, walking and reading this directory as well.
@@ -37,12 +39,19 @@ impl Load {
         Self { read: Some(directory.to_owned()), ..self }
     }
 
+    /// The same, reading at most so many files in one round.
+    #[must_use]
+    pub fn at_most(self, files: u32) -> Self {
+        Self { most: Some(files), ..self }
+    }
+
     fn command(&self) -> String {
-        let option = |name: &str, value: &Option<String>| match value {
-            Some(directory) => format!(" --{name} {directory}"),
-            None => String::new(),
-        };
-        format!("guest-load{}{}", option("read", &self.read), option("write", &self.write))
+        let most = self.most.map(|files| files.to_string());
+        let options = [("read", &self.read), ("most", &most), ("write", &self.write)];
+        options
+            .iter()
+            .filter_map(|(name, value)| Some((name, value.as_ref()?)))
+            .fold("guest-load".to_owned(), |command, (name, value)| format!("{command} --{name} {value}"))
     }
 }
 

@@ -1,19 +1,25 @@
 //! A child that does not outlive whoever started it, and whose output is kept to explain a failure.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{self, Signal};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 /// Lines of a log that are shown with a failure.
 const TAIL: usize = 60;
+
+/// Process ids of all children that have not been waited for.
+static RUNNING: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 /// A running child. Dropped, it is asked to end, then killed with all it started.
 #[derive(Debug)]
@@ -27,7 +33,7 @@ pub struct Process {
 impl Process {
     /// Starts `command` in a process group of its own with both outputs going to the file `log`.
     ///
-    /// It is killed when the calling *thread* ends without dropping this, so start it from a thread that
+    /// It is ended when the calling *thread* ends without dropping this, so start it from a thread that
     /// lasts.
     ///
     /// # Errors
@@ -36,13 +42,15 @@ impl Process {
         let out = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let err = out.try_clone().context("duplicating a log's descriptor")?;
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
-        let gentle = if patience.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM };
+        let farewell = if patience.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM };
         // SAFETY: runs between fork and exec; prctl is async-signal-safe and touches no memory of the parent.
         unsafe {
-            command.pre_exec(move || Ok(nix::sys::prctl::set_pdeathsig(gentle)?));
+            command.pre_exec(move || Ok(nix::sys::prctl::set_pdeathsig(farewell)?));
         }
         let child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
-        Ok(Self { child, log: log.to_owned(), patience })
+        let started = Self { child, log: log.to_owned(), patience };
+        running().insert(started.pid().as_raw());
+        Ok(started)
     }
 
     /// Its process id.
@@ -50,19 +58,24 @@ impl Process {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// How it ended, if it has. It stays a zombie, so that its process id stays its own until it is dropped.
     ///
     /// # Errors
     /// When the system cannot tell.
-    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().context("asking after a child")
+    pub fn ended(&self) -> Result<Option<ExitStatus>> {
+        let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        Ok(match waitid(Id::Pid(self.pid()), peek).context("asking after a child")? {
+            WaitStatus::Exited(_, code) => Some(ExitStatus::from_raw(code << 8)),
+            WaitStatus::Signaled(_, signal, _) => Some(ExitStatus::from_raw(signal as i32)),
+            _ => None,
+        })
     }
 
     /// Waits for its end; nothing when it is still running after `limit`.
     ///
     /// # Errors
     /// When the system cannot tell.
-    pub fn wait_for(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+    pub fn wait_for(&self, limit: Duration) -> Result<Option<ExitStatus>> {
         let until = Instant::now() + limit;
         loop {
             let ended = self.ended()?;
@@ -77,10 +90,8 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be signalled or asked after.
-    pub fn stop(&mut self) -> Result<Option<ExitStatus>> {
-        if self.ended()?.is_none() {
-            signal::kill(self.pid(), Signal::SIGTERM).context("asking a child to end")?;
-        }
+    pub fn stop(&self) -> Result<Option<ExitStatus>> {
+        signal::kill(self.pid(), Signal::SIGTERM).context("asking a child to end")?;
         self.wait_for(self.patience)
     }
 
@@ -101,10 +112,23 @@ impl Drop for Process {
             // Whatever goes wrong in being polite is mended by the kill below.
             let _ = self.stop();
         }
-        // The group, as it may have started others; it is ours until the leader is waited for.
+        // The group, as it may have started others.
         let _ = signal::killpg(self.pid(), Signal::SIGKILL);
+        running().remove(&self.pid().as_raw());
         let _ = self.child.wait();
     }
+}
+
+/// Asks every child to end. Whoever waits for one of them gets an error, and cleans up on the way out.
+pub fn interrupt_all() {
+    for pid in running().iter() {
+        // A child that is already gone is what was wanted.
+        let _ = signal::kill(Pid::from_raw(*pid), Signal::SIGTERM);
+    }
+}
+
+fn running() -> MutexGuard<'static, BTreeSet<i32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last lines of a log under a heading that names it.

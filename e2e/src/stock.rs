@@ -29,8 +29,8 @@ impl Stock {
         let socket = dir.path().join("socket");
         let mut command = Command::new(&parts.virtiofsd);
         command.arg("--shared-dir").arg(shared).arg("--socket-path").arg(&socket).args(options);
-        let mut process = Process::start(command, &dir.path().join("virtiofsd.log"), Duration::from_secs(5))?;
-        wait_for_socket(&mut process, &socket)?;
+        let process = Process::start(command, &dir.path().join("virtiofsd.log"), Duration::from_secs(5))?;
+        wait_for_socket(&process, &socket)?;
         Ok(Self { process, socket, _dir: dir })
     }
 
@@ -46,7 +46,7 @@ impl Stock {
 }
 
 /// Waits until `process` has made the socket.
-pub(crate) fn wait_for_socket(process: &mut Process, socket: &Path) -> Result<()> {
+pub(crate) fn wait_for_socket(process: &Process, socket: &Path) -> Result<()> {
     let until = Instant::now() + START;
     while !socket.exists() {
         if let Some(status) = process.ended()? {
