@@ -1,7 +1,5 @@
 //! What an engine is to do: the concrete configuration that a share resolves to.
 
-use std::fmt;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +72,7 @@ pub enum IdTranslationKind {
     Map,
 }
 
-/// One rule of id translation; `Display` writes it as virtiofsd's `--translate-uid` takes it.
+/// One rule of id translation, as virtiofsd's `--translate-uid` knows them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct IdTranslation {
@@ -87,20 +85,6 @@ pub struct IdTranslation {
     pub to: u32,
     /// Number of ids in the range.
     pub count: u32,
-}
-
-impl fmt::Display for IdTranslation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            IdTranslationKind::Guest => "guest",
-            IdTranslationKind::Host => "host",
-            IdTranslationKind::SquashGuest => "squash-guest",
-            IdTranslationKind::SquashHost => "squash-host",
-            IdTranslationKind::ForbidGuest => return write!(f, "forbid-guest:{}:{}", self.from, self.count),
-            IdTranslationKind::Map => "map",
-        };
-        write!(f, "{kind}:{}:{}:{}", self.from, self.to, self.count)
-    }
 }
 
 /// The complete configuration of one engine. Nothing is left to a default of the engine's own, so two
@@ -222,13 +206,5 @@ mod tests {
         value["inodeFileHandels"] = "Never".into();
         let error = serde_json::from_value::<EngineConfig>(value).unwrap_err();
         assert!(error.to_string().contains("inodeFileHandels"), "{error}");
-    }
-
-    #[test]
-    fn id_translations_are_written_as_virtiofsd_reads_them() {
-        let rule = |kind| IdTranslation { kind, from: 1, to: 2, count: 3 };
-        assert_eq!(rule(IdTranslationKind::Map).to_string(), "map:1:2:3");
-        assert_eq!(rule(IdTranslationKind::ForbidGuest).to_string(), "forbid-guest:1:3");
-        assert_eq!(rule(IdTranslationKind::SquashHost).to_string(), "squash-host:1:2:3");
     }
 }

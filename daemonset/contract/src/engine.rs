@@ -43,7 +43,7 @@ pub enum ToEngine {
         config: EngineConfig,
     },
     /// Stop each ring at the next request boundary and leave it alone. Answered with one
-    /// [`FromEngine::Quiesced`] per ring that was being served.
+    /// [`FromEngine::Quiesced`] per ring, each as soon as that ring has come to rest.
     Quiesce,
     /// Serve the rings again.
     Resume,
@@ -66,8 +66,6 @@ pub enum FromEngine {
     Quiesced {
         /// Index of the ring.
         ring: u16,
-        /// The position at which the next request will be taken (`last_avail_idx`).
-        next_avail: u16,
     },
     /// The rings are served again.
     Resumed,

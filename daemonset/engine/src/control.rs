@@ -1,0 +1,53 @@
+//! The control channel once the engine serves: Quiesce and Resume.
+
+use std::process;
+
+use virtiofs_contract::channel::{ChannelError, PacketChannel};
+use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
+use virtiofsd::filesystem::FileSystem;
+
+use crate::device::Device;
+
+/// Obeys the broker until it is gone; then ends the process, for an engine without a broker would serve a
+/// guest that nobody can hand on.
+pub(crate) fn follow<F>(channel: &PacketChannel, device: &Device<F>)
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    let reason = loop {
+        if let Err(error) = obey(channel, device) {
+            break error;
+        }
+    };
+    match reason {
+        ChannelError::Closed => process::exit(0),
+        error => {
+            tracing::error!("control channel: {error}");
+            process::exit(1)
+        }
+    }
+}
+
+fn obey<F>(channel: &PacketChannel, device: &Device<F>) -> Result<(), ChannelError>
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    match channel.receive::<ToEngine>()?.0 {
+        ToEngine::Quiesce => {
+            device.pause();
+            for ring in 0..QUEUES {
+                device.wait_for_rest(ring);
+                channel.send(&FromEngine::Quiesced { ring: ring as u16 }, &[])?;
+            }
+            Ok(())
+        }
+        ToEngine::Resume => {
+            device.resume();
+            channel.send(&FromEngine::Resumed, &[])
+        }
+        ToEngine::Start { .. } | ToEngine::Preflight { .. } => {
+            tracing::warn!("a second Start or Preflight was ignored");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! One FUSE request in guest memory: looked at before the library sees it, answered whatever it is.
+
+use std::io::Write;
+
+use vhost::vhost_user::Backend;
+use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::filesystem::FileSystem;
+use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
+use virtiofsd::server::Server;
+use vm_memory::{ByteValued, Bytes, GuestAddress};
+
+use super::Memory;
+use super::ring::Chain;
+
+/// A request as the guest queued it.
+pub(super) struct Request<'a> {
+    memory: &'a Memory,
+    chain: Chain,
+    header: Option<InHeader>,
+}
+
+/// How a request was answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reply {
+    /// Bytes written to the guest's buffers, header included; 0 for a request that has no reply.
+    pub(super) bytes: u32,
+    /// The error number sent, positive; 0 for success.
+    pub(super) errno: i32,
+    /// Could the request not be understood?
+    pub(super) malformed: bool,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(memory: &'a Memory, chain: Chain) -> Self {
+        let header = Reader::new(memory, chain.clone()).ok().and_then(|mut reader| reader.read_obj().ok());
+        Request { memory, chain, header }
+    }
+
+    /// The FUSE opcode; 0 where the request has no header.
+    pub(super) fn opcode(&self) -> u32 {
+        self.header.map_or(0, |header| header.opcode)
+    }
+
+    /// Has `server` answer, or answers `EIO` where it cannot.
+    pub(super) fn answer<F: FileSystem + Sync>(&self, server: &Server<F>) -> Reply {
+        let Some(header) = self.header else { return nothing_said() };
+        let (Ok(reader), Ok(writer)) =
+            (Reader::new(self.memory, self.chain.clone()), Writer::new(self.memory, self.chain.clone()))
+        else {
+            return nothing_said();
+        };
+        if splits_reply(header.opcode) && writer.available_bytes() < size_of::<OutHeader>() {
+            return nothing_said();
+        }
+        match server.handle_message(reader, writer, None::<&mut Backend>) {
+            Ok(bytes) => self.replied(bytes),
+            Err(error) => {
+                tracing::debug!(opcode = header.opcode, unique = header.unique, "malformed request: {error}");
+                self.refuse(header.unique)
+            }
+        }
+    }
+
+    fn replied(&self, bytes: usize) -> Reply {
+        // Every error reply is a header and nothing more; only then is it worth reading back.
+        let errno = if bytes == size_of::<OutHeader>() { self.errno_sent() } else { 0 };
+        Reply { bytes: bytes as u32, errno, malformed: false }
+    }
+
+    /// The error number that stands in the reply, as far as it lies in one piece.
+    fn errno_sent(&self) -> i32 {
+        let address = self.chain.clone().writable().next().map(|descriptor| descriptor.addr());
+        address
+            .and_then(|GuestAddress(start)| self.memory.read_obj::<OutHeader>(GuestAddress(start)).ok())
+            .map_or(0, |header| header.error.checked_neg().unwrap_or(0))
+    }
+
+    fn refuse(&self, unique: u64) -> Reply {
+        let header = OutHeader { len: size_of::<OutHeader>() as u32, error: -libc::EIO, unique };
+        let sent = Writer::new(self.memory, self.chain.clone())
+            .is_ok_and(|mut writer| writer.write_all(header.as_slice()).is_ok());
+        Reply { bytes: if sent { header.len } else { 0 }, errno: libc::EIO, malformed: true }
+    }
+}
+
+/// A request that cannot even be told its error.
+fn nothing_said() -> Reply {
+    Reply { bytes: 0, errno: libc::EIO, malformed: true }
+}
+
+/// The library splits the reply of these behind its header, and panics where there is no room for that.
+fn splits_reply(opcode: u32) -> bool {
+    [Opcode::Read, Opcode::Readdir, Opcode::Readdirplus].iter().any(|splitting| *splitting as u32 == opcode)
+}

@@ -1,0 +1,68 @@
+//! The limit of open files.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use virtiofs_contract::engine::MAX_MEMORY_REGIONS;
+use virtiofs_contract::preflight::{Finding, Reason};
+
+/// Descriptors that the engine itself may need at once: guest memory, rings, sockets, and those the library
+/// opens for a moment before it counts them against the guest.
+const OWN_FILES: u64 = MAX_MEMORY_REGIONS as u64 + 96;
+
+/// Fewer than this for a guest is not worth starting: a shell and its libraries hold more.
+const LEAST_GUEST_FILES: u64 = 128;
+
+/// The limit in force, and what of it the guest may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OpenFiles {
+    pub(crate) limit: u64,
+    pub(crate) guest: u64,
+}
+
+/// Raises the limit to `wanted`, or to the hard limit where nothing is asked for.
+pub(crate) fn raise_open_files(wanted: Option<u64>, findings: &mut Vec<Finding>) -> Result<OpenFiles, Finding> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| too_few(&format!("getrlimit: {error}")))?;
+    let limit = wanted.unwrap_or(hard);
+    let in_force = if setrlimit(Resource::RLIMIT_NOFILE, limit, limit.max(hard)).is_ok() {
+        limit
+    } else if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        findings.push(too_few(&format!("openFiles asks for {limit}, the hard limit is {hard}")));
+        hard
+    } else {
+        soft
+    };
+    split(in_force)
+}
+
+fn split(limit: u64) -> Result<OpenFiles, Finding> {
+    match limit.checked_sub(OWN_FILES) {
+        Some(guest) if guest >= LEAST_GUEST_FILES => Ok(OpenFiles { limit, guest }),
+        _ => Err(too_few(&format!(
+            "{limit} open files are allowed, at least {} are needed",
+            OWN_FILES + LEAST_GUEST_FILES
+        ))),
+    }
+}
+
+fn too_few(message: &str) -> Finding {
+    Finding {
+        reason: Reason::OpenFilesTooFew,
+        message: message.into(),
+        remedy: "raise the hard limit of open files of the broker (LimitNOFILE= under systemd, --ulimit nofile= \
+                 under Podman), or lower spec.engine.openFiles"
+            .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_gets_what_the_engine_does_not_need() {
+        assert_eq!(split(20_000).unwrap(), OpenFiles { limit: 20_000, guest: 20_000 - OWN_FILES });
+        let least = OWN_FILES + LEAST_GUEST_FILES;
+        assert_eq!(split(least).unwrap().guest, LEAST_GUEST_FILES);
+        assert_eq!(split(least - 1).unwrap_err().reason, Reason::OpenFilesTooFew);
+        assert!(split(10).is_err());
+    }
+}

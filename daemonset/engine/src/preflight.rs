@@ -1,0 +1,301 @@
+//! Trying, inside the sandbox and with the capabilities that are left, what the configuration asks for.
+//!
+//! A capability bit is no proof: in a user namespace the bit is set, directories open by their handle, and
+//! regular files do not. So a regular file of every file system is opened by its handle, with the very code
+//! that the library will use.
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, Seek};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::{FsFlags, statvfs};
+use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
+use virtiofs_contract::preflight::{Finding, HandleOutcome, MountPreflight, Reason};
+use virtiofsd::passthrough::file_handle::FileHandle;
+use virtiofsd::passthrough::mount_fd::MountFds;
+use virtiofsd::passthrough::util::reopen_fd_through_proc;
+
+use crate::sandbox::{Jail, in_initial_user_namespace};
+
+/// How many directory entries are looked at, per file system, in search of a regular file.
+const MOST_ENTRIES: usize = 2000;
+
+/// How many submounts are tried; beyond that they are served untried.
+const MOST_MOUNTS: usize = 64;
+
+/// What was found by trying.
+pub(crate) struct Tried {
+    /// How inodes can be referred to here.
+    pub(crate) inode_file_handles: InodeFileHandles,
+    /// One entry per file system of the share.
+    pub(crate) mounts: Vec<MountPreflight>,
+}
+
+/// Tries the share's root and its submounts.
+pub(crate) fn try_out(config: &EngineConfig, jail: &Jail, findings: &mut Vec<Finding>) -> Result<Tried, Finding> {
+    let root = Path::new(&jail.root_dir);
+    fs::read_dir(root).map_err(|error| unreadable(&error))?;
+    let mounts = mounts_below(jail).map_err(|error| unreadable(&error))?;
+    check_writable(config, root)?;
+    let mounts: Vec<_> = mounts.into_iter().take(MOST_MOUNTS).map(|mount| try_mount(config, jail, mount)).collect();
+    let inode_file_handles = decide(config.inode_file_handles, &mounts, in_initial_user_namespace(), findings)?;
+    Ok(Tried { inode_file_handles, mounts })
+}
+
+fn unreadable(error: &io::Error) -> Finding {
+    Finding {
+        reason: Reason::SourceUnreadable,
+        message: format!("the source cannot be read from inside the sandbox: {error}"),
+        remedy: "let the broker's user read the directory, or give the broker CAP_DAC_READ_SEARCH".into(),
+    }
+}
+
+fn check_writable(config: &EngineConfig, root: &Path) -> Result<(), Finding> {
+    let read_only = statvfs(root).is_ok_and(|fs| fs.flags().contains(FsFlags::ST_RDONLY));
+    if config.writable() && read_only {
+        return Err(Finding {
+            reason: Reason::SourceReadOnly,
+            message: "spec.access is ReadWrite, and the source is mounted read-only".into(),
+            remedy: "set spec.access to ReadOnly, or mount the source read-write".into(),
+        });
+    }
+    Ok(())
+}
+
+struct Mount {
+    relative: String,
+    path: PathBuf,
+    fs_type: String,
+}
+
+/// The root's own mount and every mount below it.
+fn mounts_below(jail: &Jail) -> io::Result<Vec<Mount>> {
+    let mut table = jail.mountinfo.try_clone()?;
+    table.rewind()?;
+    let text = io::read_to_string(&table)?;
+    let prefix = match (&jail.mountinfo_prefix, jail.root_dir.as_str()) {
+        (Some(prefix), _) => prefix.as_str(),
+        (None, "/") => "",
+        (None, root) => root,
+    };
+    let mut mounts = parse_mounts(&text, prefix, Path::new(&jail.root_dir));
+    mounts.sort_by(|a, b| a.relative.cmp(&b.relative));
+    mounts.dedup_by(|a, b| a.relative == b.relative);
+    Ok(mounts)
+}
+
+fn parse_mounts(text: &str, prefix: &str, root: &Path) -> Vec<Mount> {
+    let mut root_type = String::from("unknown");
+    let mut longest = 0;
+    let mut mounts = Vec::new();
+    for (point, fs_type) in text.lines().filter_map(mount_point_and_type) {
+        match point.strip_prefix(prefix).map(|rest| rest.trim_start_matches('/')) {
+            Some("") => (root_type, longest) = (fs_type.to_owned(), usize::MAX),
+            Some(relative) if prefix.is_empty() || point[prefix.len()..].starts_with('/') => {
+                mounts.push(Mount {
+                    relative: relative.to_owned(),
+                    path: root.join(relative),
+                    fs_type: fs_type.to_owned(),
+                });
+            }
+            // The mount that the share's root lies on may begin above it: the longest that contains it.
+            _ if is_above(&point, prefix) && point.len() >= longest => {
+                (root_type, longest) = (fs_type.to_owned(), point.len());
+            }
+            _ => {}
+        }
+    }
+    mounts.push(Mount { relative: ".".into(), path: root.to_owned(), fs_type: root_type });
+    mounts
+}
+
+fn is_above(point: &str, path: &str) -> bool {
+    point == "/" || path.strip_prefix(point).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn mount_point_and_type(line: &str) -> Option<(String, &str)> {
+    let (front, back) = line.split_once(" - ")?;
+    Some((unescape(front.split(' ').nth(4)?), back.split(' ').next()?))
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+fn try_mount(config: &EngineConfig, jail: &Jail, mount: Mount) -> MountPreflight {
+    let file_handles = if config.inode_file_handles == InodeFileHandles::Never {
+        HandleOutcome::NotTried
+    } else {
+        try_handles(jail, &mount.path)
+    };
+    MountPreflight { path: mount.relative, fs_type: mount.fs_type, file_handles }
+}
+
+fn try_handles(jail: &Jail, mount: &Path) -> HandleOutcome {
+    match (open_by_handle(jail, mount), regular_file(mount)) {
+        (HandleOutcome::Works, Some(file)) => open_by_handle(jail, &file),
+        (HandleOutcome::Works, None) => HandleOutcome::DirectoryOnly,
+        (other, _) => other,
+    }
+}
+
+fn open_by_handle(jail: &Jail, path: &Path) -> HandleOutcome {
+    match handle_round_trip(jail, path) {
+        Ok(true) => HandleOutcome::Works,
+        Ok(false) => HandleOutcome::Unsupported,
+        Err(error) => {
+            tracing::debug!(path = %path.display(), "file handle: {error}");
+            HandleOutcome::NotPermitted
+        }
+    }
+}
+
+/// Makes a handle of `path`, opens it and reads a byte. `false`: the file system makes none.
+fn handle_round_trip(jail: &Jail, path: &Path) -> io::Result<bool> {
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    let Some(handle) = FileHandle::from_fd(&file)? else { return Ok(false) };
+    let mounts = MountFds::new(jail.mountinfo.try_clone()?, jail.mountinfo_prefix.clone());
+    let openable = handle
+        .to_openable(&mounts, |fd, flags| reopen_fd_through_proc(&fd, flags, &jail.proc_self_fd))
+        .map_err(|error| error.into_inner())?;
+    let opened: File = openable.open(libc::O_RDONLY | libc::O_CLOEXEC)?;
+    if opened.metadata()?.is_file() {
+        opened.read_at(&mut [0], 0)?;
+    }
+    Ok(true)
+}
+
+/// A regular file on the same file system as `mount`, breadth first, within bounds.
+fn regular_file(mount: &Path) -> Option<PathBuf> {
+    let device = fs::symlink_metadata(mount).ok()?.dev();
+    if fs::symlink_metadata(mount).ok()?.is_file() {
+        return Some(mount.to_owned());
+    }
+    let mut directories = VecDeque::from([mount.to_owned()]);
+    let mut seen = 0;
+    while let Some(directory) = directories.pop_front() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            seen += 1;
+            if seen > MOST_ENTRIES {
+                return None;
+            }
+            match entry.metadata() {
+                Ok(found) if found.dev() != device => {}
+                Ok(found) if found.is_file() => return Some(entry.path()),
+                Ok(found) if found.is_dir() => directories.push_back(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    None
+}
+
+/// How inodes are referred to, given what was tried. The library falls back by itself only where a file system
+/// makes no handles; where it makes them and they do not open, every access would be an error.
+fn decide(
+    wanted: InodeFileHandles,
+    mounts: &[MountPreflight],
+    initial_user_namespace: bool,
+    findings: &mut Vec<Finding>,
+) -> Result<InodeFileHandles, Finding> {
+    let unusable = |mount: &&MountPreflight| match mount.file_handles {
+        HandleOutcome::NotPermitted => true,
+        HandleOutcome::DirectoryOnly => !initial_user_namespace,
+        _ => false,
+    };
+    let unsupported = |mount: &&MountPreflight| mount.file_handles == HandleOutcome::Unsupported;
+    let worst = mounts.iter().find(unusable).or_else(|| mounts.iter().find(unsupported));
+    match (wanted, worst) {
+        (InodeFileHandles::Never, _) | (_, None) => Ok(wanted),
+        (InodeFileHandles::Mandatory, Some(mount)) => Err(handles_finding(Reason::FileHandlesRequired, mount)),
+        (InodeFileHandles::Prefer, Some(mount)) => {
+            findings.push(handles_finding(Reason::FileHandlesUnavailable, mount));
+            let others_work = !unusable(&mount) && mount.path != ".";
+            Ok(if others_work { InodeFileHandles::Prefer } else { InodeFileHandles::Never })
+        }
+    }
+}
+
+fn handles_finding(reason: Reason, mount: &MountPreflight) -> Finding {
+    let (what, remedy) = if mount.file_handles == HandleOutcome::Unsupported {
+        (
+            "makes no file handles",
+            "share a directory of ext4, xfs, btrfs or tmpfs (overlayfs: with nfs_export=on), or raise the limit of \
+             open files and leave spec.engine.inodeFileHandles at Prefer",
+        )
+    } else {
+        (
+            "makes file handles, and opening a file by one is not permitted",
+            "give the broker CAP_DAC_READ_SEARCH in the initial user namespace (a rootless container cannot have it), \
+             or raise the limit of open files and leave spec.engine.inodeFileHandles at Prefer",
+        )
+    };
+    Finding {
+        reason,
+        message: format!("{} on {} {what}; each inode the guest holds costs a descriptor", mount.fs_type, mount.path),
+        remedy: remedy.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(path: &str, file_handles: HandleOutcome) -> MountPreflight {
+        MountPreflight { path: path.into(), fs_type: "ext4".into(), file_handles }
+    }
+
+    #[test]
+    fn what_was_tried_decides() {
+        use HandleOutcome::*;
+        use InodeFileHandles::*;
+        type Case<'a> = (InodeFileHandles, &'a [(&'a str, HandleOutcome)], bool, Option<InodeFileHandles>);
+        let cases: &[Case<'_>] = &[
+            (Prefer, &[(".", Works)], true, Some(Prefer)),
+            (Prefer, &[(".", DirectoryOnly)], true, Some(Prefer)),
+            (Prefer, &[(".", DirectoryOnly)], false, Some(Never)),
+            (Prefer, &[(".", NotPermitted)], true, Some(Never)),
+            (Prefer, &[(".", Unsupported)], true, Some(Never)),
+            (Prefer, &[(".", Works), ("sub", Unsupported)], true, Some(Prefer)),
+            (Prefer, &[(".", Works), ("a", Unsupported), ("b", NotPermitted)], true, Some(Never)),
+            (Mandatory, &[(".", Works), ("sub", Unsupported)], true, None),
+            (Mandatory, &[(".", Works)], true, Some(Mandatory)),
+            (Never, &[(".", NotTried)], false, Some(Never)),
+        ];
+        for (wanted, mounts, initial, expected) in cases {
+            let mounts: Vec<_> = mounts.iter().map(|(path, outcome)| mount(path, *outcome)).collect();
+            let mut findings = Vec::new();
+            let decided = decide(*wanted, &mounts, *initial, &mut findings).ok();
+            assert_eq!(decided, *expected, "{wanted:?} {mounts:?} {initial}");
+        }
+    }
+
+    #[test]
+    fn mounts_of_a_chroot_are_found_below_its_prefix() {
+        let text = "22 1 8:1 / / rw - ext4 /dev/sda rw\n\
+                    23 22 8:2 / /srv/my\\040share rw - xfs /dev/sdb rw\n\
+                    24 23 0:5 / /srv/my\\040share/sub rw - tmpfs tmpfs rw\n\
+                    25 22 0:6 / /srv/my\\040shared rw - nfs4 host:/ rw\n";
+        let mounts = parse_mounts(text, "/srv/my share", Path::new("/"));
+        let found: Vec<_> = mounts.iter().map(|m| (m.relative.as_str(), m.fs_type.as_str())).collect();
+        assert_eq!(found, [("sub", "tmpfs"), (".", "xfs")]);
+    }
+
+    #[test]
+    fn the_root_may_lie_on_a_mount_that_begins_above_it() {
+        let text = "22 1 8:1 / / rw - ext4 /dev/sda rw\n23 22 8:2 / /srv rw - xfs /dev/sdb rw\n";
+        let mounts = parse_mounts(text, "/srv/share", Path::new("/"));
+        assert_eq!((mounts.len(), mounts[0].fs_type.as_str()), (1, "xfs"));
+    }
+
+    #[test]
+    fn in_a_namespace_every_mount_is_below_the_root() {
+        let text = "30 1 8:2 /share / ro - xfs /dev/sdb rw\n31 30 0:5 / /sub ro - tmpfs tmpfs rw\n";
+        let mounts = parse_mounts(text, "", Path::new("/"));
+        let found: Vec<_> = mounts.iter().map(|m| (m.relative.as_str(), m.path.to_str().unwrap())).collect();
+        assert_eq!(found, [("sub", "/sub"), (".", "/")]);
+    }
+}

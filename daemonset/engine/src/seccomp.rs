@@ -1,0 +1,177 @@
+//! The system call filter: what serving files needs, nothing else.
+//!
+//! Two filters, of which the kernel obeys the stricter: a closed list that kills the process on anything else,
+//! and `clone3` answered `ENOSYS`, because its flags lie in memory where no filter can see them (glibc then uses
+//! `clone`).
+
+use std::collections::BTreeMap;
+
+use libc::*;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use thiserror::Error;
+
+/// Why the filter is not in force.
+#[derive(Debug, Error)]
+pub(crate) enum SeccompError {
+    /// The filter could not be put together.
+    #[error("compile: {0}")]
+    Compile(#[from] seccompiler::BackendError),
+    /// The kernel did not take it.
+    #[error("install: {0}")]
+    Install(#[from] seccompiler::Error),
+    /// This processor has no filter.
+    #[error("no filter is known for this processor")]
+    Architecture,
+}
+
+/// Needed whatever the share: memory, threads, the control channel, the rings, reading files.
+const READING: &[c_long] = &[
+    SYS_accept4,
+    SYS_brk,
+    SYS_capget,
+    SYS_capset,
+    SYS_clock_gettime,
+    SYS_clone,
+    SYS_clone3,
+    SYS_close,
+    SYS_dup,
+    SYS_epoll_create1,
+    SYS_epoll_ctl,
+    SYS_epoll_pwait,
+    #[cfg(target_arch = "x86_64")]
+    SYS_epoll_wait,
+    SYS_eventfd2,
+    SYS_exit,
+    SYS_exit_group,
+    SYS_fchdir,
+    SYS_fcntl,
+    SYS_fdatasync,
+    SYS_fgetxattr,
+    SYS_flistxattr,
+    SYS_fstat,
+    SYS_fstatfs,
+    SYS_fsync,
+    SYS_futex,
+    SYS_getdents64,
+    SYS_getegid,
+    SYS_geteuid,
+    SYS_getpid,
+    SYS_getrandom,
+    SYS_gettid,
+    SYS_getxattr,
+    SYS_listxattr,
+    SYS_lseek,
+    SYS_madvise,
+    SYS_mmap,
+    SYS_mprotect,
+    SYS_mremap,
+    SYS_munmap,
+    SYS_name_to_handle_at,
+    SYS_newfstatat,
+    SYS_open_by_handle_at,
+    SYS_openat,
+    SYS_openat2,
+    #[cfg(target_arch = "x86_64")]
+    SYS_open,
+    SYS_prctl,
+    SYS_pread64,
+    SYS_preadv,
+    SYS_preadv2,
+    SYS_read,
+    SYS_readlinkat,
+    SYS_readv,
+    SYS_recvmsg,
+    SYS_rseq,
+    SYS_rt_sigaction,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_sched_getaffinity,
+    SYS_sched_yield,
+    SYS_sendmsg,
+    SYS_set_robust_list,
+    SYS_sigaltstack,
+    SYS_statx,
+    SYS_syncfs,
+    SYS_tgkill,
+    SYS_umask,
+    SYS_write,
+    SYS_writev,
+];
+
+/// Needed besides where the guest may change the share.
+const WRITING: &[c_long] = &[
+    SYS_copy_file_range,
+    SYS_fallocate,
+    SYS_fchmod,
+    SYS_fchmodat,
+    SYS_fchownat,
+    SYS_fremovexattr,
+    SYS_fsetxattr,
+    SYS_ftruncate,
+    SYS_linkat,
+    SYS_mkdirat,
+    SYS_mknodat,
+    SYS_pwrite64,
+    SYS_pwritev,
+    SYS_pwritev2,
+    SYS_removexattr,
+    SYS_renameat2,
+    SYS_setgroups,
+    SYS_setresgid,
+    SYS_setresuid,
+    SYS_setxattr,
+    SYS_symlinkat,
+    SYS_unlinkat,
+    SYS_utimensat,
+    #[cfg(target_arch = "x86_64")]
+    SYS_renameat,
+];
+
+/// Puts the filter in force for this thread and all that it starts.
+pub(crate) fn close_behind(writable: bool) -> Result<(), SeccompError> {
+    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SeccompError::Architecture)?;
+    apply_filter(&closed_list(writable, architecture)?)?;
+    apply_filter(&without_clone3(architecture)?)?;
+    Ok(())
+}
+
+fn closed_list(writable: bool, architecture: TargetArch) -> Result<BpfProgram, SeccompError> {
+    let more = if writable { WRITING } else { &[] };
+    let rules = READING.iter().chain(more).map(|call| (*call, Vec::new())).collect();
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?;
+    Ok(filter.try_into()?)
+}
+
+fn without_clone3(architecture: TargetArch) -> Result<BpfProgram, SeccompError> {
+    let rules = BTreeMap::from([(SYS_clone3, Vec::new())]);
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(ENOSYS as u32), architecture)?;
+    Ok(filter.try_into()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_only_engine_has_no_call_that_changes_a_file() {
+        for call in [SYS_unlinkat, SYS_renameat2, SYS_pwritev2, SYS_setresuid, SYS_ftruncate] {
+            assert!(!READING.contains(&call) && WRITING.contains(&call));
+        }
+    }
+
+    #[test]
+    fn no_engine_may_start_programs_reach_the_network_or_mount() {
+        for call in [SYS_execve, SYS_socket, SYS_connect, SYS_ptrace, SYS_mount, SYS_unshare, SYS_setns, SYS_chroot] {
+            assert!(!READING.contains(&call) && !WRITING.contains(&call));
+        }
+    }
+
+    #[test]
+    fn both_filters_compile() {
+        let architecture = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+        for writable in [false, true] {
+            assert!(!closed_list(writable, architecture).unwrap().is_empty());
+        }
+        assert!(!without_clone3(architecture).unwrap().is_empty());
+    }
+}
