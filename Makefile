@@ -10,10 +10,10 @@ SETUP := e2e/setup
 STEP = @printf '\n==> %s\n' "$(1)"
 
 .NOTPARALLEL:
-.PHONY: help setup setup-check tools-kubernetes build check test guest demo bench generate
+.PHONY: help setup setup-check tools-kubernetes peer-1.13 build check test guest demo bench generate
 
 help: ## lists these tasks
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
+	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
 
 setup: ## packages, guest kernel, stock virtiofsd: what builds and guests need
 	@$(SETUP)/all.sh
@@ -23,6 +23,9 @@ setup-check:
 
 tools-kubernetes: ## a Kubernetes node's parts, from its Go modules (about 9 minutes on 2 cores, once)
 	@$(SETUP)/kubernetes-tools.sh
+
+peer-1.13: ## stock virtiofsd 1.13.0, with which the report that started this is reproduced
+	@$(SETUP)/cargo-tool.sh virtiofsd 1.13.0
 
 build: setup-check ## release binaries of the agent, the broker and the engine in target/release
 	$(call STEP,build)
@@ -35,7 +38,7 @@ check: setup-check ## format, lints, unit and component tests, generated files, 
 	@cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
 	$(call STEP,unit and component tests)
 	@cargo test $(LOCKED) --workspace --exclude e2e
-	@cargo test $(LOCKED) -p e2e --lib --bins
+	@cargo test $(LOCKED) -p e2e --lib
 	$(call STEP,generated files)
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen -- --check
 	$(call STEP,dependencies)

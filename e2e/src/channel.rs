@@ -72,3 +72,15 @@ fn parse(answer: &str) -> Option<Output> {
     let mut text = || Some(String::from_utf8_lossy(&BASE64_STANDARD.decode(fields.next()?).ok()?).into_owned());
     Some(Output { status, stdout: text()?, stderr: text()? })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_status_and_both_outputs() {
+        let (stdout, stderr) = ("out\n".to_owned(), String::new());
+        assert_eq!(parse("3:b3V0Cg==:"), Some(Output { status: 3, stdout, stderr }));
+        assert_eq!(parse("ready"), None);
+    }
+}

@@ -146,3 +146,28 @@ fn summary(line: &str) -> Result<Summary> {
     }
     serde_json::from_str(line).with_context(|| format!("the guest's summary is not one: {line}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_becomes_the_command_line_the_guest_understands() {
+        let load = Load::writing("/mnt/a").and_reading("/mnt/b").at_most(5);
+        assert_eq!(load.command(), "guest-load --read /mnt/b --most 5 --write /mnt/a");
+    }
+
+    #[test]
+    fn a_summary_with_errors_is_not_clean_and_says_which() {
+        let line =
+            r#"{"rounds":1,"operations":9,"errors":{"ESTALE":2},"wrong":1,"told":["read /x: ESTALE"],"slowest_us":5}"#;
+        let problem = summary(line).unwrap().must_be_clean().unwrap_err().to_string();
+        assert!(problem.contains("ESTALE") && problem.contains("read /x"), "{problem}");
+    }
+
+    #[test]
+    fn a_load_that_could_not_work_is_an_error() {
+        let problem = summary("guest-load: /mnt/a: Stale file handle\n").unwrap_err().to_string();
+        assert!(problem.contains("Stale file handle"), "{problem}");
+    }
+}

@@ -139,3 +139,57 @@ pub(crate) fn tail(log: &Path) -> String {
     let name = log.file_name().unwrap_or(OsStr::new("log")).display();
     format!("---- end of {name}:\n{}", lines[lines.len().saturating_sub(TAIL)..].join("\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, log: &Path, patience: Duration) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Process::start(command, log, patience).unwrap()
+    }
+
+    fn alive(pid: &str) -> bool {
+        // A zombie that init has not collected yet is as good as gone.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+    }
+
+    fn eventually(what: impl Fn() -> bool) -> bool {
+        (0..1000).any(|_| {
+            thread::sleep(Duration::from_millis(5));
+            what()
+        })
+    }
+
+    #[test]
+    fn a_dropped_child_takes_with_it_what_it_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let child = shell("trap '' TERM; sleep 600 & echo $!; wait; wait", &log, Duration::ZERO);
+        assert!(eventually(|| fs::read_to_string(&log).unwrap().ends_with('\n')));
+        let (own, grandchild) = (child.id().to_string(), fs::read_to_string(&log).unwrap());
+        assert!(alive(&own) && alive(&grandchild));
+        drop(child);
+        assert!(eventually(|| !alive(&own) && !alive(&grandchild)));
+    }
+
+    #[test]
+    fn a_child_with_patience_ends_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let child = shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done", &log, Duration::from_secs(10));
+        assert!(eventually(|| fs::read_to_string(&log).unwrap() == "up\n"));
+        assert_eq!(child.stop().unwrap().and_then(|status| status.code()), Some(7));
+    }
+
+    #[test]
+    fn the_tail_of_a_log_is_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("console.log");
+        fs::write(&log, (0..100).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
+        let tail = tail(&log);
+        assert!(tail.starts_with("---- end of console.log:\nline 40\n") && tail.ends_with("line 99"), "{tail}");
+    }
+}
