@@ -10,7 +10,7 @@ SETUP := e2e/setup
 STEP = @printf '\n==> %s\n' "$(1)"
 
 .NOTPARALLEL:
-.PHONY: help setup setup-check tools-kubernetes peer-1.13 build check test guest demo bench generate
+.PHONY: help setup setup-build setup-check tools-kubernetes peer-1.13 build check test guest demo bench generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -18,8 +18,11 @@ help: ## lists these tasks
 setup: ## packages, guest kernel, stock virtiofsd: what builds and guests need
 	@$(SETUP)/all.sh
 
-setup-check:
+setup-build:
 	@$(SETUP)/packages.sh build
+
+setup-check:
+	@$(SETUP)/packages.sh build check
 
 tools-kubernetes: ## a Kubernetes node's parts, from its Go modules (about 9 minutes on 2 cores, once)
 	@$(SETUP)/kubernetes-tools.sh
@@ -27,7 +30,7 @@ tools-kubernetes: ## a Kubernetes node's parts, from its Go modules (about 9 min
 peer-1.13: ## stock virtiofsd 1.13.0, with which the report that started this is reproduced
 	@$(SETUP)/cargo-tool.sh virtiofsd 1.13.0
 
-build: setup-check ## release binaries of the agent, the broker and the engine in target/release
+build: setup-build ## release binaries of the agent, the broker and the engine in target/release
 	$(call STEP,build)
 	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
 
@@ -35,6 +38,7 @@ check: setup-check ## format, lints, unit and component tests, generated files, 
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
+	@shellcheck $(SETUP)/*.sh .ci/run
 	@cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
 	$(call STEP,unit and component tests)
 	@cargo test $(LOCKED) --workspace --exclude e2e
@@ -59,5 +63,5 @@ bench: setup build ## throughput against stock virtiofsd: a table and target/ben
 	$(call STEP,bench)
 	@cargo run $(LOCKED) -q --release -p testkit --bin bench
 
-generate: ## writes the generated files anew
+generate: setup-build ## writes the generated files anew
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # cargo-tool.sh NAME VERSION: builds a published program at exactly that version into the cache and
 # prints the path of its binary.
+# shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 install_tool() {

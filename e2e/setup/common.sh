@@ -1,5 +1,5 @@
 # Sourced by every set-up script: where built parts are kept, and how they get there.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # names set here are for those who source it
 set -euo pipefail
 
 setup_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -2,6 +2,7 @@
 # Puts a guest kernel and its overlay module into the cache and prints their directory. Debian's
 # package is unpacked, not installed: the host's own boot loader is none of our business. Virtiofs and
 # FUSE are built into this kernel, overlayfs is a module.
+# shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # A kernel already here is good enough; remove its directory to get the newest.

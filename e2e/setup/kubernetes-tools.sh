@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds what e2e/tools/go.mod names, a Kubernetes node and its checks, into the cache, and prints the
 # directory of the binaries. Long, and once: the key is what the modules are and how they are built.
+# shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 kubernetes=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' "$tree/e2e/tools/go.mod")
