@@ -1,0 +1,138 @@
+//! Durations as Kubernetes writes them.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// What an [`Interval`] looks like. Each unit once and six digits at most: the same text then means the
+/// same to Go, to CEL and to us, and none of them overflows.
+const PATTERN: &str = "^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?([0-9]{1,6}ms)?$";
+
+/// Units in the order in which they may follow each other, in milliseconds.
+const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// A span of time such as `500ms`, `1m30s` or `24h`, kept as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Interval {
+    text: String,
+    millis: u64,
+}
+
+/// Text that is no [`Interval`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a duration such as 500ms, 1s, 1m30s or 24h")]
+pub struct NotAnInterval(String);
+
+impl Interval {
+    /// So many minutes.
+    pub(crate) fn minutes(count: u32) -> Self {
+        Interval { text: format!("{count}m"), millis: u64::from(count) * 60_000 }
+    }
+
+    /// The span in milliseconds.
+    pub fn millis(&self) -> u64 {
+        self.millis
+    }
+
+    /// The span as the standard library has it.
+    pub fn duration(&self) -> Duration {
+        Duration::from_millis(self.millis)
+    }
+}
+
+impl FromStr for Interval {
+    type Err = NotAnInterval;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let millis = parse(text).ok_or_else(|| NotAnInterval(text.to_owned()))?;
+        Ok(Interval { text: text.to_owned(), millis })
+    }
+}
+
+/// The milliseconds of a text that matches [`PATTERN`].
+fn parse(text: &str) -> Option<u64> {
+    let (mut rest, mut units, mut total) = (text, UNITS.iter(), 0);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
+        let (number, unit) = (&rest[..digits], &rest[digits..unit_end]);
+        let (_, factor) = units.find(|(name, _)| *name == unit)?;
+        if number.len() > 6 {
+            return None;
+        }
+        total += number.parse::<u64>().ok()? * factor;
+        rest = &rest[unit_end..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+impl TryFrom<String> for Interval {
+    type Error = NotAnInterval;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Interval> for String {
+    fn from(interval: Interval) -> Self {
+        interval.text
+    }
+}
+
+impl fmt::Display for Interval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl JsonSchema for Interval {
+    fn schema_name() -> Cow<'static, str> {
+        "Interval".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "minLength": 2, "maxLength": 32, "pattern": PATTERN})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_what_is_meant() {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("0s", 0),
+            ("1s", 1000),
+            ("90s", 90_000),
+            ("1m30s", 90_000),
+            ("24h", 86_400_000),
+            ("1h2m3s4ms", 3_723_004),
+            ("999999h", 3_599_996_400_000),
+        ] {
+            let interval: Interval = text.parse().unwrap();
+            assert_eq!(interval.millis(), millis, "{text}");
+            assert_eq!(interval.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused_and_so_does_the_pattern() {
+        let pattern = regex::Regex::new(PATTERN).unwrap();
+        for text in ["", "1", "s", "1d", "-1s", "1.5s", "1s1h", "1s1s", "1000000s", "1 s", "1S", "1sm", "ms", "1µs"] {
+            assert!(text.parse::<Interval>().is_err(), "{text}");
+            assert!(text.is_empty() || !pattern.is_match(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! How a refusal reads: where, what, and what would be right.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// Where a document was read from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Origin {
+    /// The file.
+    pub file: PathBuf,
+    /// Which document of the file, counted from 1 and without empty ones; 0: the file as a whole.
+    pub document: usize,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.document {
+            0 => write!(f, "{}", self.file.display()),
+            number => write!(f, "{}, document {number}", self.file.display()),
+        }
+    }
+}
+
+/// One reason why a document is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+pub struct Refusal {
+    /// The document, where it came from a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Name of the share, where the document got that far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<String>,
+    /// Path of the field, such as `spec.engine.cache`; empty for the document as a whole.
+    pub field: String,
+    /// What is wrong with it, the value included, and what would be right.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal of `field` in a document that is not known yet.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Refusal { origin: None, share: None, field: field.into(), message: message.into() }
+    }
+
+    /// The same refusal, of a document at `origin`.
+    pub fn at(mut self, origin: &Origin) -> Self {
+        self.origin = Some(origin.clone());
+        self
+    }
+
+    /// The same refusal, of the share of this name.
+    pub fn of(mut self, share: Option<&str>) -> Self {
+        self.share = share.map(str::to_owned);
+        self
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(origin) = &self.origin {
+            write!(f, "{origin}")?;
+            if let Some(share) = &self.share {
+                write!(f, " ({share})")?;
+            }
+            f.write_str(": ")?;
+        }
+        if !self.field.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// The name among `known` that `word` was probably meant to be.
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
+    known
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(&plain(word), &plain(candidate)), candidate))
+        .filter(|(distance, candidate)| *distance * 3 <= candidate.len().max(3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_where_what_and_how_to_mend_it() {
+        let origin = Origin { file: "shares.yaml".into(), document: 2 };
+        let refusal = Refusal::new("spec.engine.cache", "\"Allways\" is unknown; did you mean Always?");
+        assert_eq!(refusal.to_string(), "spec.engine.cache: \"Allways\" is unknown; did you mean Always?");
+        assert_eq!(
+            refusal.at(&origin).of(Some("images")).to_string(),
+            "shares.yaml, document 2 (images): spec.engine.cache: \"Allways\" is unknown; did you mean Always?"
+        );
+    }
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        let known = ["access", "content", "consumers", "inodeFileHandles"];
+        assert_eq!(nearest("acess", known), Some("access"));
+        assert_eq!(nearest("inode_file_handles", known), Some("inodeFileHandles"));
+        assert_eq!(nearest("Content", known), Some("content"));
+        assert_eq!(nearest("replicas", known), None);
+    }
+}

@@ -1,0 +1,188 @@
+//! The parsed share that the rest of the system works with: types that cannot be wrong.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use serde::Serialize;
+use serde_json::Value;
+use virtiofs_contract::config::{Access, EngineConfig};
+
+use crate::refusal::Refusal;
+use crate::v1alpha1::{Content, Remedy, Socket, Staleness, VirtiofsShare};
+use crate::{resolve, validate};
+
+/// Longest name of a share: it is the value of labels, and part of names and socket paths derived from it.
+pub const NAME_MAX: usize = 63;
+
+/// A share that has passed validation, with everything that follows from it.
+///
+/// # Guarantees
+/// Made only from an object that keeps the schema and every rule of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Share {
+    /// Its name.
+    pub name: ShareName,
+    /// The directory to serve.
+    pub source: SourcePath,
+    /// May guests change the data?
+    pub access: Access,
+    /// What is true of the data.
+    pub content: Content,
+    /// Is a second session on the node refused?
+    pub exclusive: bool,
+    /// The socket that VMs connect to.
+    pub socket: SocketSpec,
+    /// What its engines run with.
+    pub engine: EngineConfig,
+    /// What is done about staleness.
+    pub staleness: StalenessPolicy,
+}
+
+impl Share {
+    /// The share that an object declares, or every reason why it declares none.
+    ///
+    /// An object from an API server has been validated there, but perhaps by an older schema: it is held
+    /// against this one again.
+    pub fn from_object(object: &VirtiofsShare) -> Result<Share, Vec<Refusal>> {
+        let value = serde_json::to_value(object).map_err(|e| vec![Refusal::new("", e.to_string())])?;
+        Share::from_value(&value).map(|(_, share)| share)
+    }
+
+    /// The object and the share that a JSON document declares, or every reason why it declares none.
+    pub fn from_value(document: &Value) -> Result<(VirtiofsShare, Share), Vec<Refusal>> {
+        let sound = validate::validate(document, None)?;
+        let object: VirtiofsShare = serde_json::from_value(sound).map_err(|e| vec![Refusal::new("", e.to_string())])?;
+        let share = parse(&object).map_err(|refusal| vec![refusal])?;
+        Ok((object, share))
+    }
+}
+
+/// Parses what the schema has let through into types that remember it.
+fn parse(object: &VirtiofsShare) -> Result<Share, Refusal> {
+    let spec = &object.spec;
+    Ok(Share {
+        name: ShareName::parse(&object.name_any())?,
+        source: SourcePath::parse(&spec.source.host_path.path)?,
+        access: spec.access,
+        content: spec.content,
+        exclusive: spec.content == Content::Exclusive,
+        socket: SocketSpec::parse(&spec.socket)?,
+        engine: resolve::resolve(spec),
+        staleness: StalenessPolicy::from(&spec.staleness),
+    })
+}
+
+/// Name of a share: a DNS label, 1 to 63 of `[a-z0-9-]`, neither first nor last a `-`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ShareName(String);
+
+impl ShareName {
+    /// Parses a name.
+    pub fn parse(name: &str) -> Result<Self, Refusal> {
+        let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        let edge = |c: Option<&u8>| c.is_some_and(|c| *c != b'-');
+        let bytes = name.as_bytes();
+        let sound =
+            bytes.len() <= NAME_MAX && bytes.iter().copied().all(inner) && edge(bytes.first()) && edge(bytes.last());
+        if sound {
+            return Ok(ShareName(name.to_owned()));
+        }
+        Err(Refusal::new(
+            "metadata.name",
+            format!(
+                "{name:?} is not a name of 1 to {NAME_MAX} of a-z, 0-9 and -, beginning and ending with a letter or digit"
+            ),
+        ))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ShareName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Path of a directory to share: absolute and normalised, and nothing of the kernel's. Whether it leads
+/// there through symlinks only the node can tell.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct SourcePath(String);
+
+impl SourcePath {
+    /// Parses a path.
+    pub fn parse(path: &str) -> Result<Self, Refusal> {
+        let normal = path.strip_prefix('/').is_some_and(|rest| {
+            rest.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains(char::is_control)
+        });
+        if normal {
+            return Ok(SourcePath(path.to_owned()));
+        }
+        Err(Refusal::new("spec.source.hostPath.path", format!("{path:?} is not an absolute, normalised path")))
+    }
+
+    /// The path.
+    pub fn as_path(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+impl fmt::Display for SourcePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Owner and permission bits of the socket that VMs connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct SocketSpec {
+    /// Owner; none: the broker's user.
+    pub owner: Option<u32>,
+    /// Group; none: the broker's group.
+    pub group: Option<u32>,
+    /// Permission bits, at most `0o777`.
+    pub mode: u32,
+}
+
+impl SocketSpec {
+    fn parse(socket: &Socket) -> Result<Self, Refusal> {
+        let mode = u32::from_str_radix(&socket.mode, 8).ok().filter(|mode| *mode <= 0o777);
+        let mode = mode.ok_or_else(|| {
+            Refusal::new("spec.socket.mode", format!("{:?} is not an octal mode such as \"0660\"", socket.mode))
+        })?;
+        Ok(SocketSpec { owner: socket.owner, group: socket.group, mode })
+    }
+}
+
+/// What is done about staleness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct StalenessPolicy {
+    /// Cure it, or only say so.
+    pub remedy: Remedy,
+    /// Stale events within `window` from which on something is done.
+    pub threshold: u32,
+    /// Over what time events are counted, and within which a remedy must have helped.
+    pub window: Duration,
+    /// How many remedies may be tried within an hour.
+    pub budget: u32,
+}
+
+impl From<&Staleness> for StalenessPolicy {
+    fn from(staleness: &Staleness) -> Self {
+        StalenessPolicy {
+            remedy: staleness.policy,
+            threshold: staleness.threshold,
+            window: staleness.window.duration(),
+            budget: staleness.budget,
+        }
+    }
+}

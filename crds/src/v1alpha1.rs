@@ -1,0 +1,30 @@
+//! Version `v1alpha1` of the API, as it is on the wire.
+//!
+//! Doc comments here are the descriptions in the CustomResourceDefinition and in the API reference: they
+//! are written for the person who writes the manifest. Nothing is denied by serde that the schema does not
+//! deny: an object of a newer version must stay readable.
+
+// KubeSchema repeats each struct, `pub` included, inside a function.
+#![allow(unreachable_pub)]
+
+mod consumers;
+mod engine;
+mod nodes;
+mod rollout;
+mod selector;
+mod socket;
+mod source;
+mod spec;
+mod staleness;
+mod status;
+
+pub use consumers::{Consumers, NamespaceConsumers};
+pub use engine::{EngineOverrides, IdTranslation};
+pub use nodes::Nodes;
+pub use rollout::Rollout;
+pub use selector::{LabelSelector, Operator, Requirement};
+pub use socket::Socket;
+pub use source::{HostPath, HostPathType, Source};
+pub use spec::{Content, VirtiofsShare, VirtiofsShareSpec};
+pub use staleness::{Remedy, Staleness};
+pub use status::{NodeCounts, VirtiofsShareStatus};

@@ -1,0 +1,25 @@
+//! How a change reaches the nodes.
+
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a change reaches the nodes. Without Kubernetes this is ignored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// How many nodes may be changing at a time: a number, or a part of all such as `25%`.
+    #[serde(default = "default_max_unavailable")]
+    #[schemars(extend("minimum" = 1, "pattern" = "^([1-9][0-9]?|100)%$"))]
+    pub max_unavailable: IntOrString,
+}
+
+fn default_max_unavailable() -> IntOrString {
+    IntOrString::String("25%".to_owned())
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Rollout { max_unavailable: default_max_unavailable() }
+    }
+}

@@ -1,0 +1,59 @@
+//! What an API server does with an object that is created or updated, done in this process.
+//!
+//! In its order: unknown fields are refused (as `kubectl` asks it to), nulls of fields that cannot be null
+//! are dropped, defaults are filled in, the structure is checked, and then, if that was sound, the rules.
+
+use std::cell::LazyCell;
+
+use kube_cel::{CompiledSchema, Validator, compile_schema};
+use serde_json::Value;
+
+use crate::refusal::Refusal;
+use crate::schema;
+use crate::share::ShareName;
+use crate::structural;
+
+thread_local! {
+    /// The rules, compiled once a thread: an interpreter's program cannot be shared between threads.
+    static RULES: LazyCell<(Validator, CompiledSchema)> =
+        LazyCell::new(|| (Validator::new(), compile_schema(schema::object())));
+}
+
+/// The document with defaults filled in, or every reason why it is refused.
+///
+/// With `old`, the object that it replaces, the rules about changes are held too.
+pub fn validate(document: &Value, old: Option<&Value>) -> Result<Value, Vec<Refusal>> {
+    let mut document = document.clone();
+    // The API server takes no status from whoever writes a spec.
+    if let Some(object) = document.as_object_mut() {
+        object.remove("status");
+    }
+    structural::drop_nulls(schema::object(), &mut document);
+    let document = kube_cel::apply_defaults(schema::object(), &document);
+    let mut refusals = structural::check(schema::object(), &document);
+    refusals.extend(check_metadata(&document["metadata"]));
+    if refusals.is_empty() {
+        refusals = check_rules(&document, old);
+    }
+    if refusals.is_empty() { Ok(document) } else { Err(refusals) }
+}
+
+/// What the API server holds `metadata` of a cluster-scoped object against.
+fn check_metadata(metadata: &Value) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    match metadata["name"].as_str() {
+        Some(name) => refusals.extend(ShareName::parse(name).err()),
+        None => refusals.push(Refusal::new("metadata.name", "is missing; a share needs a name")),
+    }
+    if let Some(namespace) = metadata["namespace"].as_str() {
+        let message = format!("{namespace:?}: a share belongs to no namespace; remove this field");
+        refusals.push(Refusal::new("metadata.namespace", message));
+    }
+    refusals
+}
+
+fn check_rules(document: &Value, old: Option<&Value>) -> Vec<Refusal> {
+    let result = RULES.with(|rules| rules.0.validate_compiled(&rules.1, document, old));
+    let errors = result.err().map(kube_cel::ValidationErrors::into_vec).unwrap_or_default();
+    errors.into_iter().map(|error| Refusal::new(error.field_path, error.message)).collect()
+}
