@@ -1,0 +1,329 @@
+//! A guest: memory, front-end, queues and FUSE client put together, and what a VM goes through.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::fuse::call::CallError;
+use crate::fuse::client::Fuse;
+use crate::fuse::init::InitRequest;
+use crate::memory::{Carver, GuestMemory, MemoryError};
+use crate::vhost::connection::VhostError;
+use crate::vhost::front_end::{
+    F_EVENT_IDX, F_INDIRECT, F_PROTOCOL_FEATURES, F_VERSION_1, FrontEnd, Negotiated, Offer, qemu_protocol_features,
+};
+use crate::virtio::queue::{Queue, QueueConfig, QueueError, Violation};
+
+/// Number of the high-priority queue.
+pub const HIPRIO: u32 = 0;
+/// Number of the request queue.
+pub const REQUESTS: u32 = 1;
+/// FORGETs are small; few are in flight at a time.
+const HIPRIO_PAYLOAD: u64 = 4096;
+
+/// Why a guest could not be started or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The vhost-user connection.
+    #[error(transparent)]
+    Vhost(#[from] VhostError),
+    /// A virtqueue.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// FUSE_INIT.
+    #[error("mounting: {0}")]
+    Mount(#[from] CallError),
+    /// The socket could not be watched.
+    #[error("watching the vhost-user socket: {0}")]
+    Watch(std::io::Error),
+    /// After a disconnect another back-end offers less than was agreed with the first.
+    #[error("the back-end now offers {now:?}, the guest's driver relies on {before:?}")]
+    OffersLess {
+        /// What the driver was set up with.
+        before: Box<Negotiated>,
+        /// What there is now.
+        now: Box<Negotiated>,
+    },
+}
+
+/// What kind of guest to be.
+#[derive(Debug, Clone)]
+pub struct GuestConfig {
+    /// The vhost-user socket.
+    pub socket: PathBuf,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Touch all of it at the start.
+    pub touch_memory: bool,
+    /// Describe RAM as two regions, the border being here.
+    pub split_memory: Option<u64>,
+    /// Descriptors of the request queue.
+    pub queue_size: u16,
+    /// Descriptors of the high-priority queue.
+    pub hiprio_size: u16,
+    /// Requests in flight at most.
+    pub in_flight: u16,
+    /// Longest read or write in bytes.
+    pub payload: u64,
+    /// Bytes per descriptor of payload.
+    pub segment: u64,
+    /// Poll the used ring instead of waiting for calls.
+    pub busy_poll: bool,
+    /// When a request counts as hung.
+    pub timeout: Duration,
+    /// When a vhost-user reply counts as missing.
+    pub control_timeout: Duration,
+    /// Virtio features to agree to.
+    pub features: u64,
+    /// vhost-user protocol features to agree to.
+    pub protocol: u64,
+    /// Ask for an acknowledgement of every vhost-user message.
+    pub acknowledge_all: bool,
+    /// What to say in FUSE_INIT.
+    pub init: InitRequest,
+}
+
+impl GuestConfig {
+    /// A small Linux guest under QEMU.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            memory: 256 << 20,
+            touch_memory: false,
+            split_memory: None,
+            queue_size: 1024,
+            hiprio_size: 128,
+            in_flight: 64,
+            payload: 1 << 20,
+            segment: 4096,
+            busy_poll: false,
+            timeout: Duration::from_secs(30),
+            control_timeout: Duration::from_secs(30),
+            features: F_VERSION_1 | F_INDIRECT | F_EVENT_IDX | F_PROTOCOL_FEATURES,
+            protocol: qemu_protocol_features(),
+            acknowledge_all: false,
+            init: InitRequest::default(),
+        }
+    }
+
+    /// With this much RAM.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// With this time-out for requests.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// With a smaller footprint, for many guests at once: 64 MiB and 16 requests in flight.
+    pub fn small(mut self) -> Self {
+        self.memory = 64 << 20;
+        self.in_flight = 16;
+        self
+    }
+
+    fn offer(&self) -> Offer {
+        Offer { features: self.features, protocol: self.protocol, acknowledge_all: self.acknowledge_all }
+    }
+
+    fn requests(&self) -> QueueConfig {
+        QueueConfig {
+            size: self.queue_size,
+            in_flight: self.in_flight,
+            payload: self.payload,
+            segment: self.segment,
+            busy_poll: self.busy_poll,
+            timeout: self.timeout,
+        }
+    }
+
+    fn hiprio(&self) -> QueueConfig {
+        QueueConfig {
+            size: self.hiprio_size,
+            in_flight: self.in_flight.min(self.hiprio_size),
+            payload: HIPRIO_PAYLOAD,
+            ..self.requests()
+        }
+    }
+}
+
+/// A guest whose driver has taken up a device.
+#[derive(Debug)]
+pub struct Guest {
+    config: GuestConfig,
+    memory: Arc<GuestMemory>,
+    front_end: Mutex<FrontEnd>,
+    negotiated: Negotiated,
+    queues: [Arc<Queue>; 2],
+    fuse: Fuse,
+}
+
+impl Guest {
+    /// Connects, starts the rings and mounts (FUSE_INIT).
+    pub fn boot(config: GuestConfig) -> Result<Self, GuestError> {
+        let guest = Self::power_on(config)?;
+        guest.mount()?;
+        Ok(guest)
+    }
+
+    /// Connects and starts the rings; no request is made yet.
+    pub fn power_on(config: GuestConfig) -> Result<Self, GuestError> {
+        let memory = Arc::new(GuestMemory::create(config.memory, config.split_memory)?);
+        if config.touch_memory {
+            memory.touch()?;
+        }
+        let front_end = FrontEnd::connect(&config.socket, &config.offer(), config.control_timeout)?;
+        let negotiated = *front_end.negotiated();
+        let indirect = negotiated.has(F_INDIRECT);
+        let event_idx = negotiated.has(F_EVENT_IDX);
+        let mut carver = Carver::new(&memory);
+        let mut queue = |index, config| {
+            let memory = Arc::clone(&memory);
+            Queue::new(index, memory, &mut carver, config, indirect, event_idx)
+        };
+        let hiprio = queue(HIPRIO, config.hiprio())?;
+        let requests = queue(REQUESTS, config.requests())?;
+        let guest = Self {
+            fuse: Fuse::new(Arc::clone(&requests), Arc::clone(&hiprio)),
+            queues: [hiprio, requests],
+            front_end: Mutex::new(front_end),
+            negotiated,
+            memory,
+            config,
+        };
+        guest.start_device(&mut guest.front_end(), [0, 0])?;
+        Ok(guest)
+    }
+
+    /// FUSE_INIT, as at a mount.
+    pub fn mount(&self) -> Result<(), GuestError> {
+        self.fuse.init(&self.config.init)?;
+        Ok(())
+    }
+
+    /// The FUSE client.
+    pub fn fuse(&self) -> &Fuse {
+        &self.fuse
+    }
+
+    /// What the guest was made from.
+    pub fn config(&self) -> &GuestConfig {
+        &self.config
+    }
+
+    /// Guest RAM.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// What VMM and back-end agreed on.
+    pub fn negotiated(&self) -> &Negotiated {
+        &self.negotiated
+    }
+
+    /// The high-priority queue and the request queue.
+    pub fn queues(&self) -> &[Arc<Queue>; 2] {
+        &self.queues
+    }
+
+    /// The front-end, for anything not foreseen here.
+    pub fn front_end(&self) -> MutexGuard<'_, FrontEnd> {
+        self.front_end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Used-ring entries nobody asked for, on either queue: a request done twice shows here.
+    pub fn violations(&self) -> Vec<Violation> {
+        self.queues.iter().flat_map(|q| q.violations()).collect()
+    }
+
+    /// The VMM pauses the VM: both rings stop; where they will go on is returned and must be
+    /// handed to [`Guest::resume`]. Requests the guest makes meanwhile wait on the ring.
+    pub fn pause(&self) -> Result<[u16; 2], GuestError> {
+        let mut front_end = self.front_end();
+        let mut bases = [0; 2];
+        for (queue, base) in self.queues.iter().zip(&mut bases) {
+            front_end.enable_ring(queue.index(), false)?;
+            *base = front_end.stop_ring(queue.index())?;
+        }
+        Ok(bases)
+    }
+
+    /// The VMM resumes the VM (`vhost_dev_start`: features, memory known already, rings).
+    pub fn resume(&self, bases: [u16; 2]) -> Result<(), GuestError> {
+        let mut front_end = self.front_end();
+        front_end.set_features()?;
+        self.start_rings(&mut front_end, bases)?;
+        drop(front_end);
+        // The VMM cannot know whether a kick fell between stop and start.
+        Ok(self.kick_all()?)
+    }
+
+    /// The guest reboots: rings stop, the device is reset where it can be, the driver starts from
+    /// nothing and mounts again. All requests in flight are lost, all nodes and files are gone.
+    pub fn reboot(&self) -> Result<(), GuestError> {
+        self.pause()?;
+        let mut front_end = self.front_end();
+        if front_end.can_reset() {
+            front_end.reset_device()?;
+        }
+        for queue in &self.queues {
+            queue.reset()?;
+        }
+        front_end.set_features()?;
+        self.start_rings(&mut front_end, [0, 0])?;
+        drop(front_end);
+        self.mount()
+    }
+
+    /// The VMM connects again, as cloud-hypervisor does after a disconnect, and goes on where the
+    /// used ring ends: requests in flight are served again.
+    pub fn reconnect(&self) -> Result<(), GuestError> {
+        self.reconnect_to(&self.config.socket)
+    }
+
+    /// The same, to another socket.
+    pub fn reconnect_to(&self, socket: &Path) -> Result<(), GuestError> {
+        let mut now = FrontEnd::connect(socket, &self.config.offer(), self.config.control_timeout)?;
+        if now.negotiated().features != self.negotiated.features {
+            return Err(GuestError::OffersLess { before: Box::new(self.negotiated), now: Box::new(*now.negotiated()) });
+        }
+        let mut bases = [0; 2];
+        for (queue, base) in self.queues.iter().zip(&mut bases) {
+            *base = queue.ring_state()?.used;
+        }
+        self.start_device(&mut now, bases)?;
+        *self.front_end() = now;
+        Ok(self.kick_all()?)
+    }
+
+    fn start_device(&self, front_end: &mut FrontEnd, bases: [u16; 2]) -> Result<(), GuestError> {
+        front_end.set_memory(&self.memory)?;
+        self.start_rings(front_end, bases)?;
+        for queue in &self.queues {
+            let socket = front_end.as_fd().try_clone_to_owned();
+            queue.watch(Some(socket.map_err(GuestError::Watch)?));
+        }
+        Ok(())
+    }
+
+    fn start_rings(&self, front_end: &mut FrontEnd, bases: [u16; 2]) -> Result<(), VhostError> {
+        for (queue, base) in self.queues.iter().zip(bases) {
+            front_end.start_ring(&queue.setup(base), &self.memory)?;
+        }
+        for queue in &self.queues {
+            front_end.enable_ring(queue.index(), true)?;
+        }
+        Ok(())
+    }
+
+    fn kick_all(&self) -> Result<(), QueueError> {
+        self.queues.iter().try_for_each(|queue| queue.kick())
+    }
+}

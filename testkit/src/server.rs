@@ -1,0 +1,264 @@
+//! The servers under test as processes: a command line in, a listening socket out.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long a server may take from its start to its listening socket.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a server may take to end when asked to.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// SO_ACCEPTCON in the flags column of /proc/net/unix: the socket listens.
+const ACCEPTS: u32 = 1 << 16;
+
+/// Why a server is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// There is no such program.
+    #[error(
+        "the peer to compare with, stock virtiofsd 1.14, is not at {path:?}: \
+         set {STOCK_VARIABLE} to its path (make test does)"
+    )]
+    NoStock {
+        /// Where it was looked for.
+        path: Option<PathBuf>,
+    },
+    /// The program could not be run.
+    #[error("starting {program}: {source}")]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The program ended before its socket was there.
+    #[error("{program} ended with {status} before it listened on {socket}")]
+    Ended {
+        /// The program.
+        program: PathBuf,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// Where it should listen.
+        socket: PathBuf,
+    },
+    /// The socket did not come in time.
+    #[error("{program} does not listen on {socket} after {START_TIMEOUT:?}")]
+    Late {
+        /// The program.
+        program: PathBuf,
+        /// Where it should listen.
+        socket: PathBuf,
+    },
+}
+
+/// The environment variable that names stock virtiofsd 1.14.
+pub const STOCK_VARIABLE: &str = "VIRTIOFSD_STOCK";
+
+/// The path of stock virtiofsd: what was given on the command line, else what the environment
+/// says. An error, not a skipped test, where it is missing.
+pub fn stock_binary(given: Option<PathBuf>) -> Result<PathBuf, ServerError> {
+    let path = given.or_else(|| std::env::var_os(STOCK_VARIABLE).map(PathBuf::from));
+    match path {
+        Some(path) if path.is_file() => Ok(path),
+        path => Err(ServerError::NoStock { path }),
+    }
+}
+
+/// How to start a server that listens on `socket`.
+#[derive(Debug, Clone)]
+pub struct ServerCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Where it will listen.
+    pub socket: PathBuf,
+    /// Where its output goes; nowhere if not given.
+    pub log: Option<PathBuf>,
+}
+
+impl ServerCommand {
+    /// Any program.
+    pub fn new(program: impl Into<PathBuf>, socket: impl Into<PathBuf>) -> Self {
+        Self { program: program.into(), arguments: Vec::new(), socket: socket.into(), log: None }
+    }
+
+    /// With another argument.
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// With its output in a file.
+    pub fn log(mut self, path: impl Into<PathBuf>) -> Self {
+        self.log = Some(path.into());
+        self
+    }
+
+    /// Stock virtiofsd with its own defaults, except that extended attributes are on. It serves
+    /// one connection and ends.
+    pub fn stock(binary: &Path, shared: &Path, socket: impl Into<PathBuf>) -> Self {
+        let socket = socket.into();
+        Self::new(binary, &socket)
+            .arg("--shared-dir")
+            .arg(shared)
+            .arg("--socket-path")
+            .arg(&socket)
+            .arg("--xattr")
+            .arg("--log-level")
+            .arg("error")
+    }
+
+    /// Our own agent with a broker of its own, serving the shares of a manifest directory.
+    pub fn agent(binary: &Path, shares: &Path, runtime: &Path, share: &str) -> Self {
+        let socket = runtime.join("shares").join(format!("{share}.sock"));
+        Self::new(binary, socket).arg("up").arg("--shares").arg(shares).arg("--runtime-dir").arg(runtime)
+    }
+}
+
+/// A running server; killed when dropped or when the thread that started it ends.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Server {
+    /// Starts a server and waits until it listens.
+    pub fn start(command: &ServerCommand) -> Result<Self, ServerError> {
+        // What an earlier run left behind must not be taken for the new socket.
+        match std::fs::remove_file(&command.socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(spawn_error(command, error));
+            }
+            _ => {}
+        }
+        let child = spawn(command).map_err(|source| spawn_error(command, source))?;
+        let mut server = Self { child, socket: command.socket.clone() };
+        server.wait_listening(&command.program)?;
+        Ok(server)
+    }
+
+    /// Where to connect.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The process that was started (with a sandbox, not the one that serves:
+    /// see [`crate::processes::descendants`]).
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    /// Waits for the process to end by itself, as stock virtiofsd does when its guest is gone.
+    pub fn wait_ended(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if self.has_ended() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+
+    /// Asks the process to end, then makes it.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if self.has_ended() {
+            return;
+        }
+        // A sandboxing parent passes SIGTERM on, it cannot pass SIGKILL on.
+        let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
+        if !self.wait_ended(STOP_TIMEOUT) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    fn wait_listening(&mut self, program: &Path) -> Result<(), ServerError> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        while Instant::now() < deadline {
+            if listens(&self.socket) {
+                return Ok(());
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(ServerError::Ended { program: program.to_owned(), status, socket: self.socket.clone() });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Err(ServerError::Late { program: program.to_owned(), socket: self.socket.clone() })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn spawn_error(command: &ServerCommand, source: io::Error) -> ServerError {
+    ServerError::Spawn { program: command.program.clone(), source }
+}
+
+fn spawn(command: &ServerCommand) -> io::Result<Child> {
+    let (out, err) = match &command.log {
+        None => (Stdio::null(), Stdio::inherit()),
+        Some(path) => {
+            let file = std::fs::File::create(path)?;
+            (file.try_clone()?.into(), file.into())
+        }
+    };
+    let mut process = Command::new(&command.program);
+    process.args(&command.arguments).stdin(Stdio::null()).stdout(out).stderr(err);
+    // SAFETY: the closure makes one async-signal-safe system call and touches no memory of ours.
+    unsafe {
+        process.pre_exec(|| set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from));
+    }
+    process.spawn()
+}
+
+/// Whether someone listens on a path, without connecting: a server of one connection would take
+/// the attempt for its guest.
+fn listens(path: &Path) -> bool {
+    let Ok(table) = std::fs::read_to_string("/proc/net/unix") else {
+        return path.exists();
+    };
+    table.lines().any(|line| is_listener(line, path))
+}
+
+/// `Num RefCount Protocol Flags Type St Inode Path`.
+fn is_listener(line: &str, path: &Path) -> bool {
+    let mut columns = line.split_whitespace();
+    let flags = columns.nth(3).and_then(|f| u32::from_str_radix(f, 16).ok());
+    flags.is_some_and(|flags| flags & ACCEPTS != 0) && columns.nth(3).is_some_and(|found| Path::new(found) == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_is_told_from_a_connection() {
+        let listener = "0000: 00000002 00000000 00010000 0001 01 3141 /run/a.sock";
+        let connected = "0000: 00000003 00000000 00000000 0001 03 3142 /run/a.sock";
+        assert!(is_listener(listener, Path::new("/run/a.sock")));
+        assert!(!is_listener(listener, Path::new("/run/b.sock")));
+        assert!(!is_listener(connected, Path::new("/run/a.sock")));
+    }
+}

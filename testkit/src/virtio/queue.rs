@@ -1,0 +1,748 @@
+//! Requests in flight on one ring: buffers, completion, waiting.
+//!
+//! Any number of threads submit and wait. Of those that wait, one polls the call eventfd and hands
+//! out what it finds to the others, so that a lone thread pays for no switch to a third one.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use zerocopy::IntoBytes;
+
+use super::ring::{DESCRIPTOR_SIZE, Descriptor, INDIRECT, Layout, NEXT, Ring, WRITE};
+use crate::memory::{Carver, GuestMemory, MemoryError, PAGE};
+use crate::vhost::front_end::RingSetup;
+
+/// How long a call may stay behind the used ring before it counts as lost.
+const CALL_GRACE: Duration = Duration::from_millis(200);
+/// Room for the part of a request that is not payload: header, structs, names, xattr values.
+const REQUEST_ROOM: u64 = 24 * PAGE;
+/// Room for the part of a reply that is not payload.
+const REPLY_ROOM: u64 = PAGE;
+/// Spare entries of an indirect table: header and struct in both directions.
+const FIXED_SEGMENTS: u64 = 8;
+
+/// Why a request was not served.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The device put the request on the used ring but did not call: a guest would wait for ever.
+    #[error("lost wake-up on ring {ring}: used.idx moved, but no call came for {waited:?}")]
+    LostWakeup {
+        /// Number of the ring.
+        ring: u32,
+        /// How long the driver waited.
+        waited: Duration,
+    },
+    /// The device did not return the request in time.
+    #[error("ring {ring} hung for {waited:?}: {state}")]
+    Hung {
+        /// Number of the ring.
+        ring: u32,
+        /// How long the driver waited.
+        waited: Duration,
+        /// Both indexes and the device's wish, for the post-mortem.
+        state: RingState,
+    },
+    /// The back-end hung up while the request was in flight.
+    #[error("the back-end hung up with a request in flight on ring {ring}")]
+    Disconnected {
+        /// Number of the ring.
+        ring: u32,
+    },
+    /// The guest reset the device while the request was in flight.
+    #[error("ring {ring} was reset with the request in flight")]
+    Reset {
+        /// Number of the ring.
+        ring: u32,
+    },
+    /// The request does not fit its buffers.
+    #[error("{what} of {len} bytes does not fit into {room}")]
+    TooLong {
+        /// Which part of the request.
+        what: &'static str,
+        /// Its length.
+        len: u64,
+        /// The room there is.
+        room: u64,
+    },
+    /// All descriptors or buffers stayed in use until the deadline.
+    #[error("ring {ring} has no free buffers: {in_flight} requests in flight")]
+    Full {
+        /// Number of the ring.
+        ring: u32,
+        /// Requests in flight.
+        in_flight: usize,
+    },
+    /// Guest memory was addressed wrongly.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// An eventfd failed.
+    #[error("{what}: {source}")]
+    Event {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: nix::Error,
+    },
+}
+
+/// Where both sides stand in a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingState {
+    /// avail.idx.
+    pub available: u16,
+    /// used.idx.
+    pub used: u16,
+    /// How far the driver has taken chains back.
+    pub last_used: u16,
+    /// Where the device wants the next kick.
+    pub avail_event: u16,
+}
+
+impl std::fmt::Display for RingState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "avail.idx {}, used.idx {}, taken back {}, avail_event {}",
+            self.available, self.used, self.last_used, self.avail_event
+        )
+    }
+}
+
+/// How a queue drives its ring.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueConfig {
+    /// Number of descriptors, a power of two.
+    pub size: u16,
+    /// Requests in flight at most.
+    pub in_flight: u16,
+    /// Payload of one request at most.
+    pub payload: u64,
+    /// Payload is described in pieces of this many bytes; a Linux guest's pieces are pages.
+    pub segment: u64,
+    /// Watch used.idx instead of waiting for the call.
+    pub busy_poll: bool,
+    /// When an unanswered request counts as hung.
+    pub timeout: Duration,
+}
+
+/// The bytes of one request: what the device reads, and what it may write.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Message<'a> {
+    /// Header, device-readable, in a descriptor of its own.
+    pub header: &'a [u8],
+    /// Structs and names, device-readable, in a descriptor of their own.
+    pub arguments: &'a [&'a [u8]],
+    /// Payload to the device.
+    pub payload: &'a [u8],
+    /// Bytes for the reply's header.
+    pub reply_header: u32,
+    /// Bytes for the reply's struct.
+    pub reply_arguments: u32,
+    /// Bytes for the reply's payload.
+    pub reply_payload: u32,
+}
+
+impl Message<'_> {
+    fn arguments_len(&self) -> u64 {
+        self.arguments.iter().map(|part| part.len() as u64).sum()
+    }
+}
+
+/// Guest addresses of the buffers of one request.
+#[derive(Debug, Clone, Copy)]
+struct Buffers {
+    table: u64,
+    request: u64,
+    reply: u64,
+    payload: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    InFlight,
+    Done(u32),
+    /// Nobody waits any more; the device may still write to the buffers.
+    Abandoned,
+}
+
+#[derive(Debug)]
+struct Flight {
+    serial: u64,
+    buffers: Buffers,
+    descriptors: Vec<u16>,
+    writable: u64,
+    progress: Progress,
+}
+
+/// A chain on the used ring that the driver did not expect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation(pub String);
+
+#[derive(Debug)]
+struct State {
+    ring: Ring,
+    free_descriptors: Vec<u16>,
+    free_buffers: Vec<Buffers>,
+    flights: Vec<Option<Flight>>,
+    serial: u64,
+    polled: bool,
+    hung_up: bool,
+    violations: Vec<Violation>,
+}
+
+/// A request in flight. Dropped without waiting, it stays in flight but nobody asks for it.
+#[derive(Debug)]
+pub struct Ticket {
+    queue: Arc<Queue>,
+    head: u16,
+    serial: u64,
+    buffers: Buffers,
+}
+
+/// One virtqueue with its buffers.
+#[derive(Debug)]
+pub struct Queue {
+    index: u32,
+    memory: Arc<GuestMemory>,
+    config: QueueConfig,
+    indirect: bool,
+    event_idx: bool,
+    kick: EventFd,
+    call: EventFd,
+    /// The vhost-user socket, watched for a hang-up.
+    hangup: Mutex<Option<Arc<OwnedFd>>>,
+    state: Mutex<State>,
+    progress: Condvar,
+}
+
+impl Queue {
+    /// Lays a queue out in guest memory.
+    pub fn new(
+        index: u32,
+        memory: Arc<GuestMemory>,
+        carver: &mut Carver,
+        config: QueueConfig,
+        indirect: bool,
+        event_idx: bool,
+    ) -> Result<Arc<Self>, QueueError> {
+        let layout = Layout::carve(carver, config.size)?;
+        let buffers = (0..config.in_flight).map(|_| Buffers::carve(carver, &config)).collect::<Result<_, _>>()?;
+        let ring = Ring::new(Arc::clone(&memory), layout, event_idx)?;
+        Ok(Arc::new(Self {
+            index,
+            memory,
+            config,
+            indirect,
+            event_idx,
+            kick: eventfd()?,
+            call: eventfd()?,
+            hangup: Mutex::new(None),
+            state: Mutex::new(State::new(ring, buffers)),
+            progress: Condvar::new(),
+        }))
+    }
+
+    /// Number of the queue.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The queue's settings.
+    pub fn config(&self) -> &QueueConfig {
+        &self.config
+    }
+
+    /// What the front-end must send to start this ring at `base`.
+    pub fn setup(&self, base: u16) -> RingSetup<'_> {
+        RingSetup {
+            index: self.index,
+            size: self.config.size,
+            base,
+            addresses: self.lock().ring.layout().addresses(),
+            kick: self.kick.as_fd(),
+            call: self.call.as_fd(),
+        }
+    }
+
+    /// Watches a socket for a hang-up while waiting.
+    pub fn watch(&self, socket: Option<OwnedFd>) {
+        *lock(&self.hangup) = socket.map(Arc::new);
+        self.lock().hung_up = false;
+    }
+
+    /// Kicks the device, whether it wants it or not.
+    pub fn kick(&self) -> Result<(), QueueError> {
+        self.kick.write(1).map(drop).map_err(|source| QueueError::Event { what: "kicking the device", source })
+    }
+
+    /// Where both sides stand.
+    pub fn ring_state(&self) -> Result<RingState, QueueError> {
+        Ok(self.lock().ring_state()?)
+    }
+
+    /// Requests in flight, abandoned ones included.
+    pub fn in_flight(&self) -> usize {
+        self.lock().flights.iter().flatten().count()
+    }
+
+    /// What the device put on the used ring without having been asked.
+    pub fn violations(&self) -> Vec<Violation> {
+        self.lock().violations.clone()
+    }
+
+    /// Works on the ring itself, past all book-keeping: for hostile tests.
+    pub fn with_ring<T>(&self, act: impl FnOnce(&mut Ring, &GuestMemory) -> T) -> T {
+        act(&mut self.lock().ring, &self.memory)
+    }
+
+    /// The guest resets its driver: an empty ring at position 0; what was in flight is gone.
+    pub fn reset(&self) -> Result<(), QueueError> {
+        let mut state = self.lock();
+        let layout = *state.ring.layout();
+        state.ring = Ring::new(Arc::clone(&self.memory), layout, self.event_idx)?;
+        let ended: Vec<Flight> = state.flights.iter_mut().filter_map(Option::take).collect();
+        for flight in ended {
+            state.recycle(flight);
+        }
+        self.progress.notify_all();
+        Ok(())
+    }
+
+    /// Puts a request on the ring and kicks the device if it wants to be kicked.
+    pub fn submit(self: &Arc<Self>, message: &Message<'_>) -> Result<Ticket, QueueError> {
+        self.check_room(message)?;
+        let deadline = Instant::now() + self.config.timeout;
+        let (state, buffers) = self.wait_until(self.lock(), deadline, State::take_buffers)?;
+        drop(state);
+        let segments = self.fill(&buffers, message)?;
+        let needed = if self.indirect { 1 } else { segments.len() };
+        let (mut state, descriptors) =
+            self.wait_until(self.lock(), deadline, |state| state.take_descriptors(needed))?;
+        let head = self.describe(&state, &buffers, &segments, &descriptors)?;
+        let serial = state.take_off(head, buffers, descriptors, &segments);
+        let wanted = state.ring.publish(head)?;
+        drop(state);
+        if wanted {
+            self.kick()?;
+        }
+        Ok(Ticket { queue: Arc::clone(self), head, serial, buffers })
+    }
+
+    fn check_room(&self, message: &Message<'_>) -> Result<(), QueueError> {
+        let request = message.header.len() as u64 + message.arguments_len();
+        let reply = u64::from(message.reply_header) + u64::from(message.reply_arguments);
+        let payload = (message.payload.len() as u64).max(message.reply_payload.into());
+        for (what, len, room) in [
+            ("a request", request, REQUEST_ROOM),
+            ("a reply", reply, REPLY_ROOM),
+            ("a payload", payload, self.config.payload),
+        ] {
+            if len > room {
+                return Err(QueueError::TooLong { what, len, room });
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the request to guest memory; returns the descriptors it takes, still unlinked.
+    fn fill(&self, buffers: &Buffers, message: &Message<'_>) -> Result<Vec<Descriptor>, QueueError> {
+        let mut segments = Segments::new(self.config.segment);
+        self.memory.write(buffers.request, message.header)?;
+        let mut at = buffers.request + message.header.len() as u64;
+        segments.add(buffers.request, message.header.len() as u64, 0);
+        for part in message.arguments {
+            self.memory.write(at, part)?;
+            at += part.len() as u64;
+        }
+        let arguments = message.arguments_len();
+        segments.add(at - arguments, arguments, 0);
+        self.memory.write(buffers.payload, message.payload)?;
+        segments.add_pieces(buffers.payload, message.payload.len() as u64, 0);
+
+        let reply_header = u64::from(message.reply_header);
+        segments.add(buffers.reply, reply_header, WRITE);
+        let arguments = u64::from(message.reply_arguments);
+        segments.add(buffers.reply + reply_header, arguments, WRITE);
+        segments.add_pieces(buffers.payload, message.reply_payload.into(), WRITE);
+        Ok(segments.list)
+    }
+
+    /// Links the segments into one chain, in the ring or in an indirect table (section 2.7.5.3).
+    fn describe(
+        &self,
+        state: &State,
+        buffers: &Buffers,
+        segments: &[Descriptor],
+        descriptors: &[u16],
+    ) -> Result<u16, QueueError> {
+        let head = descriptors[0];
+        if self.indirect {
+            let table: Vec<Descriptor> = linked(segments, |i| i as u16 + 1).collect();
+            self.memory.write(buffers.table, table.as_bytes())?;
+            let entry = Descriptor {
+                address: buffers.table,
+                len: segments.len() as u32 * DESCRIPTOR_SIZE as u32,
+                flags: INDIRECT,
+                next: 0,
+            };
+            state.ring.write_descriptor(head, entry)?;
+            return Ok(head);
+        }
+        let chain = linked(segments, |i| descriptors[i + 1]);
+        for (descriptor, &index) in chain.zip(descriptors) {
+            state.ring.write_descriptor(index, descriptor)?;
+        }
+        Ok(head)
+    }
+
+    /// Waits until `ready` gives something, taking back used chains meanwhile.
+    fn wait_until<'a, T>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        deadline: Instant,
+        mut ready: impl FnMut(&mut State) -> Option<T>,
+    ) -> Result<(MutexGuard<'a, State>, T), QueueError> {
+        loop {
+            if let Some(value) = ready(&mut state) {
+                return Ok((state, value));
+            }
+            let now = Instant::now();
+            if state.hung_up {
+                return Err(QueueError::Disconnected { ring: self.index });
+            }
+            if now >= deadline {
+                return Err(self.full(&state));
+            }
+            state = self.step(state, deadline - now)?;
+        }
+    }
+
+    fn full(&self, state: &State) -> QueueError {
+        QueueError::Full { ring: self.index, in_flight: state.flights.iter().flatten().count() }
+    }
+
+    /// One round of waiting: as the one who polls, or for the one who does. Returns at progress,
+    /// at the latest after `patience`.
+    fn step<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        patience: Duration,
+    ) -> Result<MutexGuard<'a, State>, QueueError> {
+        if state.polled {
+            let (state, _) = self.progress.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            return Ok(state);
+        }
+        if state.harvest(self.index)? || self.arm(&mut state)? {
+            self.progress.notify_all();
+            return Ok(state);
+        }
+        state.polled = true;
+        drop(state);
+        let polled = self.poll_once(patience);
+        let mut state = self.lock();
+        state.polled = false;
+        // Woken up, they choose a new one to poll among themselves.
+        self.progress.notify_all();
+        let woken = polled?;
+        // Not without a call: what is found without one after all is what is to be detected.
+        if woken.called || woken.hung_up {
+            state.harvest(self.index)?;
+        }
+        state.hung_up |= woken.hung_up;
+        Ok(state)
+    }
+
+    /// Asks to be called at the next used chain; true if one came in the meantime.
+    fn arm(&self, state: &mut State) -> Result<bool, QueueError> {
+        if self.config.busy_poll {
+            state.ring.disable_calls()?;
+            return Ok(false);
+        }
+        Ok(state.ring.enable_calls()? && state.harvest(self.index)?)
+    }
+
+    /// Waits for the call.
+    fn poll_once(&self, patience: Duration) -> Result<Woken, QueueError> {
+        if self.config.busy_poll {
+            std::thread::yield_now();
+            return Ok(Woken { called: true, hung_up: false });
+        }
+        let socket = lock(&self.hangup).clone();
+        let watched = socket.as_deref().map(AsFd::as_fd);
+        let woken = wait_readable(self.call.as_fd(), watched, patience)?;
+        if woken.called {
+            self.clear_call();
+        }
+        Ok(woken)
+    }
+
+    fn clear_call(&self) {
+        // Not there any more: another thread was faster, and it harvests.
+        let _ = self.call.read();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Ticket {
+    /// Waits for the device; returns the number of bytes it says it wrote.
+    pub fn wait(&self) -> Result<u32, QueueError> {
+        self.wait_for(self.queue.config.timeout)
+    }
+
+    /// Waits no longer than `patience`.
+    pub fn wait_for(&self, patience: Duration) -> Result<u32, QueueError> {
+        let queue = &self.queue;
+        let started = Instant::now();
+        let deadline = started + patience;
+        let waited = queue.wait_until(queue.lock(), deadline, |state| state.outcome(self));
+        match waited {
+            Ok((_, Some(len))) => Ok(len),
+            Ok((_, None)) => Err(QueueError::Reset { ring: queue.index }),
+            Err(QueueError::Full { .. }) => self.late(started),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The deadline has passed: the used ring is looked at once more, and where it has the request
+    /// its call is given a moment, since it is written after the ring.
+    fn late(&self, started: Instant) -> Result<u32, QueueError> {
+        let queue = &self.queue;
+        let woken = wait_readable(queue.call.as_fd(), None, CALL_GRACE)?;
+        let mut state = queue.lock();
+        if woken.called || queue.config.busy_poll {
+            queue.clear_call();
+            state.harvest(queue.index)?;
+            queue.progress.notify_all();
+        }
+        match state.outcome(self) {
+            Some(Some(len)) => Ok(len),
+            _ => Err(state.post_mortem(queue.index, started.elapsed())),
+        }
+    }
+
+    /// Copies the reply: `offset` counts from its header, across struct.
+    pub fn reply(&self, offset: u32, data: &mut [u8]) -> Result<(), QueueError> {
+        let at = self.buffers.reply + u64::from(offset);
+        Ok(self.queue.memory.read(at, data)?)
+    }
+
+    /// Copies the reply's payload.
+    pub fn payload(&self, data: &mut [u8]) -> Result<(), QueueError> {
+        Ok(self.queue.memory.read(self.buffers.payload, data)?)
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        if let Some(flight) = state.flight(self) {
+            if flight.progress == Progress::InFlight {
+                flight.progress = Progress::Abandoned;
+            } else if let Some(flight) = state.flights[self.head as usize].take() {
+                state.recycle(flight);
+                self.queue.progress.notify_all();
+            }
+        }
+    }
+}
+
+impl Buffers {
+    fn carve(carver: &mut Carver, config: &QueueConfig) -> Result<Self, MemoryError> {
+        let pieces = config.payload.div_ceil(config.segment) + FIXED_SEGMENTS;
+        Ok(Self {
+            table: carver.take(pieces * DESCRIPTOR_SIZE)?,
+            request: carver.take(REQUEST_ROOM)?,
+            reply: carver.take(REPLY_ROOM)?,
+            payload: carver.take(config.payload)?,
+        })
+    }
+}
+
+impl State {
+    fn new(ring: Ring, free_buffers: Vec<Buffers>) -> Self {
+        let size = ring.layout().size;
+        Self {
+            ring,
+            free_descriptors: (0..size).rev().collect(),
+            free_buffers,
+            flights: (0..size).map(|_| None).collect(),
+            serial: 0,
+            polled: false,
+            hung_up: false,
+            violations: Vec::new(),
+        }
+    }
+
+    fn ring_state(&self) -> Result<RingState, MemoryError> {
+        Ok(RingState {
+            available: self.ring.next_available(),
+            used: self.ring.used_index()?,
+            last_used: self.ring.last_used(),
+            avail_event: self.ring.avail_event()?,
+        })
+    }
+
+    fn take_buffers(&mut self) -> Option<Buffers> {
+        self.free_buffers.pop()
+    }
+
+    fn take_descriptors(&mut self, count: usize) -> Option<Vec<u16>> {
+        let rest = self.free_descriptors.len().checked_sub(count)?;
+        Some(self.free_descriptors.split_off(rest))
+    }
+
+    fn take_off(&mut self, head: u16, buffers: Buffers, descriptors: Vec<u16>, segments: &[Descriptor]) -> u64 {
+        self.serial += 1;
+        let writable = segments.iter().filter(|s| s.flags & WRITE != 0);
+        self.flights[head as usize] = Some(Flight {
+            serial: self.serial,
+            buffers,
+            descriptors,
+            writable: writable.map(|s| u64::from(s.len)).sum(),
+            progress: Progress::InFlight,
+        });
+        self.serial
+    }
+
+    /// Takes all used chains back; true if there were any.
+    fn harvest(&mut self, ring: u32) -> Result<bool, MemoryError> {
+        let mut any = false;
+        while let Some(used) = self.ring.pop_used()? {
+            any = true;
+            if let Err(what) = self.land(used.head, used.len) {
+                self.violations.push(Violation(format!("ring {ring}: {what}")));
+            }
+        }
+        Ok(any)
+    }
+
+    fn land(&mut self, head: u32, len: u32) -> Result<(), String> {
+        let flight = self.flights.get_mut(head as usize).ok_or_else(|| format!("used head {head} is no descriptor"))?;
+        let Some(current) = flight else {
+            return Err(format!("used head {head} was not in flight (done twice?)"));
+        };
+        match current.progress {
+            Progress::InFlight => current.progress = Progress::Done(len),
+            Progress::Done(_) => return Err(format!("head {head} was used twice")),
+            Progress::Abandoned => {
+                if let Some(flight) = flight.take() {
+                    self.recycle(flight);
+                }
+                return Ok(());
+            }
+        }
+        if u64::from(len) > current.writable {
+            return Err(format!("head {head}: {len} bytes written where {} fit", current.writable));
+        }
+        Ok(())
+    }
+
+    fn recycle(&mut self, flight: Flight) {
+        self.free_descriptors.extend(flight.descriptors);
+        self.free_buffers.push(flight.buffers);
+    }
+
+    fn flight(&mut self, ticket: &Ticket) -> Option<&mut Flight> {
+        self.flights[ticket.head as usize].as_mut().filter(|flight| flight.serial == ticket.serial)
+    }
+
+    /// `Some(None)` if the request was lost in a reset.
+    fn outcome(&mut self, ticket: &Ticket) -> Option<Option<u32>> {
+        match self.flight(ticket) {
+            None => Some(None),
+            Some(flight) => match flight.progress {
+                Progress::Done(len) => Some(Some(len)),
+                Progress::InFlight | Progress::Abandoned => None,
+            },
+        }
+    }
+
+    /// What to say of a request that did not come back in time.
+    fn post_mortem(&self, ring: u32, waited: Duration) -> QueueError {
+        match self.ring_state() {
+            Ok(state) if state.used != state.last_used => QueueError::LostWakeup { ring, waited },
+            Ok(state) => QueueError::Hung { ring, waited, state },
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// Descriptors of a request before they are linked.
+struct Segments {
+    piece: u64,
+    list: Vec<Descriptor>,
+}
+
+impl Segments {
+    fn new(piece: u64) -> Self {
+        Self { piece, list: Vec::with_capacity(8) }
+    }
+
+    fn add(&mut self, address: u64, len: u64, flags: u16) {
+        if len > 0 {
+            self.list.push(Descriptor { address, len: len as u32, flags, next: 0 });
+        }
+    }
+
+    fn add_pieces(&mut self, address: u64, len: u64, flags: u16) {
+        for offset in (0..len).step_by(self.piece as usize) {
+            self.add(address + offset, self.piece.min(len - offset), flags);
+        }
+    }
+}
+
+/// The segments as a chain in which `next(i)` follows segment `i`.
+fn linked(segments: &[Descriptor], next: impl Fn(usize) -> u16) -> impl Iterator<Item = Descriptor> {
+    let last = segments.len().saturating_sub(1);
+    segments.iter().enumerate().map(move |(i, segment)| {
+        let mut segment = *segment;
+        if i < last {
+            segment.flags |= NEXT;
+            segment.next = next(i);
+        }
+        segment
+    })
+}
+
+/// Why a poll returned; neither if its time was up.
+#[derive(Debug, Clone, Copy)]
+struct Woken {
+    called: bool,
+    hung_up: bool,
+}
+
+/// Waits for `fd` to be readable or for the socket to hang up.
+fn wait_readable(fd: BorrowedFd<'_>, socket: Option<BorrowedFd<'_>>, patience: Duration) -> Result<Woken, QueueError> {
+    let mut fds = vec![PollFd::new(fd, PollFlags::POLLIN)];
+    if let Some(socket) = socket {
+        // A hang-up is reported whatever is asked for; data is the front-end's business.
+        fds.push(PollFd::new(socket, PollFlags::empty()));
+    }
+    // Rounded up, or the last fraction of a millisecond would be spun away.
+    let millis = patience.as_millis().saturating_add(1).min(1 << 30) as i32;
+    let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(nix::Error::EINTR) => {}
+        Err(source) => {
+            return Err(QueueError::Event { what: "waiting for the call", source });
+        }
+    }
+    let any = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+    Ok(Woken { called: any(&fds[0]), hung_up: fds.get(1).is_some_and(any) })
+}
+
+fn eventfd() -> Result<EventFd, QueueError> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    EventFd::from_value_and_flags(0, flags).map_err(|source| QueueError::Event { what: "creating an eventfd", source })
+}
+
+/// A thread that panicked in a test must not make all others panic in its wake.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
