@@ -1,1 +1,52 @@
-fn main() {}
+//! `virtiofs-agent`: the brain of one host. It reads which shares are declared, has the broker serve them, and
+//! says how they are doing. It holds nothing that cannot be read back: VMs do not notice when it is gone.
+
+mod announce;
+mod args;
+mod backoff;
+mod broker;
+mod check;
+mod desired;
+mod errno_names;
+mod logging;
+mod manifests;
+mod metrics;
+mod notice;
+mod output;
+mod overlap;
+mod plan;
+mod published;
+mod reconcile;
+mod report;
+mod runtime_dir;
+mod source;
+mod status;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("virtiofs-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what was asked. Is all as it should be?
+fn run(arguments: Arguments) -> anyhow::Result<bool> {
+    logging::start(&arguments)?;
+    match arguments.command {
+        Command::Up(args) => up::up(args).map(|()| true),
+        Command::Check(args) => check::check(&args),
+        Command::Status(args) => status::status(&args).map(|()| true),
+    }
+}

@@ -1,0 +1,131 @@
+//! Says what has changed, once: as log lines with fields, and as lines for a person at a shell.
+
+use std::collections::BTreeMap;
+
+use crate::report::{Report, ShareReport, ShareState};
+
+/// One change that is worth a line.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Change {
+    /// A share is in another state, or for another reason.
+    Share(ShareReport),
+    /// A share is gone for good.
+    Gone(String),
+    /// A document that names no share was not accepted.
+    Problem(String),
+    /// All documents are accepted again.
+    ProblemsSolved,
+}
+
+/// What is different in `new`. Messages that merely count on (seconds waited, say) are no difference.
+pub(crate) fn changes(old: &Report, new: &Report) -> Vec<Change> {
+    let before: BTreeMap<_, _> = old.shares.iter().map(|share| (&share.name, essence(share))).collect();
+    let mut changes = Vec::new();
+    for share in &new.shares {
+        if share.state != ShareState::Pending && before.get(&share.name) != Some(&essence(share)) {
+            changes.push(Change::Share(share.clone()));
+        }
+    }
+    let gone = old.shares.iter().filter(|share| !new.shares.iter().any(|it| it.name == share.name));
+    changes.extend(gone.map(|share| Change::Gone(share.name.clone())));
+    let nameless = |report: &Report| -> Vec<String> {
+        report.problems.iter().filter(|problem| problem.share.is_none()).map(ToString::to_string).collect()
+    };
+    let known = nameless(old);
+    changes.extend(nameless(new).into_iter().filter(|problem| !known.contains(problem)).map(Change::Problem));
+    if new.problems.is_empty() && !old.problems.is_empty() {
+        changes.push(Change::ProblemsSolved);
+    }
+    changes
+}
+
+/// State and reasons; for documents the whole message, which says the field.
+fn essence(share: &ShareReport) -> (ShareState, Vec<&str>) {
+    let word = |notice: &'_ crate::notice::Notice| notice.reason == crate::notice::MANIFEST_INVALID;
+    let words = share.notices.iter().map(|it| if word(it) { it.message.as_str() } else { it.reason.as_str() });
+    (share.state, words.collect())
+}
+
+impl Change {
+    /// One line of the log.
+    pub(crate) fn log(&self) {
+        match self {
+            Change::Share(share) => log_share(share),
+            Change::Gone(name) => tracing::info!(share = name, "share is gone"),
+            Change::Problem(problem) => tracing::warn!(%problem, "document not accepted"),
+            Change::ProblemsSolved => tracing::info!("all documents are accepted"),
+        }
+    }
+
+    /// Lines for a person.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Change::Share(share) => share_text(share),
+            Change::Gone(name) => format!("{name}: gone"),
+            Change::Problem(problem) => format!("not accepted: {problem}"),
+            Change::ProblemsSolved => "all documents are accepted".to_owned(),
+        }
+    }
+}
+
+fn log_share(share: &ShareReport) {
+    let (name, state) = (&share.name, share.state.as_str());
+    match share.notices.first() {
+        None => tracing::info!(share = name, state, socket = %share.socket.display(), "share"),
+        Some(first) => {
+            let reasons: Vec<_> = share.notices.iter().map(|notice| notice.reason.as_str()).collect();
+            let reasons = reasons.join(",");
+            tracing::info!(share = name, state, reasons, message = first.message, remedy = first.remedy, "share");
+        }
+    }
+}
+
+fn share_text(share: &ShareReport) -> String {
+    let mut text = format!("{}: {}", share.name, share.state.as_str());
+    if share.state.serves() {
+        text.push_str(&format!(", {} at {}", share.source.display(), share.socket.display()));
+    }
+    for notice in &share.notices {
+        text.push_str(&format!("\n    {}: {}\n    -> {}", notice.reason, notice.message, notice.remedy));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::notice::Notice;
+
+    fn share(state: ShareState, notices: Vec<Notice>) -> Report {
+        let share = ShareReport {
+            name: "images".into(),
+            state,
+            notices,
+            source: "/srv/images".into(),
+            socket: "/run/virtiofs/shares/images.sock".into(),
+        };
+        Report { broker: true, shares: vec![share], problems: Vec::new() }
+    }
+
+    #[test]
+    fn a_share_is_announced_once_with_the_place_or_the_remedy() {
+        let pending = share(ShareState::Pending, vec![]);
+        let ready = share(ShareState::Ready, vec![]);
+        assert_eq!(changes(&Report::default(), &pending), []);
+        let [change] = &changes(&pending, &ready)[..] else { panic!("one change") };
+        assert_eq!(change.text(), "images: Ready, /srv/images at /run/virtiofs/shares/images.sock");
+        assert_eq!(changes(&ready, &ready), []);
+
+        let missing = |seconds| Notice::new("SourceMissing", format!("for {seconds} s"), "create it");
+        let first = share(ShareState::NotReady, vec![missing(1)]);
+        let [change] = &changes(&ready, &first)[..] else { panic!("one change") };
+        assert!(change.text().contains("-> create it"), "{}", change.text());
+        assert_eq!(changes(&first, &share(ShareState::NotReady, vec![missing(2)])), []);
+    }
+
+    #[test]
+    fn a_share_that_leaves_is_announced() {
+        let gone = changes(&share(ShareState::Ready, vec![]), &Report::default());
+        assert_eq!(gone, [Change::Gone("images".into())]);
+    }
+}

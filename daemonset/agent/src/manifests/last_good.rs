@@ -1,0 +1,144 @@
+//! An invalid document never takes away what an earlier, valid one declared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use virtiofs_crds::validate::validate;
+use virtiofs_crds::{Document, Manifests, Refusal};
+
+use crate::desired::{Desired, Problem};
+
+/// The last good version of each share, and where it stood.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LastGood {
+    documents: BTreeMap<String, Document>,
+}
+
+impl LastGood {
+    /// Takes in what was read now, and says what is desired from now on.
+    ///
+    /// - A share that was accepted replaces its last version, unless the difference is not allowed.
+    /// - A share that was refused keeps its last version.
+    /// - A document that cannot be told to be about one share keeps every share that its file declared.
+    /// - What is in no document is gone.
+    pub(crate) fn take(&mut self, read: Manifests) -> Desired {
+        let mut refusals = read.refusals;
+        let mut next = BTreeMap::new();
+        for document in read.documents {
+            let name = document.share.name.to_string();
+            let kept = match self.documents.get(&name).map(|old| (old, forbidden_change(old, &document))) {
+                Some((old, found)) if !found.is_empty() => {
+                    refusals.extend(found);
+                    old.clone()
+                }
+                _ => document,
+            };
+            next.insert(name, kept);
+        }
+        for (name, document) in std::mem::take(&mut self.documents) {
+            if !next.contains_key(&name) && is_covered(&name, &document.origin.file, &refusals) {
+                next.insert(name, document);
+            }
+        }
+        self.documents = next;
+        self.desired(&refusals)
+    }
+
+    /// Nothing can be read at all: everything stays.
+    pub(crate) fn keep(&self, problem: Problem) -> Desired {
+        Desired { problems: vec![problem], ..self.desired(&[]) }
+    }
+
+    fn desired(&self, refusals: &[Refusal]) -> Desired {
+        let problems: BTreeSet<Problem> = refusals.iter().map(Problem::from).collect();
+        Desired {
+            shares: self.documents.iter().map(|(name, document)| (name.clone(), document.share.clone())).collect(),
+            problems: problems.into_iter().collect(),
+        }
+    }
+}
+
+/// Was a document refused that may have declared this share?
+fn is_covered(name: &str, file: &Path, refusals: &[Refusal]) -> bool {
+    refusals.iter().any(|refusal| match &refusal.share {
+        Some(share) => share == name,
+        None => refusal.origin.as_ref().is_some_and(|origin| origin.file == file),
+    })
+}
+
+/// What must not change while a share exists.
+fn forbidden_change(old: &Document, new: &Document) -> Vec<Refusal> {
+    let (Ok(before), Ok(after)) = (serde_json::to_value(&old.object), serde_json::to_value(&new.object)) else {
+        return Vec::new();
+    };
+    let found = validate(&after, Some(&before)).err().unwrap_or_default();
+    found.into_iter().map(|refusal| refusal.at(&new.origin).of(Some(new.share.name.as_str()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use virtiofs_crds::read_text;
+
+    use super::*;
+
+    fn document(name: &str, spec: &str) -> String {
+        format!(
+            "---\napiVersion: virtiofs.dev/v1alpha1\nkind: VirtiofsShare\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+        )
+    }
+
+    const GOOD: &str = "{source: {hostPath: {path: /srv/a}}}";
+
+    fn names(desired: &Desired) -> Vec<&str> {
+        desired.shares.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_document_that_turns_bad_keeps_its_last_version() {
+        let mut good = LastGood::default();
+        good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
+        let bad = document("a", "{source: {hostPath: {path: /srv/a}}, access: Sometimes}");
+        let desired = good.take(read_text(Path::new("a.yaml"), &bad));
+        assert_eq!(names(&desired), ["a"]);
+        assert_eq!(desired.problems.len(), 1);
+        assert_eq!(desired.problems[0].field, "spec.access");
+
+        let mended = good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
+        assert_eq!(mended.problems, []);
+    }
+
+    #[test]
+    fn a_file_that_is_no_yaml_any_more_keeps_all_it_declared() {
+        let mut good = LastGood::default();
+        let both = document("a", GOOD) + &document("b", "{source: {hostPath: {path: /srv/b}}}");
+        good.take(read_text(Path::new("both.yaml"), &both));
+        let desired = good.take(read_text(Path::new("both.yaml"), "{{{"));
+        assert_eq!(names(&desired), ["a", "b"]);
+        assert!(!desired.problems.is_empty());
+    }
+
+    #[test]
+    fn a_share_that_is_declared_nowhere_is_gone_and_a_bad_one_elsewhere_does_not_hold_it() {
+        let mut good = LastGood::default();
+        good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
+        let desired = good.take(read_text(Path::new("b.yaml"), "{{{"));
+        assert_eq!(names(&desired), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_share_that_never_was_good_is_not_served() {
+        let desired = LastGood::default().take(read_text(Path::new("a.yaml"), &document("a", "{}")));
+        assert_eq!(names(&desired), [] as [&str; 0]);
+        assert_eq!(desired.problems[0].share.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn the_source_of_a_share_cannot_be_changed() {
+        let mut good = LastGood::default();
+        good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
+        let moved = document("a", "{source: {hostPath: {path: /srv/elsewhere}}}");
+        let desired = good.take(read_text(Path::new("a.yaml"), &moved));
+        assert_eq!(desired.shares["a"].source.as_path(), Path::new("/srv/a"));
+        assert!(desired.problems[0].field.starts_with("spec.source"), "{:?}", desired.problems);
+    }
+}

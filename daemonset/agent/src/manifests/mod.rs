@@ -1,0 +1,6 @@
+//! Desired state from a directory of documents.
+
+mod last_good;
+mod watch;
+
+pub(crate) use watch::follow;

@@ -1,0 +1,189 @@
+//! Follows a directory: reads it at once, and again whenever something in it has changed and then rested.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use std::os::fd::AsFd;
+use thiserror::Error;
+use tokio::sync::watch;
+use virtiofs_crds::read_directory;
+
+use super::last_good::LastGood;
+use crate::desired::{Desired, Problem};
+
+/// How long a directory must rest before it is read: whoever writes several files is done by then.
+const REST: Duration = Duration::from_millis(150);
+
+/// How long reading is put off at most while the directory does not rest.
+const PUT_OFF_AT_MOST: Duration = Duration::from_secs(2);
+
+/// How often the directory is read without being told of a change: files may be links to elsewhere, and not
+/// every file system tells.
+const READ_EVERY: Duration = Duration::from_secs(10);
+
+/// Why a directory cannot be followed.
+#[derive(Debug, Error)]
+pub(crate) enum WatchError {
+    /// The directory cannot be read.
+    #[error("shares directory {path}: {error}")]
+    Directory { path: PathBuf, error: io::Error },
+    /// The kernel gives no inotify instance, or the thread could not be started.
+    #[error("cannot watch the shares directory: {0}")]
+    Resources(#[from] io::Error),
+}
+
+/// Reads the directory and keeps on following it for as long as there is a receiver.
+pub(crate) fn follow(directory: &Path) -> Result<watch::Receiver<Desired>, WatchError> {
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(io::Error::from)?;
+    let mut follower = Follower { directory: directory.to_path_buf(), inotify, last_good: LastGood::default() };
+    follower.arm();
+    let first = follower.read().map_err(|error| WatchError::Directory { path: directory.to_path_buf(), error })?;
+    let (sender, receiver) = watch::channel(first);
+    thread::Builder::new().name("manifests".to_owned()).spawn(move || follower.run(&sender))?;
+    Ok(receiver)
+}
+
+struct Follower {
+    directory: PathBuf,
+    inotify: Inotify,
+    last_good: LastGood,
+}
+
+impl Follower {
+    fn run(mut self, sender: &watch::Sender<Desired>) {
+        while !sender.is_closed() {
+            if self.wait(READ_EVERY) {
+                self.let_rest();
+            }
+            self.arm();
+            let desired = self.read().unwrap_or_else(|error| self.last_good.keep(self.unreadable(&error)));
+            sender.send_if_modified(|current| {
+                let changed = *current != desired;
+                if changed {
+                    *current = desired;
+                }
+                changed
+            });
+        }
+    }
+
+    fn read(&mut self) -> io::Result<Desired> {
+        Ok(self.last_good.take(read_directory(&self.directory)?))
+    }
+
+    /// Watches the directory that is there now; for the one that was already watched this changes nothing.
+    fn arm(&self) {
+        let events = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
+        if let Err(errno) = self.inotify.add_watch(&self.directory, events) {
+            tracing::debug!(directory = %self.directory.display(), error = errno.desc(), "not watched; it is read anyway");
+        }
+    }
+
+    fn let_rest(&self) {
+        let begun = Instant::now();
+        while begun.elapsed() < PUT_OFF_AT_MOST && self.wait(REST) {}
+    }
+
+    /// Waits for events and takes them. Were there any?
+    fn wait(&self, longest: Duration) -> bool {
+        let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
+        let mut polled = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, timeout) {
+            Ok(0) => false,
+            Ok(_) => self.take_events(),
+            Err(Errno::EINTR) => false,
+            Err(errno) => {
+                tracing::warn!(error = errno.desc(), "cannot wait for changes of the shares directory");
+                thread::sleep(longest);
+                false
+            }
+        }
+    }
+
+    fn take_events(&self) -> bool {
+        match self.inotify.read_events() {
+            Ok(events) => !events.is_empty(),
+            // The queue has overflowed or is empty after all: reading once too often does no harm.
+            Err(_) => true,
+        }
+    }
+
+    fn unreadable(&self, error: &io::Error) -> Problem {
+        Problem {
+            file: Some(self.directory.clone()),
+            document: 0,
+            share: None,
+            field: String::new(),
+            message: format!("the directory cannot be read: {error}; every share stays as it was"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn manifest(name: &str) -> String {
+        format!(
+            "apiVersion: virtiofs.dev/v1alpha1\nkind: VirtiofsShare\nmetadata: {{name: {name}}}\n\
+             spec: {{source: {{hostPath: {{path: /srv/{name}}}}}}}\n"
+        )
+    }
+
+    async fn until(desired: &mut watch::Receiver<Desired>, names: &[&str], problems: usize) {
+        let wanted = |it: &Desired| it.shares.keys().eq(names) && it.problems.len() == problems;
+        tokio::time::timeout(Duration::from_secs(30), desired.wait_for(wanted)).await.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn additions_changes_and_removals_are_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.yaml"), manifest("a")).unwrap();
+        let mut desired = follow(folder.path()).unwrap();
+        assert!(desired.borrow().shares.contains_key("a"));
+
+        fs::write(folder.path().join("b.yml"), manifest("b")).unwrap();
+        until(&mut desired, &["a", "b"], 0).await;
+
+        fs::write(folder.path().join("a.yaml"), "spec: [").unwrap();
+        until(&mut desired, &["a", "b"], 1).await;
+
+        fs::remove_file(folder.path().join("a.yaml")).unwrap();
+        until(&mut desired, &["b"], 0).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_directory_that_goes_takes_nothing_with_it_and_may_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("shares");
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("a.yaml"), manifest("a")).unwrap();
+        let mut desired = follow(&directory).unwrap();
+
+        fs::rename(&directory, folder.path().join("elsewhere")).unwrap();
+        until(&mut desired, &["a"], 1).await;
+        fs::rename(folder.path().join("elsewhere"), &directory).unwrap();
+        until(&mut desired, &["a"], 0).await;
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_error_at_the_start() {
+        let error = follow(Path::new("/nowhere/shares")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/shares"), "{error}");
+    }
+}

@@ -1,0 +1,221 @@
+//! Which metrics there are. Labels are bounded: shares, operations, error names, states and reasons; never a
+//! process, a VM or a path.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prometheus::proto::MetricFamily;
+use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus};
+use virtiofs_contract::counters::{OPERATION_NAMES, OperationTotals};
+
+use super::sample::Family;
+use crate::broker::observer::Observation;
+use crate::broker::totals::ShareTotals;
+use crate::errno_names::errno_name;
+use crate::report::Report;
+
+/// All families, as of now.
+pub(super) fn families(report: &Report, observation: &Observation) -> Vec<MetricFamily> {
+    let endpoints = observation.status.as_ref().map_or(&[][..], |status| &status.endpoints);
+    let mut families = vec![build_info(), broker_up(observation)];
+    families.extend(share_states(report));
+    families.extend(requests(&observation.totals));
+    families.extend(transfers(&observation.totals));
+    families.extend(lives(&observation.totals));
+    families.extend(sessions(endpoints));
+    families.into_iter().filter_map(Family::finish).collect()
+}
+
+fn build_info() -> Family {
+    let mut family = Family::gauge("virtiofs_build_info", "Version of the agent; always 1.");
+    family.value(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    family
+}
+
+fn broker_up(observation: &Observation) -> Family {
+    let mut family = Family::gauge("virtiofs_broker_up", "Does the broker answer?");
+    family.value(&[], f64::from(u8::from(observation.status.is_ok())));
+    family
+}
+
+fn share_states(report: &Report) -> [Family; 3] {
+    let mut ready = Family::gauge("virtiofs_share_ready", "Is the share served to VMs that connect now?");
+    let mut state = Family::gauge("virtiofs_share_state", "State of the share: 1 for the one it is in.");
+    let mut condition =
+        Family::gauge("virtiofs_share_condition", "Reasons why the share is not quite as declared; 1 while one holds.");
+    for share in &report.shares {
+        let name = ("share", share.name.as_str());
+        ready.value(&[name], f64::from(u8::from(share.state.serves())));
+        state.value(&[name, ("state", share.state.as_str())], 1.0);
+        let reasons: BTreeSet<_> = share.notices.iter().map(|notice| notice.reason.as_str()).collect();
+        for reason in reasons {
+            condition.value(&[name, ("reason", reason)], 1.0);
+        }
+    }
+    [ready, state, condition]
+}
+
+fn requests(totals: &BTreeMap<String, ShareTotals>) -> [Family; 5] {
+    let mut requests = Family::counter("virtiofs_requests_total", "Requests of guests that were answered.");
+    let mut errors = Family::counter(
+        "virtiofs_request_errors_total",
+        "Requests answered with an error; many are answers like any other, such as a name that does not exist.",
+    );
+    let mut replies = Family::counter("virtiofs_error_replies_total", "Replies that carried an error, by its name.");
+    let mut latency =
+        Family::histogram("virtiofs_request_duration_seconds", "Time from taking a request to answering it.");
+    let mut malformed = Family::counter("virtiofs_malformed_requests_total", "Requests that were not well formed.");
+    for (share, counts) in totals {
+        let share = ("share", share.as_str());
+        for operation in &counts.totals.operations {
+            let labels = [share, ("operation", operation_name(operation))];
+            requests.count(&labels, operation.requests);
+            errors.count(&labels, operation.errors);
+            latency.latency(&labels, operation);
+        }
+        for errno in &counts.totals.errnos {
+            replies.count(&[share, ("errno", errno_name(errno.errno))], errno.replies);
+        }
+        malformed.count(&[share], counts.totals.malformed);
+    }
+    [requests, errors, replies, latency, malformed]
+}
+
+fn operation_name(operation: &OperationTotals) -> &'static str {
+    OPERATION_NAMES.get(operation.opcode as usize).copied().unwrap_or(OPERATION_NAMES[0])
+}
+
+fn transfers(totals: &BTreeMap<String, ShareTotals>) -> [Family; 2] {
+    let mut read = Family::counter("virtiofs_read_bytes_total", "Bytes that guests read from files.");
+    let mut written = Family::counter("virtiofs_written_bytes_total", "Bytes that guests wrote to files.");
+    for (share, counts) in totals {
+        read.count(&[("share", share)], counts.totals.bytes_read);
+        written.count(&[("share", share)], counts.totals.bytes_written);
+    }
+    [read, written]
+}
+
+fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 3] {
+    let mut sessions = Family::counter("virtiofs_sessions_started_total", "Sessions of VMs that began.");
+    let mut engines = Family::counter("virtiofs_engine_starts_total", "Engines started for sessions.");
+    let mut refused =
+        Family::counter("virtiofs_refused_connections_total", "Connections that ended without becoming a session.");
+    for (share, counts) in totals {
+        let labels = [("share", share.as_str())];
+        sessions.count(&labels, counts.sessions);
+        engines.count(&labels, counts.engines);
+        refused.count(&labels, counts.refused_connections);
+    }
+    [sessions, engines, refused]
+}
+
+fn sessions(endpoints: &[EndpointStatus]) -> [Family; 4] {
+    let mut sessions = Family::gauge("virtiofs_sessions", "VMs that are connected, by what their session is doing.");
+    let mut open = Family::gauge("virtiofs_open_files", "Open files of all engines of the share.");
+    let mut fullest =
+        Family::gauge("virtiofs_fullest_engine_open_files", "Open files of the engine that is nearest to its limit.");
+    let mut limit = Family::gauge("virtiofs_fullest_engine_open_files_limit", "Limit of open files of that engine.");
+    for endpoint in endpoints {
+        let labels = [("share", endpoint.endpoint.name.as_str())];
+        for (state, word) in SESSION_STATES {
+            let count = endpoint.sessions.iter().filter(|session| session.state == state).count();
+            sessions.value(&[labels[0], ("state", word)], count as f64);
+        }
+        open.value(&labels, endpoint.sessions.iter().map(|session| session.open_files).sum::<u64>() as f64);
+        if let Some((files, most)) = endpoint.sessions.iter().filter_map(usage).max_by(|a, b| fuller(*a, *b)) {
+            fullest.value(&labels, files as f64);
+            limit.value(&labels, most as f64);
+        }
+    }
+    [sessions, open, fullest, limit]
+}
+
+const SESSION_STATES: [(SessionState, &str); 4] = [
+    (SessionState::Connecting, "Connecting"),
+    (SessionState::Serving, "Serving"),
+    (SessionState::Stopped, "Stopped"),
+    (SessionState::Failed, "Failed"),
+];
+
+/// Open files and their limit.
+fn usage(session: &SessionStatus) -> Option<(u64, u64)> {
+    Some((session.open_files, session.preflight.as_ref()?.open_files))
+}
+
+/// Compares `a.0 / a.1` with `b.0 / b.1` without dividing.
+fn fuller(a: (u64, u64), b: (u64, u64)) -> std::cmp::Ordering {
+    (u128::from(a.0) * u128::from(b.1)).cmp(&(u128::from(b.0) * u128::from(a.1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+    use virtiofs_contract::control::Status;
+    use virtiofs_contract::counters::{BUCKETS, ErrnoTotal, Totals};
+
+    use super::*;
+    use crate::notice::Notice;
+    use crate::report::{ShareReport, ShareState};
+
+    fn page(report: &Report, totals: BTreeMap<String, ShareTotals>) -> String {
+        let status = Ok(Status { pid: 1, endpoints: Vec::new() });
+        TextEncoder::new().encode_to_string(&families(report, &Observation { status, totals })).unwrap()
+    }
+
+    fn counts() -> ShareTotals {
+        let mut latency = vec![0; BUCKETS];
+        (latency[0], latency[3], latency[BUCKETS - 1]) = (1, 2, 1);
+        let lookup = OperationTotals { opcode: 1, requests: 4, errors: 1, nanoseconds: 1_500_000_000, latency };
+        let totals = Totals {
+            operations: vec![lookup],
+            errnos: vec![ErrnoTotal { errno: 116, replies: 1 }, ErrnoTotal { errno: 0, replies: 2 }],
+            bytes_read: 4096,
+            ..Totals::default()
+        };
+        ShareTotals { totals, engines: 3, ..ShareTotals::default() }
+    }
+
+    #[test]
+    fn counts_are_labelled_by_words_and_histograms_are_cumulative() {
+        let page = page(&Report::default(), [("images".to_owned(), counts())].into());
+        for line in [
+            "# TYPE virtiofs_requests_total counter",
+            "virtiofs_requests_total{share=\"images\",operation=\"lookup\"} 4",
+            "virtiofs_request_errors_total{share=\"images\",operation=\"lookup\"} 1",
+            "virtiofs_error_replies_total{share=\"images\",errno=\"ESTALE\"} 1",
+            "virtiofs_error_replies_total{share=\"images\",errno=\"other\"} 2",
+            "virtiofs_request_duration_seconds_bucket{share=\"images\",operation=\"lookup\",le=\"0.000002\"} 1",
+            "virtiofs_request_duration_seconds_bucket{share=\"images\",operation=\"lookup\",le=\"0.00002\"} 3",
+            "virtiofs_request_duration_seconds_bucket{share=\"images\",operation=\"lookup\",le=\"10\"} 3",
+            "virtiofs_request_duration_seconds_bucket{share=\"images\",operation=\"lookup\",le=\"+Inf\"} 4",
+            "virtiofs_request_duration_seconds_sum{share=\"images\",operation=\"lookup\"} 1.5",
+            "virtiofs_request_duration_seconds_count{share=\"images\",operation=\"lookup\"} 4",
+            "virtiofs_read_bytes_total{share=\"images\"} 4096",
+            "virtiofs_engine_starts_total{share=\"images\"} 3",
+            "virtiofs_broker_up 1",
+        ] {
+            assert!(page.lines().any(|it| it == line), "{line} in\n{page}");
+        }
+    }
+
+    #[test]
+    fn a_share_says_its_state_and_each_reason_once() {
+        let notice = Notice::new("SessionFailed", "one", "r");
+        let share = ShareReport {
+            name: "images".into(),
+            state: ShareState::Degraded,
+            notices: vec![notice.clone(), Notice { message: "two".into(), ..notice }],
+            source: "/srv".into(),
+            socket: "/run/s".into(),
+        };
+        let page = page(&Report { broker: true, shares: vec![share], problems: vec![] }, BTreeMap::new());
+        assert!(page.contains("virtiofs_share_ready{share=\"images\"} 1\n"), "{page}");
+        assert!(page.contains("virtiofs_share_state{share=\"images\",state=\"Degraded\"} 1\n"));
+        assert_eq!(page.matches("virtiofs_share_condition{share=\"images\",reason=\"SessionFailed\"} 1\n").count(), 1);
+    }
+
+    #[test]
+    fn the_fullest_engine_is_the_one_nearest_to_its_limit() {
+        assert!(fuller((10, 100), (500, 10_000)).is_gt());
+        assert!(fuller((0, 0), (1, 2)).is_le());
+    }
+}

@@ -1,0 +1,7 @@
+//! Metrics and health over HTTP.
+
+mod families;
+mod sample;
+mod server;
+
+pub(crate) use server::{Serving, bind, serve};

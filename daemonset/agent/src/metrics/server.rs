@@ -1,0 +1,75 @@
+//! `/metrics`, `/healthz` and `/readyz`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus::{TEXT_FORMAT, TextEncoder};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use super::families::families;
+use crate::broker::observer::Observer;
+use crate::reconcile::Turn;
+
+/// A loop that has not turned for this long hangs.
+const TURN_WITHIN: Duration = Duration::from_secs(60);
+
+/// What the pages are made from.
+pub(crate) struct Serving {
+    /// Asks the broker at each scrape.
+    pub(crate) observer: Arc<Observer>,
+    /// How the shares are doing.
+    pub(crate) turns: watch::Receiver<Turn>,
+}
+
+/// Takes the address; a second agent's address clash is an error at once, not a log line.
+pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot serve metrics at {address}"))
+}
+
+/// Answers for as long as the program runs.
+pub(crate) async fn serve(listener: TcpListener, serving: Serving) {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(Arc::new(serving));
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "metrics are no longer served");
+    }
+}
+
+async fn metrics(State(serving): State<Arc<Serving>>) -> Response {
+    let observation = serving.observer.observe().await;
+    let report = serving.turns.borrow().report.clone();
+    match TextEncoder::new().encode_to_string(&families(&report, &observation)) {
+        Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Alive: the loop turns.
+async fn healthz(State(serving): State<Arc<Serving>>) -> (StatusCode, &'static str) {
+    match serving.turns.borrow().at {
+        Some(at) if at.elapsed() > TURN_WITHIN => (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop hangs\n"),
+        _ => (StatusCode::OK, "ok\n"),
+    }
+}
+
+/// Ready: the broker answers, and every share has been looked at. Whether each is served is for its own
+/// metric to say: one bad share must not take the others' agent out of service.
+async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, &'static str) {
+    let turn = serving.turns.borrow();
+    match (turn.at, turn.report.broker) {
+        (None, _) => (StatusCode::SERVICE_UNAVAILABLE, "shares have not been looked at yet\n"),
+        (Some(_), false) => (StatusCode::SERVICE_UNAVAILABLE, "the broker does not answer\n"),
+        (Some(_), true) => (StatusCode::OK, "ok\n"),
+    }
+}

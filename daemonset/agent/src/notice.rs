@@ -1,0 +1,39 @@
+//! What is said about a share: a reason, what was found, what would help.
+
+use serde::{Deserialize, Serialize};
+use virtiofs_contract::preflight::Finding;
+
+/// Why a share is not, or not quite, as declared. `reason` is one of [`virtiofs_contract::preflight::Reason`]
+/// or of the words below: the same word in status, metrics and logs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Notice {
+    /// One word.
+    pub(crate) reason: String,
+    /// What was found.
+    pub(crate) message: String,
+    /// What would make it right.
+    pub(crate) remedy: String,
+}
+
+/// A document does not make sense; the last good version, if there was one, stays in force.
+pub(crate) const MANIFEST_INVALID: &str = "ManifestInvalid";
+
+/// The broker does not answer.
+pub(crate) const BROKER_UNAVAILABLE: &str = "BrokerUnavailable";
+
+/// A session has no engine.
+pub(crate) const SESSION_FAILED: &str = "SessionFailed";
+
+impl Notice {
+    /// A notice in words of the agent's own.
+    pub(crate) fn new(reason: &str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Notice { reason: reason.to_owned(), message: message.into(), remedy: remedy.into() }
+    }
+}
+
+impl From<&Finding> for Notice {
+    fn from(finding: &Finding) -> Self {
+        Notice::new(finding.reason.as_str(), &finding.message, &finding.remedy)
+    }
+}

@@ -1,0 +1,231 @@
+//! How each share is doing: a pure function of what is wanted and observed. Every sink, be it a terminal,
+//! a file, a metric or one day an API server, shows this and nothing else.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use virtiofs_contract::control::{EndpointStatus, SessionState};
+use virtiofs_crds::Share;
+
+use crate::desired::{Desired, Problem};
+use crate::notice::{BROKER_UNAVAILABLE, MANIFEST_INVALID, Notice, SESSION_FAILED};
+use crate::plan::{Observed, Outcome, Progress, Site, conflict, endpoint};
+use crate::source::hangs;
+
+/// A look at a source that takes longer than this is worth a word.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a share is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum ShareState {
+    /// Nothing is known yet.
+    Pending,
+    /// Served as declared.
+    Ready,
+    /// Served, but not quite as declared; the notices say how and why.
+    Degraded,
+    /// Not served to VMs that connect now; the notices say why.
+    NotReady,
+    /// No longer declared; VMs that were connected are still served.
+    Draining,
+}
+
+impl ShareState {
+    /// The word in status, metrics and logs.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            ShareState::Pending => "Pending",
+            ShareState::Ready => "Ready",
+            ShareState::Degraded => "Degraded",
+            ShareState::NotReady => "NotReady",
+            ShareState::Draining => "Draining",
+        }
+    }
+
+    /// May a VM connect and work?
+    pub(crate) fn serves(self) -> bool {
+        matches!(self, ShareState::Ready | ShareState::Degraded)
+    }
+}
+
+/// One share.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ShareReport {
+    /// Its name.
+    pub(crate) name: String,
+    /// How it is doing.
+    pub(crate) state: ShareState,
+    /// Why it is not `Ready`.
+    #[serde(default)]
+    pub(crate) notices: Vec<Notice>,
+    /// The directory as it was declared.
+    pub(crate) source: PathBuf,
+    /// Its socket.
+    pub(crate) socket: PathBuf,
+}
+
+/// All shares of this host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Report {
+    /// Does a broker answer?
+    pub(crate) broker: bool,
+    /// Shares in order of their names.
+    pub(crate) shares: Vec<ShareReport>,
+    /// Documents that were not accepted.
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// Draws the report.
+pub(crate) fn report(now: Instant, site: &Site, desired: &Desired, observed: &Observed) -> Report {
+    let declared = desired.shares.values().map(|it| declared_share(now, site, desired, observed, it));
+    let draining = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
+    let draining = draining.filter(|it| !desired.shares.contains_key(&it.endpoint.name)).map(draining_share);
+    let mut shares: Vec<_> = declared.chain(draining).collect();
+    shares.extend(refused_shares(site, desired));
+    shares.sort_by(|a, b| a.name.cmp(&b.name));
+    Report { broker: observed.endpoints.is_some(), shares, problems: desired.problems.clone() }
+}
+
+fn declared_share(now: Instant, site: &Site, desired: &Desired, observed: &Observed, share: &Share) -> ShareReport {
+    let idle = Progress::default();
+    let progress = observed.shares.get(share.name.as_str()).unwrap_or(&idle);
+    let known = observed.endpoints.as_ref().and_then(|endpoints| endpoints.get(share.name.as_str()));
+    let (mut state, mut notices) = match obstacle(now, observed, share, progress) {
+        Some(Obstacle::Unknown) => (ShareState::Pending, Vec::new()),
+        Some(Obstacle::Notice(notice)) => (ShareState::NotReady, vec![notice]),
+        None => served(site, desired, observed, share, progress, known),
+    };
+    let complaints = complaints(share, &desired.problems, known);
+    if state == ShareState::Ready && !complaints.is_empty() {
+        state = ShareState::Degraded;
+    }
+    notices.extend(complaints);
+    ShareReport {
+        name: share.name.to_string(),
+        state,
+        notices,
+        source: share.source.as_path().to_path_buf(),
+        socket: site.runtime_dir.share_socket(share.name.as_str()),
+    }
+}
+
+enum Obstacle {
+    Unknown,
+    Notice(Notice),
+}
+
+/// What keeps a share from being served whatever the broker says about it.
+fn obstacle(now: Instant, observed: &Observed, share: &Share, progress: &Progress) -> Option<Obstacle> {
+    let waiting = progress.busy_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+    if waiting > PATIENCE {
+        return Some(Obstacle::Notice(Notice::from(&hangs(share.source.as_path(), waiting.as_secs()))));
+    }
+    match &progress.look {
+        None => return Some(Obstacle::Unknown),
+        Some(look) => {
+            if let Err(finding) = &look.found {
+                return Some(Obstacle::Notice(Notice::from(finding)));
+            }
+        }
+    }
+    if observed.endpoints.is_none() {
+        let remedy = "see the broker's own log lines; it is started again by itself";
+        return Some(Obstacle::Notice(Notice::new(BROKER_UNAVAILABLE, "the broker does not answer", remedy)));
+    }
+    None
+}
+
+/// What the broker has made of a share whose source is there.
+fn served(
+    site: &Site,
+    desired: &Desired,
+    observed: &Observed,
+    share: &Share,
+    progress: &Progress,
+    known: Option<&EndpointStatus>,
+) -> (ShareState, Vec<Notice>) {
+    let listening = known.filter(|it| it.listening);
+    if let Some(finding) = conflict(site, desired, observed, share) {
+        let state = if listening.is_some() { ShareState::Degraded } else { ShareState::NotReady };
+        return (state, vec![Notice::from(&finding)]);
+    }
+    let source = progress.look.as_ref().and_then(|look| look.found.as_ref().ok());
+    let as_declared =
+        listening.zip(source).is_some_and(|(it, source)| it.endpoint == endpoint(&site.runtime_dir, share, source));
+    let refusal = progress.attempt.as_ref().and_then(|attempt| refusal(&attempt.outcome));
+    match (listening, refusal) {
+        (Some(it), None) if it.preflight.findings.is_empty() => match as_declared {
+            true => (ShareState::Ready, Vec::new()),
+            false => (ShareState::Pending, Vec::new()),
+        },
+        (Some(it), None) => (ShareState::Degraded, it.preflight.findings.iter().map(Notice::from).collect()),
+        (Some(_), Some(refusal)) => (ShareState::Degraded, vec![refusal]),
+        (None, Some(refusal)) => (ShareState::NotReady, vec![refusal]),
+        (None, None) => (ShareState::Pending, Vec::new()),
+    }
+}
+
+fn refusal(outcome: &Outcome) -> Option<Notice> {
+    match outcome {
+        Outcome::Served(_) => None,
+        Outcome::Refused(finding) => Some(Notice::from(finding)),
+        Outcome::Failed(message) => Some(Notice::new(BROKER_UNAVAILABLE, message, "it is asked again by itself")),
+    }
+}
+
+/// What is wrong around a share that may be served all the same.
+fn complaints(share: &Share, problems: &[Problem], known: Option<&EndpointStatus>) -> Vec<Notice> {
+    let documents = problems.iter().filter(|problem| problem.share.as_deref() == Some(share.name.as_str()));
+    let documents = documents.map(|problem| {
+        let message = format!("{problem}; the last good version stays in force");
+        Notice::new(MANIFEST_INVALID, message, "correct the document and save it")
+    });
+    documents.chain(known.into_iter().flat_map(failed_sessions)).collect()
+}
+
+/// Sessions without an engine, one notice for each kind of cause: there may be many sessions.
+fn failed_sessions(status: &EndpointStatus) -> Vec<Notice> {
+    let failed = status.sessions.iter().filter(|session| session.state == SessionState::Failed);
+    let causes: BTreeSet<_> = failed
+        .map(|session| match &session.finding {
+            Some(finding) => (finding.to_string(), finding.remedy.clone()),
+            None => ("its engine is gone".to_owned(), "start the VM anew".to_owned()),
+        })
+        .collect();
+    causes.into_iter().map(|(message, remedy)| Notice::new(SESSION_FAILED, message, remedy)).collect()
+}
+
+fn draining_share(status: &EndpointStatus) -> ShareReport {
+    ShareReport {
+        name: status.endpoint.name.clone(),
+        state: ShareState::Draining,
+        notices: Vec::new(),
+        source: status.endpoint.source.clone(),
+        socket: status.endpoint.socket.path.clone(),
+    }
+}
+
+/// Shares that are only known from a document that was not accepted.
+fn refused_shares(site: &Site, desired: &Desired) -> Vec<ShareReport> {
+    let mut names: BTreeSet<&str> = desired.problems.iter().filter_map(|problem| problem.share.as_deref()).collect();
+    names.retain(|name| !desired.shares.contains_key(*name));
+    let notices = |name: &str| {
+        let own = desired.problems.iter().filter(|problem| problem.share.as_deref() == Some(name));
+        own.map(|problem| Notice::new(MANIFEST_INVALID, problem.to_string(), "correct the document and save it"))
+            .collect()
+    };
+    names
+        .into_iter()
+        .map(|name| ShareReport {
+            name: name.to_owned(),
+            state: ShareState::NotReady,
+            notices: notices(name),
+            source: PathBuf::new(),
+            socket: site.runtime_dir.share_socket(name),
+        })
+        .collect()
+}

@@ -1,0 +1,295 @@
+//! The answer as a document: `status.virtiofs.dev/v1`. Fields may be added in this version; none is taken
+//! away, renamed or given another meaning. Where both know of a share, the agent says how it is doing and the
+//! broker what is in force.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use serde::Serialize;
+use virtiofs_contract::config::{Access, EngineConfig};
+use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus, SocketSpec, Status};
+use virtiofs_contract::counters::{OPERATION_NAMES, Totals};
+use virtiofs_contract::preflight::Preflight;
+
+use super::frontends::{Mount, mount};
+use crate::broker::client::ClientError;
+use crate::desired::Problem;
+use crate::errno_names::errno_name;
+use crate::notice::Notice;
+use crate::published::Published;
+use crate::report::{ShareReport, ShareState};
+use crate::runtime_dir::RuntimeDir;
+
+/// Version of the document.
+const VERSION: &str = "status.virtiofs.dev/v1";
+
+/// One host.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Document {
+    /// [`VERSION`].
+    api_version: &'static str,
+    /// Always `HostStatus`.
+    kind: &'static str,
+    /// Where the sockets are.
+    runtime_dir: PathBuf,
+    /// The agent.
+    pub(super) agent: Agent,
+    /// The broker.
+    pub(super) broker: Broker,
+    /// Shares by name.
+    pub(super) shares: Vec<Share>,
+    /// Documents that were not accepted.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// The agent, as it last told.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Agent {
+    /// Does it run? If not, what is said here about shares that the broker does not know is old.
+    pub(super) running: bool,
+    pub(super) pid: Option<u32>,
+    pub(super) version: Option<String>,
+    pub(super) shares_dir: Option<PathBuf>,
+}
+
+/// The broker.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Broker {
+    pub(super) running: bool,
+    pub(super) pid: Option<u32>,
+    /// Why it did not answer.
+    pub(super) error: Option<String>,
+}
+
+/// One share.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Share {
+    pub(super) name: String,
+    pub(super) state: ShareState,
+    /// Why it is not `Ready`.
+    pub(super) notices: Vec<Notice>,
+    /// The directory as it was declared; the canonical one is in `inForce`.
+    pub(super) source: PathBuf,
+    /// What the broker serves; none: nothing.
+    pub(super) in_force: Option<InForce>,
+    /// VMs that are connected.
+    pub(super) sessions: Vec<Session>,
+    /// Counts of all sessions since the broker started.
+    pub(super) counts: Counts,
+    /// How a VM gets it.
+    pub(super) mount: Mount,
+}
+
+/// What the broker serves.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct InForce {
+    /// Does it accept VMs?
+    pub(super) listening: bool,
+    /// Canonical path of the directory.
+    pub(super) source: PathBuf,
+    pub(super) socket: SocketSpec,
+    /// Is a second session at the same time refused?
+    pub(super) exclusive: bool,
+    /// Configuration of engines that start from now on.
+    pub(super) engine: EngineConfig,
+    /// What the last trial found.
+    pub(super) preflight: Preflight,
+}
+
+/// One VM that is connected.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Session {
+    pub(super) id: String,
+    pub(super) state: SessionState,
+    /// Why it failed.
+    pub(super) notices: Vec<Notice>,
+    /// Process that connected, as the kernel recorded it: a record, not an authority.
+    pub(super) vmm_pid: i32,
+    /// Seconds since the Unix epoch.
+    pub(super) connected_at: u64,
+    pub(super) engine_pid: Option<u32>,
+    /// How many engines have served it so far.
+    pub(super) engines: u64,
+    /// Configuration of the engine that serves it.
+    pub(super) engine: EngineConfig,
+    /// What that engine found.
+    pub(super) preflight: Option<Preflight>,
+    pub(super) guest_memory_bytes: u64,
+    /// Open file descriptors of the engine, and how many it may have.
+    pub(super) open_files: u64,
+    pub(super) open_files_limit: Option<u64>,
+    pub(super) counts: Counts,
+}
+
+/// What was counted.
+#[derive(Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Counts {
+    pub(super) requests: u64,
+    /// Replies that carried an error. Many are answers like any other: a name that does not exist.
+    pub(super) errors: u64,
+    pub(super) read_bytes: u64,
+    pub(super) written_bytes: u64,
+    /// Requests that were not well formed.
+    pub(super) malformed: u64,
+    pub(super) requests_by_operation: BTreeMap<&'static str, u64>,
+    pub(super) errors_by_errno: BTreeMap<&'static str, u64>,
+}
+
+/// Puts together what the broker answered and the agent has published.
+pub(super) fn gather(
+    runtime_dir: &RuntimeDir,
+    agent_runs: bool,
+    published: Option<Published>,
+    broker: Result<Status, ClientError>,
+) -> Document {
+    let (broker, endpoints) = broker_part(broker);
+    let (agent, report) = agent_part(agent_runs, published);
+    let mut endpoints: BTreeMap<_, _> = endpoints.into_iter().map(|it| (it.endpoint.name.clone(), it)).collect();
+    let (known, problems) = report.map_or_else(Default::default, |report| (report.shares, report.problems));
+    let mut shares: Vec<_> = known.into_iter().map(|it| reported(it, &mut endpoints, broker.running)).collect();
+    shares.extend(endpoints.into_values().map(unreported));
+    shares.sort_by(|a, b| a.name.cmp(&b.name));
+    Document {
+        api_version: VERSION,
+        kind: "HostStatus",
+        runtime_dir: runtime_dir.root().to_path_buf(),
+        agent,
+        broker,
+        shares,
+        problems,
+    }
+}
+
+impl Document {
+    /// Keeps the shares of these names; all where none is given.
+    pub(super) fn select(&mut self, names: &[String]) -> anyhow::Result<()> {
+        if let Some(unknown) = names.iter().find(|name| !self.shares.iter().any(|share| share.name == **name)) {
+            bail!("there is no share {unknown:?} here; `virtiofs-agent status` lists all");
+        }
+        if !names.is_empty() {
+            self.shares.retain(|share| names.contains(&share.name));
+        }
+        Ok(())
+    }
+}
+
+fn broker_part(status: Result<Status, ClientError>) -> (Broker, Vec<EndpointStatus>) {
+    match status {
+        Ok(status) => (Broker { running: true, pid: Some(status.pid), error: None }, status.endpoints),
+        Err(error) => (Broker { running: false, pid: None, error: Some(error.to_string()) }, Vec::new()),
+    }
+}
+
+fn agent_part(running: bool, published: Option<Published>) -> (Agent, Option<crate::report::Report>) {
+    match published {
+        None => (Agent { running, ..Agent::default() }, None),
+        Some(it) => {
+            let pid = running.then_some(it.pid);
+            (Agent { running, pid, version: Some(it.version), shares_dir: it.shares_dir }, Some(it.report))
+        }
+    }
+}
+
+/// A share that the agent knows, whatever the broker does.
+fn reported(report: ShareReport, endpoints: &mut BTreeMap<String, EndpointStatus>, broker_runs: bool) -> Share {
+    let mut share = match endpoints.remove(&report.name) {
+        Some(endpoint) => unreported(endpoint),
+        None => unserved(&report, broker_runs),
+    };
+    if share.in_force.is_some() || broker_runs {
+        share.state = report.state;
+        share.notices = report.notices;
+    }
+    if !report.source.as_os_str().is_empty() {
+        share.source = report.source;
+    }
+    share
+}
+
+/// A share that only the agent knows. Without a broker nothing is served, whatever was published last.
+fn unserved(report: &ShareReport, broker_runs: bool) -> Share {
+    let notices = match broker_runs {
+        true => Vec::new(),
+        false => vec![Notice::new(
+            crate::notice::BROKER_UNAVAILABLE,
+            "the broker does not answer",
+            "start it, for instance with `virtiofs-agent up`",
+        )],
+    };
+    Share {
+        name: report.name.clone(),
+        state: ShareState::NotReady,
+        notices,
+        source: report.source.clone(),
+        in_force: None,
+        sessions: Vec::new(),
+        counts: Counts::default(),
+        mount: mount(&report.name, &report.socket, Access::ReadWrite),
+    }
+}
+
+/// A share that only the broker knows.
+fn unreported(endpoint: EndpointStatus) -> Share {
+    let state = match (endpoint.listening, endpoint.preflight.findings.is_empty()) {
+        (false, _) => ShareState::Draining,
+        (true, true) => ShareState::Ready,
+        (true, false) => ShareState::Degraded,
+    };
+    let wanted = endpoint.endpoint;
+    Share {
+        mount: mount(&wanted.name, &wanted.socket.path, wanted.engine.access),
+        name: wanted.name,
+        state,
+        notices: endpoint.preflight.findings.iter().map(Notice::from).collect(),
+        source: wanted.source.clone(),
+        sessions: endpoint.sessions.into_iter().map(session).collect(),
+        counts: counts(&endpoint.totals),
+        in_force: Some(InForce {
+            listening: endpoint.listening,
+            source: wanted.source,
+            socket: wanted.socket,
+            exclusive: wanted.exclusive,
+            engine: wanted.engine,
+            preflight: endpoint.preflight,
+        }),
+    }
+}
+
+fn session(session: SessionStatus) -> Session {
+    Session {
+        id: session.id,
+        state: session.state,
+        notices: session.finding.iter().map(Notice::from).collect(),
+        vmm_pid: session.vmm_pid,
+        connected_at: session.connected_at,
+        engine_pid: session.engine_pid,
+        engines: session.engines,
+        engine: session.engine,
+        guest_memory_bytes: session.guest_memory,
+        open_files: session.open_files,
+        open_files_limit: session.preflight.as_ref().map(|preflight| preflight.open_files),
+        preflight: session.preflight,
+        counts: counts(&session.totals),
+    }
+}
+
+fn counts(totals: &Totals) -> Counts {
+    let operation = |opcode: u32| OPERATION_NAMES.get(opcode as usize).copied().unwrap_or(OPERATION_NAMES[0]);
+    Counts {
+        requests: totals.requests(),
+        errors: totals.errors(),
+        read_bytes: totals.bytes_read,
+        written_bytes: totals.bytes_written,
+        malformed: totals.malformed,
+        requests_by_operation: totals.operations.iter().map(|it| (operation(it.opcode), it.requests)).collect(),
+        errors_by_errno: totals.errnos.iter().map(|it| (errno_name(it.errno), it.replies)).collect(),
+    }
+}

@@ -1,0 +1,130 @@
+//! The answer for a person.
+
+use std::fmt::Write;
+
+use super::document::{Document, Session, Share};
+use crate::output::word;
+
+/// The whole answer: what runs, a table of shares, and what is worth knowing of each.
+pub(super) fn render(document: &Document) -> String {
+    let mut text = processes(document);
+    if document.shares.is_empty() {
+        text.push_str("no shares\n");
+    } else {
+        text.push_str(&shares(&document.shares));
+    }
+    for share in &document.shares {
+        text.push_str(&details(share));
+    }
+    for problem in document.problems.iter().filter(|problem| problem.share.is_none()) {
+        _ = writeln!(text, "\nnot accepted: {problem}");
+    }
+    text
+}
+
+fn processes(document: &Document) -> String {
+    let agent = match (document.agent.running, document.agent.pid) {
+        (true, Some(pid)) => format!("agent runs (pid {pid})"),
+        (true, None) => "agent runs".to_owned(),
+        (false, _) => "agent does not run".to_owned(),
+    };
+    let broker = match (&document.broker.pid, &document.broker.error) {
+        (Some(pid), _) => format!("broker runs (pid {pid})"),
+        (None, Some(error)) => format!("broker does not run: {error}"),
+        (None, None) => "broker does not run".to_owned(),
+    };
+    format!("{agent}, {broker}\n\n")
+}
+
+fn shares(shares: &[Share]) -> String {
+    let mut rows = vec![
+        ["NAME", "STATE", "ACCESS", "CACHE", "HANDLES", "SESSIONS", "REQUESTS", "ERRORS", "SOURCE"].map(str::to_owned),
+    ];
+    rows.extend(shares.iter().map(row));
+    aligned(&rows)
+}
+
+fn row(share: &Share) -> [String; 9] {
+    let engine = share.in_force.as_ref().map(|it| &it.engine);
+    let shown = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    [
+        share.name.clone(),
+        share.state.as_str().to_owned(),
+        shown(engine.map(|it| word(&it.access))),
+        shown(engine.map(|it| word(&it.cache))),
+        shown(share.in_force.as_ref().map(|it| word(&it.preflight.inode_file_handles))),
+        share.sessions.len().to_string(),
+        share.counts.requests.to_string(),
+        share.counts.errors.to_string(),
+        shown((!share.source.as_os_str().is_empty()).then(|| share.source.display().to_string())),
+    ]
+}
+
+fn details(share: &Share) -> String {
+    let mut text = format!("\n{}: {}\n", share.name, share.state.as_str());
+    for notice in &share.notices {
+        _ = writeln!(text, "  {}: {}\n    -> {}", notice.reason, notice.message, notice.remedy);
+    }
+    if !share.sessions.is_empty() {
+        let header =
+            ["SESSION", "STATE", "VMM", "ENGINE", "ENGINES", "REQUESTS", "ERRORS", "OPEN FILES"].map(str::to_owned);
+        let rows: Vec<_> = std::iter::once(header).chain(share.sessions.iter().map(session_row)).collect();
+        for line in aligned(&rows).lines() {
+            _ = writeln!(text, "  {line}");
+        }
+    }
+    if share.state.serves() {
+        text.push_str(&lines(share));
+    }
+    text
+}
+
+fn session_row(session: &Session) -> [String; 8] {
+    let limit = session.open_files_limit.map_or_else(|| "?".to_owned(), |limit| limit.to_string());
+    [
+        session.id.clone(),
+        word(&session.state),
+        session.vmm_pid.to_string(),
+        session.engine_pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+        session.engines.to_string(),
+        session.counts.requests.to_string(),
+        session.counts.errors.to_string(),
+        format!("{} of {limit}", session.open_files),
+    ]
+}
+
+fn lines(share: &Share) -> String {
+    let mount = &share.mount;
+    format!(
+        "  QEMU              {}\n  libvirt           {}\n                    {}\n  cloud-hypervisor  {}\n  crosvm            {}\n  in the guest      {}\n",
+        mount.qemu,
+        mount.libvirt.memory_backing,
+        mount.libvirt.filesystem,
+        mount.cloud_hypervisor,
+        mount.crosvm,
+        mount.guest,
+    )
+}
+
+/// Rows with their columns below each other, two blanks apart.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: [usize; N] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    let mut text = String::new();
+    for row in rows {
+        let line: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        _ = writeln!(text, "{}", line.join("  ").trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_stand_below_each_other() {
+        let rows = [["A".to_owned(), "B".to_owned()], ["long".to_owned(), "x".to_owned()]];
+        assert_eq!(aligned(&rows), "A     B\nlong  x\n");
+    }
+}
