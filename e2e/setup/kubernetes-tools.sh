@@ -23,7 +23,7 @@ build_tools() {
     cd "$tree/e2e/tools"
     # At the lowest priority: it keeps every core busy for minutes.
     nice -n 19 go build -mod=readonly -trimpath -ldflags "-s -w $(version_flags)" -o "$out" tool
-    # A server named after the last element of its module's path, which is its version's directory.
+    # etcd's main package is called after its directory.
     [[ ! -e $out/server ]] || mv "$out/server" "$out/etcd"
 }
 
