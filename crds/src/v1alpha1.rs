@@ -11,6 +11,7 @@ mod consumers;
 mod engine;
 mod nodes;
 mod rollout;
+mod rule;
 mod selector;
 mod socket;
 mod source;

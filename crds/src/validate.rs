@@ -5,6 +5,7 @@
 
 use std::cell::LazyCell;
 
+use crate::v1alpha1::VirtiofsShare;
 use kube_cel::{CompiledSchema, Validator, compile_schema};
 use serde_json::Value;
 
@@ -36,6 +37,12 @@ pub fn validate(document: &Value, old: Option<&Value>) -> Result<Value, Vec<Refu
         refusals = check_rules(&document, old);
     }
     if refusals.is_empty() { Ok(document) } else { Err(refusals) }
+}
+
+/// May `new` take the place of `old`? All that `new` alone is held against, and the rules about changes.
+pub fn check_change(old: &VirtiofsShare, new: &VirtiofsShare) -> Result<(), Vec<Refusal>> {
+    let value = |object| serde_json::to_value(object).map_err(|e| vec![Refusal::new("", e.to_string())]);
+    validate(&value(new)?, Some(&value(old)?)).map(drop)
 }
 
 /// What the API server holds `metadata` of a cluster-scoped object against.

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::LabelSelector;
+use super::rule::{rule, rule_on};
 
 /// Who may use the share: nobody unless named. Without Kubernetes this is ignored; the socket's owner and
 /// mode say who may connect.
@@ -19,11 +20,25 @@ pub struct Consumers {
 /// Namespaces whose pods may use the share: those named and those selected.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = rule(
+    "(has(self.matchNames) && self.matchNames.size() > 0) || has(self.selector)",
+    "'admits nobody; give matchNames or a selector, or leave namespaces out'",
+))]
+// To Kubernetes an empty selector means everything. Nobody is to be admitted by leaving something out.
+#[x_kube(validation = rule_on(
+    ".selector",
+    "!has(self.selector) || (has(self.selector.matchLabels) && self.selector.matchLabels.size() > 0) || (has(self.selector.matchExpressions) && self.selector.matchExpressions.size() > 0)",
+    "'is empty and would admit every namespace; to mean that, select by key kubernetes.io/metadata.name with operator Exists'",
+))]
 pub struct NamespaceConsumers {
     /// Names of namespaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = rule(
+        "self.all(name, name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$'))",
+        "self.filter(name, !name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$'))[0] + ' is not the name of a namespace; write a-z, 0-9 and -, no patterns'",
+    ))]
     pub match_names: Vec<String>,
     /// Labels of namespaces. Whoever may label a namespace may then admit it: prefer `matchNames`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

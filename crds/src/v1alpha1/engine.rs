@@ -1,29 +1,67 @@
 //! Overrides of what follows from `content`.
 
 use kube::KubeSchema;
+use kube::core::Rule;
 use serde::{Deserialize, Serialize};
 use virtiofs_contract::config::{self, CachePolicy, IdTranslationKind, InodeFileHandles, Sandbox};
 
+use super::rule::{rule, rule_on};
 use crate::Interval;
 
 /// Overrides of what follows from `content`. The values in force show in the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = never_keeps("entryTimeout"))]
+#[x_kube(validation = never_keeps("attrTimeout"))]
+#[x_kube(validation = never_keeps("negativeTimeout"))]
+#[x_kube(validation = rule_on(
+    ".readdirplus",
+    "!has(self.cache) || self.cache != 'Never' || !has(self.readdirplus) || !self.readdirplus",
+    "'true sends attributes ahead, which cache Never throws away; write false or remove it'",
+))]
+#[x_kube(validation = rule_on(
+    ".writeback",
+    "!has(self.writeback) || !self.writeback || !has(self.cache) || self.cache in ['Auto', 'Always']",
+    "'true collects writes in the page cache, which cache ' + self.cache + ' does without; write cache Auto or Always, or remove it'",
+))]
+#[x_kube(validation = needs_xattr("posixAcl"))]
+#[x_kube(validation = needs_xattr("securityLabel"))]
+#[x_kube(validation = needs_xattr("fileCapabilities"))]
+#[x_kube(validation = rule_on(
+    ".xattrMap",
+    "!has(self.xattrMap) || (has(self.xattr) && self.xattr)",
+    "'translates names of extended attributes, which are off; write xattr: true, or remove it'",
+))]
+#[x_kube(validation = rule_on(
+    ".posixAcl",
+    "!has(self.posixAcl) || !self.posixAcl || ((!has(self.uidTranslation) || self.uidTranslation.size() == 0) && (!has(self.gidTranslation) || self.gidTranslation.size() == 0))",
+    "'true excludes uidTranslation and gidTranslation, as ids inside an ACL are not translated; remove one or the other'",
+))]
 pub struct EngineOverrides {
-    /// What the guest may keep in its page cache.
+    /// What the guest may keep in its page cache. `Never`: nothing, every read is asked for. `Metadata`:
+    /// names and attributes. `Auto`: contents too, while size and modification time stay the same from
+    /// close to open. `Always`: contents across opens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "CachePolicy")]
     pub cache: Option<CachePolicy>,
-    /// How long the guest may trust a name it has looked up, such as `1s`.
+    /// How long the guest may trust a name it has looked up: a duration such as `500ms`, `1m30s` or `24h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = at_most_a_day())]
     pub entry_timeout: Option<Interval>,
-    /// How long the guest may trust attributes.
+    /// How long the guest may trust attributes: a duration such as `500ms`, `1m30s` or `24h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = at_most_a_day())]
     pub attr_timeout: Option<Interval>,
-    /// How long the guest may trust that a name does not exist; `0s`: it asks each time.
+    /// How long the guest may trust that a name does not exist: a duration such as `500ms`, `1m30s` or `24h`;
+    /// `0s`: it asks each time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = at_most_a_day())]
     pub negative_timeout: Option<Interval>,
-    /// How inodes that the guest holds are referred to.
+    /// How inodes are referred to that the guest holds but has not opened. `Never`: by a file descriptor
+    /// each. `Prefer`: by file handle where that works, else by descriptor. `Mandatory`: by file handle, and
+    /// where that does not work the share is not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "InodeFileHandles")]
     pub inode_file_handles: Option<InodeFileHandles>,
     /// May the guest collect writes before it sends them? Takes effect at the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,8 +112,11 @@ pub struct EngineOverrides {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 64))]
     pub queues: Option<u16>,
-    /// How the engine is confined.
+    /// How the engine is confined. `Auto`: as strictly as the place allows. `Namespace`: in namespaces of its
+    /// own with the share as root. `Chroot`: with the share as root. `None`: not at all, which is refused
+    /// to uid 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Sandbox")]
     pub sandbox: Option<Sandbox>,
     /// Translation of user ids, first match wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -87,11 +128,59 @@ pub struct EngineOverrides {
     pub gid_translation: Vec<IdTranslation>,
 }
 
+/// No guest is told to trust anything for longer than stock virtiofsd's `cache=always` tells it to.
+fn at_most_a_day() -> Rule {
+    rule(
+        "duration(self) <= duration('24h')",
+        "self + ' is longer than a guest is ever told to trust; write 24h or less'",
+    )
+}
+
+fn never_keeps(timeout: &str) -> Rule {
+    rule_on(
+        &format!(".{timeout}"),
+        format!(
+            "!has(self.cache) || self.cache != 'Never' || !has(self.{timeout}) || duration(self.{timeout}) == duration('0s')"
+        ),
+        format!("self.{timeout} + ' is of no use to cache Never, which keeps nothing; write 0s or remove it'"),
+    )
+}
+
+fn needs_xattr(switch: &str) -> Rule {
+    rule_on(
+        &format!(".{switch}"),
+        format!("!has(self.{switch}) || !self.{switch} || (has(self.xattr) && self.xattr)"),
+        "'true is stored in extended attributes, which are off; write xattr: true, or remove it'",
+    )
+}
+
 /// One rule of id translation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = rule_on(
+    ".to",
+    "self.kind == 'ForbidGuest' || has(self.to)",
+    "'is missing; ' + self.kind + ' needs the id that from becomes'",
+))]
+#[x_kube(validation = rule_on(
+    ".to",
+    "self.kind != 'ForbidGuest' || !has(self.to)",
+    "'is of no use to ForbidGuest, which translates nothing; remove it'",
+))]
+#[x_kube(validation = rule_on(
+    ".count",
+    "self.from + self.count <= 4294967296",
+    "'reaches beyond the last id from ' + string(self.from) + '; the most is ' + string(4294967296 - self.from)",
+))]
+#[x_kube(validation = rule_on(
+    ".count",
+    "!(self.kind in ['Guest', 'Host', 'Map']) || !has(self.to) || self.to + self.count <= 4294967296",
+    "'reaches beyond the last id from ' + string(self.to) + '; the most is ' + string(4294967296 - self.to)",
+))]
 pub struct IdTranslation {
-    /// What is translated, and in which direction.
+    /// What is translated, and in which direction. `Guest`: guest ids to host ids. `Host`: host ids to guest
+    /// ids. `Map`: both. `SquashGuest`, `SquashHost`: all ids of the range to one. `ForbidGuest`: guest ids of
+    /// the range are refused.
     pub kind: IdTranslationKind,
     /// First id of the range that is translated; for `Map` the first guest id.
     pub from: u32,

@@ -7,13 +7,18 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rule::{rule, rule_on};
+
 /// Selects objects by their labels; all conditions must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LabelSelector {
     /// Labels with the value each must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
+    #[schemars(extend(
+        "maxProperties" = 32,
+        "additionalProperties" = {"type": "string", "maxLength": 63},
+    ))]
     pub match_labels: BTreeMap<String, String>,
     /// Conditions on labels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -24,9 +29,23 @@ pub struct LabelSelector {
 /// One condition on a label.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = rule_on(
+    ".values",
+    "!(self.operator in ['In', 'NotIn']) || (has(self.values) && self.values.size() > 0)",
+    "'is empty, but operator ' + self.operator + ' compares with values; give at least one'",
+))]
+#[x_kube(validation = rule_on(
+    ".values",
+    "self.operator in ['In', 'NotIn'] || !has(self.values) || self.values.size() == 0",
+    "'is of no use to operator ' + self.operator + '; remove it, or write In or NotIn'",
+))]
 pub struct Requirement {
     /// The label's key.
     #[schemars(length(min = 1, max = 317))]
+    #[x_kube(validation = rule(
+        "self.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')",
+        "self + ' is not the key of a label; write one such as example.com/name'",
+    ))]
     pub key: String,
     /// How the label relates to `values`.
     pub operator: Operator,

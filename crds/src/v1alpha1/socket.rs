@@ -3,6 +3,8 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use super::rule::rule;
+
 /// The socket that VMs connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -18,6 +20,10 @@ pub struct Socket {
     /// Permission bits in octal, in quotes. The owner must be able to read and write.
     #[serde(default = "default_mode")]
     #[schemars(length(max = 8))]
+    #[x_kube(validation = rule(
+        "self.matches('^0?[67][0-7][0-7]$')",
+        "self + ' is not a mode in octal that lets the owner read and write; write one such as 0660, in quotes'",
+    ))]
     pub mode: String,
 }
 

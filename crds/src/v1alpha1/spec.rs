@@ -1,10 +1,12 @@
 //! The share itself.
 
+use kube::core::Rule;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use virtiofs_contract::config::Access;
 
+use super::rule::{rule, rule_on};
 use super::{Consumers, EngineOverrides, Nodes, Rollout, Socket, Source, Staleness, VirtiofsShareStatus};
 
 /// A directory of the host, offered to VMs over virtiofs.
@@ -18,16 +20,71 @@ use super::{Consumers, EngineOverrides, Nodes, Rollout, Socket, Source, Stalenes
     category = "virtiofs",
     status = "VirtiofsShareStatus",
     derive = "PartialEq",
-    doc = "A directory of the host, offered to VMs over virtiofs."
+    doc = "A directory of the host, offered to VMs over virtiofs.",
+    printcolumn(name = "Access", type_ = "string", json_path = ".spec.access"),
+    printcolumn(name = "Content", type_ = "string", json_path = ".spec.content"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes.selected"),
+    printcolumn(name = "Serving", type_ = "integer", json_path = ".status.nodes.ready"),
+    printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason",
+        priority = 1
+    ),
+    printcolumn(name = "Path", type_ = "string", json_path = ".spec.source.hostPath.path", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    // The name becomes the value of labels and part of names and socket paths.
+    validation = rule(
+        "self.metadata.name.size() <= 63 && !self.metadata.name.contains('.')",
+        "self.metadata.name + ' is not a name of 1 to 63 of a-z, 0-9 and -; shorten it and write it without dots'",
+    )
 )]
 #[serde(rename_all = "camelCase")]
+// Here and not on `source`: a rule there would be passed by removing the field, here it is required.
+#[x_kube(validation = rule_on(
+    ".source",
+    "self.source == oldSelf.source",
+    "oldSelf.source.hostPath.path + ' cannot be changed; declare another share for ' + self.source.hostPath.path",
+))]
+#[x_kube(validation = rule_on(
+    ".access",
+    "self.content != 'Immutable' || self.access == 'ReadOnly'",
+    "self.access + ' contradicts content Immutable; write ReadOnly, or content Exclusive or Shared'",
+))]
+#[x_kube(validation = rule_on(
+    ".engine.writeback",
+    "!has(self.engine.writeback) || !self.engine.writeback || (self.content == 'Exclusive' && self.access == 'ReadWrite')",
+    "'true needs content Exclusive and access ReadWrite, not ' + self.content + ' and ' + self.access + '; change them or remove it'",
+))]
+#[x_kube(validation = rule_on(
+    ".engine.cache",
+    "!has(self.engine.cache) || self.engine.cache != 'Always' || self.content != 'Shared'",
+    "'Always would hide what others write to content Shared; write Auto, or content Exclusive or Immutable if that is true'",
+))]
+#[x_kube(validation = rule_on(
+    ".engine.negativeTimeout",
+    "!has(self.engine.negativeTimeout) || self.content != 'Shared' || duration(self.engine.negativeTimeout) == duration('0s')",
+    "self.engine.negativeTimeout + ' would hide what others create in content Shared; write 0s, or content Exclusive or Immutable if that is true'",
+))]
+#[x_kube(validation = shared_expires("entryTimeout"))]
+#[x_kube(validation = shared_expires("attrTimeout"))]
+#[x_kube(validation = needs_read_write("deviceNodes"))]
+#[x_kube(validation = needs_read_write("fileCapabilities"))]
 pub struct VirtiofsShareSpec {
     /// Where the data comes from. It cannot be changed: make another share.
     pub source: Source,
-    /// May guests change the data?
+    /// May guests change the data? `ReadOnly`: every change is refused with `EROFS`. `ReadWrite`: they may.
     #[serde(default = "read_only")]
     pub access: Access,
-    /// What is true of the data. Caching follows from it, so a wrong answer shows guests old data.
+    /// What is true of the data while guests use it. `Immutable`: nobody changes it. `Exclusive`: nobody but one
+    /// guest changes it, and a second VM on the node is refused. `Shared`: anyone may change it. Caching follows
+    /// from this, so a wrong answer shows guests old data.
     #[serde(default)]
     pub content: Content,
     /// Which nodes serve the share.
@@ -71,6 +128,26 @@ impl Content {
             Content::Shared => "Shared",
         }
     }
+}
+
+fn shared_expires(timeout: &str) -> Rule {
+    rule_on(
+        &format!(".engine.{timeout}"),
+        format!(
+            "!has(self.engine.{timeout}) || self.content != 'Shared' || duration(self.engine.{timeout}) <= duration('1m')"
+        ),
+        format!(
+            "self.engine.{timeout} + ' would hide for too long what others change in content Shared; write 1m or less, or content Exclusive or Immutable if that is true'"
+        ),
+    )
+}
+
+fn needs_read_write(switch: &str) -> Rule {
+    rule_on(
+        &format!(".engine.{switch}"),
+        format!("!has(self.engine.{switch}) || !self.engine.{switch} || self.access == 'ReadWrite'"),
+        "'true lets the guest write, but access is ' + self.access + '; write ReadWrite, or remove it'",
+    )
 }
 
 /// The safe answer where none is given.
