@@ -130,8 +130,9 @@ const WRITING: &[c_long] = &[
 /// Puts the filter in force for this thread and all that it starts.
 pub(crate) fn close_behind(writable: bool) -> Result<(), SeccompError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SeccompError::Architecture)?;
-    apply_filter(&closed_list(writable, architecture)?)?;
+    // In this order: the closed list has no room for another filter.
     apply_filter(&without_clone3(architecture)?)?;
+    apply_filter(&closed_list(writable, architecture)?)?;
     Ok(())
 }
 
