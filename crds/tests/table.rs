@@ -8,6 +8,8 @@
 //! # api-server: Unsupported value     the same of an API server, where its words differ; `-`: it accepts it
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

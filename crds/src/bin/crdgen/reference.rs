@@ -1,0 +1,138 @@
+//! The API reference, from the schema of the definition.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value};
+
+use crate::wording;
+
+/// The manifest of the introduction; it is one of the manifests that tests accept.
+const EXAMPLE: &str = include_str!("../../../tests/manifests/good/container-storage.yaml");
+
+/// Markdown for a definition.
+pub(crate) fn markdown(definition: &Value) -> String {
+    let names = &definition["spec"]["names"];
+    let version = &definition["spec"]["versions"][0];
+    let schema = &version["schema"]["openAPIV3Schema"];
+    let kind = text(&names["kind"]);
+    let mut page = format!(
+        "# API reference\n\n\
+         ## {kind}\n\n\
+         {}\n\n\
+         `apiVersion: {}/{}`, `kind: {kind}`; cluster-scoped; `kubectl get {}`, also by category `{}`.\n\n\
+         ```yaml\n{EXAMPLE}```\n\n\
+         A field that is not known, a value out of bounds and a combination that makes no sense are refused, by an API \
+         server and for a manifest in a directory alike. A field left out or `null` has its default. Durations are written \
+         as `24h`, `1m30s` or `500ms`.\n",
+        text(&schema["description"]),
+        text(&definition["spec"]["group"]),
+        text(&version["name"]),
+        text(&names["shortNames"][0]),
+        text(&names["categories"][0]),
+    );
+    refusals(&mut page, schema);
+    for root in ["spec", "status"] {
+        section(&mut page, &schema["properties"][root], root);
+    }
+    page
+}
+
+/// One object and, after it, every object inside it.
+fn section(page: &mut String, schema: &Value, path: &str) {
+    let Some(fields) = schema["properties"].as_object() else { return };
+    let _ = write!(page, "\n### `{path}`\n\n{}\n\n", text(&schema["description"]));
+    page.push_str("| field | type | default | meaning |\n|---|---|---|---|\n");
+    for (name, field) in fields {
+        row(page, name, field, is_required(schema, name));
+    }
+    refusals(page, schema);
+    for (name, field) in fields {
+        match text(&field["type"]) {
+            "array" => section(page, &field["items"], &format!("{path}.{name}[]")),
+            _ => section(page, field, &format!("{path}.{name}")),
+        }
+    }
+}
+
+fn row(page: &mut String, name: &str, field: &Value, required: bool) {
+    let default = match field.get("default") {
+        _ if required => "required".to_owned(),
+        Some(Value::Object(_)) | None => String::new(),
+        Some(default) => format!("`{}`", default.as_str().map_or_else(|| default.to_string(), str::to_owned)),
+    };
+    let cells = [format!("`{name}`"), kind(field), default, text(&field["description"]).replace('\n', " ")];
+    let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
+    let _ = writeln!(page, "| {} |", cells.join(" | "));
+}
+
+/// The type of a field, with what bounds it.
+fn kind(field: &Value) -> String {
+    if let Some(words) = field["enum"].as_array() {
+        return words.iter().map(|word| format!("`{}`", text(word))).collect::<Vec<_>>().join(" or ");
+    }
+    if field["x-kubernetes-int-or-string"] == true {
+        return format!("whole number{}, or text of the form `{}`", range(field, "imum"), text(&field["pattern"]));
+    }
+    match text(&field["type"]) {
+        "object" if field.get("additionalProperties").is_some() => {
+            format!("map of texts{}", range(field, "Properties"))
+        }
+        "object" => "object".to_owned(),
+        "array" => format!("list of {}{}", plural(&field["items"]), range(field, "Items")),
+        "string" if is_duration(field) => "duration".to_owned(),
+        "string" => format!("text{}", range(field, "Length")),
+        "integer" => format!("whole number{}", range(field, "imum")),
+        "boolean" => "`true` or `false`".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+fn plural(items: &Value) -> &'static str {
+    if text(&items["type"]) == "object" { "objects" } else { "texts" }
+}
+
+fn is_duration(field: &Value) -> bool {
+    text(&field["pattern"]).contains("ms)?")
+}
+
+/// `min<what>` and `max<what>` in words.
+fn range(field: &Value, what: &str) -> String {
+    match (&field[format!("min{what}")], &field[format!("max{what}")]) {
+        (Value::Null, Value::Null) => String::new(),
+        (Value::Null, max) => format!(", at most {max}"),
+        (min, Value::Null) => format!(", at least {min}"),
+        (min, max) => format!(", {min} to {max}"),
+    }
+}
+
+/// What the rules of an object and of its fields refuse.
+fn refusals(page: &mut String, schema: &Value) {
+    let own = rules(schema).map(|rule| (text(&rule["fieldPath"]).trim_start_matches('.').to_owned(), rule));
+    let empty = Map::new();
+    let fields = schema["properties"].as_object().unwrap_or(&empty);
+    let of_fields = fields
+        .iter()
+        .filter(|(_, field)| field.get("properties").is_none())
+        .flat_map(|(name, field)| rules(field).map(move |rule| (name.clone(), rule)));
+    let lines: Vec<String> = own.chain(of_fields).map(|(field, rule)| refusal_line(&field, rule)).collect();
+    if !lines.is_empty() {
+        let _ = write!(page, "\nRefused:\n\n{}", lines.concat());
+    }
+}
+
+fn refusal_line(field: &str, rule: &Value) -> String {
+    let says = wording::refusal(rule);
+    if field.is_empty() { format!("- {says}\n") } else { format!("- `{field}`: {says}\n") }
+}
+
+fn rules(schema: &Value) -> impl Iterator<Item = &Value> {
+    schema["x-kubernetes-validations"].as_array().into_iter().flatten()
+}
+
+fn is_required(schema: &Value, name: &str) -> bool {
+    schema["required"].as_array().is_some_and(|required| required.iter().any(|field| field == name))
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
