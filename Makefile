@@ -7,10 +7,12 @@ SHELL := bash
 # CI builds exactly what Cargo.lock says; at a desk cargo may add what a changed Cargo.toml needs.
 LOCKED := $(if $(CI),--locked)
 SETUP := e2e/setup
+# Stock virtiofsd, the peer of component tests and benchmarks, where set-up put it.
+STOCK = VIRTIOFSD_STOCK=$$(sed -n 's/^virtiofsd=//p' target/e2e/parts)
 STEP = @printf '\n==> %s\n' "$(1)"
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build setup-check tools-kubernetes peer-1.13 build check test guest demo bench generate
+.PHONY: help setup setup-build tools-kubernetes peer-1.13 build check test guest demo bench generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -20,9 +22,6 @@ setup: ## packages, guest kernel, stock virtiofsd: what builds and guests need
 
 setup-build:
 	@$(SETUP)/packages.sh build
-
-setup-check:
-	@$(SETUP)/packages.sh build check
 
 tools-kubernetes: ## a Kubernetes node's parts, from its Go modules (about 9 minutes on 2 cores, once)
 	@$(SETUP)/kubernetes-tools.sh
@@ -34,14 +33,14 @@ build: setup-build ## release binaries of the agent, the broker and the engine i
 	$(call STEP,build)
 	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
 
-check: setup-check ## format, lints, unit and component tests, generated files, dependencies
+check: ## format, lints, unit and component tests, generated files, dependencies
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
 	@shellcheck $(SETUP)/*.sh .ci/run
 	@cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
 	$(call STEP,unit and component tests)
-	@cargo test $(LOCKED) --workspace --exclude e2e
+	@$(STOCK) cargo test $(LOCKED) --workspace --exclude e2e
 	@cargo test $(LOCKED) -p e2e --lib
 	$(call STEP,generated files)
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen -- --check
@@ -61,7 +60,7 @@ demo: setup build ## a share, a real VM on it, its error count and the metrics; 
 
 bench: setup build ## throughput against stock virtiofsd: a table and target/bench/report.json
 	$(call STEP,bench)
-	@cargo run $(LOCKED) -q --release -p testkit --bin bench
+	@$(STOCK) cargo run $(LOCKED) -q --release -p testkit --bin bench
 
 generate: setup-build ## writes the generated files anew
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen

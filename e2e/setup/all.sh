@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The set-up of the guest tier: packages, guest kernel, stock virtiofsd as the peer. Writes where the
-# parts are to target/e2e/parts, which the e2e crate reads. Quick when there is nothing to do.
+# The set-up for checks and guests: packages, guest kernel, stock virtiofsd as the peer. Writes where the
+# parts are to target/e2e/parts, which the e2e crate and the Makefile read. Quick when there is nothing to do.
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-"$setup_dir/packages.sh" build guest
+"$setup_dir/packages.sh" build check guest
 kernel=$("$setup_dir/kernel.sh")
 virtiofsd=$("$setup_dir/cargo-tool.sh" virtiofsd 1.14.0)
 

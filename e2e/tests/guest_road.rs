@@ -28,7 +28,7 @@ fn a_guest_reads_and_writes_a_share() -> Result<()> {
     guest.work(&Load::writing(&direct).and_reading(&direct), 5)?.must_be_clean().with_context(|| node.log_tail())?;
     guest.must(&format!("echo from the guest > {direct}/note && chown 7:8 {direct}/note"))?;
     assert_eq!(fs::read_to_string(source.path().join("note"))?, "from the guest\n");
-    assert_metric_counts(&node.metrics()?, "virtiofs_", "road")?;
+    assert_metric_counts(&node.metrics()?, "virtiofs_requests_total{", "road")?;
 
     guest.shutdown()?;
     node.stop()
