@@ -33,7 +33,7 @@ build: setup-build ## release binaries of the agent, the broker and the engine i
 	$(call STEP,build)
 	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
 
-check: ## format, lints, unit and component tests, generated files, dependencies
+check: setup ## format, lints, unit and component tests, generated files, dependencies
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
