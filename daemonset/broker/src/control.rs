@@ -1,0 +1,99 @@
+//! The control socket: the agent's requests, answered in order, a thread for each connection.
+
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use virtiofs_contract::VERSION;
+use virtiofs_contract::channel::{ChannelError, FramedStream};
+use virtiofs_contract::control::{Request, Response};
+
+use crate::broker::Broker;
+
+/// Most connections at a time. The agent needs one; a person at a shell another.
+const MAX_CONNECTIONS: usize = 32;
+
+/// How long to wait when no connection can be accepted.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Answers requests until the process ends.
+pub(crate) fn serve(listener: UnixListener, broker: Arc<Broker>) -> io::Result<()> {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let accept = move || {
+        for stream in listener.incoming() {
+            match stream {
+                Ok(stream) => take_in(stream, &broker, &connections),
+                Err(error) => {
+                    tracing::warn!(%error, "control connection not accepted");
+                    thread::sleep(ACCEPT_AGAIN);
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("control".into()).spawn(accept)?;
+    Ok(())
+}
+
+fn take_in(stream: UnixStream, broker: &Arc<Broker>, connections: &Arc<AtomicUsize>) {
+    if connections.fetch_add(1, SeqCst) >= MAX_CONNECTIONS {
+        connections.fetch_sub(1, SeqCst);
+        tracing::warn!(limit = MAX_CONNECTIONS, "control connection refused");
+        return;
+    }
+    let (broker, counted) = (broker.clone(), connections.clone());
+    let converse = move || {
+        if let Err(error) = converse(FramedStream::new(stream), &broker) {
+            tracing::warn!(%error, "control connection");
+        }
+        counted.fetch_sub(1, SeqCst);
+    };
+    if let Err(error) = thread::Builder::new().name("control-peer".into()).spawn(converse) {
+        connections.fetch_sub(1, SeqCst);
+        tracing::warn!(%error, "no thread for a control connection");
+    }
+}
+
+fn converse(mut peer: FramedStream, broker: &Broker) -> Result<(), ChannelError> {
+    let mut greeted = false;
+    loop {
+        let request = match peer.receive::<Request>() {
+            Ok(request) => request,
+            Err(ChannelError::Closed) => return Ok(()),
+            Err(ChannelError::Malformed(error)) => {
+                return peer.send(&Response::Invalid { message: error.to_string() });
+            }
+            Err(error) => return Err(error),
+        };
+        let response = match request {
+            Request::Hello { version: VERSION } => {
+                greeted = true;
+                Response::Welcome { version: VERSION, pid: std::process::id() }
+            }
+            Request::Hello { version } => return peer.send(&other_version(version)),
+            _ if !greeted => return peer.send(&not_greeted()),
+            request => answer(broker, request),
+        };
+        peer.send(&response)?;
+    }
+}
+
+fn answer(broker: &Broker, request: Request) -> Response {
+    match request {
+        Request::Apply { endpoint } => broker.apply(endpoint),
+        Request::Remove { name, force } => broker.remove(&name, force),
+        Request::Preflight { source, engine } => broker.preflight(&source, &engine),
+        Request::Status => Response::Status(Box::new(broker.status())),
+        Request::Hello { .. } => not_greeted(),
+    }
+}
+
+fn other_version(theirs: u32) -> Response {
+    Response::Invalid { message: format!("version {theirs} of the messages; this broker speaks {VERSION}") }
+}
+
+fn not_greeted() -> Response {
+    Response::Invalid { message: "the first request must be Hello".into() }
+}

@@ -1,0 +1,256 @@
+//! File descriptors that a VMM sent: what they must be, and under which number they are kept.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs, readlink};
+use thiserror::Error;
+
+use crate::record::SessionRecord;
+use crate::vhost_user::codec::{Layout, Region, Request};
+
+/// `HUGETLBFS_MAGIC` and `TMPFS_MAGIC` of linux/magic.h; a memfd is a file of one of them.
+const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x9584_58f6, 0x0102_1994];
+
+/// An open file of a VMM. Clones are the same file under the same number.
+#[derive(Clone)]
+pub(crate) struct Descriptor(Arc<Kept>);
+
+struct Kept {
+    number: u32,
+    fd: OwnedFd,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Descriptor {
+    /// The number under which the record names it.
+    pub(crate) fn number(&self) -> u32 {
+        self.0.number
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
+    }
+}
+
+impl PartialEq for Descriptor {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.number == other.0.number
+    }
+}
+
+impl Eq for Descriptor {}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0.number)
+    }
+}
+
+/// Why a descriptor is not accepted.
+#[derive(Debug, Error)]
+pub(crate) enum Unacceptable {
+    #[error("guest memory must be a memfd or a file on tmpfs or hugetlbfs, open for reading and writing")]
+    NotMemory,
+    #[error("memory region {layout:x?} ends beyond its file of {size} bytes")]
+    TooShort { layout: Layout, size: u64 },
+    #[error("kick, call and err must be eventfds, not {0}")]
+    NotEventFd(String),
+    #[error("descriptor: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<rustix::io::Errno> for Unacceptable {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Unacceptable::Io(errno.into())
+    }
+}
+
+/// Gives the descriptors of one session their numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Numbering {
+    last: u32,
+}
+
+impl Numbering {
+    /// Checks what came with a request. Memory whose file the record knows already becomes that same
+    /// descriptor: a VMM sends one memfd for two regions, and all of them again with every change.
+    pub(crate) fn admit(
+        &mut self,
+        record: &SessionRecord<Descriptor>,
+        request: Request<OwnedFd>,
+    ) -> Result<Request<Descriptor>, Unacceptable> {
+        Ok(match request {
+            Request::SetMemTable(regions) => Request::SetMemTable(self.table(record, regions)?),
+            Request::AddMemReg(region) => Request::AddMemReg(self.region(&record.regions, region)?),
+            Request::SetVringKick { ring, fd } => Request::SetVringKick { ring, fd: self.event(fd)? },
+            Request::SetVringCall { ring, fd } => Request::SetVringCall { ring, fd: self.event(fd)? },
+            Request::SetVringErr { ring, fd } => Request::SetVringErr { ring, fd: self.event(fd)? },
+            Request::GetFeatures => Request::GetFeatures,
+            Request::SetFeatures(features) => Request::SetFeatures(features),
+            Request::SetOwner => Request::SetOwner,
+            Request::ResetOwner => Request::ResetOwner,
+            Request::SetVringNum { ring, num } => Request::SetVringNum { ring, num },
+            Request::SetVringAddr { ring, address } => Request::SetVringAddr { ring, address },
+            Request::SetVringBase { ring, base } => Request::SetVringBase { ring, base },
+            Request::GetVringBase { ring } => Request::GetVringBase { ring },
+            Request::GetProtocolFeatures => Request::GetProtocolFeatures,
+            Request::SetProtocolFeatures(features) => Request::SetProtocolFeatures(features),
+            Request::GetQueueNum => Request::GetQueueNum,
+            Request::SetVringEnable { ring, enable } => Request::SetVringEnable { ring, enable },
+            Request::ResetDevice => Request::ResetDevice,
+            Request::GetMaxMemSlots => Request::GetMaxMemSlots,
+            Request::RemMemReg(layout) => Request::RemMemReg(layout),
+        })
+    }
+
+    fn table(
+        &mut self,
+        record: &SessionRecord<Descriptor>,
+        regions: Vec<Region<OwnedFd>>,
+    ) -> Result<Vec<Region<Descriptor>>, Unacceptable> {
+        let mut known = record.regions.clone();
+        let mut table = Vec::with_capacity(regions.len());
+        for region in regions {
+            let region = self.region(&known, region)?;
+            known.push(region.clone());
+            table.push(region);
+        }
+        Ok(table)
+    }
+
+    fn region(
+        &mut self,
+        known: &[Region<Descriptor>],
+        region: Region<OwnedFd>,
+    ) -> Result<Region<Descriptor>, Unacceptable> {
+        let layout = region.layout;
+        let identity = check_memory(region.file.as_fd(), &layout)?;
+        let same = known.iter().map(|region| &region.file).find(|file| file.0.identity == identity);
+        let file = same.cloned().unwrap_or_else(|| self.keep(region.file, identity));
+        Ok(Region { layout, file })
+    }
+
+    fn event(&mut self, fd: Option<OwnedFd>) -> Result<Option<Descriptor>, Unacceptable> {
+        let Some(fd) = fd else { return Ok(None) };
+        check_event(fd.as_fd())?;
+        // All eventfds share one anonymous inode; it identifies none of them.
+        Ok(Some(self.keep(fd, (0, 0))))
+    }
+
+    fn keep(&mut self, fd: OwnedFd, identity: (u64, u64)) -> Descriptor {
+        self.last += 1;
+        Descriptor(Arc::new(Kept { number: self.last, fd, identity }))
+    }
+}
+
+/// Anything else could block whoever reads the used index (FUSE), or end before its mapping does.
+fn check_memory(fd: BorrowedFd<'_>, layout: &Layout) -> Result<(u64, u64), Unacceptable> {
+    let stat = fstat(fd)?;
+    let read_write = fcntl_getfl(fd)? & OFlags::ACCMODE == OFlags::RDWR;
+    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if !regular || !read_write || !MEMORY_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type as u64)) {
+        return Err(Unacceptable::NotMemory);
+    }
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    if layout.offset.checked_add(layout.size).is_none_or(|end| end > size) {
+        return Err(Unacceptable::TooShort { layout: *layout, size });
+    }
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// A pipe or a socket would let a VMM block whoever writes to it.
+fn check_event(fd: BorrowedFd<'_>) -> Result<(), Unacceptable> {
+    let link = Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
+    let target = readlink(link, Vec::new())?;
+    if target.as_bytes() == b"anon_inode:[eventfd]" {
+        Ok(())
+    } else {
+        Err(Unacceptable::NotEventFd(target.to_string_lossy().into_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    fn memory(size: u64) -> OwnedFd {
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(size).unwrap();
+        file.into()
+    }
+
+    fn layout(size: u64, offset: u64) -> Layout {
+        Layout { guest_addr: 0, size, user_addr: 0, offset }
+    }
+
+    fn admit(request: Request<OwnedFd>) -> Result<Request<Descriptor>, Unacceptable> {
+        Numbering::default().admit(&SessionRecord::default(), request)
+    }
+
+    fn add(file: OwnedFd, layout: Layout) -> Request<OwnedFd> {
+        Request::AddMemReg(Region { layout, file })
+    }
+
+    #[test]
+    fn a_memfd_as_long_as_claimed_is_memory() {
+        assert!(admit(add(memory(8192), layout(4096, 4096))).is_ok());
+        for (size, offset) in [(4097, 4096), (8193, 0), (1, 8192), (u64::MAX, 1)] {
+            let refused = admit(add(memory(8192), layout(size, offset)));
+            assert!(matches!(refused, Err(Unacceptable::TooShort { .. })), "{size} {offset}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_memory_is_refused() {
+        let read_only = OpenOptions::new()
+            .read(true)
+            .open(format!("/proc/self/fd/{}", memory(8192).as_raw_fd()))
+            .unwrap_or_else(|_| File::open("/dev/null").unwrap());
+        let other_file_system = File::open("/proc/self/maps").unwrap();
+        let (pipe, _writer) = io::pipe().unwrap();
+        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        for fd in [read_only.into(), other_file_system.into(), pipe.into(), event] {
+            assert!(matches!(admit(add(fd, layout(1, 0))), Err(Unacceptable::NotMemory)));
+        }
+    }
+
+    #[test]
+    fn only_eventfds_are_events() {
+        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        assert!(admit(Request::SetVringKick { ring: 0, fd: Some(event) }).is_ok());
+        assert!(admit(Request::SetVringCall { ring: 0, fd: None }).is_ok());
+        let (_reader, pipe) = io::pipe().unwrap();
+        let refused = admit(Request::SetVringErr { ring: 0, fd: Some(pipe.into()) });
+        assert!(matches!(refused, Err(Unacceptable::NotEventFd(_))));
+    }
+
+    #[test]
+    fn one_file_sent_twice_is_kept_once() {
+        let file = memory(8192);
+        let region = |file: OwnedFd, offset| Region { layout: layout(4096, offset), file };
+        let twice = Request::SetMemTable(vec![
+            region(file.try_clone().unwrap(), 0),
+            region(file.try_clone().unwrap(), 4096),
+            region(memory(4096), 0),
+        ]);
+        let mut numbering = Numbering::default();
+        let Ok(Request::SetMemTable(regions)) = numbering.admit(&SessionRecord::default(), twice) else { panic!() };
+        let numbers: Vec<u32> = regions.iter().map(|region| region.file.number()).collect();
+        assert_eq!(numbers, [1, 1, 2]);
+        let record = SessionRecord { regions, ..SessionRecord::default() };
+        let again = numbering.admit(&record, add(file, layout(4096, 0))).unwrap();
+        assert!(matches!(again, Request::AddMemReg(region) if region.file.number() == 1));
+    }
+}

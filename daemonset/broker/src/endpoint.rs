@@ -1,0 +1,308 @@
+//! One endpoint: a socket, what is served behind it, and the sessions that began there.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use thiserror::Error;
+use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus};
+use virtiofs_contract::counters::Totals;
+use virtiofs_contract::preflight::Preflight;
+
+use crate::engine::start::Starter;
+use crate::listen::{BoundSocket, ListenError};
+use crate::mailbox::{Mailbox, Post, mailbox};
+use crate::poll::{Interest, wait_readable};
+use crate::session::shared::Shared;
+use crate::session::{Command, End, Service, Session};
+use crate::vhost_user::socket::VmmSocket;
+
+/// Most sessions of one socket. Each costs an engine process.
+const MAX_SESSIONS: usize = 256;
+
+/// Most connections of one socket that have not sent a message yet. Each costs a thread for a few seconds.
+const MAX_HALF_OPEN: usize = 16;
+
+/// How long to wait when no connection can be accepted (no descriptors left).
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Session numbers are never used twice in one broker.
+static SERIAL: AtomicU64 = AtomicU64::new(1);
+
+/// An endpoint and its sessions.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    starter: Arc<Starter>,
+    inner: Mutex<Inner>,
+    session_ended: Condvar,
+}
+
+#[derive(Debug)]
+struct Inner {
+    spec: Spec,
+    preflight: Preflight,
+    listening: Option<Listening>,
+    sessions: BTreeMap<String, Live>,
+    refused_connections: u64,
+    sessions_started: u64,
+    engines_ended: u64,
+    ended: Totals,
+}
+
+#[derive(Debug)]
+struct Listening {
+    socket: BoundSocket,
+    stop: Post<()>,
+}
+
+#[derive(Debug)]
+struct Live {
+    shared: Arc<Shared>,
+    post: Post<Command>,
+}
+
+/// Why a connection is turned away.
+#[derive(Debug, Error)]
+enum Refusal {
+    #[error("the endpoint is exclusive and has a session")]
+    Exclusive,
+    #[error("{MAX_SESSIONS} sessions is the limit")]
+    TooManySessions,
+    #[error("{MAX_HALF_OPEN} connections have not sent a message yet")]
+    TooManyHalfOpen,
+    #[error("set-up: {0}")]
+    SetUp(#[from] io::Error),
+    #[error("{0}")]
+    Journal(#[from] crate::session::journal::JournalError),
+}
+
+impl Endpoint {
+    /// An endpoint that does not listen yet.
+    pub(crate) fn new(spec: Spec, preflight: Preflight, starter: Arc<Starter>) -> Arc<Self> {
+        Arc::new(Endpoint {
+            starter,
+            inner: Mutex::new(Inner {
+                spec,
+                preflight,
+                listening: None,
+                sessions: BTreeMap::new(),
+                refused_connections: 0,
+                sessions_started: 0,
+                engines_ended: 0,
+                ended: Totals::default(),
+            }),
+            session_ended: Condvar::new(),
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn spec(&self) -> Spec {
+        self.inner().spec.clone()
+    }
+
+    pub(crate) fn is_listening(&self) -> bool {
+        self.inner().listening.is_some()
+    }
+
+    /// Nothing listens and nobody is connected.
+    pub(crate) fn is_over(&self) -> bool {
+        let inner = self.inner();
+        inner.listening.is_none() && inner.sessions.is_empty()
+    }
+
+    pub(crate) fn sessions(&self) -> usize {
+        self.inner().sessions.len()
+    }
+
+    /// Makes the endpoint what is asked for. A socket that is in place stays, and so do sessions; they keep
+    /// the engine they have.
+    pub(crate) fn apply(self: &Arc<Self>, spec: Spec, preflight: Preflight) -> Result<(), ListenError> {
+        let mut inner = self.inner();
+        let stays = inner
+            .listening
+            .as_ref()
+            .is_some_and(|listening| inner.spec.socket.path == spec.socket.path && listening.socket.in_place());
+        if stays {
+            inner.set_access(&spec)?;
+        } else {
+            let listening = self.listen(&spec)?;
+            if let Some(before) = inner.listening.replace(listening) {
+                before.stop();
+            }
+            tracing::info!(endpoint = spec.name, socket = %spec.socket.path.display(), "listening");
+        }
+        inner.spec = spec;
+        inner.preflight = preflight;
+        Ok(())
+    }
+
+    fn listen(self: &Arc<Self>, spec: &Spec) -> Result<Listening, ListenError> {
+        let failed = |error| ListenError::Io { path: spec.socket.path.clone(), error };
+        let socket = BoundSocket::bind(&spec.socket)?;
+        let accepting = mailbox().and_then(|(stop, stopped)| {
+            let listener = socket.listener().try_clone()?;
+            listener.set_nonblocking(true)?;
+            let endpoint = self.clone();
+            let accept = move || endpoint.accept_until(&listener, &stopped);
+            thread::Builder::new().name("accept".into()).spawn(accept)?;
+            Ok(stop)
+        });
+        match accepting {
+            Ok(stop) => Ok(Listening { socket, stop }),
+            Err(error) => {
+                socket.unlink();
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// Stops listening. Sessions go on, unless `force` ends them.
+    pub(crate) fn remove(&self, force: bool) {
+        let mut inner = self.inner();
+        if let Some(listening) = inner.listening.take() {
+            listening.stop();
+            tracing::info!(endpoint = inner.spec.name, sessions = inner.sessions.len(), force, "no longer listening");
+        }
+        if force {
+            for live in inner.sessions.values() {
+                live.post.send(Command::End);
+            }
+        }
+    }
+
+    /// Waits until no session is left, at most this long; says whether that is so.
+    pub(crate) fn wait_until_empty(&self, longest: Duration) -> bool {
+        let waiting = |inner: &mut Inner| !inner.sessions.is_empty();
+        let waited = self.session_ended.wait_timeout_while(self.inner(), longest, waiting);
+        waited.unwrap_or_else(PoisonError::into_inner).0.sessions.is_empty()
+    }
+
+    pub(crate) fn status(&self) -> EndpointStatus {
+        let inner = self.inner();
+        let mut totals = inner.ended.clone();
+        let mut engines_started = inner.engines_ended;
+        let mut sessions = Vec::new();
+        for live in inner.sessions.values() {
+            let status = live.shared.status();
+            totals.add(&status.totals);
+            engines_started += status.engines;
+            if live.shared.view().begun {
+                sessions.push(status);
+            }
+        }
+        EndpointStatus {
+            endpoint: inner.spec.clone(),
+            listening: inner.listening.is_some(),
+            preflight: inner.preflight.clone(),
+            sessions_started: inner.sessions_started + sessions.len() as u64,
+            sessions,
+            refused_connections: inner.refused_connections,
+            engines_started,
+            totals,
+        }
+    }
+
+    fn accept_until(self: &Arc<Self>, listener: &UnixListener, stopped: &Mailbox<()>) {
+        loop {
+            let interests = [Interest::of(stopped), Interest::of(listener)];
+            match wait_readable(&interests, None) {
+                Ok([false, _]) => self.accept_one(listener),
+                Ok([true, _]) => return,
+                Err(error) => tracing::error!(%error, "poll"),
+            }
+        }
+    }
+
+    fn accept_one(self: &Arc<Self>, listener: &UnixListener) {
+        match listener.accept() {
+            Ok((stream, _)) => self.take_in(stream),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(endpoint = self.inner().spec.name, %error, "connection not accepted");
+                thread::sleep(ACCEPT_AGAIN);
+            }
+        }
+    }
+
+    fn take_in(self: &Arc<Self>, stream: UnixStream) {
+        if let Err(refusal) = self.open_session(stream) {
+            let mut inner = self.inner();
+            inner.refused_connections += 1;
+            tracing::warn!(endpoint = inner.spec.name, %refusal, "connection refused");
+        }
+    }
+
+    fn open_session(self: &Arc<Self>, stream: UnixStream) -> Result<(), Refusal> {
+        let mut inner = self.inner();
+        inner.admit_one_more()?;
+        let id = format!("{}-{}", inner.spec.name, SERIAL.fetch_add(1, Relaxed));
+        let shared = Arc::new(Shared::new(id.clone(), &stream, inner.spec.engine.clone())?);
+        let (post, mail) = mailbox()?;
+        let service = Service {
+            starter: self.starter.clone(),
+            endpoint: inner.spec.name.clone(),
+            source: inner.spec.source.clone(),
+            config: inner.spec.engine.clone(),
+        };
+        let session = Session::new(VmmSocket::new(stream)?, service, shared.clone(), (post.clone(), mail))?;
+        let endpoint = self.clone();
+        let run = move || {
+            let id = session.id().to_owned();
+            endpoint.close_session(&id, &session.run());
+        };
+        thread::Builder::new().name("session".into()).spawn(run)?;
+        inner.sessions.insert(id, Live { shared, post });
+        Ok(())
+    }
+
+    /// From the list of the living to the sums of the dead in one step, so that no sum ever goes backwards.
+    fn close_session(&self, id: &str, end: &End) {
+        let mut inner = self.inner();
+        let Some(live) = inner.sessions.remove(id) else { return };
+        let view = live.shared.view().clone();
+        inner.ended.add(&live.shared.totals());
+        inner.engines_ended += view.engines;
+        if view.begun {
+            inner.sessions_started += 1;
+        } else {
+            inner.refused_connections += 1;
+        }
+        tracing::info!(session = id, reason = %end, "session ended");
+        self.session_ended.notify_all();
+    }
+}
+
+impl Inner {
+    fn set_access(&self, spec: &Spec) -> Result<(), ListenError> {
+        let Some(listening) = self.listening.as_ref().filter(|_| self.spec.socket != spec.socket) else {
+            return Ok(());
+        };
+        let set = listening.socket.set_access(&spec.socket);
+        set.map_err(|error| ListenError::Io { path: spec.socket.path.clone(), error })
+    }
+
+    fn admit_one_more(&self) -> Result<(), Refusal> {
+        let half_open = self.sessions.values().filter(|live| !live.shared.view().begun).count();
+        match self.sessions.len() {
+            0 => Ok(()),
+            _ if self.spec.exclusive => Err(Refusal::Exclusive),
+            _ if half_open >= MAX_HALF_OPEN => Err(Refusal::TooManyHalfOpen),
+            MAX_SESSIONS.. => Err(Refusal::TooManySessions),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Listening {
+    fn stop(self) {
+        self.socket.unlink();
+        self.stop.send(());
+    }
+}

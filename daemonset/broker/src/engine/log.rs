@@ -1,0 +1,189 @@
+//! What an engine prints.
+//!
+//! The pipe never blocks the engine: what does not fit is lost there, and what comes too fast is dropped here.
+//! A broker that is busy, or stopped in a debugger, is not on the guest's path.
+
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Longest line that is kept; the rest of it is cut off.
+const LINE: usize = 1024;
+
+/// Lines that may come at once, and the time after which another one may.
+const BURST: u32 = 50;
+const PER_LINE: Duration = Duration::from_millis(100);
+
+/// Bytes looked at in one go, so that a flood does not keep a session from its other work.
+const PER_DRAIN: usize = 64 << 10;
+
+/// The broker's end of an engine's output.
+#[derive(Debug)]
+pub(crate) struct EngineLog {
+    pipe: Option<PipeReader>,
+    lines: Lines,
+    allowance: Allowance,
+    last: String,
+}
+
+/// A new pipe: the log, and the end for the engine.
+pub(crate) fn pipe() -> io::Result<(EngineLog, OwnedFd)> {
+    let (reader, writer) = io::pipe()?;
+    for end in [reader.as_fd(), writer.as_fd()] {
+        rustix::io::ioctl_fionbio(end, true)?;
+    }
+    let log = EngineLog {
+        pipe: Some(reader),
+        lines: Lines::default(),
+        allowance: Allowance::new(Instant::now()),
+        last: String::new(),
+    };
+    Ok((log, writer.into()))
+}
+
+impl EngineLog {
+    /// Passes on what has been printed since the last time.
+    pub(crate) fn drain(&mut self, session: &str) {
+        let mut buffer = [0u8; 4096];
+        let mut left = PER_DRAIN;
+        while left > 0 {
+            let Some(pipe) = &mut self.pipe else { return };
+            match pipe.read(&mut buffer) {
+                Ok(0) => self.pipe = None,
+                Ok(length) => {
+                    left = left.saturating_sub(length);
+                    self.pass_on(session, &buffer[..length]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    fn pass_on(&mut self, session: &str, bytes: &[u8]) {
+        for line in self.lines.feed(bytes) {
+            match self.allowance.take(Instant::now()) {
+                Verdict::Pass { dropped: 0 } => tracing::info!(session, "engine: {line}"),
+                Verdict::Pass { dropped } => tracing::info!(session, dropped, "engine: {line}"),
+                Verdict::Drop => {}
+            }
+            self.last = line;
+        }
+    }
+
+    /// The last line printed, for a finding about an engine's end.
+    pub(crate) fn last_line(&self) -> &str {
+        &self.last
+    }
+
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.pipe.as_ref().map(AsFd::as_fd)
+    }
+}
+
+/// Bytes put together to lines, control characters taken out.
+#[derive(Debug, Default)]
+struct Lines {
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    fn feed(&mut self, bytes: &[u8]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for byte in bytes {
+            match byte {
+                b'\n' => lines.push(clean(&std::mem::take(&mut self.partial))),
+                _ if self.partial.len() < LINE => self.partial.push(*byte),
+                _ => {}
+            }
+        }
+        lines.retain(|line| !line.is_empty());
+        lines
+    }
+}
+
+/// An engine speaks for a guest: nothing it prints may steer a terminal.
+fn clean(line: &[u8]) -> String {
+    String::from_utf8_lossy(line).chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned()
+}
+
+#[derive(Debug)]
+struct Allowance {
+    lines: u32,
+    since: Instant,
+    dropped: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Pass { dropped: u64 },
+    Drop,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Allowance { lines: BURST, since: now, dropped: 0 }
+    }
+
+    fn take(&mut self, now: Instant) -> Verdict {
+        let earned = now.saturating_duration_since(self.since).as_millis() / PER_LINE.as_millis();
+        if earned > 0 {
+            self.lines = BURST.min(self.lines.saturating_add(u32::try_from(earned).unwrap_or(BURST)));
+            self.since = now;
+        }
+        if self.lines == 0 {
+            self.dropped += 1;
+            return Verdict::Drop;
+        }
+        self.lines -= 1;
+        Verdict::Pass { dropped: std::mem::take(&mut self.dropped) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn lines_are_whole_clean_and_bounded() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.feed(b"one\ntw"), ["one"]);
+        assert_eq!(lines.feed(b"o\x1b[31m\n\n"), ["two[31m"]);
+        let long = lines.feed(&[&[b'x'; 5000][..], b"\n"].concat());
+        assert_eq!(long[0].len(), LINE);
+    }
+
+    #[test]
+    fn a_flood_is_cut_and_its_size_is_told() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        let passed = (0..1000).filter(|_| allowance.take(start) != Verdict::Drop).count();
+        assert_eq!(passed as u32, BURST);
+        let later = start + PER_LINE;
+        assert_eq!(allowance.take(later), Verdict::Pass { dropped: 1000 - u64::from(BURST) });
+        assert_eq!(allowance.take(later), Verdict::Drop);
+    }
+
+    #[test]
+    fn a_full_pipe_does_not_make_the_engine_wait() {
+        let (mut log, end) = pipe().unwrap();
+        let mut engine = File::from(end);
+        let error = loop {
+            if let Err(error) = engine.write_all(&[b'x'; 4096]) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        log.drain("test");
+        engine.write_all(b"\nlast words\n").unwrap();
+        drop(engine);
+        log.drain("test");
+        log.drain("test");
+        assert_eq!(log.last_line(), "last words");
+        assert!(log.fd().is_none());
+    }
+}

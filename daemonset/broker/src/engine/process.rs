@@ -1,0 +1,309 @@
+//! Processes: fork, exec, death.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
+};
+use virtiofs_contract::engine::CONTROL_FD;
+
+use crate::poll::{Interest, wait_readable};
+
+/// Flag of a thread that runs no more user code (`PF_EXITING` of linux/sched.h).
+const PF_EXITING: u64 = 0x4;
+
+/// How often the threads of a killed engine are looked at.
+const LOOK_AGAIN: Duration = Duration::from_micros(100);
+
+/// How many engine processes there are, killed ones that still tear down included.
+#[derive(Debug, Default)]
+pub(crate) struct Population {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Population {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self) {
+        *self.count() += 1;
+    }
+
+    fn leave(&self) {
+        *self.count() -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Waits until there is none, at most this long; says how many are left.
+    pub(crate) fn wait_until_gone(&self, longest: Duration) -> usize {
+        let waited = self.changed.wait_timeout_while(self.count(), longest, |count| *count > 0);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+struct Order {
+    control: OwnedFd,
+    output: OwnedFd,
+    answer: mpsc::Sender<io::Result<EngineProcess>>,
+}
+
+/// Forks engines from one thread that lives as long as the broker: a parent-death signal is sent when the
+/// *thread* that forked ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Spawner {
+    orders: mpsc::Sender<Order>,
+}
+
+impl Spawner {
+    pub(crate) fn start(engine: PathBuf, population: Arc<Population>) -> io::Result<Self> {
+        let (orders, queue) = mpsc::channel::<Order>();
+        let occupied = occupy_control_fd()?;
+        thread::Builder::new().name("spawner".into()).spawn(move || {
+            let _occupied = occupied;
+            for Order { control, output, answer } in queue {
+                // Whoever ordered may have given up; the process is then dropped, and so killed.
+                let _ = answer.send(spawn(&engine, &control, output, &population));
+            }
+        })?;
+        Ok(Spawner { orders })
+    }
+
+    /// A new engine process: `control` becomes its only descriptor above the standard ones, `output` its
+    /// standard output and error.
+    pub(crate) fn spawn(&self, control: OwnedFd, output: OwnedFd) -> io::Result<EngineProcess> {
+        let (answer, answered) = mpsc::channel();
+        let gone = |_| io::Error::other("the spawner thread has ended");
+        self.orders.send(Order { control, output, answer }).map_err(|_| gone(()))?;
+        answered.recv().map_err(|_| gone(()))?
+    }
+}
+
+/// Keeps the number of the control descriptor in use in this process. The standard library reports a failed
+/// exec through a pipe of its own; were that pipe's number the one we put the control channel on, the report
+/// would go to the engine's channel.
+fn occupy_control_fd() -> io::Result<OwnedFd> {
+    let null = std::fs::File::open("/dev/null")?;
+    Ok(rustix::io::fcntl_dupfd_cloexec(&null, CONTROL_FD)?)
+}
+
+fn spawn(engine: &Path, control: &OwnedFd, output: OwnedFd, population: &Arc<Population>) -> io::Result<EngineProcess> {
+    let mut command = Command::new(engine);
+    command.env_clear().stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    let control = control.as_raw_fd();
+    let broker = std::process::id();
+    // SAFETY: `prepare_child` makes system calls only; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(move || prepare_child(control, broker)) };
+    let child = command.spawn()?;
+    population.enter();
+    let pid = child.id();
+    let pidfd =
+        Pid::from_raw(pid as i32).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    match pidfd {
+        Ok(pidfd) => Ok(EngineProcess { pid, pidfd: Some(pidfd), population: population.clone() }),
+        Err(errno) => {
+            let mut child = child;
+            let _ = child.kill();
+            let _ = child.wait();
+            population.leave();
+            Err(errno.into())
+        }
+    }
+}
+
+/// In the child, before exec. Descriptors that a library received without close-on-exec (guest memory of other
+/// VMs, for one) must not get through.
+fn prepare_child(control: RawFd, broker: u32) -> io::Result<()> {
+    // SAFETY: plain system calls on numbers; the signal set is initialised before it is used.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+        if libc::getppid() as u32 != broker {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        let range = libc::syscall(libc::SYS_close_range, CONTROL_FD, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        check(range as libc::c_int)?;
+        check(libc::dup2(control, CONTROL_FD))?;
+        // If the number was the right one already, dup2 has left it close-on-exec.
+        check(libc::fcntl(CONTROL_FD, libc::F_SETFD, 0))
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// An engine process. Dropping it kills it; it is reaped in any case.
+#[derive(Debug)]
+pub(crate) struct EngineProcess {
+    pid: u32,
+    /// Gone once the process has been handed to whoever reaps it.
+    pidfd: Option<OwnedFd>,
+    population: Arc<Population>,
+}
+
+impl EngineProcess {
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Sends SIGKILL and waits until no thread of the process runs user code or can begin a system call. What
+    /// follows, the teardown of its mappings, takes longer the more memory the guest has, and is not waited
+    /// for.
+    ///
+    /// # Errors
+    /// How long was waited: a thread is stuck in a system call (a hung file system).
+    pub(crate) fn stop_for_good(&self, longest: Duration) -> Result<(), Duration> {
+        self.kill();
+        let end = Instant::now() + longest;
+        while !all_threads_exiting(self.pid) {
+            if Instant::now() >= end {
+                return Err(longest);
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// How it ended, if it has within this time.
+    pub(crate) fn ended_within(&self, longest: Duration) -> Option<String> {
+        let pidfd = self.pidfd()?;
+        wait_readable(&[Interest::of(&pidfd)], Some(Instant::now() + longest)).ok()?[0].then_some(())?;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::PidFd(pidfd), options).ok()?.map(|status| describe(&status))
+    }
+
+    fn kill(&self) {
+        if let Some(pidfd) = self.pidfd() {
+            // It fails only for a process that is gone already.
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for EngineProcess {
+    /// Reaping waits for the teardown, or for ever if a thread is stuck; so it happens aside.
+    fn drop(&mut self) {
+        self.kill();
+        let Some(pidfd) = self.pidfd.take() else { return };
+        let population = self.population.clone();
+        let reaper = thread::Builder::new().name("reaper".into()).spawn(move || {
+            while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
+            population.leave();
+        });
+        if let Err(error) = reaper {
+            tracing::error!(engine_pid = self.pid, %error, "no thread to reap the engine with");
+        }
+    }
+}
+
+/// How a process ended, in words.
+fn describe(status: &WaitIdStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("it ended with exit status {code}"),
+        (None, Some(signal)) => format!("it was killed by {}", signal_name(signal)),
+        (None, None) => "it ended".into(),
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    nix::sys::signal::Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |name| name.to_string())
+}
+
+/// Does no thread run user code any more? Also true of a process that is gone.
+fn all_threads_exiting(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat"));
+        // A thread that vanished between the two reads has ended.
+        stat.map_or(true, |stat| flags_of(&stat).is_some_and(|flags| flags & PF_EXITING != 0))
+    })
+}
+
+/// Field 9 of proc_pid_stat(5); the command name before it may hold spaces and brackets.
+fn flags_of(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn spawner(engine: &str) -> (Spawner, Arc<Population>) {
+        let population = Arc::new(Population::default());
+        (Spawner::start(engine.into(), population.clone()).unwrap(), population)
+    }
+
+    fn spawn_with(spawner: &Spawner) -> (io::Result<EngineProcess>, io::PipeReader) {
+        let (output, input) = io::pipe().unwrap();
+        let (control, _) = io::pipe().unwrap();
+        (spawner.spawn(control.into(), input.into()), output)
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error_and_no_process() {
+        let (spawner, population) = spawner("/nonexistent/virtiofs-engine");
+        let (result, _) = spawn_with(&spawner);
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(population.wait_until_gone(Duration::ZERO), 0);
+    }
+
+    #[test]
+    fn a_child_has_the_control_channel_and_nothing_else() {
+        let scratch = tempfile::tempdir().unwrap();
+        let script = scratch.path().join("engine");
+        let list = "for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && printf '%s ' $n; done; echo";
+        std::fs::write(&script, format!("#!/bin/sh\n{list}\nsleep 60\n")).unwrap();
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let (leaky, _other) = io::pipe().unwrap();
+        let leaky = rustix::io::dup(&leaky).unwrap();
+        rustix::io::fcntl_setfd(&leaky, rustix::io::FdFlags::empty()).unwrap();
+        let (spawner, population) = spawner(script.to_str().unwrap());
+        let (process, mut output) = spawn_with(&spawner);
+        let process = process.unwrap();
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            let mut byte = [0];
+            output.read_exact(&mut byte).unwrap();
+            line.push(byte[0]);
+        }
+        // From 10 on are the shell's own (its script).
+        assert_eq!(String::from_utf8(line).unwrap().trim(), "0 1 2 3");
+        assert_eq!(process.ended_within(Duration::ZERO), None);
+        process.stop_for_good(Duration::from_secs(10)).unwrap();
+        assert_eq!(process.ended_within(Duration::from_secs(10)).as_deref(), Some("it was killed by SIGKILL"));
+        drop(process);
+        assert_eq!(population.wait_until_gone(Duration::from_secs(10)), 0);
+    }
+
+    #[test]
+    fn an_exit_status_is_told() {
+        let (spawner, _) = spawner("/bin/false");
+        let (process, _output) = spawn_with(&spawner);
+        let told = process.unwrap().ended_within(Duration::from_secs(10));
+        assert_eq!(told.as_deref(), Some("it ended with exit status 1"));
+    }
+
+    #[test]
+    fn flags_are_found_behind_any_command_name() {
+        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194564 100 0";
+        assert_eq!(flags_of(stat), Some(4_194_564));
+        assert_eq!(flags_of("42"), None);
+    }
+}

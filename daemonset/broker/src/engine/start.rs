@@ -1,0 +1,215 @@
+//! From a configuration to an engine that is ready, or to a finding that says what would help.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use virtiofs_contract::VERSION;
+use virtiofs_contract::channel::PacketChannel;
+use virtiofs_contract::config::EngineConfig;
+use virtiofs_contract::engine::{FromEngine, ToEngine};
+use virtiofs_contract::preflight::{Finding, Preflight, Reason};
+
+use super::finding;
+use super::log::{self, EngineLog};
+use super::process::{EngineProcess, Spawner};
+use super::source::{Reserved, open_source};
+use crate::poll::{Interest, wait_readable};
+use crate::vhost_user::front_end::FrontEnd;
+
+/// How long an engine may take until it is ready, or a trial until it is over: sandbox, trying file handles on
+/// every file system of the share.
+pub(crate) const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long an engine may take for one vhost-user message: the longest is mapping the guest's memory.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a dead engine's exit status is waited for.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// An engine that is in its sandbox and waits for vhost-user messages.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) process: EngineProcess,
+    pub(crate) control: PacketChannel,
+    pub(crate) front_end: FrontEnd,
+    pub(crate) log: EngineLog,
+    pub(crate) config: EngineConfig,
+    pub(crate) preflight: Preflight,
+}
+
+/// What an engine is to be started for.
+#[derive(Clone, Debug)]
+pub(crate) struct Job {
+    /// Name of the session, or of the trial.
+    pub(crate) session: String,
+    /// Canonical path of the directory.
+    pub(crate) source: PathBuf,
+    pub(crate) config: EngineConfig,
+}
+
+/// Starts engines.
+#[derive(Debug)]
+pub(crate) struct Starter {
+    spawner: Spawner,
+    sockets: PathBuf,
+    reserved: Reserved,
+    serial: AtomicU64,
+    /// Sources whose last trial has not come back yet.
+    trials: Mutex<HashSet<PathBuf>>,
+}
+
+/// A process that has been given its first message.
+struct Begun {
+    process: EngineProcess,
+    control: PacketChannel,
+    log: EngineLog,
+}
+
+impl Starter {
+    /// `sockets` is a directory that nobody else can enter.
+    pub(crate) fn new(spawner: Spawner, sockets: PathBuf, reserved: Reserved) -> Self {
+        Starter { spawner, sockets, reserved, serial: AtomicU64::new(0), trials: Mutex::default() }
+    }
+
+    /// Starts an engine. Blocks as long as the source does: to be called from a thread that may.
+    pub(crate) fn start(&self, job: &Job, counters: &OwnedFd) -> Result<Engine, Finding> {
+        let source = open_source(&job.source, &self.reserved)?;
+        let (listener, connection) = self.connected_pair().map_err(|error| not_started(&error))?;
+        let first = ToEngine::Start { version: VERSION, session: job.session.clone(), config: job.config.clone() };
+        let mut begun = self.begin(&first, &[source.as_fd(), listener.as_fd(), counters.as_fd()])?;
+        let preflight = begun.verdict(&job.session)?;
+        let front_end = FrontEnd::new(connection, MESSAGE_DEADLINE).map_err(|error| not_started(&error))?;
+        let Begun { process, control, log } = begun;
+        Ok(Engine { process, control, front_end, log, config: job.config.clone(), preflight })
+    }
+
+    /// Tries a configuration on a source. A source that hangs costs the caller [`START_DEADLINE`] once, and
+    /// nothing while the trial before is still stuck in it.
+    pub(crate) fn preflight(self: &Arc<Self>, source: &Path, config: &EngineConfig) -> Result<Preflight, Finding> {
+        if !self.trials().insert(source.into()) {
+            return Err(hung(source));
+        }
+        let (answer, answered) = mpsc::channel();
+        let (starter, path, config) = (self.clone(), source.to_path_buf(), config.clone());
+        let trial = thread::Builder::new().name("trial".into()).spawn(move || {
+            let result = starter.try_out(&path, config);
+            starter.trials().remove(&path);
+            // Nobody waits any more if the deadline has passed.
+            let _ = answer.send(result);
+        });
+        if let Err(error) = trial {
+            self.trials().remove(source);
+            return Err(not_started(&error));
+        }
+        answered.recv_timeout(2 * START_DEADLINE).unwrap_or_else(|_| Err(hung(source)))
+    }
+
+    fn trials(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.trials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn try_out(&self, source: &Path, config: EngineConfig) -> Result<Preflight, Finding> {
+        let source = open_source(source, &self.reserved)?;
+        let first = ToEngine::Preflight { version: VERSION, config };
+        self.begin(&first, &[source.as_fd()])?.verdict("trial")
+    }
+
+    fn begin(&self, first: &ToEngine, fds: &[BorrowedFd<'_>]) -> Result<Begun, Finding> {
+        let (ours, theirs) = PacketChannel::pair().map_err(|error| not_started(&error))?;
+        // What is sent later is small; an engine that reads nothing must not hold a session up for ever.
+        rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, Some(MESSAGE_DEADLINE))
+            .map_err(|errno| not_started(&errno.into()))?;
+        let (log, output) = log::pipe().map_err(|error| not_started(&error))?;
+        let process = self.spawner.spawn(theirs.into(), output).map_err(|error| not_started(&error))?;
+        let begun = Begun { process, control: ours, log };
+        begun.control.send(first, fds).map_err(|error| not_started(&io::Error::other(error)))?;
+        Ok(begun)
+    }
+
+    /// A listening socket, and a connection to it that waits to be accepted.
+    fn connected_pair(&self) -> io::Result<(OwnedFd, UnixStream)> {
+        let name = self.serial.fetch_add(1, Relaxed).to_string();
+        let directory = std::fs::File::open(&self.sockets)?;
+        let path = crate::listen::path_below(directory.as_fd(), name.as_ref());
+        let listener = UnixListener::bind(&path)?;
+        let connection = UnixStream::connect(&path);
+        std::fs::remove_file(&path)?;
+        Ok((listener.into(), connection?))
+    }
+}
+
+impl Begun {
+    /// Waits for the engine's first word.
+    fn verdict(&mut self, session: &str) -> Result<Preflight, Finding> {
+        let end = Instant::now() + START_DEADLINE;
+        loop {
+            let log = self.log.fd();
+            let interests = [Interest::of(&self.control), Interest::maybe(log.as_ref())];
+            let [spoke, printed] = wait_readable(&interests, Some(end)).map_err(|error| not_started(&error))?;
+            if printed {
+                self.log.drain(session);
+            }
+            if spoke {
+                return self.first_word(session);
+            }
+            if !printed {
+                return Err(finding(
+                    Reason::EngineFailed,
+                    format!("the engine was not ready within {} s", START_DEADLINE.as_secs()),
+                    "see whether the source's file system answers; see the engine's log lines",
+                ));
+            }
+        }
+    }
+
+    fn first_word(&mut self, session: &str) -> Result<Preflight, Finding> {
+        match self.control.receive::<FromEngine>() {
+            Ok((FromEngine::Ready { preflight }, _)) => Ok(preflight),
+            Ok((FromEngine::Failed { finding }, _)) => Err(finding),
+            Ok((other, _)) => Err(not_started(&io::Error::other(format!("it began with {other:?}")))),
+            Err(_) => {
+                self.log.drain(session);
+                Err(died(&self.process, &self.log))
+            }
+        }
+    }
+}
+
+/// The finding for an engine that is gone.
+pub(crate) fn died(process: &EngineProcess, log: &EngineLog) -> Finding {
+    let how = process.ended_within(LAST_WORDS).unwrap_or_else(|| "it closed its control channel".into());
+    let words = match log.last_line() {
+        "" => String::new(),
+        line => format!("; its last words: {line}"),
+    };
+    finding(
+        Reason::EngineFailed,
+        format!("the engine (process {}) is gone: {how}{words}", process.pid()),
+        "see the engine's log lines above",
+    )
+}
+
+fn not_started(error: &io::Error) -> Finding {
+    finding(
+        Reason::EngineFailed,
+        format!("the engine could not be started: {error}"),
+        "see that virtiofs-engine lies beside virtiofs-broker or name it with --engine, and that processes and \
+         open files are not at their limit",
+    )
+}
+
+/// The finding for a source that does not answer.
+pub(crate) fn hung(source: &Path) -> Finding {
+    finding(
+        Reason::SourceUnreadable,
+        format!("source {} does not answer", source.display()),
+        "see to the file system below it (a network file system whose server is gone?); it is tried again",
+    )
+}

@@ -1,0 +1,108 @@
+//! The one thing the broker reads from guest memory: how far a ring has been served.
+//!
+//! By `pread` on the region's file, never through a mapping: a file that its VMM shrinks is a short read here,
+//! not a SIGBUS.
+
+use std::io;
+
+use rustix::io::pread;
+use thiserror::Error;
+
+use crate::descriptor::Descriptor;
+use crate::record::SessionRecord;
+
+/// Where `idx` lies in a used ring (virtio 1.2, section 2.7.8).
+const USED_IDX: u64 = 2;
+
+/// Why a ring's position cannot be read.
+#[derive(Debug, Error)]
+pub(crate) enum PositionError {
+    #[error("ring {0} lies in no memory region")]
+    NotMapped(usize),
+    #[error("guest memory ends before the used ring")]
+    TooShort,
+    #[error("guest memory: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// The used index of a ring: every request before it has been answered, none from it on.
+pub(crate) fn used_index(record: &SessionRecord<Descriptor>, ring: usize) -> Result<u16, PositionError> {
+    let address = record.rings[ring].address.ok_or(PositionError::NotMapped(ring))?.used;
+    let at = address.checked_add(USED_IDX).ok_or(PositionError::NotMapped(ring))?;
+    let region = record.region_of(at, 2).ok_or(PositionError::NotMapped(ring))?;
+    let offset = region.layout.offset + (at - region.layout.user_addr);
+    let mut bytes = [0u8; 2];
+    match pread(&region.file, &mut bytes, offset).map_err(io::Error::from)? {
+        2 => Ok(u16::from_le_bytes(bytes)),
+        _ => Err(PositionError::TooShort),
+    }
+}
+
+/// Where a stopped ring goes on: what the guest sees as answered counts. An engine's word counts only where the
+/// used index cannot be that ring's (the guest has given the memory to something else, before or during a
+/// reboot).
+pub(crate) fn position(engine: Option<u16>, used: Option<u16>, size: u16, recorded: u16) -> u16 {
+    match (engine, used) {
+        (Some(engine), Some(used)) if engine.wrapping_sub(used) <= size => used,
+        (Some(engine), _) => engine,
+        (None, Some(used)) => used,
+        (None, None) => recorded,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+    use crate::descriptor::Numbering;
+    use crate::record::Ring;
+    use crate::vhost_user::codec::{Layout, Region, Request, RingAddress};
+
+    fn record_on(file: &File, used: u64) -> SessionRecord<Descriptor> {
+        let layout = Layout { guest_addr: 0, size: 0x2000, user_addr: 0x7f00_0000_0000, offset: 0x1000 };
+        let fd: OwnedFd = file.try_clone().unwrap().into();
+        let table = Request::SetMemTable(vec![Region { layout, file: fd }]);
+        let admitted = Numbering::default().admit(&SessionRecord::default(), table).unwrap();
+        let Request::SetMemTable(regions) = admitted else { panic!() };
+        let address = RingAddress { descriptors: 0, used, available: 0 };
+        let ring = Ring { size: 4, address: Some(address), ..Ring::default() };
+        SessionRecord { regions, rings: [ring, Ring::default()], ..SessionRecord::default() }
+    }
+
+    #[test]
+    fn the_used_index_is_read_where_it_lies() {
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(0x3000).unwrap();
+        file.write_all_at(&0xabcdu16.to_le_bytes(), 0x1000 + 0x800 + 2).unwrap();
+        let record = record_on(&file, 0x7f00_0000_0800);
+        assert_eq!(used_index(&record, 0).unwrap(), 0xabcd);
+        assert!(matches!(used_index(&record, 1), Err(PositionError::NotMapped(1))));
+        assert!(matches!(used_index(&record_on(&file, 0x7f00_0000_1fff), 0), Err(PositionError::NotMapped(0))));
+        assert!(matches!(used_index(&record_on(&file, u64::MAX), 0), Err(PositionError::NotMapped(0))));
+        file.set_len(0x1000).unwrap();
+        assert!(matches!(used_index(&record, 0), Err(PositionError::TooShort)));
+    }
+
+    #[test]
+    fn the_used_index_counts_unless_it_cannot_be_this_rings() {
+        let size = 128;
+        let table = [
+            (Some(7), Some(7), 7),
+            (Some(9), Some(7), 7),
+            (Some(3), Some(65530), 65530),
+            (Some(500), Some(0), 500),
+            (Some(7), Some(8), 7),
+            (Some(7), None, 7),
+            (None, Some(8), 8),
+            (None, None, 42),
+        ];
+        for (engine, used, expected) in table {
+            assert_eq!(position(engine, used, size, 42), expected, "{engine:?} {used:?}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Sockets at paths: bound whole (owner and mode included) or not at all, never over something foreign.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, chownat, openat, renameat, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+use thiserror::Error;
+use virtiofs_contract::control::SocketSpec;
+
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
+/// Why a socket cannot be where it is wanted.
+#[derive(Debug, Error)]
+pub(crate) enum ListenError {
+    #[error("socket path {0} names no file in a directory")]
+    NotAPath(PathBuf),
+    #[error("directory {directory} of the socket: {error}")]
+    Directory { directory: PathBuf, error: io::Error },
+    #[error("{0} exists and is not a socket")]
+    Foreign(PathBuf),
+    #[error("another process listens on {0}")]
+    Taken(PathBuf),
+    #[error("socket {path}: {error}")]
+    Io { path: PathBuf, error: io::Error },
+}
+
+/// A path below an open directory that fits into `sun_path` (108 bytes) however long the directory's own is.
+pub(crate) fn path_below(directory: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
+}
+
+/// A socket that listens at a path.
+#[derive(Debug)]
+pub(crate) struct BoundSocket {
+    listener: UnixListener,
+    directory: OwnedFd,
+    name: OsString,
+    identity: (u64, u64),
+}
+
+impl BoundSocket {
+    /// Binds under another name, sets owner and mode, listens, and moves the socket to its path: who finds
+    /// it there may connect. A socket that nobody listens on is replaced.
+    pub(crate) fn bind(spec: &SocketSpec) -> Result<Self, ListenError> {
+        let (directory, name) = place(&spec.path)?;
+        make_way(directory.as_fd(), &name, &spec.path)?;
+        let in_the_making =
+            OsString::from(format!(".virtiofs-{}-{}", std::process::id(), SERIAL.fetch_add(1, Relaxed)));
+        let bound = Self::bind_as(spec, directory, name, &in_the_making);
+        bound.map_err(|error| ListenError::Io { path: spec.path.clone(), error })
+    }
+
+    fn bind_as(spec: &SocketSpec, directory: OwnedFd, name: OsString, temporary: &OsStr) -> io::Result<Self> {
+        unlink_if_there(directory.as_fd(), temporary)?;
+        let listener = UnixListener::bind(path_below(directory.as_fd(), temporary))?;
+        let finished = set_access_at(directory.as_fd(), temporary, spec)
+            .and_then(|()| identity_at(directory.as_fd(), temporary))
+            .and_then(|identity| Ok(renameat(&directory, temporary, &directory, &name).map(|()| identity)?));
+        match finished {
+            Ok(identity) => Ok(BoundSocket { listener, directory, name, identity }),
+            Err(error) => {
+                unlink_if_there(directory.as_fd(), temporary)?;
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// Is it still this socket that the path leads to?
+    pub(crate) fn in_place(&self) -> bool {
+        identity_at(self.directory.as_fd(), &self.name).is_ok_and(|found| found == self.identity)
+    }
+
+    /// Sets owner, group and mode.
+    pub(crate) fn set_access(&self, spec: &SocketSpec) -> io::Result<()> {
+        set_access_at(self.directory.as_fd(), &self.name, spec)
+    }
+
+    /// Takes the path away, unless something else is there by now.
+    pub(crate) fn unlink(&self) {
+        if self.in_place()
+            && let Err(error) = unlink_if_there(self.directory.as_fd(), &self.name)
+        {
+            tracing::warn!(socket = ?self.name, %error, "socket not unlinked");
+        }
+    }
+}
+
+fn place(path: &Path) -> Result<(OwnedFd, OsString), ListenError> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(ListenError::NotAPath(path.into()));
+    };
+    let directory = openat(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| ListenError::Directory { directory: parent.into(), error: errno.into() })?;
+    Ok((directory, name.into()))
+}
+
+/// A dead socket may be replaced; anything else at the path is somebody's.
+fn make_way(directory: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), ListenError> {
+    match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(ListenError::Io { path: path.into(), error: errno.into() }),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Socket => Err(ListenError::Foreign(path.into())),
+        Ok(_) if answers(directory, name) => Err(ListenError::Taken(path.into())),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Connects through a descriptor of the socket file: its name alone may be longer than `sun_path`.
+fn answers(directory: BorrowedFd<'_>, name: &OsStr) -> bool {
+    let Ok(file) = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) else {
+        return false;
+    };
+    UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd())).is_ok()
+}
+
+fn set_access_at(directory: BorrowedFd<'_>, name: &OsStr, spec: &SocketSpec) -> io::Result<()> {
+    let (owner, group) = (spec.owner.map(Uid::from_raw), spec.group.map(Gid::from_raw));
+    if owner.is_some() || group.is_some() {
+        chownat(directory, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(chmodat(directory, name, Mode::from_raw_mode(spec.mode), AtFlags::empty())?)
+}
+
+fn identity_at(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<(u64, u64)> {
+    let Stat { st_dev, st_ino, .. } = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok((st_dev, st_ino))
+}
+
+fn unlink_if_there(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    fn spec(path: PathBuf) -> SocketSpec {
+        SocketSpec { path, owner: None, group: None, mode: 0o660 }
+    }
+
+    #[test]
+    fn a_socket_has_its_mode_and_leaves_nothing_else_behind() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("s.sock");
+        let socket = BoundSocket::bind(&spec(path.clone())).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+        UnixStream::connect(&path).unwrap();
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1);
+        socket.set_access(&SocketSpec { mode: 0o600, ..spec(path.clone()) }).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        socket.unlink();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_path_beyond_sun_path_can_be_bound() {
+        let scratch = tempfile::tempdir().unwrap();
+        let deep = scratch.path().join("d".repeat(200));
+        std::fs::create_dir(&deep).unwrap();
+        let long_name = deep.join(format!("{}.sock", "n".repeat(200)));
+        let socket = BoundSocket::bind(&spec(long_name.clone())).unwrap();
+        assert!(socket.in_place());
+        assert!(matches!(BoundSocket::bind(&spec(long_name)), Err(ListenError::Taken(_))));
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("s.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let socket = BoundSocket::bind(&spec(path.clone())).unwrap();
+        assert!(matches!(BoundSocket::bind(&spec(path)), Err(ListenError::Taken(_))));
+        assert!(socket.in_place());
+    }
+
+    #[test]
+    fn what_is_not_a_socket_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, "precious").unwrap();
+        let link = scratch.path().join("link");
+        symlink("file", &link).unwrap();
+        for path in [file.clone(), link] {
+            assert!(matches!(BoundSocket::bind(&spec(path)), Err(ListenError::Foreign(_))));
+        }
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "precious");
+        let nowhere = scratch.path().join("missing/s.sock");
+        assert!(matches!(BoundSocket::bind(&spec(nowhere)), Err(ListenError::Directory { .. })));
+        assert!(matches!(BoundSocket::bind(&spec("/".into())), Err(ListenError::NotAPath(_))));
+    }
+
+    #[test]
+    fn a_socket_that_was_replaced_is_not_unlinked() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("s.sock");
+        let socket = BoundSocket::bind(&spec(path.clone())).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "someone else's").unwrap();
+        assert!(!socket.in_place());
+        socket.unlink();
+        assert!(path.exists());
+    }
+}

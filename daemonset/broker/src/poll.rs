@@ -1,0 +1,49 @@
+//! Waiting for descriptors, with a deadline.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// A descriptor to wait for; one that is not there yet is never ready.
+#[derive(Clone, Copy)]
+pub(crate) struct Interest<'a>(Option<BorrowedFd<'a>>);
+
+impl<'a> Interest<'a> {
+    pub(crate) fn of(fd: &'a impl AsFd) -> Self {
+        Interest(Some(fd.as_fd()))
+    }
+
+    pub(crate) fn maybe(fd: Option<&'a impl AsFd>) -> Self {
+        Interest(fd.map(AsFd::as_fd))
+    }
+}
+
+/// Waits until one of them is readable or hung up, or until the deadline; says for each whether it is.
+pub(crate) fn wait_readable<const N: usize>(
+    interests: &[Interest<'_>; N],
+    deadline: Option<Instant>,
+) -> io::Result<[bool; N]> {
+    let present: Vec<(usize, BorrowedFd<'_>)> =
+        interests.iter().enumerate().filter_map(|(index, interest)| Some((index, interest.0?))).collect();
+    let mut fds: Vec<PollFd<'_>> = present.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    loop {
+        match poll(&mut fds, remaining(deadline).as_ref()) {
+            Ok(_) => break,
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let mut ready = [false; N];
+    for ((index, _), fd) in present.iter().zip(&fds) {
+        ready[*index] = !fd.revents().is_empty();
+    }
+    Ok(ready)
+}
+
+fn remaining(deadline: Option<Instant>) -> Option<Timespec> {
+    let left = deadline?.saturating_duration_since(Instant::now());
+    Timespec::try_from(left).ok()
+}

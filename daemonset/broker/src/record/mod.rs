@@ -1,0 +1,166 @@
+//! What a VMM has set up: the truth of a session. Engines are brought into line with it.
+//!
+//! | module | |
+//! |---|---|
+//! | this one | the record as plain data |
+//! | [`transition`] | a VMM's request -> change of the record, answer |
+//! | [`plan`] | what an engine has been told, the record -> what it must be told next |
+//! | [`store`] | the record in a memfd, for the broker that comes after this one |
+//!
+//! All of it is generic over `F`, whatever stands for a file descriptor: an open file in a session, a number
+//! in the stored record and in tests.
+
+pub(crate) mod plan;
+pub(crate) mod store;
+pub(crate) mod transition;
+
+use serde::{Deserialize, Serialize};
+use virtiofs_contract::engine::QUEUES;
+
+use crate::vhost_user::codec::{Region, Reply, RingAddress};
+use crate::vhost_user::offer;
+
+/// One VMM's device, as the VMM has set it up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SessionRecord<F> {
+    /// Device features that the VMM has accepted; none before it did.
+    pub(crate) features: Option<u64>,
+    /// Protocol features that the VMM has accepted.
+    pub(crate) protocol_features: u64,
+    /// Guest memory.
+    pub(crate) regions: Vec<Region<F>>,
+    /// The rings.
+    pub(crate) rings: [Ring<F>; QUEUES],
+    /// A device reset that no engine has carried out yet.
+    pub(crate) reset_owed: bool,
+    /// An answer that the VMM waits for.
+    pub(crate) reply_owed: Option<Reply>,
+}
+
+/// One ring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ring<F> {
+    /// Number of descriptors; 0 before it is known.
+    pub(crate) size: u16,
+    /// Position at which the VMM wants it to begin, or at which it was stopped.
+    pub(crate) base: u16,
+    /// Where it lies.
+    pub(crate) address: Option<RingAddress>,
+    /// Written by the guest when there are requests. Never read here.
+    pub(crate) kick: Option<F>,
+    /// Written when there are answers.
+    pub(crate) call: Option<F>,
+    /// Written when the ring is broken.
+    pub(crate) err: Option<F>,
+    /// May it be served?
+    pub(crate) enabled: bool,
+    /// Has the VMM started it, and not stopped it since?
+    pub(crate) started: bool,
+    /// Has an engine served it since it was started? If so its position is in the guest's used ring, and
+    /// `base` is history.
+    pub(crate) served: bool,
+}
+
+impl<F> Default for Ring<F> {
+    fn default() -> Self {
+        Ring {
+            size: 0,
+            base: 0,
+            address: None,
+            kick: None,
+            call: None,
+            err: None,
+            enabled: false,
+            started: false,
+            served: false,
+        }
+    }
+}
+
+impl<F> Default for SessionRecord<F> {
+    fn default() -> Self {
+        SessionRecord {
+            features: None,
+            protocol_features: 0,
+            regions: Vec::new(),
+            rings: Default::default(),
+            reset_owed: false,
+            reply_owed: None,
+        }
+    }
+}
+
+impl<F> SessionRecord<F> {
+    /// May this ring be served? A VMM that does not speak protocol features cannot enable rings: they are
+    /// enabled from the start.
+    pub(crate) fn enabled(&self, ring: usize) -> bool {
+        let by_message = self.features.is_some_and(|features| features & offer::PROTOCOL_FEATURES != 0);
+        !by_message || self.rings[ring].enabled
+    }
+
+    /// Is this ring started, and everything known that an engine needs to serve it?
+    pub(crate) fn servable(&self, ring: usize) -> bool {
+        let it = &self.rings[ring];
+        it.started && it.kick.is_some() && self.features.is_some() && self.mapped(it)
+    }
+
+    /// Bytes of guest memory.
+    pub(crate) fn guest_memory(&self) -> u64 {
+        self.regions.iter().map(|region| region.layout.size).fold(0, u64::saturating_add)
+    }
+
+    /// The region in which these bytes lie, given as addresses in the VMM.
+    pub(crate) fn region_of(&self, user_addr: u64, len: u64) -> Option<&Region<F>> {
+        self.regions.iter().find(|region| {
+            let layout = &region.layout;
+            user_addr >= layout.user_addr
+                && user_addr.checked_add(len).is_some_and(|end| end <= layout.user_addr.saturating_add(layout.size))
+        })
+    }
+
+    fn mapped(&self, ring: &Ring<F>) -> bool {
+        let size = u64::from(ring.size);
+        ring.size != 0
+            && ring.address.is_some_and(|at| {
+                self.region_of(at.descriptors, 16 * size).is_some()
+                    && self.region_of(at.available, 6 + 2 * size).is_some()
+                    && self.region_of(at.used, 6 + 8 * size).is_some()
+            })
+    }
+
+    /// The same record with another stand-in for each file descriptor.
+    pub(crate) fn try_map<G, E>(&self, mut map: impl FnMut(&F) -> Result<G, E>) -> Result<SessionRecord<G>, E> {
+        let mut regions = Vec::with_capacity(self.regions.len());
+        for region in &self.regions {
+            regions.push(Region { layout: region.layout, file: map(&region.file)? });
+        }
+        let mut rings: [Ring<G>; QUEUES] = Default::default();
+        for (target, ring) in rings.iter_mut().zip(&self.rings) {
+            *target = ring.try_map(&mut map)?;
+        }
+        Ok(SessionRecord {
+            features: self.features,
+            protocol_features: self.protocol_features,
+            regions,
+            rings,
+            reset_owed: self.reset_owed,
+            reply_owed: self.reply_owed,
+        })
+    }
+}
+
+impl<F> Ring<F> {
+    fn try_map<G, E>(&self, map: &mut impl FnMut(&F) -> Result<G, E>) -> Result<Ring<G>, E> {
+        Ok(Ring {
+            size: self.size,
+            base: self.base,
+            address: self.address,
+            kick: self.kick.as_ref().map(&mut *map).transpose()?,
+            call: self.call.as_ref().map(&mut *map).transpose()?,
+            err: self.err.as_ref().map(&mut *map).transpose()?,
+            enabled: self.enabled,
+            started: self.started,
+            served: self.served,
+        })
+    }
+}

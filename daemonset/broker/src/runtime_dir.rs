@@ -1,0 +1,126 @@
+//! The runtime directory: one broker at a time, and the places it uses.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use thiserror::Error;
+
+/// Why the runtime directory cannot be used.
+#[derive(Debug, Error)]
+pub enum RuntimeDirError {
+    /// Another broker has it.
+    #[error("runtime directory {directory} belongs to a broker that runs as process {holder}")]
+    Held {
+        /// The directory.
+        directory: PathBuf,
+        /// What the lock file says about its holder.
+        holder: String,
+    },
+    /// A file or directory in it cannot be made or used.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+/// The runtime directory, held by this broker until it is dropped.
+#[derive(Debug)]
+pub(crate) struct RuntimeDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl RuntimeDir {
+    /// Creates what is missing and takes the lock, before any socket in it is touched.
+    pub(crate) fn take(directory: &Path) -> Result<Self, RuntimeDirError> {
+        // VMMs run as other users and must be able to reach their sockets.
+        make(directory, 0o755)?;
+        let path = directory.canonicalize().map_err(|error| at(directory, error))?;
+        let lock = take_lock(&path)?;
+        make(&path.join("engines"), 0o700)?;
+        make(&path.join("shares"), 0o755)?;
+        Ok(RuntimeDir { path, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn control_socket(&self) -> PathBuf {
+        self.path.join("broker.sock")
+    }
+
+    /// Where sockets to engines exist for a moment; nobody else can enter.
+    pub(crate) fn engine_sockets(&self) -> PathBuf {
+        self.path.join("engines")
+    }
+}
+
+fn take_lock(directory: &Path) -> Result<File, RuntimeDirError> {
+    let path = directory.join("broker.lock");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o644);
+    let mut lock = options.open(&path).map_err(|error| at(&path, error))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut holder = String::new();
+        lock.read_to_string(&mut holder).map_err(|error| at(&path, error))?;
+        return Err(RuntimeDirError::Held { directory: directory.into(), holder: holder.trim().into() });
+    }
+    lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(|error| at(&path, error))?;
+    Ok(lock)
+}
+
+/// The mode is set even where a umask would narrow it, but never on a directory that was there before.
+fn make(directory: &Path, mode: u32) -> Result<(), RuntimeDirError> {
+    if let Some(parent) = directory.parent().filter(|parent| !parent.exists()) {
+        make(parent, 0o755)?;
+    }
+    match DirBuilder::new().mode(mode).create(directory) {
+        Ok(()) => {
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(directory, permissions).map_err(|error| at(directory, error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
+        Err(error) => Err(at(directory, error)),
+    }
+}
+
+fn at(path: &Path, error: io::Error) -> RuntimeDirError {
+    RuntimeDirError::Io { path: path.into(), error }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_second_broker_is_told_who_is_there() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().join("a/run");
+        let first = RuntimeDir::take(&directory).unwrap();
+        match RuntimeDir::take(&directory) {
+            Err(RuntimeDirError::Held { holder, .. }) => assert_eq!(holder, std::process::id().to_string()),
+            other => panic!("{other:?}"),
+        }
+        let mode = |name: &str| std::fs::metadata(directory.join(name)).unwrap().mode() & 0o777;
+        assert_eq!((mode("engines"), mode("shares"), mode(".")), (0o700, 0o755, 0o755));
+        drop(first);
+        RuntimeDir::take(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_an_error() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(RuntimeDir::take(&file), Err(RuntimeDirError::Io { .. })));
+    }
+}

@@ -1,0 +1,303 @@
+//! A VMM's connection: messages are looked at, then consumed.
+//!
+//! Between the two the broker writes its record, so that a broker that dies in between leaves the message
+//! in the socket for the next one.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, RecvMsg, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use thiserror::Error;
+
+use super::codec::{HEADER_LEN, Header, MAX_FDS, Malformed, Reply, Request};
+
+/// How long the rest of a message may take to arrive once its beginning has. No VMM splits a message on
+/// purpose, so this bounds one that stops in the middle.
+const REST_OF_MESSAGE: Duration = Duration::from_secs(5);
+
+/// Why a connection cannot go on.
+#[derive(Debug, Error)]
+pub(crate) enum ConnectionError {
+    #[error("closed by the other side")]
+    Closed,
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+    #[error("more than {MAX_FDS} descriptors beside one message")]
+    TooManyFds,
+    #[error("half a message")]
+    Incomplete,
+    #[error("answers are not read")]
+    NotReading,
+    #[error("socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for ConnectionError {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::AGAIN => ConnectionError::Incomplete,
+            Errno::CONNRESET | Errno::PIPE => ConnectionError::Closed,
+            other => ConnectionError::Io(other.into()),
+        }
+    }
+}
+
+/// A message that is still in the socket.
+#[derive(Debug)]
+pub(crate) struct Peeked {
+    pub(crate) request: Request<OwnedFd>,
+    pub(crate) need_reply: bool,
+    length: usize,
+}
+
+/// The connection of one VMM.
+#[derive(Debug)]
+pub(crate) struct VmmSocket {
+    stream: UnixStream,
+}
+
+impl VmmSocket {
+    pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_read_timeout(Some(REST_OF_MESSAGE))?;
+        Ok(VmmSocket { stream })
+    }
+
+    /// The next message, which stays in the socket. Waits for its end if only its beginning is there.
+    pub(crate) fn peek(&self) -> Result<Peeked, ConnectionError> {
+        set_peek_offset(&self.stream, 0)?;
+        let mut fds = Vec::new();
+        let mut head = [0u8; HEADER_LEN];
+        self.peek_all(&mut head, Some(&mut fds))?;
+        let header = Header::decode(&head);
+        let mut payload = vec![0u8; header.payload_len()?];
+        // The descriptors came with the header; a second look at the same bytes would only copy them.
+        self.peek_all(&mut payload, None)?;
+        let request = Request::decode(&header, &payload, fds)?;
+        Ok(Peeked { request, need_reply: header.need_reply(), length: HEADER_LEN + payload.len() })
+    }
+
+    fn peek_all(&self, buffer: &mut [u8], mut fds: Option<&mut Vec<OwnedFd>>) -> Result<(), ConnectionError> {
+        let mut at = 0;
+        while at < buffer.len() {
+            let rest = &mut buffer[at..];
+            let received = match fds.as_deref_mut() {
+                Some(fds) => receive(&self.stream, rest, RecvFlags::PEEK, fds)?,
+                None => recv_plain(&self.stream, rest, RecvFlags::PEEK)?,
+            };
+            match received {
+                0 if at == 0 && fds.is_some() => return Err(ConnectionError::Closed),
+                0 => return Err(ConnectionError::Incomplete),
+                more => at += more,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a message that has been looked at out of the socket.
+    pub(crate) fn consume(&self, peeked_length: usize) -> Result<(), ConnectionError> {
+        let mut buffer = vec![0u8; peeked_length];
+        let mut at = 0;
+        while at < peeked_length {
+            match recv_plain(&self.stream, &mut buffer[at..], RecvFlags::empty())? {
+                0 => return Err(ConnectionError::Incomplete),
+                more => at += more,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends an answer, without waiting for a VMM that does not read its answers.
+    pub(crate) fn answer(&self, reply: &Reply) -> Result<(), ConnectionError> {
+        let bytes = reply.encode();
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match rustix::net::send(&self.stream, &bytes, flags) {
+            Ok(sent) if sent == bytes.len() => Ok(()),
+            Ok(_) | Err(Errno::AGAIN) => Err(ConnectionError::NotReading),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl AsFd for VmmSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+impl Peeked {
+    /// Bytes that [`VmmSocket::consume`] is to take.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+}
+
+/// Where the next look begins: `SO_PEEK_OFF`, which moves on with each look and back with each consumption.
+fn set_peek_offset(stream: &UnixStream, offset: libc::c_int) -> io::Result<()> {
+    // SAFETY: the option's value is one int, which lives across the call.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const offset).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Receives bytes and the descriptors beside them.
+pub(super) fn receive(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+    flags: RecvFlags,
+    fds: &mut Vec<OwnedFd>,
+) -> Result<usize, ConnectionError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received =
+        retry(|| recvmsg(stream, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags | RecvFlags::CMSG_CLOEXEC))?;
+    let RecvMsg { bytes, flags, .. } = received;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
+        return Err(ConnectionError::TooManyFds);
+    }
+    Ok(bytes)
+}
+
+/// Receives bytes only; the kernel drops descriptors beside them.
+pub(super) fn recv_plain(stream: &UnixStream, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, ConnectionError> {
+    Ok(retry(|| rustix::net::recv(stream, &mut *buffer, flags).map(|(_, received)| received))?)
+}
+
+/// Sends one message whole, descriptors beside its first byte.
+pub(super) fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ConnectionError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(ConnectionError::TooManyFds);
+    }
+    let sent = retry(|| sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
+    if sent == bytes.len() { Ok(()) } else { Err(ConnectionError::NotReading) }
+}
+
+fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => continue,
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::thread;
+
+    use super::super::codec::{ReplyValue, number};
+    use super::*;
+
+    fn pair() -> (UnixStream, VmmSocket) {
+        let (vmm, broker) = UnixStream::pair().unwrap();
+        (vmm, VmmSocket::new(broker).unwrap())
+    }
+
+    fn pipes(count: usize) -> Vec<OwnedFd> {
+        (0..count).map(|_| io::pipe().unwrap().0.into()).collect()
+    }
+
+    fn send_request(vmm: &UnixStream, request: &Request<OwnedFd>) {
+        let (bytes, fds) = request.encode(false);
+        let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(AsFd::as_fd).collect();
+        send(vmm, &bytes, &fds).unwrap();
+    }
+
+    #[test]
+    fn a_message_stays_until_it_is_consumed() {
+        let (vmm, socket) = pair();
+        for fd in pipes(2) {
+            send_request(&vmm, &Request::SetVringKick { ring: 1, fd: Some(fd) });
+        }
+        send_request(&vmm, &Request::SetFeatures(5));
+        for _ in 0..3 {
+            let peeked = socket.peek().unwrap();
+            assert!(matches!(peeked.request, Request::SetVringKick { ring: 1, fd: Some(_) }));
+        }
+        for _ in 0..2 {
+            let peeked = socket.peek().unwrap();
+            assert!(matches!(peeked.request, Request::SetVringKick { ring: 1, fd: Some(_) }));
+            socket.consume(peeked.length()).unwrap();
+        }
+        let last = socket.peek().unwrap();
+        assert!(matches!(last.request, Request::SetFeatures(5)));
+        socket.consume(last.length()).unwrap();
+        drop(vmm);
+        assert!(matches!(socket.peek(), Err(ConnectionError::Closed)));
+    }
+
+    #[test]
+    fn a_message_in_pieces_is_put_together() {
+        let (mut vmm, socket) = pair();
+        let (bytes, _) = Request::<OwnedFd>::SetFeatures(9).encode(true);
+        let writer = thread::spawn(move || {
+            for byte in bytes {
+                vmm.write_all(&[byte]).unwrap();
+                thread::yield_now();
+            }
+            vmm
+        });
+        let peeked = socket.peek().unwrap();
+        assert!(peeked.need_reply && matches!(peeked.request, Request::SetFeatures(9)));
+        socket.consume(peeked.length()).unwrap();
+        drop(writer.join().unwrap());
+        assert!(matches!(socket.peek(), Err(ConnectionError::Closed)));
+    }
+
+    #[test]
+    fn half_a_message_is_an_error() {
+        for length in 1..20 {
+            let (mut vmm, socket) = pair();
+            let (bytes, _) = Request::<OwnedFd>::SetFeatures(9).encode(true);
+            vmm.write_all(&bytes[..length]).unwrap();
+            drop(vmm);
+            assert!(matches!(socket.peek(), Err(ConnectionError::Incomplete)), "{length}");
+        }
+    }
+
+    #[test]
+    fn too_many_descriptors_are_refused_and_none_is_kept() {
+        let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let (vmm, socket) = pair();
+        let (bytes, _) = Request::<OwnedFd>::SetFeatures(9).encode(true);
+        let fds = pipes(MAX_FDS + 1);
+        let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
+        sendmsg(&vmm, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::empty()).unwrap();
+        // Other tests of this process open files too, so only a leak of all of them would show for sure.
+        let before = count();
+        assert!(matches!(socket.peek(), Err(ConnectionError::TooManyFds)));
+        assert!(count() < before + MAX_FDS);
+    }
+
+    #[test]
+    fn a_vmm_that_reads_no_answers_is_noticed() {
+        let (_vmm, socket) = pair();
+        let reply = Reply { request: number::GET_FEATURES, value: ReplyValue::U64(1) };
+        let result = (0..1_000_000).try_for_each(|_| socket.answer(&reply));
+        assert!(matches!(result, Err(ConnectionError::NotReading)));
+    }
+}
