@@ -5,7 +5,9 @@
 pub mod fuse;
 pub mod guest;
 pub mod memory;
+pub mod model;
 pub mod processes;
 pub mod server;
 pub mod vhost;
 pub mod virtio;
+pub mod workload;

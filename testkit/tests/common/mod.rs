@@ -10,29 +10,40 @@ use testkit::server::{Server, ServerCommand, stock_binary};
 
 /// Stock virtiofsd on a temporary directory.
 pub(crate) struct Stock {
-    directory: TempDir,
+    _directory: TempDir,
+    share: PathBuf,
     server: Server,
 }
 
 impl Stock {
     /// Starts it with more arguments than its own defaults.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let binary = stock_binary(None).unwrap_or_else(|error| panic!("{error}"));
         let directory = TempDir::new().unwrap();
         let share = directory.path().join("share");
         std::fs::create_dir(&share).unwrap();
+        Self::serve(directory, share, arguments)
+    }
+
+    /// A second server on the same directory.
+    #[allow(dead_code)] // Not every test has two guests.
+    pub(crate) fn beside(other: &Self) -> Self {
+        Self::serve(TempDir::new().unwrap(), other.share(), &[])
+    }
+
+    fn serve(directory: TempDir, share: PathBuf, arguments: &[&str]) -> Self {
+        let binary = stock_binary(None).unwrap_or_else(|error| panic!("{error}"));
         let socket = directory.path().join("fs.sock");
         let mut command = ServerCommand::stock(&binary, &share, socket);
         for argument in arguments {
             command = command.arg(argument);
         }
         let server = Server::start(&command).unwrap_or_else(|error| panic!("{error}"));
-        Self { directory, server }
+        Self { _directory: directory, share, server }
     }
 
     /// The shared directory on the host.
     pub(crate) fn share(&self) -> PathBuf {
-        self.directory.path().join("share")
+        self.share.clone()
     }
 
     /// The vhost-user socket.
