@@ -29,9 +29,19 @@ pub struct Interval {
 pub struct NotAnInterval(String);
 
 impl Interval {
-    /// So many minutes.
-    pub(crate) fn minutes(count: u32) -> Self {
-        Interval { text: format!("{count}m"), millis: u64::from(count) * 60_000 }
+    /// A span of so many milliseconds, written with the largest units that say it exactly.
+    pub fn from_millis(millis: u64) -> Self {
+        let (mut text, mut rest) = (String::new(), millis);
+        for (unit, factor) in UNITS {
+            if rest >= factor {
+                text += &format!("{}{unit}", rest / factor);
+                rest %= factor;
+            }
+        }
+        if text.is_empty() {
+            text.push_str("0s");
+        }
+        Interval { text, millis }
     }
 
     /// The span in milliseconds.
@@ -128,7 +138,15 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused_and_so_does_the_pattern() {
+    fn milliseconds_are_written_as_people_write_them() {
+        for (millis, text) in [(0, "0s"), (1, "1ms"), (1000, "1s"), (90_000, "1m30s"), (86_400_000, "24h")] {
+            assert_eq!(Interval::from_millis(millis).to_string(), text);
+            assert_eq!(text.parse::<Interval>().unwrap(), Interval::from_millis(millis));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused_here_and_by_the_pattern() {
         let pattern = regex::Regex::new(PATTERN).unwrap();
         for text in ["", "1", "s", "1d", "-1s", "1.5s", "1s1h", "1s1s", "1000000s", "1 s", "1S", "1sm", "ms", "1µs"] {
             assert!(text.parse::<Interval>().is_err(), "{text}");

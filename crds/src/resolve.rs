@@ -3,7 +3,7 @@
 use virtiofs_contract::config::{CachePolicy, EngineConfig, LONG_TIMEOUT_MS};
 
 use crate::Interval;
-use crate::v1alpha1::{Content, EngineOverrides, VirtiofsShareSpec};
+use crate::v1alpha1::{Content, EngineOptions, VirtiofsShareSpec};
 
 /// How long a guest trusts what it was told about content that anyone may change, in milliseconds.
 const SHARED_TIMEOUT_MS: u64 = 1000;
@@ -59,7 +59,7 @@ fn millis(interval: &Option<Interval>) -> Option<u64> {
 }
 
 /// `base` with every override that has nothing to do with caching.
-fn overridden(base: EngineConfig, engine: &EngineOverrides) -> EngineConfig {
+fn overridden(base: EngineConfig, engine: &EngineOptions) -> EngineConfig {
     EngineConfig {
         inode_file_handles: engine.inode_file_handles.unwrap_or(base.inode_file_handles),
         writeback: engine.writeback.unwrap_or(base.writeback),
@@ -80,5 +80,105 @@ fn overridden(base: EngineConfig, engine: &EngineOverrides) -> EngineConfig {
         uid_translation: engine.uid_translation.iter().map(Into::into).collect(),
         gid_translation: engine.gid_translation.iter().map(Into::into).collect(),
         ..base
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use virtiofs_contract::config::{Access, IdTranslation, IdTranslationKind, InodeFileHandles, Sandbox};
+
+    use super::*;
+
+    const DAY: u64 = 86_400_000;
+
+    fn spec(fields: Value) -> VirtiofsShareSpec {
+        let mut spec = json!({"source": {"hostPath": {"path": "/srv"}}});
+        spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn caching_is_as_bold_as_the_truth_allows() {
+        use CachePolicy::{Always, Auto, Metadata, Never};
+        // content, overrides -> cache, entry, attr and negative timeouts, readdirplus
+        for (content, engine, cache, entry, attr, negative, readdirplus) in [
+            ("Immutable", json!({}), Always, DAY, DAY, DAY, true),
+            ("Exclusive", json!({}), Always, DAY, DAY, DAY, true),
+            ("Shared", json!({}), Auto, 1000, 1000, 0, true),
+            // Timeouts follow from an overridden policy.
+            ("Immutable", json!({"cache": "Auto"}), Auto, DAY, DAY, DAY, true),
+            ("Immutable", json!({"cache": "Never"}), Never, 0, 0, 0, false),
+            ("Exclusive", json!({"cache": "Metadata"}), Metadata, DAY, DAY, DAY, true),
+            ("Shared", json!({"cache": "Metadata"}), Metadata, 1000, 1000, 0, true),
+            ("Shared", json!({"cache": "Never"}), Never, 0, 0, 0, false),
+            // Overridden timeouts win over all of it.
+            ("Immutable", json!({"entryTimeout": "5s"}), Always, 5000, DAY, DAY, true),
+            ("Immutable", json!({"negativeTimeout": "0s"}), Always, DAY, DAY, 0, true),
+            ("Exclusive", json!({"cache": "Auto", "attrTimeout": "1m"}), Auto, DAY, 60_000, DAY, true),
+            ("Shared", json!({"entryTimeout": "0s", "attrTimeout": "10s"}), Auto, 0, 10_000, 0, true),
+            ("Shared", json!({"readdirplus": false}), Auto, 1000, 1000, 0, false),
+        ] {
+            let config = resolve(&spec(json!({"content": content, "engine": engine})));
+            let found = (
+                config.cache,
+                config.entry_timeout_ms,
+                config.attr_timeout_ms,
+                config.negative_timeout_ms,
+                config.readdirplus,
+            );
+            assert_eq!(found, (cache, entry, attr, negative, readdirplus), "{content} {engine}");
+        }
+    }
+
+    #[test]
+    fn everything_else_is_as_stock_virtiofsd_has_it() {
+        for (word, access) in [("ReadOnly", Access::ReadOnly), ("ReadWrite", Access::ReadWrite)] {
+            assert_eq!(resolve(&spec(json!({"access": word}))), EngineConfig::stock(access));
+        }
+        assert_eq!(EngineConfig::stock(Access::ReadOnly).inode_file_handles, InodeFileHandles::Prefer);
+    }
+
+    #[test]
+    fn every_override_wins() {
+        let engine = json!({
+            "cache": "Metadata", "entryTimeout": "1s", "attrTimeout": "2s", "negativeTimeout": "3s",
+            "inodeFileHandles": "Mandatory", "writeback": true, "xattr": true, "xattrMap": ":map::user.:",
+            "posixAcl": true, "securityLabel": true, "killpriv": true, "announceSubmounts": false,
+            "readdirplus": false, "allowMmap": true, "directIo": true, "deviceNodes": true,
+            "fileCapabilities": true, "openFiles": 4096, "maxInodes": 5000, "queues": 2, "sandbox": "Chroot",
+            "uidTranslation": [{"kind": "Map", "from": 0, "to": 1000, "count": 10}],
+            "gidTranslation": [{"kind": "ForbidGuest", "from": 0, "count": 1}],
+        });
+        let config = resolve(&spec(json!({"access": "ReadWrite", "content": "Exclusive", "engine": engine})));
+        let expected = EngineConfig {
+            access: Access::ReadWrite,
+            cache: CachePolicy::Metadata,
+            entry_timeout_ms: 1000,
+            attr_timeout_ms: 2000,
+            negative_timeout_ms: 3000,
+            inode_file_handles: InodeFileHandles::Mandatory,
+            writeback: true,
+            xattr: true,
+            xattr_map: Some(":map::user.:".to_owned()),
+            posix_acl: true,
+            security_label: true,
+            killpriv: true,
+            announce_submounts: false,
+            readdirplus: false,
+            allow_mmap: true,
+            direct_io: true,
+            device_nodes: true,
+            file_capabilities: true,
+            open_files: Some(4096),
+            max_inodes: 5000,
+            queues: 2,
+            sandbox: Sandbox::Chroot,
+            uid_translation: vec![IdTranslation { kind: IdTranslationKind::Map, from: 0, to: 1000, count: 10 }],
+            gid_translation: vec![IdTranslation { kind: IdTranslationKind::ForbidGuest, from: 0, to: 0, count: 1 }],
+        };
+        assert_eq!(config, expected);
+        // And back: what is in force is said in the words in which it was asked for.
+        assert_eq!(serde_json::to_value(EngineOptions::from(&config)).unwrap(), engine);
     }
 }

@@ -119,8 +119,7 @@ impl fmt::Display for ShareName {
 pub struct SourcePath(String);
 
 impl SourcePath {
-    /// Parses a path.
-    pub fn parse(path: &str) -> Result<Self, Refusal> {
+    fn parse(path: &str) -> Result<Self, Refusal> {
         let normal = path.strip_prefix('/').is_some_and(|rest| {
             rest.split('/').all(|part| !matches!(part, "" | "." | "..")) && !path.contains(char::is_control)
         });

@@ -20,7 +20,7 @@ mod staleness;
 mod status;
 
 pub use consumers::{Consumers, NamespaceConsumers};
-pub use engine::{EngineOverrides, IdTranslation};
+pub use engine::{EngineOptions, IdTranslation};
 pub use nodes::Nodes;
 pub use rollout::Rollout;
 pub use selector::{LabelSelector, Operator, Requirement};

@@ -1,14 +1,14 @@
-//! Overrides of what follows from `content`.
+//! How engines work: overrides in a spec, the values in force in a status.
 
 use kube::KubeSchema;
 use kube::core::Rule;
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::config::{self, CachePolicy, IdTranslationKind, InodeFileHandles, Sandbox};
+use virtiofs_contract::config::{self, CachePolicy, EngineConfig, IdTranslationKind, InodeFileHandles, Sandbox};
 
 use super::rule::{rule, rule_on};
 use crate::Interval;
 
-/// Overrides of what follows from `content`. The values in force show in the status.
+/// How engines work.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = never_keeps("entryTimeout"))]
@@ -37,7 +37,7 @@ use crate::Interval;
     "!has(self.posixAcl) || !self.posixAcl || ((!has(self.uidTranslation) || self.uidTranslation.size() == 0) && (!has(self.gidTranslation) || self.gidTranslation.size() == 0))",
     "'true excludes uidTranslation and gidTranslation, as ids inside an ACL are not translated; remove one or the other'",
 ))]
-pub struct EngineOverrides {
+pub struct EngineOptions {
     /// What the guest may keep in its page cache. `Never`: nothing, every read is asked for. `Metadata`:
     /// names and attributes. `Auto`: contents too, while size and modification time stay the same from
     /// close to open. `Always`: contents across opens.
@@ -170,12 +170,12 @@ fn needs_xattr(switch: &str) -> Rule {
 #[x_kube(validation = rule_on(
     ".count",
     "self.from + self.count <= 4294967296",
-    "'reaches beyond the last id from ' + string(self.from) + '; the most is ' + string(4294967296 - self.from)",
+    "'reaches beyond the last id, 4294967295, when counted from `from`; lower it'",
 ))]
 #[x_kube(validation = rule_on(
     ".count",
     "!(self.kind in ['Guest', 'Host', 'Map']) || !has(self.to) || self.to + self.count <= 4294967296",
-    "'reaches beyond the last id from ' + string(self.to) + '; the most is ' + string(4294967296 - self.to)",
+    "'reaches beyond the last id, 4294967295, when counted from `to`; lower it'",
 ))]
 pub struct IdTranslation {
     /// What is translated, and in which direction. `Guest`: guest ids to host ids. `Host`: host ids to guest
@@ -190,6 +190,44 @@ pub struct IdTranslation {
     /// Number of ids in the range.
     #[schemars(range(min = 1))]
     pub count: u32,
+}
+
+impl From<&EngineConfig> for EngineOptions {
+    /// The configuration in force, in the words of the API.
+    fn from(config: &EngineConfig) -> Self {
+        EngineOptions {
+            cache: Some(config.cache),
+            entry_timeout: Some(Interval::from_millis(config.entry_timeout_ms)),
+            attr_timeout: Some(Interval::from_millis(config.attr_timeout_ms)),
+            negative_timeout: Some(Interval::from_millis(config.negative_timeout_ms)),
+            inode_file_handles: Some(config.inode_file_handles),
+            writeback: Some(config.writeback),
+            xattr: Some(config.xattr),
+            xattr_map: config.xattr_map.clone(),
+            posix_acl: Some(config.posix_acl),
+            security_label: Some(config.security_label),
+            killpriv: Some(config.killpriv),
+            announce_submounts: Some(config.announce_submounts),
+            readdirplus: Some(config.readdirplus),
+            allow_mmap: Some(config.allow_mmap),
+            direct_io: Some(config.direct_io),
+            device_nodes: Some(config.device_nodes),
+            file_capabilities: Some(config.file_capabilities),
+            open_files: config.open_files,
+            max_inodes: Some(config.max_inodes),
+            queues: Some(config.queues),
+            sandbox: Some(config.sandbox),
+            uid_translation: config.uid_translation.iter().map(Into::into).collect(),
+            gid_translation: config.gid_translation.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&config::IdTranslation> for IdTranslation {
+    fn from(rule: &config::IdTranslation) -> Self {
+        let to = (rule.kind != IdTranslationKind::ForbidGuest).then_some(rule.to);
+        IdTranslation { kind: rule.kind, from: rule.from, to, count: rule.count }
+    }
 }
 
 impl From<&IdTranslation> for config::IdTranslation {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use virtiofs_contract::config::Access;
 
 use super::rule::{rule, rule_on};
-use super::{Consumers, EngineOverrides, Nodes, Rollout, Socket, Source, Staleness, VirtiofsShareStatus};
+use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness, VirtiofsShareStatus};
 
 /// A directory of the host, offered to VMs over virtiofs.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -42,7 +42,7 @@ use super::{Consumers, EngineOverrides, Nodes, Rollout, Socket, Source, Stalenes
     // The name becomes the value of labels and part of names and socket paths.
     validation = rule(
         "self.metadata.name.size() <= 63 && !self.metadata.name.contains('.')",
-        "self.metadata.name + ' is not a name of 1 to 63 of a-z, 0-9 and -; shorten it and write it without dots'",
+        "'metadata.name ' + self.metadata.name + ' is not a name of 1 to 63 of a-z, 0-9 and -; shorten it and write it without dots'",
     )
 )]
 #[serde(rename_all = "camelCase")]
@@ -96,9 +96,9 @@ pub struct VirtiofsShareSpec {
     /// The socket that VMs connect to.
     #[serde(default)]
     pub socket: Socket,
-    /// Overrides of what follows from `content`.
+    /// Overrides of what follows from `content`. The values in force show in the status.
     #[serde(default)]
-    pub engine: EngineOverrides,
+    pub engine: EngineOptions,
     /// What is done when guests see stale names or handles.
     #[serde(default)]
     pub staleness: Staleness,

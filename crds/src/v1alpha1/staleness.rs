@@ -48,7 +48,7 @@ fn default_threshold() -> u32 {
 }
 
 fn default_window() -> Interval {
-    Interval::minutes(1)
+    Interval::from_millis(60_000)
 }
 
 fn default_budget() -> u32 {

@@ -4,7 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::config::EngineConfig;
+
+use super::EngineOptions;
 
 /// What is reported about a share, over all its nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -13,9 +14,9 @@ pub struct VirtiofsShareStatus {
     /// Generation of the share that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// What the spec resolved to.
+    /// The values in force: what follows from `content`, and overrides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub engine: Option<EngineConfig>,
+    pub engine: Option<EngineOptions>,
     /// Nodes that serve the share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodeCounts>,

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use virtiofs_crds::resolve;
+use virtiofs_crds::v1alpha1::EngineOptions;
 
 use crate::wording;
 
@@ -31,10 +33,38 @@ pub(crate) fn markdown(definition: &Value) -> String {
         text(&names["categories"][0]),
     );
     refusals(&mut page, schema);
+    consequences(&mut page, &schema["properties"]["spec"]);
     for root in ["spec", "status"] {
         section(&mut page, &schema["properties"][root], root);
     }
     page
+}
+
+/// What each `content` leads to, by asking the code that decides it.
+fn consequences(page: &mut String, spec: &Value) {
+    let contents = spec["properties"]["content"]["enum"].as_array().map_or(&[][..], Vec::as_slice);
+    let columns: Vec<Value> = contents.iter().map(|content| engine_for(text(content))).collect();
+    page.push_str("\n### What follows from `content`\n\nOverrides in `spec.engine` win.\n\n| engine |");
+    contents.iter().for_each(|content| *page += &format!(" `{}` |", text(content)));
+    *page += &format!("\n|---|{}\n", "---|".repeat(contents.len()));
+    for name in spec["properties"]["engine"]["properties"].as_object().into_iter().flat_map(Map::keys) {
+        let cells = columns.iter().map(|engine| format!(" {} |", in_force(&engine[name])));
+        let _ = writeln!(page, "| `{name}` |{}", cells.collect::<String>());
+    }
+}
+
+/// The engine of a share that says nothing but its content.
+fn engine_for(content: &str) -> Value {
+    let spec = json!({"source": {"hostPath": {"path": "/srv"}}, "content": content});
+    serde_json::from_value(spec).map_or(Value::Null, |spec| json!(EngineOptions::from(&resolve(&spec))))
+}
+
+fn in_force(value: &Value) -> String {
+    match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => format!("`{text}`"),
+        other => format!("`{other}`"),
+    }
 }
 
 /// One object and, after it, every object inside it.
