@@ -75,7 +75,7 @@ fn log_share(share: &ShareReport) {
         Some(first) => {
             let reasons: Vec<_> = share.notices.iter().map(|notice| notice.reason.as_str()).collect();
             let reasons = reasons.join(",");
-            tracing::info!(share = name, state, reasons, message = first.message, remedy = first.remedy, "share");
+            tracing::warn!(share = name, state, reasons, finding = first.message, remedy = first.remedy, "share");
         }
     }
 }

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Arguments, Command};
+use logging::LogChoice;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -43,10 +44,11 @@ fn main() -> ExitCode {
 
 /// Does what was asked. Is all as it should be?
 fn run(arguments: Arguments) -> anyhow::Result<bool> {
-    logging::start(&arguments)?;
+    let log = LogChoice::of(&arguments);
+    logging::start(&log)?;
     match arguments.command {
-        Command::Up(args) => up::up(args).map(|()| true),
+        Command::Up(args) => up::up(args, log).map(|()| true),
         Command::Check(args) => check::check(&args),
-        Command::Status(args) => status::status(&args).map(|()| true),
+        Command::Status(args) => status::status(&args),
     }
 }

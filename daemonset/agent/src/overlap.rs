@@ -1,9 +1,10 @@
-//! Which sources must not be served because of where they are.
+//! Which sources must not be served because of what else is served or declared there. What no share may touch
+//! whatever is declared, such as `/proc`, the broker refuses itself.
 //!
 //! Whoever may write to a directory decides what is found below it: a guest with a writable share could
 //! plant a symbolic link where another share's source begins, or a manifest where the agent reads its own.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use virtiofs_contract::preflight::{Finding, Reason};
 
@@ -18,30 +19,10 @@ pub(crate) struct Place<'a> {
     pub(crate) writable: bool,
 }
 
-/// Directories of the agent's own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Own {
-    /// Holds sockets: reaching one is reaching a share.
-    pub(crate) runtime_dir: PathBuf,
-    /// Holds manifests: writing one is serving any directory. None where they come from elsewhere.
-    pub(crate) manifests: Option<PathBuf>,
-}
-
-/// Directories of the kernel's.
-const KERNEL: [&str; 3] = ["/proc", "/sys", "/dev"];
-
-/// Why `place` must not be served beside `others`, if so.
-pub(crate) fn conflict(place: Place<'_>, others: &[Place<'_>], own: &Own) -> Option<Finding> {
-    if let Some(kernel) = KERNEL.iter().find(|kernel| overlap(place.path, Path::new(kernel))) {
-        return Some(forbidden(place, &format!("overlaps {kernel}, which the kernel makes up")));
-    }
-    if overlap(place.path, &own.runtime_dir) {
-        return Some(forbidden(place, &format!("overlaps the runtime directory {}", own.runtime_dir.display())));
-    }
-    if let Some(manifests) = own.manifests.as_deref()
-        && place.writable
-        && overlap(place.path, manifests)
-    {
+/// Why `place` must not be served beside `others`, if so. `manifests` is where shares are declared, where that is
+/// a directory: writing there is having any directory served.
+pub(crate) fn conflict(place: Place<'_>, others: &[Place<'_>], manifests: Option<&Path>) -> Option<Finding> {
+    if let Some(manifests) = manifests.filter(|manifests| place.writable && overlap(place.path, manifests)) {
         let why = format!("is writable and overlaps {}, where shares are declared", manifests.display());
         return Some(forbidden(place, &why));
     }
@@ -71,10 +52,6 @@ mod tests {
         Place { share, path: Path::new(path), writable }
     }
 
-    fn own() -> Own {
-        Own { runtime_dir: "/run/virtiofs".into(), manifests: Some("/etc/virtiofs/shares".into()) }
-    }
-
     #[test]
     fn what_may_be_served_beside_what() {
         let rw_data = place("data", "/srv/data", true);
@@ -87,26 +64,22 @@ mod tests {
             (place("x", "/srv/database", true), rw_data, false),
             (place("x", "/srv", true), rw_data, false),
         ] {
-            let finding = conflict(inner, &[inner, outer], &own());
+            let finding = conflict(inner, &[inner, outer], None);
             assert_eq!(finding.is_some(), refused, "{inner:?} beside {outer:?}: {finding:?}");
         }
     }
 
     #[test]
-    fn places_that_are_never_served() {
+    fn no_guest_may_write_where_shares_are_declared() {
+        let manifests = Path::new("/etc/virtiofs/shares");
         for (path, writable, refused) in [
-            ("/", false, true),
-            ("/proc/1", false, true),
-            ("/dev/shm", true, true),
-            ("/run", false, true),
-            ("/run/virtiofs/shares", false, true),
-            ("/run/user", false, false),
             ("/etc", true, true),
             ("/etc", false, false),
+            ("/etc/virtiofs/shares", true, true),
             ("/etc/virtiofs/shares/below", true, true),
-            ("/processes", true, false),
+            ("/etc/virtiofs/shares-too", true, false),
         ] {
-            assert_eq!(conflict(place("x", path, writable), &[], &own()).is_some(), refused, "{path}");
+            assert_eq!(conflict(place("x", path, writable), &[], Some(manifests)).is_some(), refused, "{path}");
         }
     }
 }

@@ -10,7 +10,7 @@ use virtiofs_crds::Share;
 
 use crate::backoff::delay;
 use crate::desired::Desired;
-use crate::overlap::{self, Own, Place};
+use crate::overlap::{self, Place};
 use crate::runtime_dir::RuntimeDir;
 use crate::source::Source;
 
@@ -27,11 +27,16 @@ pub(crate) const WITHDRAW_AFTER: Duration = Duration::from_secs(2);
 /// Longest time between two plans.
 const PLAN_AT_LEAST_EVERY: Duration = Duration::from_secs(5);
 
+/// The same while no broker answers: one that has just been started does so within milliseconds.
+const KNOCK_EVERY: Duration = Duration::from_millis(200);
+
 /// What is known.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Observed {
     /// The broker's endpoints by name; none: no broker answers.
     pub(crate) endpoints: Option<BTreeMap<String, EndpointStatus>>,
+    /// Since when no broker has answered.
+    pub(crate) silent_since: Option<Instant>,
     /// What was done about each share so far.
     pub(crate) shares: BTreeMap<String, Progress>,
 }
@@ -130,13 +135,14 @@ pub(crate) struct Plan {
 pub(crate) struct Site {
     /// Where sockets are.
     pub(crate) runtime_dir: RuntimeDir,
-    /// What no share may touch.
-    pub(crate) own: Own,
+    /// Where shares are declared, where that is a directory.
+    pub(crate) manifests: Option<PathBuf>,
 }
 
 /// Decides what to do.
 pub(crate) fn plan(now: Instant, site: &Site, desired: &Desired, observed: &Observed) -> Plan {
-    let mut due = Due { now, actions: Vec::new(), rest: PLAN_AT_LEAST_EVERY };
+    let rest = if observed.endpoints.is_some() { PLAN_AT_LEAST_EVERY } else { KNOCK_EVERY };
+    let mut due = Due { now, actions: Vec::new(), rest };
     let idle = Progress::default();
     for share in desired.shares.values() {
         let progress = observed.shares.get(share.name.as_str()).unwrap_or(&idle);
@@ -174,7 +180,7 @@ pub(crate) fn endpoint(runtime_dir: &RuntimeDir, share: &Share, source: &Source)
 /// Why a share must not be served where its source is, if so.
 pub(crate) fn conflict(site: &Site, desired: &Desired, observed: &Observed, share: &Share) -> Option<Finding> {
     let places: Vec<_> = desired.shares.values().filter_map(|other| place(observed, other)).collect();
-    overlap::conflict(place(observed, share)?, &places, &site.own)
+    overlap::conflict(place(observed, share)?, &places, site.manifests.as_deref())
 }
 
 fn place<'a>(observed: &'a Observed, share: &'a Share) -> Option<Place<'a>> {
@@ -249,10 +255,7 @@ mod tests {
     use crate::desired::tests::{declared, desired};
 
     fn site() -> Site {
-        Site {
-            runtime_dir: RuntimeDir::at(Path::new("/run/virtiofs")),
-            own: Own { runtime_dir: "/run/virtiofs".into(), manifests: None },
-        }
+        Site { runtime_dir: RuntimeDir::at(Path::new("/run/virtiofs")), manifests: None }
     }
 
     fn source(path: &str, inode: u64) -> Source {
@@ -300,6 +303,7 @@ mod tests {
     fn observed(endpoints: Vec<EndpointStatus>, shares: Vec<(&str, Progress)>) -> Observed {
         Observed {
             endpoints: Some(endpoints.into_iter().map(|it| (it.endpoint.name.clone(), it)).collect()),
+            silent_since: None,
             shares: shares.into_iter().map(|(name, progress)| (name.to_owned(), progress)).collect(),
         }
     }

@@ -55,6 +55,7 @@ impl Reconciler {
             let desired = self.desired.borrow_and_update().clone();
             observed.endpoints = self.endpoints().await;
             let now = Instant::now();
+            observed.silent_since = observed.endpoints.is_none().then(|| observed.silent_since.unwrap_or(now));
             remember(now, &desired, &mut observed);
             let plan = plan(now, &self.site, &desired, &observed);
             for action in plan.actions {

@@ -17,6 +17,9 @@ use crate::source::hangs;
 /// A look at a source that takes longer than this is worth a word.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// So is a broker that is silent for longer than a new one takes to start.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// How a share is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ShareState {
@@ -132,7 +135,10 @@ fn obstacle(now: Instant, observed: &Observed, share: &Share, progress: &Progres
             }
         }
     }
-    if observed.endpoints.is_none() {
+    if let Some(since) = observed.silent_since {
+        if now.saturating_duration_since(since) < SILENCE {
+            return Some(Obstacle::Unknown);
+        }
         let remedy = "see the broker's own log lines; it is started again by itself";
         return Some(Obstacle::Notice(Notice::new(BROKER_UNAVAILABLE, "the broker does not answer", remedy)));
     }

@@ -13,9 +13,9 @@ use crate::announce::changes;
 use crate::args::UpArgs;
 use crate::broker::observer::Observer;
 use crate::broker::process::{BrokerCommand, find, supervise};
+use crate::logging::LogChoice;
 use crate::metrics;
 use crate::output::print;
-use crate::overlap::Own;
 use crate::plan::Site;
 use crate::published::Published;
 use crate::reconcile::{Reconciler, Turn};
@@ -27,14 +27,14 @@ const LEAVE_BEHIND_AFTER: Duration = Duration::from_millis(200);
 
 /// Serves until a signal. One thread runs everything that does not block: the broker's parent-death signal is
 /// bound to the thread that started it, and this one lives as long as the program.
-pub(crate) fn up(args: UpArgs) -> anyhow::Result<()> {
+pub(crate) fn up(args: UpArgs, log: LogChoice) -> anyhow::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let result = runtime.block_on(serve(args));
+    let result = runtime.block_on(serve(args, log));
     runtime.shutdown_timeout(LEAVE_BEHIND_AFTER);
     result
 }
 
-async fn serve(args: UpArgs) -> anyhow::Result<()> {
+async fn serve(args: UpArgs, log: LogChoice) -> anyhow::Result<()> {
     let mut stop = Stop::listen().context("cannot listen for signals")?;
     let program = find(args.broker, &std::env::var("PATH").unwrap_or_default())?;
     let shares_dir =
@@ -49,7 +49,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<()> {
     let desired = crate::manifests::follow(&shares_dir)?;
     let observer = Arc::new(Observer::new(runtime_dir.broker_socket()));
     let (reports, turns) = watch::channel(Turn::default());
-    let site = site(&runtime_dir, &shares_dir);
+    let site = Site { runtime_dir: runtime_dir.clone(), manifests: Some(shares_dir.clone()) };
     tokio::spawn(Reconciler { site, desired, reports, observer: observer.clone() }.run());
     if let Some(listener) = listener {
         tokio::spawn(metrics::serve(listener, metrics::Serving { observer, turns: turns.clone() }));
@@ -57,7 +57,7 @@ async fn serve(args: UpArgs) -> anyhow::Result<()> {
     print(&format!("serving the shares of {}; Ctrl-C ends it\n", shares_dir.display()))?;
 
     let (end, ending) = watch::channel(false);
-    let command = BrokerCommand { program, runtime_dir: runtime_dir.root().to_path_buf() };
+    let command = BrokerCommand { program, runtime_dir: runtime_dir.root().to_path_buf(), log };
     let mut broker = tokio::spawn(supervise(command, ending));
     let told = tell(turns.clone(), &runtime_dir, &shares_dir);
     let outcome = tokio::select! {
@@ -75,11 +75,6 @@ async fn serve(args: UpArgs) -> anyhow::Result<()> {
     };
     runtime_dir.clear(turns.borrow().report.shares.iter().map(|share| share.name.clone()));
     Ok(outcome.context("the broker is no longer looked after")??)
-}
-
-fn site(runtime_dir: &RuntimeDir, shares_dir: &Path) -> Site {
-    let own = Own { runtime_dir: runtime_dir.root().to_path_buf(), manifests: Some(shares_dir.to_path_buf()) };
-    Site { runtime_dir: runtime_dir.clone(), own }
 }
 
 /// Tells everyone who wants to know what each turn has changed. Ends with the loop that turns.

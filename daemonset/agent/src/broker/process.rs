@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backoff::Backoff;
+use crate::logging::LogChoice;
 
 /// How long the broker may take to end its sessions before it is killed.
 const END_WITHIN: Duration = Duration::from_secs(10);
@@ -39,6 +40,8 @@ pub(crate) struct BrokerCommand {
     pub(crate) program: PathBuf,
     /// Its runtime directory, which is the agent's.
     pub(crate) runtime_dir: PathBuf,
+    /// Its log goes where the agent's goes, and looks alike.
+    pub(crate) log: LogChoice,
 }
 
 impl BrokerCommand {
@@ -50,7 +53,12 @@ impl BrokerCommand {
     fn spawn(&self) -> Result<Child, ProcessError> {
         let agent = nix::unistd::getpid();
         let mut command = Command::new(&self.program);
-        command.arg("--runtime-dir").arg(&self.runtime_dir).process_group(0).kill_on_drop(true);
+        command
+            .arg("--runtime-dir")
+            .arg(&self.runtime_dir)
+            .args(self.log.options())
+            .process_group(0)
+            .kill_on_drop(true);
         // SAFETY: between fork and exec only async-signal-safe calls are made: prctl and getppid.
         unsafe { command.pre_exec(move || end_with(agent)) };
         command.spawn().map_err(|error| ProcessError::Spawn { program: self.program.clone(), error })
@@ -167,7 +175,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_program_that_cannot_start_is_an_error_at_once() {
         let (_end, ending) = watch::channel(false);
-        let command = BrokerCommand { program: "/nowhere/virtiofs-broker".into(), runtime_dir: "/".into() };
+        let log = LogChoice { filter: "warn".into(), format: None };
+        let command = BrokerCommand { program: "/nowhere/virtiofs-broker".into(), runtime_dir: "/".into(), log };
         assert!(matches!(supervise(command, ending).await, Err(ProcessError::Spawn { .. })));
     }
 }

@@ -16,7 +16,7 @@ use super::frontends::{Mount, mount};
 use crate::broker::client::ClientError;
 use crate::desired::Problem;
 use crate::errno_names::errno_name;
-use crate::notice::Notice;
+use crate::notice::{BROKER_UNAVAILABLE, Notice};
 use crate::published::Published;
 use crate::report::{ShareReport, ShareState};
 use crate::runtime_dir::RuntimeDir;
@@ -204,7 +204,8 @@ fn reported(report: ShareReport, endpoints: &mut BTreeMap<String, EndpointStatus
         Some(endpoint) => unreported(endpoint),
         None => unserved(&report, broker_runs),
     };
-    if share.in_force.is_some() || broker_runs {
+    let listening = share.in_force.as_ref().is_some_and(|it| it.listening);
+    if broker_runs && (listening || !report.state.serves()) {
         share.state = report.state;
         share.notices = report.notices;
     }
@@ -214,19 +215,19 @@ fn reported(report: ShareReport, endpoints: &mut BTreeMap<String, EndpointStatus
     share
 }
 
-/// A share that only the agent knows. Without a broker nothing is served, whatever was published last.
+/// A share that only the agent knows. A broker that is new or gone serves nothing, whatever was published last.
 fn unserved(report: &ShareReport, broker_runs: bool) -> Share {
-    let notices = match broker_runs {
-        true => Vec::new(),
-        false => vec![Notice::new(
-            crate::notice::BROKER_UNAVAILABLE,
-            "the broker does not answer",
-            "start it, for instance with `virtiofs-agent up`",
-        )],
+    let silent = || {
+        let remedy = "start it, for instance with `virtiofs-agent up`";
+        Notice::new(BROKER_UNAVAILABLE, "the broker does not answer", remedy)
+    };
+    let (state, notices) = match broker_runs {
+        true => (ShareState::Pending, Vec::new()),
+        false => (ShareState::NotReady, vec![silent()]),
     };
     Share {
         name: report.name.clone(),
-        state: ShareState::NotReady,
+        state,
         notices,
         source: report.source.clone(),
         in_force: None,

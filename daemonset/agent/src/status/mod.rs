@@ -13,8 +13,8 @@ use crate::broker::client::Client;
 use crate::published::Published;
 use crate::runtime_dir::RuntimeDir;
 
-/// Asks, and prints the answer on standard output. A running agent is not needed.
-pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
+/// Asks, and prints the answer on standard output. A running agent is not needed. Does the broker answer?
+pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<bool> {
     let runtime_dir = RuntimeDir::at(&absolute(&args.runtime_dir)?);
     let broker = Client::connect(&runtime_dir.broker_socket()).and_then(|mut client| client.status());
     let published = Published::read(&runtime_dir.published());
@@ -24,7 +24,8 @@ pub(crate) fn status(args: &StatusArgs) -> anyhow::Result<()> {
         OutputFormat::Json => serde_json::to_string_pretty(&document).context("writing JSON")? + "\n",
         OutputFormat::Table => table::render(&document),
     };
-    crate::output::print(&text)
+    crate::output::print(&text)?;
+    Ok(document.broker.running)
 }
 
 /// The directory as it stands in the lines for VMMs: they run elsewhere.

@@ -1,0 +1,227 @@
+//! One host in a directory: `virtiofs-agent up` with the real broker and engine, its manifests, its sources.
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two looks at what is waited for.
+const GLANCE: Duration = Duration::from_millis(50);
+
+pub(crate) const AGENT: &str = env!("CARGO_BIN_EXE_virtiofs-agent");
+
+/// The broker, built with its engine beside the agent: cargo builds a test's own binaries only.
+pub(crate) fn broker() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let folder = Path::new(AGENT).parent().unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "virtiofs-broker", "-p", "virtiofs-engine"]);
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "building broker and engine");
+        folder.join("virtiofs-broker")
+    })
+}
+
+pub(crate) struct Host {
+    agent: Child,
+    folder: TempDir,
+    metrics: SocketAddr,
+}
+
+/// A manifest in the shortest words.
+pub(crate) fn manifest(name: &str, source: &Path, more: &str) -> String {
+    let path = Value::from(source.display().to_string());
+    format!(
+        "apiVersion: virtiofs.dev/v1alpha1\nkind: VirtiofsShare\nmetadata: {{name: {name}}}\n\
+         spec:\n  source: {{hostPath: {{path: {path}}}}}\n{more}\n"
+    )
+}
+
+/// What a host is started with.
+pub(crate) struct Prepared(TempDir);
+
+/// An empty host that is not started yet.
+pub(crate) fn prepare() -> Prepared {
+    let folder = tempfile::Builder::new().prefix("host-").tempdir().unwrap();
+    fs::create_dir(folder.path().join("shares")).unwrap();
+    Prepared(folder)
+}
+
+impl Prepared {
+    /// Makes a directory of this name with a file in it, to be shared.
+    pub(crate) fn source(&self, name: &str) -> PathBuf {
+        let source = self.0.path().join("sources").join(name);
+        fs::create_dir_all(&source).unwrap();
+        fs::write(source.join("hello"), "from the host\n").unwrap();
+        source
+    }
+
+    /// Writes a manifest.
+    pub(crate) fn declare(&self, file: &str, text: &str) {
+        fs::write(self.0.path().join("shares").join(file), text).unwrap();
+    }
+
+    pub(crate) fn up(self) -> Host {
+        let metrics = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let log = |name| Stdio::from(fs::File::create(self.0.path().join(name)).unwrap());
+        let agent = Command::new(AGENT)
+            .arg("up")
+            .arg("--broker")
+            .arg(broker())
+            .arg("--shares")
+            .arg(self.0.path().join("shares"))
+            .arg("--runtime-dir")
+            .arg(self.0.path().join("run"))
+            .args(["--metrics", &metrics.to_string(), "--log-format", "json"])
+            .stdout(log("stdout"))
+            .stderr(log("stderr"))
+            .spawn()
+            .unwrap();
+        Host { agent, folder: self.0, metrics }
+    }
+}
+
+impl Host {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn declare(&self, file: &str, text: &str) {
+        fs::write(self.path("shares").join(file), text).unwrap();
+    }
+
+    pub(crate) fn socket(&self, share: &str) -> PathBuf {
+        self.path("run/shares").join(format!("{share}.sock"))
+    }
+
+    pub(crate) fn agent(&self) -> Pid {
+        Pid::from_raw(self.agent.id().cast_signed())
+    }
+
+    pub(crate) fn stdout(&self) -> String {
+        fs::read_to_string(self.path("stdout")).unwrap()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("stderr")).unwrap()
+    }
+
+    pub(crate) fn status_output(&self, options: &[&str]) -> Output {
+        let mut command = Command::new(AGENT);
+        command.arg("status").arg("--runtime-dir").arg(self.path("run")).args(options).output().unwrap()
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        let output = self.status_output(&["-o", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// The share as `status` shows it; `Null` while it is not there.
+    pub(crate) fn share(&self, name: &str) -> Value {
+        let status = self.status();
+        status["shares"].as_array().unwrap().iter().find(|it| it["name"] == name).cloned().unwrap_or_default()
+    }
+
+    /// Waits until a share is as it should be, and says how it is then.
+    pub(crate) fn until(&self, share: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.wait(&format!("share {share} to be {what}"), || Some(self.share(share)).filter(|it| wanted(it)))
+    }
+
+    pub(crate) fn until_ready(&self, share: &str) -> Value {
+        self.until(share, "served", |it| it["state"] == "Ready" || it["state"] == "Degraded")
+    }
+
+    /// Waits until a share is not served for this reason.
+    pub(crate) fn until_not_ready(&self, share: &str, reason: &str) -> Value {
+        self.until(share, reason, |it| it["state"] == "NotReady" && has_reason(it, reason))
+    }
+
+    pub(crate) fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            if Instant::now() >= deadline {
+                let status = self.status_output(&[]).stdout;
+                panic!("waited for {what}\n{}\n{}", String::from_utf8_lossy(&status), self.log());
+            }
+            sleep(GLANCE);
+        }
+    }
+
+    pub(crate) fn get(&self, page: &str) -> (u16, String) {
+        let mut stream = self.wait("the metrics address", || TcpStream::connect(self.metrics).ok());
+        write!(stream, "GET {page} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// Sends the agent a signal and waits for its end.
+    pub(crate) fn end(&mut self, signal: Signal) -> ExitStatus {
+        kill(self.agent(), signal).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.agent.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the agent does not end\n{}", self.log());
+            sleep(GLANCE);
+        }
+    }
+
+    /// Waits until none of these processes is there any more.
+    pub(crate) fn until_gone(&self, pids: &[i32]) {
+        self.wait(&format!("processes {pids:?} to end"), || pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
+    }
+
+    /// Sockets that are left in the runtime directory.
+    pub(crate) fn sockets(&self) -> Vec<PathBuf> {
+        let folders = [self.path("run"), self.path("run/shares")];
+        let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap()).map(|it| it.unwrap().path());
+        entries.filter(|path| path.extension().is_some_and(|it| it == "sock")).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The broker has asked to be told of the agent's death, and its engines of the broker's.
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+pub(crate) fn has_reason(share: &Value, reason: &str) -> bool {
+    share["notices"].as_array().is_some_and(|notices| notices.iter().any(|it| it["reason"] == reason))
+}
+
+pub(crate) fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z')
+}
+
+/// Was the process ended by a signal?
+pub(crate) fn signalled(status: ExitStatus) -> bool {
+    status.signal().is_some()
+}

@@ -1,0 +1,166 @@
+//! A guest works on a share: `status` and `/metrics` show what it did.
+
+#![allow(clippy::unwrap_used)]
+
+mod host;
+
+use std::collections::BTreeMap;
+
+use host::{Host, manifest, prepare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testkit::guest::{Guest, GuestConfig};
+
+const ROOT: u64 = 1;
+
+/// Samples of a page in the text format, by name and labels; whatever is no sample or comment fails.
+fn samples(page: &str) -> BTreeMap<String, f64> {
+    let lines = page.lines().filter(|line| !line.starts_with('#'));
+    let sample = |line: &str| {
+        let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {line}"));
+        assert!(series.starts_with("virtiofs_"), "{line}");
+        (series.to_owned(), value.parse().unwrap_or_else(|_| panic!("no number: {line}")))
+    };
+    let found: Vec<_> = lines.map(sample).collect();
+    let by_series: BTreeMap<_, _> = found.iter().cloned().collect();
+    assert_eq!(by_series.len(), found.len(), "a series twice in\n{page}");
+    by_series
+}
+
+fn scrape(host: &Host) -> BTreeMap<String, f64> {
+    let (code, page) = host.get("/metrics");
+    assert_eq!(code, 200, "{page}");
+    samples(&page)
+}
+
+fn guest_on(host: &Host, share: &str) -> Guest {
+    host.until_ready(share);
+    let config = GuestConfig::new(host.socket(share)).small();
+    Guest::boot(config).unwrap_or_else(|error| panic!("{error}\n{}", host.log()))
+}
+
+/// Looks a file up, reads it, and asks for one that is not there.
+fn work(guest: &Guest) {
+    let hello = guest.fuse().lookup(ROOT, "hello").unwrap();
+    let opened = guest.fuse().open(hello.nodeid, 0).unwrap();
+    assert_eq!(guest.fuse().read(hello.nodeid, opened.fh, 0, 4096).unwrap(), b"from the host\n");
+    guest.fuse().release(hello.nodeid, opened.fh, 0).unwrap();
+    _ = guest.fuse().getattr(ROOT, None).unwrap();
+}
+
+#[test]
+fn a_session_shows_in_status_and_metrics_and_leaves_its_counts() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, "  content: Shared"));
+    let host = host.up();
+    let guest = guest_on(&host, "a");
+    work(&guest);
+    guest.fuse().lookup(ROOT, "nowhere").unwrap_err();
+
+    let share = host.until("a", "in use", |it| it["sessions"][0]["state"] == "Serving");
+    let session = &share["sessions"][0];
+    assert_eq!(session["vmmPid"], std::process::id());
+    assert!(session["guestMemoryBytes"].as_u64().unwrap() >= 64 << 20, "{session}");
+    assert!(session["preflight"]["sandbox"].is_string(), "{session}");
+    assert_eq!(session["counts"]["errorsByErrno"]["ENOENT"], 1, "{session}");
+    assert!(session["counts"]["requestsByOperation"]["lookup"].as_u64().unwrap() >= 2, "{session}");
+    assert!(share["mount"]["qemu"].as_str().unwrap().contains(host.socket("a").to_str().unwrap()));
+
+    let found = scrape(&host);
+    assert_eq!(found["virtiofs_broker_up"], 1.0);
+    assert_eq!(found["virtiofs_share_ready{share=\"a\"}"], 1.0);
+    assert_eq!(found["virtiofs_sessions{share=\"a\",state=\"Serving\"}"], 1.0);
+    assert_eq!(found["virtiofs_engine_starts_total{share=\"a\"}"], 1.0);
+    assert_eq!(found["virtiofs_error_replies_total{share=\"a\",errno=\"ENOENT\"}"], 1.0);
+    assert_eq!(found["virtiofs_read_bytes_total{share=\"a\"}"], 14.0);
+    let count = "virtiofs_request_duration_seconds_count{share=\"a\",operation=\"lookup\"}";
+    let buckets = "virtiofs_request_duration_seconds_bucket{share=\"a\",operation=\"lookup\",le=\"+Inf\"}";
+    assert_eq!(found[count], found[buckets]);
+    assert!(found["virtiofs_fullest_engine_open_files{share=\"a\"}"] > 0.0);
+    assert!(found["virtiofs_fullest_engine_open_files_limit{share=\"a\"}"] > 0.0);
+
+    drop(guest);
+    host.until("a", "left alone", |it| it["sessions"].as_array().is_some_and(Vec::is_empty));
+    let after = scrape(&host);
+    assert_eq!(after["virtiofs_read_bytes_total{share=\"a\"}"], 14.0);
+    assert_eq!(after["virtiofs_sessions{share=\"a\",state=\"Serving\"}"], 0.0);
+}
+
+#[test]
+fn counters_never_go_backwards_although_the_broker_dies() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, ""));
+    let host = host.up();
+    let guest = guest_on(&host, "a");
+    work(&guest);
+    let before = scrape(&host);
+
+    let broker = host.status()["broker"]["pid"].as_i64().unwrap();
+    kill(Pid::from_raw(broker as i32), Signal::SIGKILL).unwrap();
+    drop(guest);
+    host.wait("another broker", || host.status()["broker"]["pid"].as_i64().filter(|pid| *pid != broker));
+    let guest = guest_on(&host, "a");
+    work(&guest);
+    let after = scrape(&host);
+
+    let counters = before.iter().filter(|(series, _)| series.contains("_total") || series.contains("_count"));
+    for (series, value) in counters {
+        let now = after.get(series).unwrap_or_else(|| panic!("{series} is gone"));
+        assert!(now >= value, "{series}: {value}, then {now}");
+    }
+    let read = "virtiofs_read_bytes_total{share=\"a\"}";
+    assert_eq!((before[read], after[read]), (14.0, 28.0));
+}
+
+#[test]
+fn health_pages_answer_and_one_bad_share_does_not_make_the_agent_unready() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source.with_file_name("missing"), ""));
+    let host = host.up();
+    host.until_not_ready("a", "SourceMissing");
+    host.wait("readiness", || (host.get("/readyz").0 == 200).then_some(()));
+    assert_eq!(host.get("/healthz").0, 200);
+    let found = scrape(&host);
+    assert_eq!(found["virtiofs_share_ready{share=\"a\"}"], 0.0);
+    assert_eq!(found["virtiofs_share_condition{share=\"a\",reason=\"SourceMissing\"}"], 1.0);
+}
+
+#[test]
+fn a_share_that_is_removed_lets_its_session_run_out() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, ""));
+    let host = host.up();
+    let guest = guest_on(&host, "a");
+    std::fs::remove_file(host.path("shares/a.yaml")).unwrap();
+    host.until("a", "draining", |it| it["state"] == "Draining");
+    work(&guest);
+    drop(guest);
+    host.until("a", "gone", |it| it.is_null());
+}
+
+#[test]
+fn status_is_a_table_for_people_and_a_versioned_document_for_programs() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, ""));
+    let host = host.up();
+    host.until_ready("a");
+    let status = host.status();
+    assert_eq!(status["apiVersion"], "status.virtiofs.dev/v1");
+    assert_eq!(status["kind"], "HostStatus");
+    assert_eq!(status["agent"]["running"], true);
+    assert_eq!(status["agent"]["pid"], host.agent().as_raw());
+
+    let table = host.status_output(&["a"]);
+    let text = String::from_utf8(table.stdout).unwrap();
+    for word in ["NAME", "QEMU", "libvirt", "cloud-hypervisor", "crosvm", "mount -t virtiofs -o ro a /mnt"] {
+        assert!(text.contains(word), "{word} in\n{text}");
+    }
+    let unknown = host.status_output(&["nowhere"]);
+    assert!(!unknown.status.success());
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("nowhere"));
+}

@@ -1,0 +1,203 @@
+//! `virtiofs-agent up` with the real broker and engine: what is declared is served, what cannot be is said, and
+//! nothing is left behind.
+
+#![allow(clippy::unwrap_used)]
+
+mod host;
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use host::{AGENT, has_reason, manifest, prepare, signalled};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testkit::processes::descendants;
+
+#[test]
+fn good_shares_are_served_beside_bad_ones_and_each_says_why() {
+    let host = prepare();
+    let good = host.source("good");
+    fs::write(good.parent().unwrap().join("file"), "").unwrap();
+    host.declare("good.yaml", &manifest("good", &good, ""));
+    host.declare("missing.yml", &manifest("missing", &good.with_file_name("missing"), ""));
+    host.declare("file.yaml", &manifest("file", &good.with_file_name("file"), ""));
+    host.declare("kernel.yaml", &manifest("link", &good.with_file_name("link"), ""));
+    std::os::unix::fs::symlink("/proc", good.with_file_name("link")).unwrap();
+    host.declare("bad.yaml", &manifest("bad", &good, "  access: Sometimes"));
+    let host = host.up();
+
+    host.until_ready("good");
+    UnixStream::connect(host.socket("good")).unwrap();
+    for (share, reason) in [
+        ("missing", "SourceMissing"),
+        ("file", "SourceNotDirectory"),
+        ("link", "SourceForbidden"),
+        ("bad", "ManifestInvalid"),
+    ] {
+        let share = host.until_not_ready(share, reason);
+        assert!(!share["notices"][0]["remedy"].as_str().unwrap().is_empty(), "{share}");
+        assert!(!host.socket(share["name"].as_str().unwrap()).exists());
+    }
+    let said = host.stdout();
+    assert!(said.contains(&format!(" at {}", host.socket("good").display())), "{said}");
+    for line in ["missing: NotReady", "SourceMissing: ", "bad: NotReady", "spec.access"] {
+        assert!(said.contains(line), "{line} in\n{said}");
+    }
+}
+
+#[test]
+fn a_share_heals_when_its_source_comes_and_says_when_it_goes() {
+    let host = prepare();
+    let source = host.source("late");
+    fs::remove_dir_all(&source).unwrap();
+    host.declare("late.yaml", &manifest("late", &source, ""));
+    let host = host.up();
+    host.until_not_ready("late", "SourceMissing");
+
+    fs::create_dir(&source).unwrap();
+    host.until_ready("late");
+    fs::rename(&source, source.with_file_name("away")).unwrap();
+    host.until_not_ready("late", "SourceMissing");
+    fs::rename(source.with_file_name("away"), &source).unwrap();
+    host.until_ready("late");
+}
+
+#[test]
+fn a_source_is_served_by_its_canonical_path() {
+    let host = prepare();
+    let source = host.source("var-home");
+    std::os::unix::fs::symlink("var-home", source.with_file_name("home")).unwrap();
+    host.declare("home.yaml", &manifest("home", &source.with_file_name("home"), ""));
+    let host = host.up();
+    let share = host.until_ready("home");
+    let canonical = fs::canonicalize(&source).unwrap();
+    assert_eq!(share["inForce"]["source"], canonical.display().to_string());
+    assert_eq!(share["source"], source.with_file_name("home").display().to_string());
+}
+
+#[test]
+fn edits_are_followed_and_a_bad_one_leaves_the_last_good_version_in_force() {
+    let host = prepare();
+    let (a, b) = (host.source("a"), host.source("b"));
+    host.declare("a.yaml", &manifest("a", &a, "  content: Shared"));
+    let host = host.up();
+    assert_eq!(host.until_ready("a")["inForce"]["engine"]["cache"], "Auto");
+
+    host.declare("a.yaml", &manifest("a", &a, "  content: Immutable"));
+    host.until("a", "reconfigured", |it| it["state"] == "Ready" && it["inForce"]["engine"]["cache"] == "Always");
+    host.declare("b.yaml", &manifest("b", &b, ""));
+    host.until_ready("b");
+
+    host.declare("a.yaml", &manifest("a", &a, "  content: Frozen"));
+    let kept = host.until("a", "degraded", |it| it["state"] == "Degraded" && has_reason(it, "ManifestInvalid"));
+    assert_eq!(kept["inForce"]["engine"]["cache"], "Always");
+    assert!(kept["notices"][0]["message"].as_str().unwrap().contains("spec.content"), "{kept}");
+    assert_eq!(host.status()["problems"][0]["field"], "spec.content");
+
+    fs::remove_file(host.path("shares/b.yaml")).unwrap();
+    host.until("b", "gone", |it| it.is_null());
+    host.wait("the socket of b to go", || (!host.socket("b").exists()).then_some(()));
+    host.declare("a.yaml", &manifest("a", &a, "  content: Immutable"));
+    host.until("a", "accepted", |it| it["state"] == "Ready" && host.status()["problems"][0].is_null());
+}
+
+#[test]
+fn a_share_inside_a_writable_one_is_refused() {
+    let host = prepare();
+    let outer = host.source("outer");
+    let inner = host.source("outer/inner");
+    host.declare("outer.yaml", &manifest("outer", &outer, "  access: ReadWrite"));
+    host.declare("inner.yaml", &manifest("inner", &inner, ""));
+    let host = host.up();
+    host.until_ready("outer");
+    let share = host.until_not_ready("inner", "SourceForbidden");
+    assert!(share["notices"][0]["message"].as_str().unwrap().contains("outer"), "{share}");
+}
+
+#[test]
+fn ctrl_c_ends_everything_and_leaves_nothing() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let host = prepare();
+        let source = host.source("a");
+        host.declare("a.yaml", &manifest("a", &source, ""));
+        let mut host = host.up();
+        host.until_ready("a");
+        let children = descendants(host.agent().as_raw()).unwrap();
+        assert!(!children.is_empty());
+
+        let status = host.end(signal);
+        assert!(status.success(), "{signal}: {status}\n{}", host.log());
+        host.until_gone(&children);
+        assert_eq!(host.sockets(), [] as [std::path::PathBuf; 0]);
+        assert!(!host.path("run/agent.json").exists());
+    }
+}
+
+#[test]
+fn a_killed_agent_takes_the_broker_along() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, ""));
+    let mut host = host.up();
+    host.until_ready("a");
+    let children = descendants(host.agent().as_raw()).unwrap();
+    assert!(signalled(host.end(Signal::SIGKILL)));
+    host.until_gone(&children);
+}
+
+#[test]
+fn a_broker_that_dies_is_started_again_and_gets_its_shares_back() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, ""));
+    let host = host.up();
+    host.until_ready("a");
+    let first = host.status()["broker"]["pid"].as_i64().unwrap();
+
+    kill(Pid::from_raw(first as i32), Signal::SIGKILL).unwrap();
+    host.wait("another broker", || host.status()["broker"]["pid"].as_i64().filter(|pid| *pid != first));
+    host.until_ready("a");
+    UnixStream::connect(host.socket("a")).unwrap();
+    assert!(host.log().contains("broker died"), "{}", host.log());
+}
+
+#[test]
+fn a_second_agent_is_turned_away_and_disturbs_nothing() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, ""));
+    let host = host.up();
+    host.until_ready("a");
+    let second = Command::new(AGENT)
+        .arg("up")
+        .arg("--shares")
+        .arg(host.path("shares"))
+        .arg("--runtime-dir")
+        .arg(host.path("run"))
+        .arg("--broker")
+        .arg(host::broker())
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("another agent"), "{second:?}");
+    UnixStream::connect(host.socket("a")).unwrap();
+}
+
+#[test]
+fn no_broker_to_start_and_no_shares_directory_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let up = |options: &[&str]| {
+        let mut command = Command::new(AGENT);
+        command.arg("up").args(options).arg("--runtime-dir").arg(folder.path().join("run")).output().unwrap()
+    };
+    let shares = folder.path().to_str().unwrap();
+    for (options, word) in [
+        (["--shares", shares, "--broker", "/nowhere/broker"], "/nowhere/broker"),
+        (["--shares", "/nowhere/shares", "--broker", "/bin/true"], "/nowhere/shares"),
+    ] {
+        let output = up(&options);
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains(word), "{output:?}");
+    }
+}
