@@ -15,6 +15,8 @@ use crate::v1alpha1::VirtiofsShare;
 
 /// Largest file that is read. A share is a few hundred bytes; etcd takes no object above 1.5 MiB.
 const FILE_MAX: u64 = 1 << 20;
+/// How many refusals of one document are worth reading.
+const REFUSALS_MAX: usize = 20;
 /// How many YAML nodes a file may come to, aliases followed.
 const NODES_MAX: usize = 50_000;
 /// How often a file may use an alias.
@@ -120,7 +122,7 @@ impl Manifests {
         match classify(value) {
             Kind::Share => match Share::from_value(value) {
                 Ok((object, share)) => self.documents.push(Document { origin: origin.clone(), object, share }),
-                Err(refusals) => refusals.into_iter().for_each(|refusal| self.refuse(origin, name, refusal)),
+                Err(refusals) => self.refuse_all(origin, name, refusals),
             },
             Kind::Foreign(what) => self.ignored.push(Ignored { origin: origin.clone(), what }),
             Kind::Wrong(refusal) => self.refuse(origin, name, refusal),
@@ -129,6 +131,14 @@ impl Manifests {
 
     fn refuse(&mut self, origin: &Origin, share: Option<&str>, refusal: Refusal) {
         self.refusals.push(refusal.at(origin).of(share));
+    }
+
+    fn refuse_all(&mut self, origin: &Origin, share: Option<&str>, refusals: Vec<Refusal>) {
+        let unsaid = refusals.len().saturating_sub(REFUSALS_MAX);
+        refusals.into_iter().take(REFUSALS_MAX).for_each(|refusal| self.refuse(origin, share, refusal));
+        if unsaid > 0 {
+            self.refuse(origin, share, Refusal::new("", format!("and {unsaid} more; mend these first")));
+        }
     }
 
     /// Two documents of one name: neither is taken. Whichever came first by accident of file names would

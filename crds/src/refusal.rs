@@ -41,7 +41,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal of `field` in a document that is not known yet.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Refusal { origin: None, share: None, field: field.into(), message: message.into() }
+        Refusal { origin: None, share: None, field: printable(field.into()), message: printable(message.into()) }
     }
 
     /// The same refusal, of a document at `origin`.
@@ -73,8 +73,19 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// The text without control characters: what a manifest holds must not reach into a log or a terminal.
+fn printable(text: String) -> String {
+    if text.contains(char::is_control) { text.escape_debug().to_string() } else { text }
+}
+
+/// Longest name that is worth guessing at.
+const GUESSED: usize = 64;
+
 /// The name among `known` that `word` was probably meant to be.
 pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > GUESSED {
+        return None;
+    }
     let plain = |text: &str| text.to_lowercase().replace(['-', '_'], "");
     known
         .into_iter()
@@ -97,6 +108,11 @@ mod tests {
             refusal.at(&origin).of(Some("images")).to_string(),
             "shares.yaml, document 2 (images): spec.engine.cache: \"Allways\" is unknown; did you mean Always?"
         );
+    }
+
+    #[test]
+    fn nothing_reaches_into_a_terminal() {
+        assert_eq!(Refusal::new("a\nb", "\u{1b}[31mred").to_string(), "a\\nb: \\u{1b}[31mred");
     }
 
     #[test]

@@ -59,6 +59,7 @@ fn tidy(schema: &mut Value) {
         // `has()` would be true for a null that was let through.
         node.remove("nullable");
         node.remove("title");
+        unwrap_lines(node);
         signed_format(node);
         for bound in ["minimum", "maximum"] {
             whole(node.get_mut(bound));
@@ -66,6 +67,14 @@ fn tidy(schema: &mut Value) {
     }
     for child in children_mut(schema) {
         tidy(child);
+    }
+}
+
+/// A comment's line breaks mean nothing; `kubectl explain` wraps by itself. An empty line is a paragraph.
+fn unwrap_lines(node: &mut Map<String, Value>) {
+    if let Some(Value::String(description)) = node.get_mut("description") {
+        let paragraphs: Vec<String> = description.split("\n\n").map(|text| text.replace('\n', " ")).collect();
+        *description = paragraphs.join("\n\n");
     }
 }
 

@@ -113,7 +113,7 @@ fn check_type(schema: &Value, value: &Value) -> Result<(), String> {
         Some("object") => (value.is_object(), "a mapping", ""),
         Some("array") => (value.is_array(), "a list", ""),
         Some("string") => (value.is_string(), "text", "; put it in quotes"),
-        Some("boolean") => (value.is_boolean(), "true or false", "; write it without quotes"),
+        Some("boolean") => (value.is_boolean(), "true or false", "; write one of them, without quotes"),
         Some("integer") => (is_integer(value), "a whole number", "; write it without quotes"),
         Some("number") => (value.is_number(), "a number", "; write it without quotes"),
         _ => return Ok(()),

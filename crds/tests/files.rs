@@ -179,6 +179,9 @@ fn bombs_do_not_go_off() {
         (0..500).map(|depth| format!("{}k:\n", " ".repeat(depth))).collect::<String>() + &" ".repeat(500)
     );
     assert!(refusal(&deep).contains("is not YAML that can be read"));
+    let many = share("a") + &(0..5000).map(|field| format!("f{field}: 1\n")).collect::<String>();
+    let many = read(&many).refusals;
+    assert_eq!((many.len(), many[20].message.as_str()), (21, "and 4980 more; mend these first"));
     let long = share("a").replace("/srv/a", &"/x".repeat(400_000));
     assert!(refusal(&long).len() < 1000, "a message never repeats a huge value");
 }
