@@ -1,28 +1,25 @@
 //! `VirtiofsShare` documents from YAML: several to a file, several files to a directory.
 
+mod file;
+mod kind;
+mod yaml;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::refusal::{Origin, Refusal, nearest};
-use crate::schema::{API_VERSION, GROUP, KIND};
+use self::file::{is_manifest, read_bounded};
+use self::kind::{Kind, classify};
+use crate::refusal::{Origin, Refusal};
 use crate::share::Share;
 use crate::v1alpha1::VirtiofsShare;
 
-/// Largest file that is read. A share is a few hundred bytes; etcd takes no object above 1.5 MiB.
-const FILE_MAX: u64 = 1 << 20;
 /// How many refusals of one document are worth reading.
 const REFUSALS_MAX: usize = 20;
-/// How many YAML nodes a file may come to, aliases followed.
-const NODES_MAX: usize = 50_000;
-/// How often a file may use an alias.
-const ALIASES_MAX: usize = 1000;
-/// How deep a document may be nested.
-const DEPTH_MAX: usize = 32;
 
 /// What a set of files declares.
 #[derive(Clone, Debug, Default)]
@@ -90,12 +87,6 @@ pub fn read_directory(directory: &Path) -> io::Result<Manifests> {
     Ok(read_files(files))
 }
 
-fn is_manifest(path: &Path) -> bool {
-    let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    !hidden && matches!(extension, Some("yaml" | "yml" | "json")) && !path.is_dir()
-}
-
 impl Manifests {
     fn add_file(&mut self, file: &Path) {
         match read_bounded(file) {
@@ -105,14 +96,13 @@ impl Manifests {
     }
 
     fn add_text(&mut self, file: &Path, text: &str) {
-        let mut bytes = text.as_bytes();
         let mut origin = Origin::file(file);
-        for document in serde_saphyr::read_with_options::<_, Value>(&mut bytes, yaml_options()) {
+        for document in yaml::documents(text) {
             origin = origin.next();
             match document {
                 Ok(Value::Null) => {}
                 Ok(value) => self.add_value(&origin, &value),
-                Err(error) => self.refuse(&origin, None, Refusal::new("", yaml_message(&error))),
+                Err(message) => self.refuse(&origin, None, Refusal::new("", message)),
             }
         }
     }
@@ -158,81 +148,6 @@ impl Manifests {
             }
         }
     }
-}
-
-/// Whose document it is.
-enum Kind {
-    Share,
-    Foreign(String),
-    Wrong(Refusal),
-}
-
-fn classify(value: &Value) -> Kind {
-    if !value.is_object() {
-        return Kind::Wrong(Refusal::new("", format!("is no mapping; a share begins with apiVersion: {API_VERSION}")));
-    }
-    let text = |field: &str| value[field].as_str().unwrap_or_default();
-    match (text("apiVersion"), text("kind")) {
-        (API_VERSION, KIND) => Kind::Share,
-        ("", _) => Kind::Wrong(Refusal::new("apiVersion", format!("is missing; write {API_VERSION}"))),
-        (_, "") => Kind::Wrong(Refusal::new("kind", format!("is missing; write {KIND}"))),
-        ("v1", "List") => Kind::Wrong(Refusal::new("kind", "a List is not read; separate its items by a line of ---")),
-        (version, kind) => classify_other(version, kind),
-    }
-}
-
-/// Ours but misspelt, or someone else's?
-fn classify_other(version: &str, kind: &str) -> Kind {
-    let group = version.split('/').next().unwrap_or_default();
-    let ours = group == GROUP || nearest(group, [GROUP]).is_some();
-    if kind != KIND && ours {
-        let hint = nearest(kind, [KIND]).map_or("known is", |_| "did you mean");
-        return Kind::Wrong(Refusal::new("kind", format!("{kind:?} is not a kind of {GROUP}; {hint} {KIND}")));
-    }
-    if kind == KIND || ours || nearest(kind, [KIND]).is_some() {
-        return Kind::Wrong(Refusal::new("apiVersion", format!("{version:?} is not known; write {API_VERSION}")));
-    }
-    Kind::Foreign(format!("{version} {kind}"))
-}
-
-/// The text of a file, if it is one and not too large.
-fn read_bounded(file: &Path) -> Result<String, String> {
-    // A FIFO would block whoever opens it.
-    let metadata = fs::metadata(file).map_err(|e| e.to_string())?;
-    if !metadata.is_file() {
-        return Err("is not a regular file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    let opened = File::open(file).map_err(|e| e.to_string())?;
-    opened.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(format!("is larger than {FILE_MAX} bytes; keep shares in smaller files"));
-    }
-    String::from_utf8(bytes).map_err(|e| format!("is not UTF-8 text at byte {}", e.utf8_error().valid_up_to()))
-}
-
-/// Limits that no honest manifest comes near and that keep a hostile one small.
-fn yaml_options() -> serde_saphyr::Options {
-    serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_nodes: NODES_MAX,
-            max_events: 4 * NODES_MAX,
-            max_aliases: ALIASES_MAX,
-            max_anchors: ALIASES_MAX,
-            max_depth: DEPTH_MAX,
-        },
-        alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: NODES_MAX,
-        },
-        // Go's YAML, through which manifests reach an API server, reads 0660 as octal.
-        legacy_octal_numbers: true,
-        with_snippet: false,
-    }
-}
-
-fn yaml_message(error: &serde_saphyr::Error) -> String {
-    let formatter = serde_saphyr::UserMessageFormatter;
-    format!("is not YAML that can be read: {}", error.render_with_formatter(&formatter))
 }
 
 impl Origin {

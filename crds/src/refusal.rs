@@ -50,9 +50,10 @@ impl Refusal {
         self
     }
 
-    /// The same refusal, of the share of this name.
+    /// The same refusal, of the share of this name. What no object could be called is left out.
     pub fn of(mut self, share: Option<&str>) -> Self {
-        self.share = share.map(str::to_owned);
+        let possible = |name: &&str| name.len() <= 253 && !name.contains(char::is_control);
+        self.share = share.filter(possible).map(str::to_owned);
         self
     }
 }

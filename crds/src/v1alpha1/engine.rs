@@ -4,9 +4,13 @@ use kube::KubeSchema;
 use kube::core::Rule;
 use serde::{Deserialize, Serialize};
 use virtiofs_contract::config::{self, CachePolicy, EngineConfig, IdTranslationKind, InodeFileHandles, Sandbox};
+use virtiofs_contract::engine::QUEUES;
 
 use super::rule::{rule, rule_on};
 use crate::Interval;
+
+/// How many request queues an engine serves; the first of all queues takes no requests.
+const REQUEST_QUEUES: usize = QUEUES - 1;
 
 /// How engines work.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -110,7 +114,7 @@ pub struct EngineOptions {
     pub max_inodes: Option<u64>,
     /// Number of request queues offered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 64))]
+    #[schemars(range(min = 1, max = REQUEST_QUEUES))]
     pub queues: Option<u16>,
     /// How the engine is confined. `Auto`: as strictly as the place allows. `Namespace`: in namespaces of its
     /// own with the share as root. `Chroot`: with the share as root. `None`: not at all, which is refused
