@@ -111,6 +111,17 @@ impl Header {
         if size > MAX_PAYLOAD { Err(self.wrong_size(size)) } else { Ok(size) }
     }
 
+    /// Do descriptors belong to this request?
+    pub(crate) fn brings_fds(&self, payload: &[u8]) -> bool {
+        match self.request {
+            number::SET_MEM_TABLE | number::ADD_MEM_REG => true,
+            number::SET_VRING_KICK | number::SET_VRING_CALL | number::SET_VRING_ERR => {
+                Fields(payload).u64() & NO_FD == 0
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn need_reply(&self) -> bool {
         self.flags & NEED_REPLY != 0
     }
@@ -328,7 +339,7 @@ impl<F> Body<'_, F> {
             number::RESET_DEVICE => Request::ResetDevice,
             number::GET_MAX_MEM_SLOTS => Request::GetMaxMemSlots,
             number::ADD_MEM_REG => Request::AddMemReg(self.region()?),
-            number::REM_MEM_REG => Request::RemMemReg(self.removed_region()?),
+            number::REM_MEM_REG => Request::RemMemReg(self.single_layout()?),
             other => return Err(Malformed::Unknown(other)),
         })
     }
@@ -408,13 +419,6 @@ impl<F> Body<'_, F> {
             (Some(file), 1) => Ok(Region { layout, file }),
             _ => Err(self.wrong_fds(found, 1)),
         }
-    }
-
-    /// Some front-ends send the region's descriptor along; the protocol has the back-end close it.
-    fn removed_region(&mut self) -> Result<Layout, Malformed> {
-        let layout = self.single_layout()?;
-        self.fds.next();
-        Ok(layout)
     }
 
     fn single_layout(&mut self) -> Result<Layout, Malformed> {
@@ -540,6 +544,7 @@ mod tests {
             let (header, payload) = split(&bytes);
             prop_assert_eq!(header.payload_len().unwrap(), payload.len());
             prop_assert_eq!(header.need_reply(), need_reply);
+            prop_assert!(fds.is_empty() || header.brings_fds(payload));
             let fds = fds.into_iter().copied().collect();
             prop_assert_eq!(Request::decode(&header, payload, fds).unwrap(), request);
         }
@@ -563,9 +568,7 @@ mod tests {
             let (header, payload) = split(&bytes);
             let mut fds: Vec<u16> = fds.into_iter().copied().collect();
             fds.push(0);
-            if !matches!(request, Request::RemMemReg(_)) {
-                prop_assert!(Request::decode(&header, payload, fds).is_err());
-            }
+            prop_assert!(Request::decode(&header, payload, fds).is_err());
         }
 
         #[test]

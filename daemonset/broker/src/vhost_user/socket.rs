@@ -70,34 +70,41 @@ impl VmmSocket {
     }
 
     /// The next message, which stays in the socket. Waits for its end if only its beginning is there.
+    ///
+    /// Descriptors are looked for only where the request brings some: a look that finds none beside the
+    /// bytes it was asked for goes on to those of the next message (`unix_stream_read_generic` follows the
+    /// queue up to the first that has any). What a VMM sends along unasked is dropped with its bytes; so is
+    /// what some send with REM_MEM_REG, as the protocol has it.
     pub(crate) fn peek(&self) -> Result<Peeked, ConnectionError> {
         set_peek_offset(&self.stream, 0)?;
-        let mut fds = Vec::new();
         let mut head = [0u8; HEADER_LEN];
-        self.peek_all(&mut head, Some(&mut fds))?;
+        self.peek_all(&mut head).map_err(closed_if_empty)?;
         let header = Header::decode(&head);
         let mut payload = vec![0u8; header.payload_len()?];
-        // The descriptors came with the header; a second look at the same bytes would only copy them.
-        self.peek_all(&mut payload, None)?;
+        self.peek_all(&mut payload).map_err(|(error, _)| error)?;
+        let fds = if header.brings_fds(&payload) { self.peek_fds()? } else { Vec::new() };
         let request = Request::decode(&header, &payload, fds)?;
         Ok(Peeked { request, need_reply: header.need_reply(), length: HEADER_LEN + payload.len() })
     }
 
-    fn peek_all(&self, buffer: &mut [u8], mut fds: Option<&mut Vec<OwnedFd>>) -> Result<(), ConnectionError> {
+    /// Looks at the bytes that follow; says how many came if not all did.
+    fn peek_all(&self, buffer: &mut [u8]) -> Result<(), (ConnectionError, usize)> {
         let mut at = 0;
         while at < buffer.len() {
-            let rest = &mut buffer[at..];
-            let received = match fds.as_deref_mut() {
-                Some(fds) => receive(&self.stream, rest, RecvFlags::PEEK, fds)?,
-                None => recv_plain(&self.stream, rest, RecvFlags::PEEK)?,
-            };
-            match received {
-                0 if at == 0 && fds.is_some() => return Err(ConnectionError::Closed),
-                0 => return Err(ConnectionError::Incomplete),
-                more => at += more,
+            match recv_plain(&self.stream, &mut buffer[at..], RecvFlags::PEEK) {
+                Ok(0) => return Err((ConnectionError::Incomplete, at)),
+                Ok(more) => at += more,
+                Err(error) => return Err((error, at)),
             }
         }
         Ok(())
+    }
+
+    fn peek_fds(&self) -> Result<Vec<OwnedFd>, ConnectionError> {
+        set_peek_offset(&self.stream, 0)?;
+        let mut fds = Vec::new();
+        receive(&self.stream, &mut [0u8; HEADER_LEN], RecvFlags::PEEK, &mut fds)?;
+        Ok(fds)
     }
 
     /// Takes a message that has been looked at out of the socket.
@@ -135,6 +142,14 @@ impl Peeked {
     /// Bytes that [`VmmSocket::consume`] is to take.
     pub(crate) fn length(&self) -> usize {
         self.length
+    }
+}
+
+/// The end of a connection between two messages is an ordinary one.
+fn closed_if_empty((error, received): (ConnectionError, usize)) -> ConnectionError {
+    match error {
+        ConnectionError::Incomplete if received == 0 => ConnectionError::Closed,
+        other => other,
     }
 }
 
@@ -248,6 +263,22 @@ mod tests {
     }
 
     #[test]
+    fn a_message_leaves_the_next_ones_descriptors_alone() {
+        let (vmm, socket) = pair();
+        let expected = [Request::SetFeatures(1), Request::SetVringCall { ring: 0, fd: None }, Request::SetOwner];
+        for request in &expected {
+            send_request(&vmm, request);
+        }
+        send_request(&vmm, &Request::SetVringKick { ring: 1, fd: pipes(1).pop() });
+        for request in expected {
+            let peeked = socket.peek().unwrap();
+            assert_eq!(peeked.request.number(), request.number());
+            socket.consume(peeked.length()).unwrap();
+        }
+        assert!(matches!(socket.peek().unwrap().request, Request::SetVringKick { fd: Some(_), .. }));
+    }
+
+    #[test]
     fn a_message_in_pieces_is_put_together() {
         let (mut vmm, socket) = pair();
         let (bytes, _) = Request::<OwnedFd>::SetFeatures(9).encode(true);
@@ -280,7 +311,8 @@ mod tests {
     fn too_many_descriptors_are_refused_and_none_is_kept() {
         let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
         let (vmm, socket) = pair();
-        let (bytes, _) = Request::<OwnedFd>::SetFeatures(9).encode(true);
+        let kick = Request::SetVringKick { ring: 0, fd: pipes(1).pop() };
+        let (bytes, _) = kick.encode(true);
         let fds = pipes(MAX_FDS + 1);
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];

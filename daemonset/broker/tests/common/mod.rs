@@ -1,0 +1,258 @@
+//! A broker as the agent would start it, in a directory of its own, with real engines.
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use testkit::guest::{Guest, GuestConfig};
+use virtiofs_contract::VERSION;
+use virtiofs_contract::channel::FramedStream;
+use virtiofs_contract::config::{Access, EngineConfig};
+use virtiofs_contract::control::{
+    Endpoint, EndpointStatus, Request, Response, SessionState, SessionStatus, SocketSpec, Status,
+};
+use virtiofs_contract::preflight::{Finding, Preflight};
+
+/// How long anything may take on a machine that is busy with other tests.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+const BROKER: &str = env!("CARGO_BIN_EXE_virtiofs-broker");
+
+/// The engine, built beside the broker: cargo builds a test's own binaries only.
+fn engine() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let folder = Path::new(BROKER).parent().unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "virtiofs-engine"]);
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "building the engine");
+        folder.join("virtiofs-engine")
+    })
+}
+
+/// Waits until something is so.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "still not so after {PATIENCE:?}: {what}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// A broker process and its directory. Killed when dropped.
+pub(crate) struct Broker {
+    process: Child,
+    folder: TempDir,
+    engine: PathBuf,
+}
+
+impl Broker {
+    pub(crate) fn start() -> Self {
+        Self::start_with(engine().into())
+    }
+
+    /// A broker whose engine is a shell script; `ENGINE` in it stands for the real one.
+    pub(crate) fn start_with_script(script: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("broker-").tempdir().unwrap();
+        let path = folder.path().join("engine.sh");
+        let text = format!("#!/bin/sh\n{}\n", script.replace("ENGINE", engine().to_str().unwrap()));
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Self::start_in(folder, path)
+    }
+
+    fn start_with(engine: PathBuf) -> Self {
+        Self::start_in(tempfile::Builder::new().prefix("broker-").tempdir().unwrap(), engine)
+    }
+
+    fn start_in(folder: TempDir, engine: PathBuf) -> Self {
+        let process = spawn(folder.path(), &engine, Stdio::from(fs::File::create(folder.path().join("log")).unwrap()));
+        let broker = Broker { process, folder, engine };
+        until("the broker listens", || UnixStream::connect(broker.control_path()).is_ok());
+        broker
+    }
+
+    /// Starts another broker on the same directory and says how it ended, and with what words.
+    pub(crate) fn rival(&self) -> (ExitStatus, String) {
+        let output = spawn(self.folder.path(), &self.engine, Stdio::piped()).wait_with_output().unwrap();
+        (output.status, String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// Kills the broker without a word and starts it again in the same directory.
+    pub(crate) fn crash_and_restart(mut self) -> Self {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        let engine = self.engine.clone();
+        drop(self);
+        Self::start_in(folder, engine)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub(crate) fn runtime_dir(&self) -> PathBuf {
+        self.folder.path().join("run")
+    }
+
+    pub(crate) fn control_path(&self) -> PathBuf {
+        self.runtime_dir().join("broker.sock")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    /// A directory to share, with a file in it.
+    pub(crate) fn source(&self, name: &str) -> PathBuf {
+        let source = self.folder.path().canonicalize().unwrap().join("sources").join(name);
+        fs::create_dir_all(&source).unwrap();
+        fs::write(source.join("hello"), "from the host\n").unwrap();
+        source
+    }
+
+    /// An endpoint on such a directory.
+    pub(crate) fn endpoint(&self, name: &str) -> Endpoint {
+        Endpoint {
+            name: name.into(),
+            source: self.source(name),
+            socket: SocketSpec {
+                path: self.runtime_dir().join(format!("shares/{name}.sock")),
+                owner: None,
+                group: None,
+                mode: 0o600,
+            },
+            engine: EngineConfig::stock(Access::ReadWrite),
+            exclusive: false,
+        }
+    }
+
+    pub(crate) fn control(&self) -> Control {
+        let mut control = Control(FramedStream::new(UnixStream::connect(self.control_path()).unwrap()));
+        match control.ask(&Request::Hello { version: VERSION }) {
+            Response::Welcome { pid, .. } => assert_eq!(pid, self.pid()),
+            other => panic!("{other:?}"),
+        }
+        control
+    }
+
+    /// Listens at such an endpoint.
+    pub(crate) fn share(&self, name: &str) -> Endpoint {
+        let endpoint = self.endpoint(name);
+        self.control().apply(&endpoint).unwrap();
+        endpoint
+    }
+
+    pub(crate) fn status_of(&self, name: &str) -> EndpointStatus {
+        let status = self.control().status();
+        let found = status.endpoints.into_iter().find(|endpoint| endpoint.endpoint.name == name);
+        found.unwrap_or_else(|| panic!("no endpoint {name}"))
+    }
+
+    /// The only session of an endpoint.
+    pub(crate) fn session_of(&self, name: &str) -> SessionStatus {
+        let mut sessions = self.status_of(name).sessions;
+        assert_eq!(sessions.len(), 1, "sessions of {name}");
+        sessions.remove(0)
+    }
+
+    /// Waits until the only session of an endpoint is in this state.
+    pub(crate) fn until_state(&self, name: &str, state: SessionState) -> SessionStatus {
+        until(&format!("a session of {name} that is {state:?}"), || {
+            let sessions = self.status_of(name).sessions;
+            sessions.len() == 1 && sessions[0].state == state
+        });
+        self.session_of(name)
+    }
+
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid() as i32), signal).unwrap();
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the broker has ended", || {
+            status = self.process.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the broker's log ---\n{}", self.log());
+        }
+    }
+}
+
+fn spawn(folder: &Path, engine: &Path, log: Stdio) -> Child {
+    let mut command = Command::new(BROKER);
+    command.arg("--runtime-dir").arg(folder.join("run")).arg("--engine").arg(engine).args(["--log", "debug"]);
+    command.stderr(log).spawn().unwrap()
+}
+
+/// A connection to the control socket.
+pub(crate) struct Control(FramedStream);
+
+impl Control {
+    pub(crate) fn ask(&mut self, request: &Request) -> Response {
+        self.0.send(request).unwrap();
+        self.0.receive().unwrap()
+    }
+
+    pub(crate) fn apply(&mut self, endpoint: &Endpoint) -> Result<Preflight, Finding> {
+        match self.ask(&Request::Apply { endpoint: endpoint.clone() }) {
+            Response::Applied { preflight } => Ok(preflight),
+            Response::Refused { finding } => Err(finding),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, name: &str, force: bool) {
+        assert_eq!(self.ask(&Request::Remove { name: name.into(), force }), Response::Done);
+    }
+
+    pub(crate) fn status(&mut self) -> Status {
+        match self.ask(&Request::Status) {
+            Response::Status(status) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A guest on an endpoint.
+pub(crate) fn boot(endpoint: &Endpoint) -> Guest {
+    Guest::boot(GuestConfig::new(&endpoint.socket.path).small()).unwrap()
+}
+
+/// Reads the file that every source has.
+pub(crate) fn read_hello(guest: &Guest) -> String {
+    let fuse = guest.fuse();
+    let entry = fuse.lookup(1, "hello").unwrap();
+    let open = fuse.open(entry.nodeid, libc::O_RDONLY).unwrap();
+    let text = fuse.read(entry.nodeid, open.fh, 0, 4096).unwrap();
+    fuse.release(entry.nodeid, open.fh, libc::O_RDONLY).unwrap();
+    String::from_utf8(text).unwrap()
+}
+
+/// Is there such a process that is not a zombie?
+pub(crate) fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
+}

@@ -1,0 +1,218 @@
+//! The control socket: endpoints come, change and go.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use common::{Broker, boot, read_hello, runs, until};
+use virtiofs_contract::channel::FramedStream;
+use virtiofs_contract::config::{Access, CachePolicy, EngineConfig};
+use virtiofs_contract::control::{Request, Response};
+use virtiofs_contract::preflight::Reason;
+
+fn inode(path: &Path) -> u64 {
+    fs::symlink_metadata(path).unwrap().ino()
+}
+
+#[test]
+fn applying_twice_is_applying_once() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    let (socket, engine) = (inode(&endpoint.socket.path), broker.session_of("data").engine_pid);
+    for _ in 0..3 {
+        broker.control().apply(&endpoint).unwrap();
+    }
+    assert_eq!(inode(&endpoint.socket.path), socket);
+    assert_eq!(broker.session_of("data").engine_pid, engine);
+    assert_eq!(read_hello(&guest), "from the host\n");
+}
+
+#[test]
+fn a_change_of_mode_does_not_rebind() {
+    let broker = Broker::start();
+    let mut endpoint = broker.share("data");
+    let socket = inode(&endpoint.socket.path);
+    endpoint.socket.mode = 0o660;
+    broker.control().apply(&endpoint).unwrap();
+    let metadata = fs::metadata(&endpoint.socket.path).unwrap();
+    assert_eq!((metadata.ino(), metadata.mode() & 0o777), (socket, 0o660));
+}
+
+#[test]
+fn a_socket_moves_to_another_path() {
+    let broker = Broker::start();
+    let mut endpoint = broker.share("data");
+    let before = endpoint.socket.path.clone();
+    endpoint.socket.path = broker.runtime_dir().join("shares/elsewhere.sock");
+    broker.control().apply(&endpoint).unwrap();
+    assert!(!before.exists());
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn a_socket_that_someone_deleted_comes_back() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    fs::remove_file(&endpoint.socket.path).unwrap();
+    broker.control().apply(&endpoint).unwrap();
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn a_new_configuration_is_for_new_sessions() {
+    let broker = Broker::start();
+    let mut endpoint = broker.share("data");
+    let first = boot(&endpoint);
+    endpoint.engine.cache = CachePolicy::Never;
+    broker.control().apply(&endpoint).unwrap();
+    let second = boot(&endpoint);
+    let caches: Vec<CachePolicy> =
+        broker.status_of("data").sessions.iter().map(|session| session.engine.cache).collect();
+    assert_eq!(caches, [CachePolicy::Auto, CachePolicy::Never]);
+    drop((first, second));
+}
+
+#[test]
+fn a_removed_endpoint_lets_its_sessions_run_out() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    broker.control().remove("data", false);
+    assert!(!endpoint.socket.path.exists());
+    assert!(!broker.status_of("data").listening);
+    assert_eq!(read_hello(&guest), "from the host\n");
+    drop(guest);
+    until("the endpoint is forgotten", || broker.control().status().endpoints.is_empty());
+    broker.control().remove("data", false);
+}
+
+#[test]
+fn force_ends_sessions() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    let engine = broker.session_of("data").engine_pid.unwrap();
+    broker.control().remove("data", true);
+    assert!(broker.control().status().endpoints.is_empty());
+    until("the engine is gone", || !runs(engine));
+    assert!(guest.pause().is_err());
+}
+
+#[test]
+fn wrong_sources_are_refused_by_reason_and_change_nothing() {
+    let broker = Broker::start();
+    let good = broker.share("data");
+    let inside = good.source.parent().unwrap();
+    symlink(&good.source, inside.join("link")).unwrap();
+    fs::write(inside.join("file"), "").unwrap();
+    let table = [
+        (inside.join("missing"), Reason::SourceMissing),
+        (inside.join("file"), Reason::SourceNotDirectory),
+        (inside.join("link"), Reason::SourceForbidden),
+        (broker.runtime_dir().canonicalize().unwrap(), Reason::SourceForbidden),
+        ("/proc".into(), Reason::SourceForbidden),
+    ];
+    for (source, reason) in table {
+        let mut bad = good.clone();
+        bad.source = source;
+        let finding = broker.control().apply(&bad).unwrap_err();
+        assert_eq!(finding.reason, reason, "{finding}");
+        assert!(!finding.remedy.is_empty());
+        let request = Request::Preflight { source: bad.source, engine: bad.engine };
+        assert_eq!(broker.control().ask(&request), Response::Refused { finding });
+    }
+    assert_eq!(broker.status_of("data").endpoint, good);
+    assert_eq!(read_hello(&boot(&good)), "from the host\n");
+}
+
+#[test]
+fn a_missing_source_heals() {
+    let broker = Broker::start();
+    let endpoint = broker.endpoint("data");
+    let away = endpoint.source.with_extension("away");
+    fs::rename(&endpoint.source, &away).unwrap();
+    assert_eq!(broker.control().apply(&endpoint).unwrap_err().reason, Reason::SourceMissing);
+    fs::rename(&away, &endpoint.source).unwrap();
+    broker.control().apply(&endpoint).unwrap();
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn foreign_files_and_sockets_are_left_alone() {
+    let broker = Broker::start();
+    let endpoint = broker.endpoint("data");
+    fs::write(&endpoint.socket.path, "precious").unwrap();
+    let finding = broker.control().apply(&endpoint).unwrap_err();
+    assert_eq!(finding.reason, Reason::SocketUnavailable);
+    assert_eq!(fs::read_to_string(&endpoint.socket.path).unwrap(), "precious");
+    fs::remove_file(&endpoint.socket.path).unwrap();
+    let stranger = UnixListener::bind(&endpoint.socket.path).unwrap();
+    let finding = broker.control().apply(&endpoint).unwrap_err();
+    assert_eq!(finding.reason, Reason::SocketUnavailable);
+    drop(stranger);
+    broker.control().apply(&endpoint).unwrap();
+}
+
+#[test]
+fn requests_that_make_no_sense_are_invalid() {
+    let broker = Broker::start();
+    let good = broker.share("data");
+    let mut other_name = good.clone();
+    other_name.name = "other".into();
+    let mut bad_name = good.clone();
+    bad_name.name = "no/slash".into();
+    let guest = boot(&good);
+    let mut other_source = good.clone();
+    other_source.source = broker.source("elsewhere");
+    let requests = [
+        Request::Apply { endpoint: other_name },
+        Request::Apply { endpoint: bad_name },
+        Request::Apply { endpoint: other_source },
+        Request::Preflight { source: "relative".into(), engine: EngineConfig::stock(Access::ReadOnly) },
+    ];
+    for request in requests {
+        let response = broker.control().ask(&request);
+        assert!(matches!(response, Response::Invalid { .. }), "{request:?}: {response:?}");
+    }
+    drop(guest);
+}
+
+#[test]
+fn another_version_is_told_so() {
+    let broker = Broker::start();
+    let connect = || FramedStream::new(std::os::unix::net::UnixStream::connect(broker.control_path()).unwrap());
+    for first in [Request::Hello { version: 999 }, Request::Status] {
+        let mut control = connect();
+        control.send(&first).unwrap();
+        assert!(matches!(control.receive::<Response>().unwrap(), Response::Invalid { .. }));
+        assert!(control.receive::<Response>().is_err());
+    }
+    let mut control = connect();
+    control.send(&"not a request").unwrap();
+    assert!(matches!(control.receive::<Response>().unwrap(), Response::Invalid { .. }));
+}
+
+#[test]
+fn a_second_broker_is_told_who_is_there() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let (status, words) = broker.rival();
+    assert!(!status.success());
+    assert!(words.contains(&broker.pid().to_string()), "{words}");
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn only_the_brokers_user_reaches_the_control_socket() {
+    let broker = Broker::start();
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+    assert_eq!(mode(&broker.control_path()), 0o600);
+    assert_eq!(mode(&broker.runtime_dir().join("engines")), 0o700);
+    assert_eq!(fs::read_dir(broker.runtime_dir().join("engines")).unwrap().count(), 0);
+}

@@ -1,0 +1,243 @@
+//! Engines that are slow, silent or die, and VMMs that break the protocol: each costs its own session only.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::{Broker, boot, read_hello, runs, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testkit::guest::{Guest, GuestConfig};
+use testkit::memory::GuestMemory;
+use testkit::vhost::connection::Connection;
+use vhost::vhost_user::message::FrontendReq;
+use virtiofs_contract::control::SessionState;
+use virtiofs_contract::preflight::Reason;
+
+const VERSION: u32 = 1;
+const SHORT: Duration = Duration::from_secs(20);
+
+#[test]
+fn an_engine_that_cannot_start_is_a_finding() {
+    let broker = Broker::start_with_script("echo no luck today >&2; exit 3");
+    let finding = broker.control().apply(&broker.endpoint("data")).unwrap_err();
+    assert_eq!(finding.reason, Reason::EngineFailed);
+    assert!(finding.message.contains("exit status 3") && finding.message.contains("no luck today"), "{finding}");
+}
+
+#[test]
+fn an_engine_that_is_not_there_is_a_finding() {
+    let broker = Broker::start_with_script("exit 0");
+    let endpoint = broker.endpoint("data");
+    fs::remove_file(broker.runtime_dir().with_file_name("engine.sh")).unwrap();
+    let finding = broker.control().apply(&endpoint).unwrap_err();
+    assert_eq!(finding.reason, Reason::EngineFailed);
+    assert!(finding.remedy.contains("--engine"), "{finding}");
+}
+
+/// An engine whose sessions, but not trials, are hindered while a file exists beside it.
+fn hindered_while(file: &str, hindrance: &str) -> Broker {
+    let script = format!("if [ -e \"$(dirname $0)/{file}\" ]; then {hindrance}; fi; exec ENGINE");
+    Broker::start_with_script(&script)
+}
+
+#[test]
+fn a_vmm_is_answered_before_its_engine_is_there() {
+    let broker = hindered_while("slow", "sleep 2");
+    let endpoint = broker.share("slow");
+    let other = broker.share("other");
+    let beside = broker.runtime_dir().with_file_name("slow");
+    let waiting = boot(&other);
+    fs::write(&beside, "").unwrap();
+    let start = Instant::now();
+    let guest = Guest::power_on(GuestConfig::new(&endpoint.socket.path).small()).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(2), "the VMM had to wait for the engine");
+    assert_eq!(read_hello(&waiting), "from the host\n");
+    assert_eq!(broker.session_of("slow").state, SessionState::Connecting);
+    assert!(start.elapsed() < Duration::from_secs(2), "others had to wait for the engine");
+    guest.mount().unwrap();
+    assert_eq!(read_hello(&guest), "from the host\n");
+}
+
+#[test]
+fn a_session_whose_engine_could_not_start_heals() {
+    let broker = hindered_while("broken", "exit 1");
+    let endpoint = broker.share("data");
+    let beside = broker.runtime_dir().with_file_name("broken");
+    fs::write(&beside, "").unwrap();
+    let guest = Guest::power_on(GuestConfig::new(&endpoint.socket.path).small()).unwrap();
+    let session = broker.until_state("data", SessionState::Failed);
+    assert_eq!(session.finding.unwrap().reason, Reason::EngineFailed);
+    fs::remove_file(&beside).unwrap();
+    guest.mount().unwrap();
+    assert_eq!(read_hello(&guest), "from the host\n");
+    assert!(broker.session_of("data").finding.is_none());
+}
+
+#[test]
+fn a_vmm_never_sees_its_engine_die() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    let other = boot(&endpoint);
+    read_hello(&guest);
+    let sessions = broker.status_of("data").sessions;
+    let engine = sessions[0].engine_pid.unwrap();
+    kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
+    until("the session knows", || broker.status_of("data").sessions[0].state == SessionState::Failed);
+    let session = broker.status_of("data").sessions.remove(0);
+    let finding = session.finding.unwrap();
+    assert!(finding.message.contains("SIGKILL"), "{finding}");
+    assert_eq!(session.engine_pid, None);
+    let used = guest.queues()[1].ring_state().unwrap().used;
+    assert_eq!(guest.pause().unwrap()[1], used);
+    assert_eq!(read_hello(&other), "from the host\n");
+}
+
+#[test]
+fn an_engine_that_does_not_come_to_rest_is_given_up_and_the_vmm_is_answered() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    read_hello(&guest);
+    let engine = broker.session_of("data").engine_pid.unwrap();
+    kill(Pid::from_raw(engine as i32), Signal::SIGSTOP).unwrap();
+    until("all its threads stand still", || threads_stand_still(engine));
+    let used = guest.queues()[1].ring_state().unwrap().used;
+    assert_eq!(guest.pause().unwrap()[1], used);
+    let session = broker.until_state("data", SessionState::Failed);
+    assert!(session.finding.unwrap().message.contains("given up"));
+    until("the engine is gone", || !runs(engine));
+}
+
+fn threads_stand_still(pid: u32) -> bool {
+    fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|thread| {
+        let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+    })
+}
+
+fn connect(broker: &Broker) -> Connection {
+    let endpoint = broker.endpoint("data");
+    Connection::connect(&endpoint.socket.path, SHORT).unwrap()
+}
+
+fn is_closed(connection: &mut Connection) -> bool {
+    let mut byte = [0];
+    connection.stream().set_read_timeout(Some(SHORT)).unwrap();
+    match connection.stream().read(&mut byte) {
+        Ok(0) => true,
+        Ok(_) => false,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    }
+}
+
+#[test]
+fn a_vmm_that_breaks_the_protocol_loses_its_connection_only() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    let memory = GuestMemory::create(1 << 20, None).unwrap();
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    let region =
+        |size: u64| [0, 0, size, 1 << 40, 0].iter().flat_map(|word: &u64| word.to_le_bytes()).collect::<Vec<u8>>();
+    let all_slots = (1u64 << 15).to_le_bytes();
+    type Message<'a> = (FrontendReq, Vec<u8>, Vec<i32>);
+    let table: Vec<(&str, Vec<Message<'_>>)> = vec![
+        (
+            "a feature that was not offered",
+            vec![(FrontendReq::SET_FEATURES, (1u64 << 26).to_le_bytes().into(), vec![])],
+        ),
+        ("a request that was not offered", vec![(FrontendReq::SET_LOG_BASE, vec![0; 16], vec![])]),
+        ("a message that is too short", vec![(FrontendReq::SET_VRING_NUM, vec![0; 4], vec![])]),
+        ("a pipe as kick", vec![(FrontendReq::SET_VRING_KICK, vec![0; 8], vec![pipe.as_raw_fd()])]),
+        (
+            "a pipe as memory",
+            vec![
+                (FrontendReq::SET_PROTOCOL_FEATURES, all_slots.into(), vec![]),
+                (FrontendReq::ADD_MEM_REG, region(4096), vec![pipe.as_raw_fd()]),
+            ],
+        ),
+        (
+            "memory longer than its file",
+            vec![
+                (FrontendReq::SET_PROTOCOL_FEATURES, all_slots.into(), vec![]),
+                (FrontendReq::ADD_MEM_REG, region((1 << 20) + 1), vec![memory.fd()]),
+            ],
+        ),
+        (
+            "509 regions",
+            vec![(
+                FrontendReq::SET_MEM_TABLE,
+                {
+                    let mut body = 509u64.to_le_bytes().to_vec();
+                    body.resize(8 + 32 * 32, 0);
+                    body
+                },
+                vec![memory.fd()],
+            )],
+        ),
+        ("33 descriptors", vec![(FrontendReq::SET_VRING_ERR, vec![0; 8], vec![pipe.as_raw_fd(); 33])]),
+        ("a ring that does not exist", vec![(FrontendReq::GET_VRING_BASE, vec![9, 0, 0, 0, 0, 0, 0, 0], vec![])]),
+    ];
+    for (what, messages) in table {
+        let mut connection = connect(&broker);
+        for (request, body, fds) in messages {
+            connection.send(request, VERSION, &body, &fds).unwrap();
+        }
+        assert!(is_closed(&mut connection), "{what}");
+    }
+    assert_eq!(read_hello(&guest), "from the host\n");
+    until("only the guest's session is left", || broker.status_of("data").sessions.len() == 1);
+}
+
+#[test]
+fn garbage_and_half_messages_are_refused() {
+    let broker = Broker::start();
+    broker.share("data");
+    for garbage in [&[0xffu8; 64][..], b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", &[0; 12]] {
+        let mut connection = connect(&broker);
+        connection.stream().write_all(garbage).unwrap();
+        assert!(is_closed(&mut connection));
+    }
+    let half = connect(&broker);
+    half.stream().write_all(&[1, 0, 0]).unwrap();
+    let start = Instant::now();
+    assert!(broker.status_of("data").sessions.is_empty());
+    assert!(start.elapsed() < Duration::from_secs(4), "half a header held the broker up");
+    drop(half);
+    until("all of them are counted", || broker.status_of("data").refused_connections == 4);
+}
+
+#[test]
+fn silent_connections_are_limited_and_do_not_last() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let silent: Vec<UnixStream> = (0..30).map(|_| UnixStream::connect(&endpoint.socket.path).unwrap()).collect();
+    until("those beyond the limit are refused", || broker.status_of("data").refused_connections >= 14);
+    assert!(broker.status_of("data").sessions.is_empty());
+    until("the others are given up", || broker.status_of("data").refused_connections == 30);
+    drop(silent);
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn an_engine_that_floods_its_log_still_serves() {
+    let script = "( while :; do echo spam spam spam; done ) & exec ENGINE";
+    let broker = Broker::start_with_script(script);
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    for _ in 0..50 {
+        assert_eq!(read_hello(&guest), "from the host\n");
+    }
+    sleep(Duration::from_millis(200));
+    let lines = broker.log().lines().filter(|line| line.contains("spam spam")).count();
+    assert!(lines < 500, "{lines} lines");
+}

@@ -1,0 +1,203 @@
+//! Guests through broker and engine.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use common::{Broker, boot, read_hello, runs, until};
+use nix::sys::signal::Signal;
+use testkit::guest::{Guest, GuestConfig};
+use testkit::processes::Holdings;
+use virtiofs_contract::config::Access;
+use virtiofs_contract::control::SessionState;
+
+#[test]
+fn a_guest_works_on_a_share() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    assert_eq!(read_hello(&guest), "from the host\n");
+    let made = guest.fuse().create(1, "new", libc::O_WRONLY, 0o644).unwrap();
+    guest.fuse().write(made.entry.nodeid, made.open.fh, 0, b"from the guest", libc::O_WRONLY).unwrap();
+    assert_eq!(fs::read_to_string(endpoint.source.join("new")).unwrap(), "from the guest");
+    let session = broker.until_state("data", SessionState::Serving);
+    assert_eq!(session.vmm_pid, std::process::id() as i32);
+    assert_eq!(session.guest_memory, 64 << 20);
+    assert_eq!(session.engines, 1);
+    assert!(session.open_files > 0 && session.finding.is_none() && session.preflight.is_some());
+    assert_eq!(session.totals.bytes_written, 14);
+    assert_eq!(guest.violations(), []);
+}
+
+#[test]
+fn every_guest_has_its_own_engine_and_leaves_nothing_behind() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let before = Holdings::of_tree(broker.pid() as i32).unwrap();
+    for round in 1..=3 {
+        let guests: Vec<Guest> = (0..3).map(|_| boot(&endpoint)).collect();
+        for guest in &guests {
+            assert_eq!(read_hello(guest), "from the host\n");
+        }
+        let sessions = broker.status_of("data").sessions;
+        let mut engines: Vec<u32> = sessions.iter().filter_map(|session| session.engine_pid).collect();
+        engines.sort_unstable();
+        engines.dedup();
+        assert_eq!(engines.len(), 3);
+        drop(guests);
+        until("the sessions are over", || broker.status_of("data").sessions.is_empty());
+        until("the engines are gone", || !engines.iter().any(|pid| runs(*pid)));
+        let status = broker.status_of("data");
+        assert_eq!((status.sessions_started, status.engines_started), (3 * round, 3 * round));
+    }
+    until("nothing is left of them", || {
+        Holdings::of_tree(broker.pid() as i32).unwrap().leaked_since(&before).is_empty()
+    });
+}
+
+#[test]
+fn an_engine_inherits_nothing_of_other_guests() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let first = boot(&endpoint);
+    let second = boot(&endpoint);
+    for session in broker.status_of("data").sessions {
+        let pid = session.engine_pid.unwrap();
+        let targets: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .filter_map(|fd| fs::read_link(fd.unwrap().path()).ok())
+            .map(|target| target.display().to_string())
+            .collect();
+        let memory = targets.iter().filter(|target| target.contains("memfd:guest")).count();
+        assert!(memory <= 1, "{targets:?}");
+        assert!(!targets.iter().any(|target| target.contains("virtiofs-session")), "{targets:?}");
+        assert!(!targets.iter().any(|target| target.contains("broker.lock")), "{targets:?}");
+    }
+    drop((first, second));
+}
+
+#[test]
+fn totals_never_go_backwards_when_sessions_end() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let mut last = 0;
+    for _ in 0..4 {
+        let guest = boot(&endpoint);
+        read_hello(&guest);
+        let during = broker.status_of("data").totals.requests();
+        assert!(during > last);
+        drop(guest);
+        until("the session is over", || broker.status_of("data").sessions.is_empty());
+        last = broker.status_of("data").totals.requests();
+        assert!(last >= during);
+    }
+}
+
+#[test]
+fn a_paused_guest_goes_on_where_it_was() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    let entry = guest.fuse().lookup(1, "hello").unwrap();
+    for _ in 0..20 {
+        let bases = guest.pause().unwrap();
+        assert_eq!(broker.session_of("data").state, SessionState::Stopped);
+        let used = guest.queues()[1].ring_state().unwrap().used;
+        assert_eq!(bases[1], used);
+        guest.resume(bases).unwrap();
+        guest.fuse().getattr(entry.nodeid, None).unwrap();
+    }
+    assert_eq!(broker.session_of("data").engines, 1);
+    assert_eq!(guest.violations(), []);
+}
+
+#[test]
+fn a_rebooted_guest_begins_anew() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    for _ in 0..5 {
+        assert_eq!(read_hello(&guest), "from the host\n");
+        guest.reboot().unwrap();
+    }
+    assert_eq!(read_hello(&guest), "from the host\n");
+    assert_eq!(guest.violations(), []);
+}
+
+#[test]
+fn front_ends_of_all_kinds_are_served() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let base = GuestConfig::new(&endpoint.socket.path).small();
+    let kinds = [
+        GuestConfig { acknowledge_all: true, ..base.clone() },
+        GuestConfig { protocol: 0, ..base.clone() },
+        GuestConfig { features: 1 << 32, ..base.clone() },
+        GuestConfig { split_memory: Some(32 << 20), ..base.clone() },
+        GuestConfig { split_memory: Some(32 << 20), protocol: 0, ..base },
+    ];
+    for kind in kinds {
+        let guest = Guest::boot(kind.clone()).unwrap_or_else(|error| panic!("{kind:?}: {error}"));
+        assert_eq!(read_hello(&guest), "from the host\n");
+        guest.reboot().unwrap_or_else(|error| panic!("{kind:?}: {error}"));
+        assert_eq!(read_hello(&guest), "from the host\n");
+    }
+}
+
+#[test]
+fn a_share_that_may_not_be_written_is_not() {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    endpoint.engine.access = Access::ReadOnly;
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    assert_eq!(read_hello(&guest), "from the host\n");
+    let refused = guest.fuse().create(1, "new", libc::O_WRONLY, 0o644).unwrap_err();
+    assert_eq!(refused.errno(), Some(nix::errno::Errno::EROFS));
+}
+
+#[test]
+fn an_exclusive_endpoint_has_one_session() {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    endpoint.exclusive = true;
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    assert!(Guest::boot(GuestConfig::new(&endpoint.socket.path).small()).is_err());
+    assert_eq!(read_hello(&guest), "from the host\n");
+    assert_eq!(broker.status_of("data").refused_connections, 1);
+    drop(guest);
+    until("the session is over", || broker.status_of("data").sessions.is_empty());
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn the_broker_ends_cleanly() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut broker = Broker::start();
+        let endpoint = broker.share("data");
+        let guest = boot(&endpoint);
+        let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
+        broker.signal(signal);
+        assert_eq!(broker.wait().code(), Some(0));
+        assert!(!runs(engine) && !endpoint.socket.path.exists() && !broker.control_path().exists());
+        drop(guest);
+    }
+}
+
+#[test]
+fn engines_do_not_outlive_a_broker_that_crashed_and_its_sockets_are_replaced() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
+    let broker = broker.crash_and_restart();
+    until("the engine is gone", || !runs(engine));
+    drop(guest);
+    broker.control().apply(&endpoint).unwrap();
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+    assert_eq!(fs::metadata(&endpoint.socket.path).unwrap().mode() & 0o777, 0o600);
+}
