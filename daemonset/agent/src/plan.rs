@@ -1,6 +1,6 @@
 //! What to do next: a pure function of what is declared and what is observed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,8 @@ pub(crate) struct Progress {
     pub(crate) declared: Option<PathBuf>,
     /// Since when an action on it has been under way.
     pub(crate) busy_since: Option<Instant>,
+    /// The source on which a trial of it is under way.
+    pub(crate) trying: Option<PathBuf>,
     /// The last look at its source.
     pub(crate) look: Option<Look>,
     /// Where its source was found first.
@@ -142,7 +144,8 @@ pub(crate) struct Site {
 /// Decides what to do.
 pub(crate) fn plan(now: Instant, site: &Site, desired: &Desired, observed: &Observed) -> Plan {
     let rest = if observed.endpoints.is_some() { PLAN_AT_LEAST_EVERY } else { KNOCK_EVERY };
-    let mut due = Due { now, actions: Vec::new(), rest };
+    let trying = observed.shares.values().filter_map(|progress| progress.trying.clone()).collect();
+    let mut due = Due { now, actions: Vec::new(), rest, trying };
     let idle = Progress::default();
     for share in desired.shares.values() {
         let progress = observed.shares.get(share.name.as_str()).unwrap_or(&idle);
@@ -192,6 +195,9 @@ struct Due {
     now: Instant,
     actions: Vec<Action>,
     rest: Duration,
+    /// Sources on which something is being tried. The broker tries one thing at a time on each: a source that
+    /// hangs must not fill it with trials.
+    trying: BTreeSet<PathBuf>,
 }
 
 impl Due {
@@ -220,8 +226,11 @@ impl Due {
         }
         let endpoint = endpoint(&site.runtime_dir, share, source);
         let in_force = endpoints.get(share.name.as_str()).is_some_and(|it| it.listening && it.endpoint == endpoint);
-        if let Some(at) = try_at(self.now, &endpoint, source, in_force, progress.attempt.as_ref()) {
-            self.when(at, || Action::Apply { endpoint: Box::new(endpoint), source: source.clone() });
+        if let Some(at) = try_at(self.now, &endpoint, source, in_force, progress.attempt.as_ref())
+            && !self.trying.contains(&source.path)
+            && self.when(at, || Action::Apply { endpoint: Box::new(endpoint), source: source.clone() })
+        {
+            self.trying.insert(source.path.clone());
         }
     }
 }
@@ -421,6 +430,19 @@ mod tests {
 
         let busy = Progress { busy_since: Some(now), ..seen(now, "/srv/a") };
         assert_eq!(plan(now, &site(), &desired([share]), &observed(vec![], vec![("a", busy)])).actions, []);
+    }
+
+    #[test]
+    fn one_source_is_tried_for_one_share_at_a_time() {
+        let now = Instant::now();
+        let desired = desired([declared("a", "/srv/a"), declared("b", "/srv/a")]);
+        let observed_first = observed(vec![], vec![("a", seen(now, "/srv/a")), ("b", seen(now, "/srv/a"))]);
+        let first = plan(now, &site(), &desired, &observed_first);
+        assert!(matches!(&first.actions[..], [Action::Apply { endpoint, .. }] if endpoint.name == "a"));
+
+        let busy = Progress { busy_since: Some(now), trying: Some("/srv/a".into()), ..seen(now, "/srv/a") };
+        let second = plan(now, &site(), &desired, &observed(vec![], vec![("a", busy), ("b", seen(now, "/srv/a"))]));
+        assert_eq!(second.actions, []);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Reconciler {
             remember(now, &desired, &mut observed);
             let plan = plan(now, &self.site, &desired, &observed);
             for action in plan.actions {
-                observed.shares.entry(action.share().to_owned()).or_default().busy_since = Some(now);
+                begin(now, &action, &mut observed);
                 self.perform(action, &desired, &observed, ended.clone());
             }
             let report = report(now, &self.site, &desired, &observed);
@@ -132,7 +132,8 @@ fn remember(now: Instant, desired: &Desired, observed: &mut Observed) {
             Some(declared) => {
                 progress.absent_since = None;
                 if progress.declared.as_ref().is_some_and(|path| path != declared.source.as_path()) {
-                    *progress = Progress { busy_since: progress.busy_since, ..Progress::default() };
+                    let (busy_since, trying) = (progress.busy_since, progress.trying.take());
+                    *progress = Progress { busy_since, trying, ..Progress::default() };
                 }
                 progress.declared = Some(declared.source.as_path().to_path_buf());
             }
@@ -153,6 +154,14 @@ fn remember(now: Instant, desired: &Desired, observed: &mut Observed) {
     }
 }
 
+fn begin(now: Instant, action: &Action, observed: &mut Observed) {
+    let progress = observed.shares.entry(action.share().to_owned()).or_default();
+    progress.busy_since = Some(now);
+    if let Action::Apply { source, .. } = action {
+        progress.trying = Some(source.path.clone());
+    }
+}
+
 fn finish(done: Done, observed: &mut Observed) {
     match done {
         Done::Looked { share, declared, found } => {
@@ -167,7 +176,7 @@ fn finish(done: Done, observed: &mut Observed) {
         }
         Done::Tried(attempt) => {
             let progress = observed.shares.entry(attempt.endpoint.name.clone()).or_default();
-            progress.busy_since = None;
+            (progress.busy_since, progress.trying) = (None, None);
             progress.attempt = Some(*attempt);
         }
         Done::Withdrawn { share, error } => {

@@ -6,6 +6,7 @@
 mod host;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
@@ -100,6 +101,31 @@ fn edits_are_followed_and_a_bad_one_leaves_the_last_good_version_in_force() {
     host.wait("the socket of b to go", || (!host.socket("b").exists()).then_some(()));
     host.declare("a.yaml", &manifest("a", &a, "  content: Immutable"));
     host.until("a", "accepted", |it| it["state"] == "Ready" && host.status()["problems"][0].is_null());
+}
+
+#[test]
+fn what_this_place_lacks_is_said_and_what_can_be_served_is() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not shown: only root can give capabilities up one by one");
+        return;
+    }
+    let host = prepare();
+    let (open, secret) = (host.source("open"), host.source("secret"));
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(&secret, Some(1234), Some(1234)).unwrap();
+    host.declare("open.yaml", &manifest("open", &open, ""));
+    host.declare("strict.yaml", &manifest("strict", &open, "  engine: {inodeFileHandles: Mandatory}"));
+    host.declare("secret.yaml", &manifest("secret", &secret, ""));
+    let host = host.up_without(&["dac_override", "dac_read_search"]);
+
+    host.until("open", "degraded", |it| it["state"] == "Degraded" && has_reason(it, "CapabilityMissing"));
+    let strict = host.until_not_ready("strict", "FileHandlesRequired");
+    assert!(strict["notices"][0]["remedy"].as_str().unwrap().contains("CAP_DAC_READ_SEARCH"), "{strict}");
+    host.until_not_ready("secret", "SourceUnreadable");
+
+    // The cause goes; the share heals by itself.
+    std::os::unix::fs::chown(&secret, Some(0), Some(0)).unwrap();
+    host.until_ready("secret");
 }
 
 #[test]

@@ -80,9 +80,14 @@ impl Prepared {
     }
 
     pub(crate) fn up(self) -> Host {
+        self.up_without(&[])
+    }
+
+    /// Starts the agent without some capabilities, named as setpriv(1) does.
+    pub(crate) fn up_without(self, capabilities: &[&str]) -> Host {
         let metrics = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
         let log = |name| Stdio::from(fs::File::create(self.0.path().join(name)).unwrap());
-        let agent = Command::new(AGENT)
+        let agent = without(capabilities)
             .arg("up")
             .arg("--broker")
             .arg(broker())
@@ -97,6 +102,17 @@ impl Prepared {
             .unwrap();
         Host { agent, folder: self.0, metrics }
     }
+}
+
+/// The agent's command; setpriv turns into it, so that the process that is started is the agent.
+fn without(capabilities: &[&str]) -> Command {
+    if capabilities.is_empty() {
+        return Command::new(AGENT);
+    }
+    let dropped: Vec<_> = capabilities.iter().map(|name| format!("-{name}")).collect();
+    let mut command = Command::new("setpriv");
+    command.arg("--bounding-set").arg(dropped.join(",")).arg(AGENT);
+    command
 }
 
 impl Host {
