@@ -2,11 +2,14 @@
 //! (agent <-> broker).
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, socketpair,
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +39,9 @@ pub enum ChannelError {
     /// A message is larger than either side may send.
     #[error("a message of {0} bytes; at most {MAX_MESSAGE} are allowed")]
     TooLarge(usize),
+    /// More file descriptors came than either side may send. None of them is kept.
+    #[error("more than {MAX_FDS} descriptors beside one message")]
+    TooManyFds,
 }
 
 /// One end of a `SOCK_SEQPACKET` pair: one JSON document a datagram, file descriptors beside it.
@@ -47,7 +53,7 @@ pub struct PacketChannel {
 impl PacketChannel {
     /// A connected pair, both ends close-on-exec.
     pub fn pair() -> io::Result<(Self, Self)> {
-        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((PacketChannel { socket: a }, PacketChannel { socket: b }))
     }
 
@@ -64,39 +70,49 @@ impl PacketChannel {
     /// Sends one message and its file descriptors.
     pub fn send<M: Serialize>(&self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
         let bytes = serde_json::to_vec(message)?;
-        if bytes.len() > MAX_PACKET || fds.len() > MAX_FDS {
+        if bytes.len() > MAX_PACKET {
             return Err(ChannelError::TooLarge(bytes.len()));
         }
-        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let ancillary = if raw.is_empty() { &[][..] } else { &rights[..] };
-        sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(&bytes)], ancillary, MsgFlags::MSG_NOSIGNAL, None)
-            .map_err(io::Error::from)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(ChannelError::TooManyFds);
+        }
+        retry(|| sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL))?;
         Ok(())
     }
 
     /// Waits for one message and takes the file descriptors beside it, close-on-exec.
     pub fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
         let mut buffer = vec![0u8; MAX_PACKET];
-        let mut ancillary = nix::cmsg_space!([RawFd; MAX_FDS]);
-        let (length, fds) = {
-            let mut slices = [IoSliceMut::new(&mut buffer)];
-            let received =
-                recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut ancillary), MsgFlags::MSG_CMSG_CLOEXEC)
-                    .map_err(io::Error::from)?;
-            let mut fds = Vec::new();
-            for message in received.cmsgs().map_err(io::Error::from)? {
-                if let ControlMessageOwned::ScmRights(raw) = message {
-                    // SAFETY: the kernel has just installed these descriptors for this call alone.
-                    fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = retry(|| {
+            recvmsg(&self.socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+        })?;
+        // Taken before anything can fail, so that whatever was received is closed again then.
+        let mut fds = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
             }
-            (received.bytes, fds)
-        };
-        if length == 0 {
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
+            return Err(ChannelError::TooManyFds);
+        }
+        if received.bytes == 0 {
             return Err(ChannelError::Closed);
         }
-        Ok((serde_json::from_slice(&buffer[..length])?, fds))
+        Ok((serde_json::from_slice(&buffer[..received.bytes])?, fds))
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => continue,
+            other => return Ok(other?),
+        }
     }
 }
 
@@ -181,6 +197,22 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn too_many_descriptors_are_refused_and_none_is_kept() {
+        let (a, b) = PacketChannel::pair().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let many = [writer.as_fd(); MAX_FDS + 1];
+        assert!(matches!(a.send(&ToEngine::Quiesce, &many), Err(ChannelError::TooManyFds)));
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&many)));
+        sendmsg(&a, &[IoSlice::new(b"\"Quiesce\"")], &mut ancillary, SendFlags::empty()).unwrap();
+        assert!(matches!(b.receive::<ToEngine>(), Err(ChannelError::TooManyFds)));
+        drop(writer);
+        // Were one of the received copies of the writing end left open, this would wait for ever.
+        assert_eq!(std::io::read_to_string(reader).unwrap(), "");
     }
 
     #[test]

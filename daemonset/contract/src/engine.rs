@@ -3,6 +3,9 @@
 //! The broker starts `virtiofs-engine` with one end of a [`PacketChannel`](crate::channel::PacketChannel)
 //! as file descriptor [`CONTROL_FD`] and sends [`ToEngine::Start`]; everything else the engine needs
 //! arrives beside that message. The vhost-user protocol runs on a socket of its own.
+//!
+//! Standard output and error are one pipe that never makes a guest wait: it does not block, so a write may
+//! fail with `EAGAIN` and its line is lost. An engine must not mind (`eprintln!` would panic).
 
 use serde::{Deserialize, Serialize};
 
