@@ -1,0 +1,143 @@
+//! A server under test with a guest on it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde_json::json;
+use testkit::fuse::client::Fuse;
+use testkit::fuse::wire::{ForgetOne, ROOT};
+use testkit::guest::{Guest, GuestConfig};
+use testkit::server::{Server, ServerCommand};
+
+use crate::material::{FEW, MANY, Material, name};
+use crate::options::Options;
+
+/// The share's name with our agent.
+const SHARE: &str = "bench";
+/// Nodes in one BATCH_FORGET.
+const BATCH: usize = 1_000;
+
+/// Which server.
+#[derive(Debug, Clone)]
+pub(crate) enum Peer {
+    /// Stock virtiofsd.
+    Stock(PathBuf),
+    /// Our agent with its broker and engine.
+    Agent(PathBuf),
+    /// Something else, as a command line.
+    Command(String),
+}
+
+/// A mounted guest and the nodes all cases start from.
+pub(crate) struct Contestant {
+    // The guest goes before its server.
+    pub(crate) guest: Guest,
+    _server: Server,
+    pub(crate) few: u64,
+    pub(crate) many: u64,
+    pub(crate) read: u64,
+    pub(crate) made: u64,
+    pub(crate) written: u64,
+    /// Nodes of the files in `few`, held.
+    pub(crate) nodes: Vec<u64>,
+    /// Names in `few` and `many`.
+    pub(crate) names: Vec<String>,
+    /// Nodes to forget once the clock has stopped.
+    pub(crate) owed: Vec<ForgetOne>,
+    /// Where the next step goes on, so that rounds do not repeat each other.
+    pub(crate) cursor: usize,
+}
+
+impl Contestant {
+    pub(crate) fn start(
+        peer: &Peer,
+        label: &str,
+        material: &Material,
+        work: &Path,
+        options: &Options,
+    ) -> anyhow::Result<Self> {
+        let work = work.join(label);
+        std::fs::create_dir_all(&work)?;
+        let command = command(peer, &material.share, &work)?;
+        let server = Server::start(&command).with_context(|| format!("starting {label}"))?;
+        let mut config = GuestConfig::new(server.socket()).memory(options.memory);
+        config.in_flight = config.in_flight.max(options.depth as u16 + 1);
+        let guest = Guest::boot(config).with_context(|| format!("mounting from {label}"))?;
+        Self::prepare(guest, server, label).with_context(|| format!("preparing {label}"))
+    }
+
+    pub(crate) fn fuse(&self) -> &Fuse {
+        self.guest.fuse()
+    }
+
+    /// Forgets what the last slice looked up.
+    pub(crate) fn settle(&mut self) -> anyhow::Result<()> {
+        let owed = std::mem::take(&mut self.owed);
+        for batch in owed.chunks(BATCH) {
+            self.fuse().batch_forget(batch)?;
+        }
+        if let Some(violation) = self.guest.violations().first() {
+            bail!("the server breaks the rules of the ring: {}", violation.0);
+        }
+        Ok(())
+    }
+
+    fn prepare(guest: Guest, server: Server, label: &str) -> anyhow::Result<Self> {
+        let fuse = guest.fuse();
+        let find = |parent, name: &str| fuse.lookup(parent, name).map(|entry| entry.nodeid);
+        let few = find(ROOT, "few")?;
+        let own = find(ROOT, label)?;
+        let names: Vec<String> = (0..MANY.max(FEW)).map(name).collect();
+        let nodes = names[..FEW].iter().map(|name| find(few, name)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            many: find(ROOT, "many")?,
+            read: find(ROOT, "read")?,
+            made: find(own, "made")?,
+            written: find(own, "written")?,
+            few,
+            nodes,
+            names,
+            owed: Vec::new(),
+            cursor: 0,
+            _server: server,
+            guest,
+        })
+    }
+}
+
+fn command(peer: &Peer, share: &Path, work: &Path) -> anyhow::Result<ServerCommand> {
+    let socket = work.join("fs.sock");
+    Ok(match peer {
+        Peer::Stock(binary) => ServerCommand::stock(binary, share, socket),
+        Peer::Agent(binary) => {
+            let shares = work.join("shares");
+            std::fs::create_dir_all(&shares)?;
+            let manifest = serde_json::to_vec_pretty(&manifest(share))?;
+            std::fs::write(shares.join("bench.json"), manifest)?;
+            ServerCommand::agent(binary, &shares, &work.join("run"), SHARE).log(work.join("agent.log"))
+        }
+        Peer::Command(line) => {
+            let mut words = line.split_whitespace().map(|word| {
+                let word = word.replace("{share}", &share.to_string_lossy());
+                word.replace("{socket}", &socket.to_string_lossy())
+            });
+            let program = words.next().context("--command is empty")?;
+            words.fold(ServerCommand::new(program, &socket), ServerCommand::arg)
+        }
+    })
+}
+
+/// The share that behaves as stock virtiofsd's defaults do, extended attributes on.
+fn manifest(share: &Path) -> serde_json::Value {
+    json!({
+        "apiVersion": "virtiofs.dev/v1alpha1",
+        "kind": "VirtiofsShare",
+        "metadata": {"name": SHARE},
+        "spec": {
+            "source": {"hostPath": {"path": share, "type": "Directory"}},
+            "access": "ReadWrite",
+            "content": "Shared",
+            "engine": {"xattr": true},
+        },
+    })
+}
