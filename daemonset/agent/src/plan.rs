@@ -253,7 +253,7 @@ fn try_at(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
     use virtiofs_contract::config::{Access, EngineConfig, InodeFileHandles, Sandbox};
@@ -263,15 +263,15 @@ mod tests {
     use super::*;
     use crate::desired::tests::{declared, desired};
 
-    fn site() -> Site {
+    pub(crate) fn site() -> Site {
         Site { runtime_dir: RuntimeDir::at(Path::new("/run/virtiofs")), manifests: None }
     }
 
-    fn source(path: &str, inode: u64) -> Source {
+    pub(crate) fn source(path: &str, inode: u64) -> Source {
         Source { path: PathBuf::from(path), identity: (1, inode) }
     }
 
-    fn seen(at: Instant, path: &str) -> Progress {
+    pub(crate) fn seen(at: Instant, path: &str) -> Progress {
         Progress {
             look: Some(Look { at, found: Ok(source(path, 2)) }),
             pinned: Some(path.into()),
@@ -279,11 +279,11 @@ mod tests {
         }
     }
 
-    fn finding() -> Finding {
+    pub(crate) fn finding() -> Finding {
         Finding { reason: Reason::CapabilityMissing, message: "m".into(), remedy: "r".into() }
     }
 
-    fn preflight(findings: Vec<Finding>) -> Preflight {
+    pub(crate) fn preflight(findings: Vec<Finding>) -> Preflight {
         Preflight {
             sandbox: Sandbox::Chroot,
             user_namespace: false,
@@ -296,7 +296,7 @@ mod tests {
         }
     }
 
-    fn listening(endpoint: Endpoint) -> EndpointStatus {
+    pub(crate) fn listening(endpoint: Endpoint) -> EndpointStatus {
         EndpointStatus {
             endpoint,
             listening: true,
@@ -309,7 +309,7 @@ mod tests {
         }
     }
 
-    fn observed(endpoints: Vec<EndpointStatus>, shares: Vec<(&str, Progress)>) -> Observed {
+    pub(crate) fn observed(endpoints: Vec<EndpointStatus>, shares: Vec<(&str, Progress)>) -> Observed {
         Observed {
             endpoints: Some(endpoints.into_iter().map(|it| (it.endpoint.name.clone(), it)).collect()),
             silent_since: None,
@@ -317,7 +317,7 @@ mod tests {
         }
     }
 
-    fn attempt(at: Instant, share: &Share, repeated: u32, outcome: Outcome) -> Attempt {
+    pub(crate) fn attempt(at: Instant, share: &Share, repeated: u32, outcome: Outcome) -> Attempt {
         let source = source("/srv/a", 2);
         Attempt { at, endpoint: endpoint(&site().runtime_dir, share, &source), source, repeated, outcome }
     }

@@ -235,3 +235,137 @@ fn refused_shares(site: &Site, desired: &Desired) -> Vec<ShareReport> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use virtiofs_contract::control::SessionStatus;
+    use virtiofs_contract::counters::Totals;
+    use virtiofs_contract::preflight::{Finding, Reason};
+
+    use super::*;
+    use crate::desired::tests::{declared, desired};
+    use crate::plan::Look;
+    use crate::plan::tests::{attempt, finding, listening, observed, preflight, seen, site, source};
+
+    /// State and reasons of the one share.
+    fn of(now: Instant, desired: &Desired, observed: &Observed) -> (ShareState, Vec<String>) {
+        let report = report(now, &site(), desired, observed);
+        let [share] = &report.shares[..] else { panic!("one share: {report:?}") };
+        (share.state, share.notices.iter().map(|notice| notice.reason.clone()).collect())
+    }
+
+    fn problem(share: Option<&str>) -> Problem {
+        Problem {
+            file: Some("a.yaml".into()),
+            document: 1,
+            share: share.map(str::to_owned),
+            field: "spec.access".into(),
+            message: "\"Sometimes\" is not one of ReadOnly, ReadWrite".into(),
+        }
+    }
+
+    fn served(findings: Vec<Finding>) -> EndpointStatus {
+        let endpoint = endpoint(&site().runtime_dir, &declared("a", "/srv/a"), &source("/srv/a", 2));
+        EndpointStatus { preflight: preflight(findings), ..listening(endpoint) }
+    }
+
+    #[test]
+    fn how_a_share_is_doing_follows_from_what_was_found() {
+        let now = Instant::now();
+        let share = declared("a", "/srv/a");
+        let missing = || Progress { look: Some(Look { at: now, found: Err(finding()) }), ..Progress::default() };
+        let tried = |outcome| Progress { attempt: Some(attempt(now, &share, 0, outcome)), ..seen(now, "/srv/a") };
+        let fine = || Outcome::Served(Box::new(preflight(vec![])));
+        let refused = || Outcome::Refused(finding());
+        let stuck = || Progress { busy_since: Some(now), ..seen(now, "/srv/a") };
+        let late = now + PATIENCE + Duration::from_secs(1);
+        use ShareState::{Degraded, NotReady, Pending, Ready};
+        for (what, at, endpoints, progress, state, reasons) in [
+            ("nothing known", now, vec![], Progress::default(), Pending, &[][..]),
+            ("found, not tried", now, vec![], seen(now, "/srv/a"), Pending, &[]),
+            ("served", now, vec![served(vec![])], tried(fine()), Ready, &[]),
+            ("served before this agent", now, vec![served(vec![])], seen(now, "/srv/a"), Ready, &[]),
+            (
+                "served with a finding",
+                now,
+                vec![served(vec![finding()])],
+                tried(fine()),
+                Degraded,
+                &["CapabilityMissing"],
+            ),
+            ("refused", now, vec![], tried(refused()), NotReady, &["CapabilityMissing"]),
+            ("a change refused", now, vec![served(vec![])], tried(refused()), Degraded, &["CapabilityMissing"]),
+            ("source missing", now, vec![], missing(), NotReady, &["CapabilityMissing"]),
+            ("source gone", now, vec![served(vec![])], missing(), NotReady, &["CapabilityMissing"]),
+            ("hangs", late, vec![served(vec![])], stuck(), NotReady, &["SourceUnreadable"]),
+            ("broker failed", now, vec![], tried(Outcome::Failed("x".into())), NotReady, &["BrokerUnavailable"]),
+        ] {
+            let found = of(at, &desired([share.clone()]), &observed(endpoints, vec![("a", progress)]));
+            assert_eq!(found, (state, reasons.iter().map(|it| (*it).to_owned()).collect()), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_silent_broker_is_said_only_when_it_stays_silent() {
+        let now = Instant::now();
+        let mut silent = observed(vec![], vec![("a", seen(now, "/srv/a"))]);
+        (silent.endpoints, silent.silent_since) = (None, Some(now));
+        let wanted = desired([declared("a", "/srv/a")]);
+        assert_eq!(of(now, &wanted, &silent).0, ShareState::Pending);
+        assert_eq!(of(now + SILENCE, &wanted, &silent), (ShareState::NotReady, vec![BROKER_UNAVAILABLE.to_owned()]));
+    }
+
+    #[test]
+    fn a_bad_document_degrades_a_share_that_is_served_and_declares_none_that_never_was() {
+        let now = Instant::now();
+        let here = observed(vec![served(vec![])], vec![("a", seen(now, "/srv/a"))]);
+        let mut wanted = desired([declared("a", "/srv/a")]);
+        wanted.problems = vec![problem(Some("a"))];
+        assert_eq!(of(now, &wanted, &here), (ShareState::Degraded, vec![MANIFEST_INVALID.to_owned()]));
+
+        wanted.shares.clear();
+        let nothing = observed(vec![], vec![]);
+        assert_eq!(of(now, &wanted, &nothing), (ShareState::NotReady, vec![MANIFEST_INVALID.to_owned()]));
+
+        wanted.problems = vec![problem(None)];
+        assert_eq!(report(now, &site(), &wanted, &nothing).shares, []);
+    }
+
+    #[test]
+    fn sessions_that_failed_show_once_for_each_cause() {
+        let now = Instant::now();
+        let mut status = served(vec![]);
+        let failed = |id: &str, reason| {
+            let finding = Finding { reason, ..finding() };
+            SessionStatus {
+                id: id.into(),
+                state: SessionState::Failed,
+                vmm_pid: 1,
+                connected_at: 0,
+                engine_pid: None,
+                engines: 1,
+                engine: status.endpoint.engine.clone(),
+                guest_memory: 0,
+                preflight: None,
+                finding: Some(finding),
+                open_files: 0,
+                totals: Totals::default(),
+            }
+        };
+        status.sessions = vec![
+            failed("a-1", Reason::EngineFailed),
+            failed("a-2", Reason::EngineFailed),
+            failed("a-3", Reason::SourceMissing),
+        ];
+        let found =
+            of(now, &desired([declared("a", "/srv/a")]), &observed(vec![status], vec![("a", seen(now, "/srv/a"))]));
+        assert_eq!(found, (ShareState::Degraded, vec![SESSION_FAILED.to_owned(); 2]));
+    }
+
+    #[test]
+    fn what_is_no_longer_declared_drains() {
+        let mut status = served(vec![]);
+        status.listening = false;
+        assert_eq!(of(Instant::now(), &Desired::default(), &observed(vec![status], vec![])).0, ShareState::Draining);
+    }
+}
