@@ -12,7 +12,7 @@ use std::path::Path;
 use common::{Broker, boot, read_hello, runs, until};
 use virtiofs_contract::channel::FramedStream;
 use virtiofs_contract::config::{Access, CachePolicy, EngineConfig};
-use virtiofs_contract::control::{Request, Response};
+use virtiofs_contract::control::{Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 
 fn inode(path: &Path) -> u64 {
@@ -24,7 +24,7 @@ fn applying_twice_is_applying_once() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
-    let (socket, engine) = (inode(&endpoint.socket.path), broker.session_of("data").engine_pid);
+    let (socket, engine) = (inode(&endpoint.socket.path), broker.until_state("data", SessionState::Serving).engine_pid);
     for _ in 0..3 {
         broker.control().apply(&endpoint).unwrap();
     }
@@ -72,6 +72,7 @@ fn a_new_configuration_is_for_new_sessions() {
     endpoint.engine.cache = CachePolicy::Never;
     broker.control().apply(&endpoint).unwrap();
     let second = boot(&endpoint);
+    until("both have engines", || broker.status_of("data").sessions.iter().all(|session| session.engine_pid.is_some()));
     let caches: Vec<CachePolicy> =
         broker.status_of("data").sessions.iter().map(|session| session.engine.cache).collect();
     assert_eq!(caches, [CachePolicy::Auto, CachePolicy::Never]);
@@ -97,7 +98,7 @@ fn force_ends_sessions() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
-    let engine = broker.session_of("data").engine_pid.unwrap();
+    let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
     broker.control().remove("data", true);
     assert!(broker.control().status().endpoints.is_empty());
     until("the engine is gone", || !runs(engine));

@@ -78,7 +78,7 @@ fn a_session_whose_engine_could_not_start_heals() {
     fs::remove_file(&beside).unwrap();
     guest.mount().unwrap();
     assert_eq!(read_hello(&guest), "from the host\n");
-    assert!(broker.session_of("data").finding.is_none());
+    assert!(broker.until_state("data", SessionState::Serving).finding.is_none());
 }
 
 #[test]
@@ -88,11 +88,12 @@ fn a_vmm_never_sees_its_engine_die() {
     let guest = boot(&endpoint);
     let other = boot(&endpoint);
     read_hello(&guest);
-    let sessions = broker.status_of("data").sessions;
-    let engine = sessions[0].engine_pid.unwrap();
+    let first = || broker.status_of("data").sessions.remove(0);
+    until("the first guest's engine is known", || first().engine_pid.is_some());
+    let engine = first().engine_pid.unwrap();
     kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
-    until("the session knows", || broker.status_of("data").sessions[0].state == SessionState::Failed);
-    let session = broker.status_of("data").sessions.remove(0);
+    until("the session knows", || first().state == SessionState::Failed);
+    let session = first();
     let finding = session.finding.unwrap();
     assert!(finding.message.contains("SIGKILL"), "{finding}");
     assert_eq!(session.engine_pid, None);
@@ -107,7 +108,7 @@ fn an_engine_that_does_not_come_to_rest_is_given_up_and_the_vmm_is_answered() {
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
     read_hello(&guest);
-    let engine = broker.session_of("data").engine_pid.unwrap();
+    let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
     kill(Pid::from_raw(engine as i32), Signal::SIGSTOP).unwrap();
     until("all its threads stand still", || threads_stand_still(engine));
     let used = guest.queues()[1].ring_state().unwrap().used;

@@ -42,6 +42,9 @@ fn every_guest_has_its_own_engine_and_leaves_nothing_behind() {
         for guest in &guests {
             assert_eq!(read_hello(guest), "from the host\n");
         }
+        until("all are known to be served", || {
+            broker.status_of("data").sessions.iter().all(|session| session.state == SessionState::Serving)
+        });
         let sessions = broker.status_of("data").sessions;
         let mut engines: Vec<u32> = sessions.iter().filter_map(|session| session.engine_pid).collect();
         engines.sort_unstable();
@@ -64,6 +67,9 @@ fn an_engine_inherits_nothing_of_other_guests() {
     let endpoint = broker.share("data");
     let first = boot(&endpoint);
     let second = boot(&endpoint);
+    until("both are known to be served", || {
+        broker.status_of("data").sessions.iter().all(|session| session.state == SessionState::Serving)
+    });
     for session in broker.status_of("data").sessions {
         let pid = session.engine_pid.unwrap();
         let targets: Vec<String> = fs::read_dir(format!("/proc/{pid}/fd"))

@@ -128,9 +128,12 @@ impl Starter {
             .map_err(|errno| not_started(&errno.into()))?;
         let (log, output) = log::pipe().map_err(|error| not_started(&error))?;
         let process = self.spawner.spawn(theirs.into(), output).map_err(|error| not_started(&error))?;
-        let begun = Begun { process, control: ours, log };
-        begun.control.send(first, fds).map_err(|error| not_started(&io::Error::other(error)))?;
-        Ok(begun)
+        let mut begun = Begun { process, control: ours, log };
+        // It fails only if the other end is closed, and there the reason is told by how it ended.
+        match begun.control.send(first, fds) {
+            Ok(()) => Ok(begun),
+            Err(_) => Err(begun.last_words("start")),
+        }
     }
 
     /// A listening socket, and a connection to it that waits to be accepted.
@@ -142,6 +145,15 @@ impl Starter {
         let connection = UnixStream::connect(&path);
         std::fs::remove_file(&path)?;
         Ok((listener.into(), connection?))
+    }
+}
+
+impl Engine {
+    /// The finding for this engine's end.
+    pub(crate) fn last_words(&mut self, session: &str) -> Finding {
+        let ended = self.process.ended_within(LAST_WORDS);
+        self.log.drain(session);
+        died(&self.process, &self.log, ended)
     }
 }
 
@@ -174,17 +186,21 @@ impl Begun {
             Ok((FromEngine::Ready { preflight }, _)) => Ok(preflight),
             Ok((FromEngine::Failed { finding }, _)) => Err(finding),
             Ok((other, _)) => Err(not_started(&io::Error::other(format!("it began with {other:?}")))),
-            Err(_) => {
-                self.log.drain(session);
-                Err(died(&self.process, &self.log))
-            }
+            Err(_) => Err(self.last_words(session)),
         }
+    }
+
+    fn last_words(&mut self, session: &str) -> Finding {
+        // What it printed last may come after it has closed the channel.
+        let ended = self.process.ended_within(LAST_WORDS);
+        self.log.drain(session);
+        died(&self.process, &self.log, ended)
     }
 }
 
 /// The finding for an engine that is gone.
-pub(crate) fn died(process: &EngineProcess, log: &EngineLog) -> Finding {
-    let how = process.ended_within(LAST_WORDS).unwrap_or_else(|| "it closed its control channel".into());
+fn died(process: &EngineProcess, log: &EngineLog, ended: Option<String>) -> Finding {
+    let how = ended.unwrap_or_else(|| "it closed its control channel".into());
     let words = match log.last_line() {
         "" => String::new(),
         line => format!("; its last words: {line}"),

@@ -23,7 +23,7 @@ use virtiofs_contract::preflight::{Finding, Reason};
 use crate::descriptor::{Descriptor, Numbering, Unacceptable};
 use crate::engine::attached::Attached;
 use crate::engine::finding;
-use crate::engine::start::{Engine, Job, START_DEADLINE, Starter, died, hung};
+use crate::engine::start::{Engine, Job, START_DEADLINE, Starter, hung};
 use crate::guest_memory::{position, used_index};
 use crate::mailbox::{Mailbox, Post};
 use crate::poll::{Interest, wait_readable};
@@ -257,6 +257,8 @@ impl Session {
         self.vmm.consume(length)?;
         self.begin();
         self.bring_into_line();
+        // Who has the answer finds the state that goes with it.
+        self.publish();
         self.answer(answer)
     }
 
@@ -349,8 +351,7 @@ impl Session {
         match heard {
             Some((message, _)) => tracing::debug!(session = self.shared.id, ?message, "late answer of the engine"),
             None => {
-                attached.engine.log.drain(&self.shared.id);
-                let finding = died(&attached.engine.process, &attached.engine.log);
+                let finding = attached.engine.last_words(&self.shared.id);
                 self.lose_engine(&finding.message);
             }
         }
