@@ -143,6 +143,22 @@ fn a_share_that_is_removed_lets_its_session_run_out() {
 }
 
 #[test]
+fn a_session_that_began_before_a_change_says_in_what_it_differs() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, "  content: Shared"));
+    let host = host.up();
+    let guest = guest_on(&host, "a");
+    host.declare("a.yaml", &manifest("a", &source, "  engine: {cache: Never, directIo: true}"));
+    let share = host.until("a", "reconfigured", |it| it["inForce"]["engine"]["cache"] == "Never");
+    let differs = share["sessions"][0]["differs"].as_array().unwrap();
+    assert!(differs.contains(&"cache".into()) && differs.contains(&"directIo".into()), "{share}");
+    let table = String::from_utf8(host.status_output(&[]).stdout).unwrap();
+    assert!(table.contains("still runs with another cache"), "{table}");
+    work(&guest);
+}
+
+#[test]
 fn status_is_a_table_for_people_and_a_versioned_document_for_programs() {
     let host = prepare();
     let source = host.source("a");

@@ -11,6 +11,7 @@ use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus, SocketSpec, Status};
 use virtiofs_contract::counters::{OPERATION_NAMES, Totals};
 use virtiofs_contract::preflight::Preflight;
+use virtiofs_crds::changes;
 
 use super::frontends::{Mount, mount};
 use crate::broker::client::ClientError;
@@ -119,6 +120,8 @@ pub(super) struct Session {
     pub(super) engines: u64,
     /// Configuration of the engine that serves it.
     pub(super) engine: EngineConfig,
+    /// Fields in which that differs from the share's configuration in force: the share was changed meanwhile.
+    pub(super) differs: Vec<&'static str>,
     /// What that engine found.
     pub(super) preflight: Option<Preflight>,
     pub(super) guest_memory_bytes: u64,
@@ -251,7 +254,7 @@ fn unreported(endpoint: EndpointStatus) -> Share {
         state,
         notices: endpoint.preflight.findings.iter().map(Notice::from).collect(),
         source: wanted.source.clone(),
-        sessions: endpoint.sessions.into_iter().map(session).collect(),
+        sessions: endpoint.sessions.into_iter().map(|it| session(it, &wanted.engine)).collect(),
         counts: counts(&endpoint.totals),
         in_force: Some(InForce {
             listening: endpoint.listening,
@@ -264,8 +267,9 @@ fn unreported(endpoint: EndpointStatus) -> Share {
     }
 }
 
-fn session(session: SessionStatus) -> Session {
+fn session(session: SessionStatus, in_force: &EngineConfig) -> Session {
     Session {
+        differs: changes(&session.engine, in_force).into_iter().map(|change| change.field).collect(),
         id: session.id,
         state: session.state,
         notices: session.finding.iter().map(Notice::from).collect(),

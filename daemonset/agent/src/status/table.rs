@@ -73,6 +73,10 @@ fn details(share: &Share) -> String {
             _ = writeln!(text, "  {line}");
         }
     }
+    for session in share.sessions.iter().filter(|session| !session.differs.is_empty()) {
+        let fields = session.differs.join(", ");
+        _ = writeln!(text, "  {} still runs with another {fields}: it changes when its VM is started anew", session.id);
+    }
     if share.state.serves() {
         text.push_str(&lines(share));
     }
