@@ -27,7 +27,8 @@ pub(crate) struct Mount {
     pub(crate) libvirt: Libvirt,
     /// Options of cloud-hypervisor.
     pub(crate) cloud_hypervisor: String,
-    /// Options of crosvm, which takes the tag from the device.
+    /// Options of crosvm. With its other form, `--vhost-user fs`, it would ask the device for the tag, and the broker
+    /// offers no configuration space: QEMU 7.1 to 8.0 crash on it.
     pub(crate) crosvm: String,
     /// The command in the guest.
     pub(crate) guest: String,
@@ -62,7 +63,7 @@ pub(crate) fn mount(share: &str, socket: &Path, access: Access) -> Mount {
             "--memory size=SIZE,shared=on --fs {}",
             shell(&format!("tag={tag},socket={}", quoted(&socket)))
         ),
-        crosvm: format!("--vhost-user {}", shell(&format!("fs,socket={}", quoted(&socket)))),
+        crosvm: format!("--vhost-user-fs {}", shell(&format!("socket-path={},tag={tag}", quoted(&socket)))),
         guest: format!("mount -t virtiofs {read_only}{tag} /mnt"),
         tag,
         socket,
@@ -119,7 +120,7 @@ mod tests {
             mount.cloud_hypervisor,
             "--memory size=SIZE,shared=on --fs tag=images,socket=/run/virtiofs/shares/images.sock"
         );
-        assert_eq!(mount.crosvm, "--vhost-user fs,socket=/run/virtiofs/shares/images.sock");
+        assert_eq!(mount.crosvm, "--vhost-user-fs socket-path=/run/virtiofs/shares/images.sock,tag=images");
         assert_eq!(mount.guest, "mount -t virtiofs -o ro images /mnt");
     }
 
