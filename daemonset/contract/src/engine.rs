@@ -73,3 +73,53 @@ pub enum FromEngine {
     /// The rings are served again.
     Resumed,
 }
+
+/// How the engine before this one came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Predecessor {
+    /// There was none, or it has come to rest between two requests.
+    AtRest,
+    /// It was killed from outside (SIGKILL).
+    Killed,
+    /// It died of what it was doing (any other signal, or an exit).
+    Faulted,
+}
+
+/// Engine to broker, on the parking channel: a [`PacketChannel`](crate::channel::PacketChannel) of its own, so
+/// that a ring that waits for an answer there never waits for the session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToParking {
+    /// Keep the open file beside this message for later engines of the session. Answered with
+    /// [`FromParking::Parked`].
+    Park {
+        /// The guest's number of the handle.
+        handle: u64,
+    },
+    /// Give me the file that was parked for this handle. Answered with [`FromParking::Fetched`].
+    Fetch {
+        /// The guest's number of the handle.
+        handle: u64,
+    },
+    /// The guest has closed this handle. Not answered.
+    Release {
+        /// The guest's number of the handle.
+        handle: u64,
+    },
+    /// The guest has let go of everything. Not answered.
+    ReleaseAll,
+}
+
+/// Broker to engine, on the parking channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromParking {
+    /// To `Park`.
+    Parked {
+        /// False: as many files are kept for this session as may be.
+        accepted: bool,
+    },
+    /// To `Fetch`. File descriptor, if found: the file.
+    Fetched {
+        /// Was a file parked for this handle?
+        found: bool,
+    },
+}
