@@ -82,12 +82,24 @@ pub struct ServerCommand {
     pub socket: PathBuf,
     /// Where its output goes; nowhere if not given.
     pub log: Option<PathBuf>,
+    /// What says that it may be connected to.
+    pub ready: Ready,
+}
+
+/// What says that a server may be connected to. Trying would not do: a server of one connection takes
+/// the attempt for its guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ready {
+    /// Its socket listens, by the path it was bound to.
+    Listens,
+    /// Its socket is there: it binds under another name and moves the socket into place.
+    Appears,
 }
 
 impl ServerCommand {
     /// Any program.
     pub fn new(program: impl Into<PathBuf>, socket: impl Into<PathBuf>) -> Self {
-        Self { program: program.into(), arguments: Vec::new(), socket: socket.into(), log: None }
+        Self { program: program.into(), arguments: Vec::new(), socket: socket.into(), log: None, ready: Ready::Listens }
     }
 
     /// With another argument.
@@ -119,7 +131,9 @@ impl ServerCommand {
     /// Our own agent with a broker of its own, serving the shares of a manifest directory.
     pub fn agent(binary: &Path, shares: &Path, runtime: &Path, share: &str) -> Self {
         let socket = runtime.join("shares").join(format!("{share}.sock"));
-        Self::new(binary, socket).arg("up").arg("--shares").arg(shares).arg("--runtime-dir").arg(runtime)
+        let mut command = Self::new(binary, socket).arg("up").arg("--shares").arg(shares);
+        command.ready = Ready::Appears;
+        command.arg("--runtime-dir").arg(runtime)
     }
 }
 
@@ -142,7 +156,7 @@ impl Server {
         }
         let child = spawn(command).map_err(|source| spawn_error(command, source))?;
         let mut server = Self { child, socket: command.socket.clone() };
-        server.wait_listening(&command.program)?;
+        server.wait_listening(command)?;
         Ok(server)
     }
 
@@ -191,18 +205,26 @@ impl Server {
         }
     }
 
-    fn wait_listening(&mut self, program: &Path) -> Result<(), ServerError> {
+    fn wait_listening(&mut self, command: &ServerCommand) -> Result<(), ServerError> {
         let deadline = Instant::now() + START_TIMEOUT;
         while Instant::now() < deadline {
-            if listens(&self.socket) {
+            let ready = match command.ready {
+                Ready::Listens => listens(&self.socket),
+                Ready::Appears => self.socket.exists(),
+            };
+            if ready {
                 return Ok(());
             }
             if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(ServerError::Ended { program: program.to_owned(), status, socket: self.socket.clone() });
+                return Err(ServerError::Ended {
+                    program: command.program.clone(),
+                    status,
+                    socket: self.socket.clone(),
+                });
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Err(ServerError::Late { program: program.to_owned(), socket: self.socket.clone() })
+        Err(ServerError::Late { program: command.program.clone(), socket: self.socket.clone() })
     }
 }
 
@@ -242,11 +264,11 @@ fn listens(path: &Path) -> bool {
     table.lines().any(|line| is_listener(line, path))
 }
 
-/// `Num RefCount Protocol Flags Type St Inode Path`.
+/// `Num RefCount Protocol Flags Type St Inode Path`, the path being the one that was bound.
 fn is_listener(line: &str, path: &Path) -> bool {
     let mut columns = line.split_whitespace();
     let flags = columns.nth(3).and_then(|f| u32::from_str_radix(f, 16).ok());
-    flags.is_some_and(|flags| flags & ACCEPTS != 0) && columns.nth(3).is_some_and(|found| Path::new(found) == path)
+    flags.is_some_and(|flags| flags & ACCEPTS != 0) && columns.nth(3).is_some_and(|bound| Path::new(bound) == path)
 }
 
 #[cfg(test)]

@@ -58,8 +58,10 @@ impl Contestant {
     ) -> anyhow::Result<Self> {
         let work = work.join(label);
         std::fs::create_dir_all(&work)?;
-        let command = command(peer, &material.share, &work)?;
-        let server = Server::start(&command).with_context(|| format!("starting {label}"))?;
+        let log = options.log(label);
+        let command = command(peer, &material.share, &work)?.log(&log);
+        let server =
+            Server::start(&command).with_context(|| format!("starting {label}; its log is {}", log.display()))?;
         let mut config = GuestConfig::new(server.socket()).memory(options.memory);
         config.in_flight = config.in_flight.max(options.depth as u16 + 1);
         let guest = Guest::boot(config).with_context(|| format!("mounting from {label}"))?;
@@ -114,7 +116,7 @@ fn command(peer: &Peer, share: &Path, work: &Path) -> anyhow::Result<ServerComma
             std::fs::create_dir_all(&shares)?;
             let manifest = serde_json::to_vec_pretty(&manifest(share))?;
             std::fs::write(shares.join("bench.json"), manifest)?;
-            ServerCommand::agent(binary, &shares, &work.join("run"), SHARE).log(work.join("agent.log"))
+            ServerCommand::agent(binary, &shares, &work.join("run"), SHARE)
         }
         Peer::Command(line) => {
             let mut words = line.split_whitespace().map(|word| {

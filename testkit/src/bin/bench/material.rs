@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 /// Files in the directory that is looked up, opened and listed again and again.
 pub(crate) const FEW: usize = 2_000;
-/// Files in the directory whose nodes are new to the server at each lookup.
-pub(crate) const MANY: usize = 20_000;
+/// Files in the directory whose nodes are new to the server at each lookup. Where file handles do not
+/// work each takes a descriptor, of which there may be 20000.
+pub(crate) const MANY: usize = 12_000;
 /// Length of the files that are read and written.
 pub(crate) const LONG: u64 = 64 << 20;
 

@@ -28,10 +28,10 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["agent", "command"])]
     calibrate: bool,
     /// Rounds per figure.
-    #[arg(long, default_value_t = 11)]
+    #[arg(long, default_value_t = 41)]
     rounds: usize,
     /// Milliseconds per contestant and round.
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 50)]
     slice: u64,
     /// Requests in flight.
     #[arg(long, default_value_t = 8)]
@@ -71,6 +71,11 @@ impl Options {
         self.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
     }
 
+    /// Where a server's log goes: beside the report.
+    pub(crate) fn log(&self, label: &str) -> PathBuf {
+        self.report.with_file_name(format!("{label}.log"))
+    }
+
     pub(crate) fn from(arguments: Arguments) -> anyhow::Result<Self> {
         let stock = stock_binary(arguments.stock)?;
         let ours = match (arguments.command, arguments.calibrate) {
@@ -80,6 +85,9 @@ impl Options {
         };
         if arguments.rounds == 0 || arguments.depth == 0 {
             bail!("--rounds and --depth count from 1");
+        }
+        if let Some(directory) = arguments.report.parent() {
+            std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
         Ok(Self {
             rounds: arguments.rounds,

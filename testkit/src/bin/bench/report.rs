@@ -48,9 +48,6 @@ pub(crate) fn write(path: &Path, lines: &[Line]) -> anyhow::Result<()> {
         .iter()
         .map(|line| Figure { name: line.name, value: line.value, unit: line.unit, peer: line.peer, ratio: line.ratio })
         .collect();
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    }
     let text = serde_json::to_string_pretty(&figures)? + "\n";
     std::fs::write(path, text).with_context(|| path.display().to_string())
 }
