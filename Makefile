@@ -11,6 +11,9 @@ SETUP := e2e/setup
 STOCK = VIRTIOFSD_STOCK=$$(sed -n 's/^virtiofsd=//p' target/e2e/parts)
 STEP = @printf '\n==> %s\n' "$(1)"
 
+# A failing guest test is explained by logs; backtraces of the error itself only bury them.
+export RUST_LIB_BACKTRACE := 0
+
 .NOTPARALLEL:
 .PHONY: help setup setup-build tools-kubernetes peer-1.13 build check test guest demo bench generate
 

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{self, Signal};
+use nix::sys::signal::{self, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
@@ -43,9 +43,13 @@ impl Process {
         let err = out.try_clone().context("duplicating a log's descriptor")?;
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         let farewell = if patience.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM };
-        // SAFETY: runs between fork and exec; prctl is async-signal-safe and touches no memory of the parent.
+        // SAFETY: runs between fork and exec; both are async-signal-safe and touch no memory of the parent.
         unsafe {
-            command.pre_exec(move || Ok(nix::sys::prctl::set_pdeathsig(farewell)?));
+            command.pre_exec(move || {
+                // A blocked signal is inherited, and this child has to hear those that its parent waits for.
+                SigSet::empty().thread_set_mask()?;
+                Ok(nix::sys::prctl::set_pdeathsig(farewell)?)
+            });
         }
         let child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
         let started = Self { child, log: log.to_owned(), patience };
