@@ -22,6 +22,9 @@ pub(crate) const MANIFEST_INVALID: &str = "ManifestInvalid";
 /// The broker does not answer.
 pub(crate) const BROKER_UNAVAILABLE: &str = "BrokerUnavailable";
 
+/// The broker will not have the share as it is now.
+pub(crate) const BROKER_REFUSED: &str = "BrokerRefused";
+
 /// A session has no engine.
 pub(crate) const SESSION_FAILED: &str = "SessionFailed";
 

@@ -91,7 +91,9 @@ pub(crate) enum Outcome {
     Served(Box<Preflight>),
     /// Refused by the broker, with its reason.
     Refused(Finding),
-    /// The broker could not be asked, or did not understand.
+    /// Not to be, as the broker is now; its words.
+    Impossible(String),
+    /// The broker could not be asked, or its answer not be understood.
     Failed(String),
 }
 
@@ -225,8 +227,14 @@ impl Due {
             return;
         }
         let endpoint = endpoint(&site.runtime_dir, share, source);
-        let in_force = endpoints.get(share.name.as_str()).is_some_and(|it| it.listening && it.endpoint == endpoint);
-        if let Some(at) = try_at(self.now, &endpoint, source, in_force, progress.attempt.as_ref())
+        let known = endpoints.get(share.name.as_str());
+        let listening = known.filter(|it| it.listening);
+        if listening.is_some_and(|it| it.endpoint.source != endpoint.source) {
+            // Another share of this name was here; nobody may get its files for the new one's.
+            self.actions.push(Action::Withdraw { share: share.name.to_string() });
+            return;
+        }
+        if let Some(at) = try_at(self.now, &endpoint, source, known, progress.attempt.as_ref())
             && !self.trying.contains(&source.path)
             && self.when(at, || Action::Apply { endpoint: Box::new(endpoint), source: source.clone() })
         {
@@ -235,20 +243,31 @@ impl Due {
     }
 }
 
-/// When the broker is to be asked for `endpoint` next; none: it is as it should be.
+/// When the broker is to be asked for `endpoint` next; none: it is as it should be. `known` is what the broker has
+/// under its name.
 fn try_at(
     now: Instant,
     endpoint: &Endpoint,
     source: &Source,
-    in_force: bool,
+    known: Option<&EndpointStatus>,
     last: Option<&Attempt>,
 ) -> Option<Instant> {
+    let in_force = known.is_some_and(|it| it.listening && it.endpoint == *endpoint);
     match last {
         None if in_force => None,
         None => Some(now),
         Some(last) if last.endpoint != *endpoint || last.source != *source => Some(now),
         Some(last) if last.outcome.is_flawless() && in_force => None,
-        Some(last) => Some(last.at + delay(TRY_AGAIN.0, TRY_AGAIN.1, last.repeated)),
+        Some(last) => Some(last.at + pause(last, known.is_some())),
+    }
+}
+
+/// How long to wait after an attempt that was not flawless. What was impossible because of an earlier share of the
+/// same name is possible as soon as the broker knows that one no more.
+fn pause(last: &Attempt, known: bool) -> Duration {
+    match last.outcome {
+        Outcome::Impossible(_) if !known => TRY_AGAIN.0,
+        _ => delay(TRY_AGAIN.0, TRY_AGAIN.1, last.repeated),
     }
 }
 
@@ -454,6 +473,20 @@ pub(crate) mod tests {
         assert_eq!(plan(gone, &site(), &Desired::default(), &observed).actions, []);
         let later = plan(gone + WITHDRAW_AFTER, &site(), &Desired::default(), &observed);
         assert_eq!(later.actions, [Action::Withdraw { share: "a".into() }]);
+    }
+
+    #[test]
+    fn a_share_declared_anew_with_another_source_is_first_withdrawn() {
+        let now = Instant::now();
+        let old = listening(endpoint(&site().runtime_dir, &declared("a", "/srv/old"), &source("/srv/old", 1)));
+        let mut observed = observed(vec![old], vec![("a", seen(now, "/srv/a"))]);
+        let desired = desired([declared("a", "/srv/a")]);
+        let first = plan(now, &site(), &desired, &observed);
+        assert_eq!(first.actions, [Action::Withdraw { share: "a".into() }]);
+
+        observed.endpoints.as_mut().unwrap().get_mut("a").unwrap().listening = false;
+        let second = plan(now, &site(), &desired, &observed);
+        assert!(matches!(&second.actions[..], [Action::Apply { .. }]));
     }
 
     #[test]

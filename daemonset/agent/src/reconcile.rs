@@ -117,6 +117,7 @@ fn attempt(socket: &Path, endpoint: Endpoint, source: Source, previous: Option<A
     let outcome = match Client::connect(socket).and_then(|mut client| client.apply(endpoint.clone())) {
         Ok(Applied::Yes(preflight)) => Outcome::Served(preflight),
         Ok(Applied::No(finding)) => Outcome::Refused(finding),
+        Err(ClientError::Invalid(message)) => Outcome::Impossible(message),
         Err(error) => Outcome::Failed(error.to_string()),
     };
     let again = previous.filter(|it| it.endpoint == endpoint && it.source == source && !it.outcome.is_flawless());
@@ -127,31 +128,31 @@ fn attempt(socket: &Path, endpoint: Endpoint, source: Source, previous: Option<A
 /// Keeps the memory in step with the declarations: what is gone is timed, what points elsewhere starts anew,
 /// what is of no use any more is forgotten.
 fn remember(now: Instant, desired: &Desired, observed: &mut Observed) {
-    for (name, progress) in &mut observed.shares {
+    let Observed { endpoints, shares, .. } = observed;
+    for name in endpoints.iter().flat_map(BTreeMap::keys).chain(desired.shares.keys()) {
+        shares.entry(name.clone()).or_default();
+    }
+    for (name, progress) in shares.iter_mut() {
         match desired.shares.get(name) {
-            Some(declared) => {
-                progress.absent_since = None;
-                if progress.declared.as_ref().is_some_and(|path| path != declared.source.as_path()) {
-                    let (busy_since, trying) = (progress.busy_since, progress.trying.take());
-                    *progress = Progress { busy_since, trying, ..Progress::default() };
-                }
-                progress.declared = Some(declared.source.as_path().to_path_buf());
-            }
+            Some(share) => declared_at(share.source.as_path(), progress),
             None => _ = progress.absent_since.get_or_insert(now),
         }
     }
-    let endpoints = observed.endpoints.as_ref();
-    let known = |name: &String| endpoints.is_none_or(|endpoints| endpoints.contains_key(name));
-    observed
-        .shares
-        .retain(|name, progress| desired.shares.contains_key(name) || progress.busy_since.is_some() || known(name));
-    for name in endpoints.into_iter().flat_map(BTreeMap::keys).chain(desired.shares.keys()) {
-        let progress = observed.shares.entry(name.clone()).or_default();
-        match desired.shares.get(name) {
-            Some(declared) => progress.declared = Some(declared.source.as_path().to_path_buf()),
-            None => _ = progress.absent_since.get_or_insert(now),
-        }
+    let served = |name: &String| endpoints.as_ref().is_none_or(|endpoints| endpoints.contains_key(name));
+    shares.retain(|name, progress| desired.shares.contains_key(name) || progress.busy_since.is_some() || served(name));
+}
+
+fn declared_at(source: &Path, progress: &mut Progress) {
+    progress.absent_since = None;
+    if progress.declared.as_deref() == Some(source) {
+        return;
     }
+    *progress = Progress {
+        declared: Some(source.to_path_buf()),
+        busy_since: progress.busy_since,
+        trying: progress.trying.take(),
+        ..Progress::default()
+    };
 }
 
 fn begin(now: Instant, action: &Action, observed: &mut Observed) {

@@ -10,7 +10,7 @@ use virtiofs_contract::control::{EndpointStatus, SessionState};
 use virtiofs_crds::Share;
 
 use crate::desired::{Desired, Problem};
-use crate::notice::{BROKER_UNAVAILABLE, MANIFEST_INVALID, Notice, SESSION_FAILED};
+use crate::notice::{BROKER_REFUSED, BROKER_UNAVAILABLE, MANIFEST_INVALID, Notice, SESSION_FAILED};
 use crate::plan::{Observed, Outcome, Progress, Site, conflict, endpoint};
 use crate::source::hangs;
 
@@ -179,6 +179,10 @@ fn refusal(outcome: &Outcome) -> Option<Notice> {
     match outcome {
         Outcome::Served(_) => None,
         Outcome::Refused(finding) => Some(Notice::from(finding)),
+        Outcome::Impossible(message) => {
+            let remedy = "if VMs still use an earlier share of this name, it is served when they have left";
+            Some(Notice::new(BROKER_REFUSED, message, remedy))
+        }
         Outcome::Failed(message) => Some(Notice::new(BROKER_UNAVAILABLE, message, "it is asked again by itself")),
     }
 }

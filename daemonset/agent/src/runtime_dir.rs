@@ -1,8 +1,8 @@
 //! The runtime directory: who finds what where, and the lock that keeps a second agent out.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -36,13 +36,15 @@ impl RuntimeDir {
         RuntimeDir { root: root.to_path_buf() }
     }
 
-    /// Makes the directory and the one for sockets where they are missing. Their mode lets VMMs of other
-    /// users reach the sockets; who may connect is for each socket to say.
+    /// Makes the directory and the one for sockets where they are missing.
     pub(crate) fn prepare(root: &Path) -> Result<Self, RuntimeDirError> {
         let failed = |error| RuntimeDirError::Directory { path: root.to_path_buf(), error };
-        DirBuilder::new().recursive(true).mode(0o755).create(root).map_err(failed)?;
+        if let Some(parent) = root.parent() {
+            fs::create_dir_all(parent).map_err(failed)?;
+        }
+        make(root).map_err(failed)?;
         let prepared = RuntimeDir { root: fs::canonicalize(root).map_err(failed)? };
-        DirBuilder::new().recursive(true).mode(0o755).create(prepared.sockets()).map_err(failed)?;
+        make(&prepared.sockets()).map_err(failed)?;
         Ok(prepared)
     }
 
@@ -113,6 +115,16 @@ impl RuntimeDir {
                 _ => {}
             }
         }
+    }
+}
+
+/// Makes a directory through which VMMs of other users reach the sockets, whatever the umask; who may connect is
+/// for each socket to say. A directory that was there keeps its mode.
+fn make(directory: &Path) -> io::Result<()> {
+    match fs::create_dir(directory) {
+        Ok(()) => fs::set_permissions(directory, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

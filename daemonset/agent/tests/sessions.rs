@@ -143,6 +143,23 @@ fn a_share_that_is_removed_lets_its_session_run_out() {
 }
 
 #[test]
+fn a_share_declared_anew_elsewhere_waits_for_the_vms_of_the_old_one() {
+    let host = prepare();
+    let (old, new) = (host.source("old"), host.source("new"));
+    host.declare("a.yaml", &manifest("a", &old, ""));
+    let host = host.up();
+    let guest = guest_on(&host, "a");
+    std::fs::remove_file(host.path("shares/a.yaml")).unwrap();
+    host.until("a", "draining", |it| it["state"] == "Draining");
+    host.declare("a.yaml", &manifest("a", &new, ""));
+    host.until_not_ready("a", "BrokerRefused");
+    work(&guest);
+    drop(guest);
+    let share = host.until_ready("a");
+    assert_eq!(share["inForce"]["source"], std::fs::canonicalize(&new).unwrap().display().to_string());
+}
+
+#[test]
 fn a_session_that_began_before_a_change_says_in_what_it_differs() {
     let host = prepare();
     let source = host.source("a");
