@@ -26,7 +26,8 @@ setup: ## packages, guest kernel, stock virtiofsd: what builds and guests need
 setup-build:
 	@$(SETUP)/packages.sh build
 
-tools-kubernetes: ## a Kubernetes node's parts, from its Go modules (about 9 minutes on 2 cores, once)
+tools-kubernetes: ## a Kubernetes node: packages, and its programs from Go modules (9 minutes on 2 cores, once)
+	@$(SETUP)/packages.sh node
 	@$(SETUP)/kubernetes-tools.sh
 
 peer-1.13: ## stock virtiofsd 1.13.0, with which the report that started this is reproduced
