@@ -15,8 +15,8 @@ use crate::process::{self, Process};
 
 /// Emulated, on two cores that others use too, a guest takes some seconds; a minute means it hangs.
 const BOOT: Duration = Duration::from_secs(90);
-/// Enough for any one script on an emulated processor.
-const SCRIPT: Duration = Duration::from_secs(180);
+/// Enough for any one script on an emulated processor, a load's last round included.
+const SCRIPT: Duration = Duration::from_secs(120);
 
 /// A virtiofs device: the socket its file server listens on, and the name the guest mounts it by.
 #[derive(Debug, Clone)]

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::guest::Guest;
 
 /// A load runs on past the moment it is told to stop by at most one round.
-const LAST_ROUND: Duration = Duration::from_secs(120);
+const LAST_ROUND: Duration = Duration::from_secs(90);
 
 /// What `guest-load` is to work on, by paths in the guest.
 #[derive(Debug, Clone, Default)]

@@ -1,6 +1,7 @@
 //! The road, end to end: a share is declared, real guests work on it, and count no error.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -9,77 +10,94 @@ use e2e::load::Load;
 use e2e::node::{Declaration, Node};
 use e2e::parts::Parts;
 use e2e::tree;
+use tempfile::TempDir;
 
-/// Boots a guest that has the share as the device `share`.
-fn guest_on(parts: &Parts, node: &Node, share: &str) -> Result<Guest> {
-    let socket = node.socket(share)?;
-    Guest::boot(parts, &GuestSpec::default().with_device("share", &socket)).with_context(|| node.log_tail())
+/// Agent and broker, and a directory to share; whatever fails is explained by the daemons' log.
+struct Road {
+    parts: Parts,
+    node: Node,
+    source: TempDir,
+}
+
+impl Road {
+    fn travel(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let parts = Parts::locate()?;
+        let road = Self { node: Node::start(&parts)?, source: tempfile::tempdir()?, parts };
+        test(&road).with_context(|| road.node.log_tail())?;
+        road.node.stop()
+    }
+
+    fn source(&self) -> &Path {
+        self.source.path()
+    }
+
+    fn declare(&self, name: &str, access: &str, content: &str) -> Result<()> {
+        self.node.declare(&Declaration { name, source: self.source(), access, content })
+    }
+
+    /// Boots a guest that has the share as the device `share`.
+    fn guest_on(&self, share: &str) -> Result<Guest> {
+        Guest::boot(&self.parts, &GuestSpec::default().with_device("share", &self.node.socket(share)?))
+    }
 }
 
 #[test]
 fn a_guest_reads_and_writes_a_share() -> Result<()> {
-    let (parts, source) = (Parts::locate()?, tempfile::tempdir()?);
-    tree::plant(source.path(), 40)?;
-    let node = Node::start(&parts)?;
-    node.declare(&Declaration { name: "road", source: source.path(), access: "ReadWrite", content: "Exclusive" })?;
-    let mut guest = guest_on(&parts, &node, "road")?;
+    Road::travel(|road| {
+        tree::plant(road.source(), 40)?;
+        road.declare("road", "ReadWrite", "Exclusive")?;
+        let mut guest = road.guest_on("road")?;
 
-    let direct = guest.mount("share")?;
-    guest.work(&Load::writing(&direct).and_reading(&direct), 5)?.must_be_clean().with_context(|| node.log_tail())?;
-    guest.must(&format!("echo from the guest > {direct}/note && chown 7:8 {direct}/note"))?;
-    assert_eq!(fs::read_to_string(source.path().join("note"))?, "from the guest\n");
-    assert_metric_counts(&node.metrics()?, "virtiofs_requests_total{", "road")?;
-
-    guest.shutdown()?;
-    node.stop()
+        let direct = guest.mount("share")?;
+        guest.work(&Load::writing(&direct).and_reading(&direct), 5)?.must_be_clean()?;
+        guest.must(&format!("echo from the guest > {direct}/note && chown 7:8 {direct}/note"))?;
+        let note = road.source().join("note");
+        assert_eq!((fs::read_to_string(&note)?.as_str(), fs::metadata(&note)?.uid()), ("from the guest\n", 7));
+        assert_metric_counts(&road.node.metrics()?, "virtiofs_requests_total{", "road")?;
+        guest.shutdown()
+    })
 }
 
 #[test]
 fn overlayfs_on_a_read_only_share_leaves_the_source_alone() -> Result<()> {
-    let (parts, source) = (Parts::locate()?, tempfile::tempdir()?);
-    for layer in ["base", "top"] {
-        tree::plant(&source.path().join(layer), 40)?;
-    }
-    let before = listing(source.path())?;
-    let node = Node::start(&parts)?;
-    node.declare(&Declaration { name: "layers", source: source.path(), access: "ReadOnly", content: "Immutable" })?;
-    let mut guest = guest_on(&parts, &node, "layers")?;
+    Road::travel(|road| {
+        for layer in ["base", "top"] {
+            tree::plant(&road.source().join(layer), 40)?;
+        }
+        let before = listing(road.source())?;
+        road.declare("layers", "ReadOnly", "Immutable")?;
+        let mut guest = road.guest_on("layers")?;
 
-    let direct = guest.mount("share")?;
-    let refused = guest.run(&format!("echo no > {direct}/no"))?;
-    assert!(refused.stderr.contains("Read-only file system"), "writing to a read-only share: {refused:?}");
-    let merged = guest.overlay("merged", &[format!("{direct}/top"), format!("{direct}/base")])?;
-    guest.work(&Load::writing(&merged).and_reading(&merged), 5)?.must_be_clean().with_context(|| node.log_tail())?;
-    assert_eq!(listing(source.path())?, before);
-
-    guest.shutdown()?;
-    node.stop()
+        let direct = guest.mount("share")?;
+        let refused = guest.run(&format!("echo no > {direct}/no"))?;
+        assert!(refused.stderr.contains("Read-only file system"), "writing to a read-only share: {refused:?}");
+        let merged = guest.overlay("merged", &[format!("{direct}/top"), format!("{direct}/base")])?;
+        guest.work(&Load::writing(&merged).and_reading(&merged), 5)?.must_be_clean()?;
+        assert_eq!(listing(road.source())?, before);
+        guest.shutdown()
+    })
 }
 
 #[test]
 fn two_guests_share_one_socket_and_see_each_others_files() -> Result<()> {
-    let (parts, source) = (Parts::locate()?, tempfile::tempdir()?);
-    tree::plant(source.path(), 20)?;
-    let node = Node::start(&parts)?;
-    node.declare(&Declaration { name: "both", source: source.path(), access: "ReadWrite", content: "Shared" })?;
-    let mut guests = [guest_on(&parts, &node, "both")?, guest_on(&parts, &node, "both")?];
+    Road::travel(|road| {
+        tree::plant(road.source(), 20)?;
+        road.declare("both", "ReadWrite", "Shared")?;
+        let (mut first, mut second) = (road.guest_on("both")?, road.guest_on("both")?);
+        for (guest, own) in [(&mut first, "one"), (&mut second, "two")] {
+            let direct = guest.mount("share")?;
+            guest.must(&format!("mkdir {direct}/{own} && echo {own} > {direct}/{own}/name"))?;
+        }
 
-    for (guest, own) in guests.iter_mut().zip(["one", "two"]) {
-        let direct = guest.mount("share")?;
-        guest.must(&format!("mkdir {direct}/{own} && echo {own} > {direct}/{own}/name"))?;
-    }
-    let [first, second] = &mut guests;
-    let own = |name: &str| Load::writing(&format!("/mnt/share/{name}")).and_reading("/mnt/share/d0");
-    let working = first.start_work(&own("one"))?;
-    second.work(&own("two"), 5)?.must_be_clean().with_context(|| node.log_tail())?;
-    first.stop_work(working)?.must_be_clean().with_context(|| node.log_tail())?;
-    assert_eq!(first.must("cat /mnt/share/two/name")?, "two\n");
-    assert_eq!(second.must("cat /mnt/share/one/name")?, "one\n");
-
-    for guest in guests {
-        guest.shutdown()?;
-    }
-    node.stop()
+        let own = |name: &str| Load::writing(&format!("/mnt/share/{name}")).and_reading("/mnt/share/d0");
+        let working = first.start_work(&own("one"))?;
+        second.work(&own("two"), 5)?.must_be_clean()?;
+        first.stop_work(working)?.must_be_clean()?;
+        assert_eq!(first.must("cat /mnt/share/two/name")?, "two\n");
+        assert_eq!(second.must("cat /mnt/share/one/name")?, "one\n");
+        first.shutdown()?;
+        second.shutdown()
+    })
 }
 
 /// Some sample of that prefix is labelled with the share and counts more than nothing.
