@@ -19,6 +19,8 @@ use crate::virtio::queue::{Queue, QueueConfig, QueueError, Violation};
 pub const HIPRIO: u32 = 0;
 /// Number of the request queue.
 pub const REQUESTS: u32 = 1;
+/// Room for tests to lay out what no driver would.
+const SCRATCH: u64 = 64 << 10;
 /// FORGETs are small; few are in flight at a time.
 const HIPRIO_PAYLOAD: u64 = 4096;
 
@@ -162,6 +164,7 @@ pub struct Guest {
     front_end: Mutex<FrontEnd>,
     negotiated: Negotiated,
     queues: [Arc<Queue>; 2],
+    scratch: u64,
     fuse: Fuse,
 }
 
@@ -184,6 +187,7 @@ impl Guest {
         let indirect = negotiated.has(F_INDIRECT);
         let event_idx = negotiated.has(F_EVENT_IDX);
         let mut carver = Carver::new(&memory);
+        let scratch = carver.take(SCRATCH)?;
         let mut queue = |index, config| {
             let memory = Arc::clone(&memory);
             Queue::new(index, memory, &mut carver, config, indirect, event_idx)
@@ -193,6 +197,7 @@ impl Guest {
         let guest = Self {
             fuse: Fuse::new(Arc::clone(&requests), Arc::clone(&hiprio)),
             queues: [hiprio, requests],
+            scratch,
             front_end: Mutex::new(front_end),
             negotiated,
             memory,
@@ -231,6 +236,11 @@ impl Guest {
     /// The high-priority queue and the request queue.
     pub fn queues(&self) -> &[Arc<Queue>; 2] {
         &self.queues
+    }
+
+    /// The guest address of 64 KiB that nothing uses, for descriptors and buffers made by hand.
+    pub fn scratch(&self) -> u64 {
+        self.scratch
     }
 
     /// The front-end, for anything not foreseen here.

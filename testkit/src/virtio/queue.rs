@@ -746,3 +746,123 @@ fn eventfd() -> Result<EventFd, QueueError> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGE: Message<'static> = Message {
+        header: b"header",
+        arguments: &[b"arguments"],
+        payload: &[],
+        reply_header: 16,
+        reply_arguments: 0,
+        reply_payload: 0,
+    };
+
+    fn queue(indirect: bool) -> Arc<Queue> {
+        let memory = Arc::new(GuestMemory::create(16 << 20, None).unwrap());
+        let config = QueueConfig {
+            size: 16,
+            in_flight: 4,
+            payload: 8192,
+            segment: 4096,
+            busy_poll: false,
+            timeout: Duration::from_millis(50),
+        };
+        let mut carver = Carver::new(&memory);
+        Queue::new(REQUESTS, Arc::clone(&memory), &mut carver, config, indirect, true).unwrap()
+    }
+
+    const REQUESTS: u32 = 1;
+
+    /// What a device does to return the chain at `head`, without a call.
+    fn device_returns(queue: &Queue, head: u32, len: u32) {
+        queue.with_ring(|ring, memory| {
+            let (layout, position) = (*ring.layout(), ring.used_index().unwrap());
+            let slot = layout.used + 4 + 8 * u64::from(position % layout.size);
+            memory.store(slot, head).unwrap();
+            memory.store(slot + 4, len).unwrap();
+            memory.store(layout.used + 2, position.wrapping_add(1)).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_lost_wakeup_is_told_from_a_hang() {
+        let queue = queue(true);
+        let ticket = queue.submit(&MESSAGE).unwrap();
+        let waiting = std::thread::scope(|threads| {
+            let waiting = threads.spawn(|| ticket.wait());
+            std::thread::sleep(Duration::from_millis(20));
+            device_returns(&queue, ticket.head.into(), 16);
+            waiting.join().unwrap()
+        });
+        assert!(matches!(waiting, Err(QueueError::LostWakeup { .. })), "{waiting:?}");
+        let hung = queue.submit(&MESSAGE).unwrap();
+        // The forgotten reply comes in with the next harvest; this request stays out.
+        assert!(matches!(hung.wait(), Err(QueueError::Hung { .. })));
+    }
+
+    #[test]
+    fn a_reply_with_a_call_is_taken() {
+        let queue = queue(true);
+        let ticket = queue.submit(&MESSAGE).unwrap();
+        device_returns(&queue, ticket.head.into(), 16);
+        queue.call.write(1).unwrap();
+        assert_eq!(ticket.wait().unwrap(), 16);
+        assert_eq!(queue.violations(), []);
+    }
+
+    #[test]
+    fn what_is_done_twice_is_a_violation() {
+        let queue = queue(true);
+        let ticket = queue.submit(&MESSAGE).unwrap();
+        device_returns(&queue, ticket.head.into(), 16);
+        device_returns(&queue, ticket.head.into(), 16);
+        queue.call.write(1).unwrap();
+        ticket.wait().unwrap();
+        drop(ticket);
+        device_returns(&queue, 3, 0);
+        let other = queue.submit(&MESSAGE).unwrap();
+        device_returns(&queue, other.head.into(), 17);
+        queue.call.write(1).unwrap();
+        other.wait().unwrap();
+        let violations: Vec<String> = queue.violations().into_iter().map(|v| v.0).collect();
+        assert_eq!(violations.len(), 3, "{violations:?}");
+    }
+
+    #[test]
+    fn an_abandoned_request_gives_its_buffers_back_when_it_returns() {
+        let queue = queue(false);
+        for _ in 0..8 {
+            let ticket = queue.submit(&MESSAGE).unwrap();
+            let head = ticket.head;
+            drop(ticket);
+            assert_eq!(queue.in_flight(), 1);
+            device_returns(&queue, head.into(), 0);
+            queue.call.write(1).unwrap();
+            let probe = queue.submit(&MESSAGE).unwrap();
+            device_returns(&queue, probe.head.into(), 0);
+            probe.wait().unwrap();
+            drop(probe);
+            assert_eq!(queue.in_flight(), 0);
+        }
+    }
+
+    #[test]
+    fn a_reset_ends_what_is_in_flight() {
+        let queue = queue(false);
+        let ticket = queue.submit(&MESSAGE).unwrap();
+        queue.reset().unwrap();
+        assert!(matches!(ticket.wait(), Err(QueueError::Reset { .. })));
+        assert_eq!(queue.ring_state().unwrap().available, 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let queue = queue(true);
+        let long = vec![0; 8193];
+        let message = Message { payload: &long, ..MESSAGE };
+        assert!(matches!(queue.submit(&message), Err(QueueError::TooLong { .. })));
+    }
+}

@@ -65,7 +65,7 @@ impl Contestant {
         let mut config = GuestConfig::new(server.socket()).memory(options.memory);
         config.in_flight = config.in_flight.max(options.depth as u16 + 1);
         let guest = Guest::boot(config).with_context(|| format!("mounting from {label}"))?;
-        Self::prepare(guest, server, label).with_context(|| format!("preparing {label}"))
+        Self::prepare(guest, server).with_context(|| format!("preparing {label}"))
     }
 
     pub(crate) fn fuse(&self) -> &Fuse {
@@ -84,18 +84,17 @@ impl Contestant {
         Ok(())
     }
 
-    fn prepare(guest: Guest, server: Server, label: &str) -> anyhow::Result<Self> {
+    fn prepare(guest: Guest, server: Server) -> anyhow::Result<Self> {
         let fuse = guest.fuse();
         let find = |parent, name: &str| fuse.lookup(parent, name).map(|entry| entry.nodeid);
         let few = find(ROOT, "few")?;
-        let own = find(ROOT, label)?;
         let names: Vec<String> = (0..MANY.max(FEW)).map(name).collect();
         let nodes = names[..FEW].iter().map(|name| find(few, name)).collect::<Result<_, _>>()?;
         Ok(Self {
             many: find(ROOT, "many")?,
             read: find(ROOT, "read")?,
-            made: find(own, "made")?,
-            written: find(own, "written")?,
+            made: find(ROOT, "made")?,
+            written: find(ROOT, "written")?,
             few,
             nodes,
             names,

@@ -1,4 +1,5 @@
-//! Files to work on. Both contestants read the same ones; each writes in a directory of its own.
+//! Files to work on: the same for both contestants, who never work at the same time. A file of one's own
+//! for each to write would favour one of them by how its pages and extents happen to lie.
 
 use std::fs;
 use std::io;
@@ -27,13 +28,10 @@ impl Material {
         many_files(&share.join("few"), FEW)?;
         many_files(&share.join("many"), MANY)?;
         long_file(&share.join("read"))?;
-        for contestant in ["ours", "stock"] {
-            let own = share.join(contestant);
-            // What a run that was cut short left behind.
-            let _ = fs::remove_dir_all(own.join("made"));
-            fs::create_dir_all(own.join("made"))?;
-            long_file(&own.join("written"))?;
-        }
+        long_file(&share.join("written"))?;
+        // What a run that was cut short left behind.
+        let _ = fs::remove_dir_all(share.join("made"));
+        fs::create_dir_all(share.join("made"))?;
         Ok(Self { share })
     }
 }
