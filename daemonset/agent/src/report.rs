@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::control::{EndpointStatus, SessionState};
+use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus};
 use virtiofs_crds::Share;
 
 use crate::desired::{Desired, Problem};
@@ -194,19 +194,29 @@ fn complaints(share: &Share, problems: &[Problem], known: Option<&EndpointStatus
         let message = format!("{problem}; the last good version stays in force");
         Notice::new(MANIFEST_INVALID, message, "correct the document and save it")
     });
-    documents.chain(known.into_iter().flat_map(failed_sessions)).collect()
+    documents.chain(known.into_iter().flat_map(session_notices)).collect()
 }
 
-/// Sessions without an engine, one notice for each kind of cause: there may be many sessions.
-fn failed_sessions(status: &EndpointStatus) -> Vec<Notice> {
-    let failed = status.sessions.iter().filter(|session| session.state == SessionState::Failed);
-    let causes: BTreeSet<_> = failed
-        .map(|session| match &session.finding {
-            Some(finding) => (finding.to_string(), finding.remedy.clone()),
-            None => ("its engine is gone".to_owned(), "start the VM anew".to_owned()),
-        })
-        .collect();
-    causes.into_iter().map(|(message, remedy)| Notice::new(SESSION_FAILED, message, remedy)).collect()
+/// What is wrong with sessions, each thing once: there may be many of them.
+fn session_notices(status: &EndpointStatus) -> Vec<Notice> {
+    let mut notices: Vec<Notice> = Vec::new();
+    for notice in status.sessions.iter().filter_map(session_notice) {
+        if !notices.contains(&notice) {
+            notices.push(notice);
+        }
+    }
+    notices
+}
+
+fn session_notice(session: &SessionStatus) -> Option<Notice> {
+    match (session.state, &session.finding) {
+        (SessionState::Failed, Some(finding)) => {
+            let message = format!("{}: {}", finding.reason.as_str(), finding.message);
+            Some(Notice::new(SESSION_FAILED, message, &finding.remedy))
+        }
+        (SessionState::Failed, None) => Some(Notice::new(SESSION_FAILED, "its engine is gone", "start the VM anew")),
+        (_, finding) => finding.as_ref().map(Notice::from),
+    }
 }
 
 fn draining_share(status: &EndpointStatus) -> ShareReport {
@@ -242,7 +252,6 @@ fn refused_shares(site: &Site, desired: &Desired) -> Vec<ShareReport> {
 
 #[cfg(test)]
 mod tests {
-    use virtiofs_contract::control::SessionStatus;
     use virtiofs_contract::counters::Totals;
     use virtiofs_contract::preflight::{Finding, Reason};
 

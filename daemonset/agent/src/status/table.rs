@@ -75,7 +75,7 @@ fn details(share: &Share) -> String {
     }
     for session in share.sessions.iter().filter(|session| !session.differs.is_empty()) {
         let fields = session.differs.join(", ");
-        _ = writeln!(text, "  {} still runs with another {fields}: it changes when its VM is started anew", session.id);
+        _ = writeln!(text, "  {} still runs with another {fields}", session.id);
     }
     if share.state.serves() {
         text.push_str(&lines(share));
