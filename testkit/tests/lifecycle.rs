@@ -93,3 +93,19 @@ fn a_killed_server_is_a_disconnect_not_a_hang() {
     assert!(error.is_disconnected(), "{error}");
     assert!(!error.is_hung());
 }
+
+#[test]
+fn another_server_is_taken_up_where_the_used_ring_ends() {
+    let first = Stock::start(&[]);
+    let second = Stock::beside(&first);
+    let guest = first.guest();
+    guest.fuse().write_file("f", b"bytes").unwrap();
+    drop(first);
+    assert!(guest.fuse().statfs(ROOT).unwrap_err().is_disconnected());
+    guest.reconnect_to(second.socket()).unwrap();
+    guest.mount().unwrap();
+    // The directory went with the first server, but the second still holds it.
+    assert!(guest.queues()[1].ring_state().unwrap().used > 0);
+    guest.fuse().statfs(ROOT).unwrap();
+    assert_eq!(guest.violations(), []);
+}

@@ -225,3 +225,16 @@ fn what_stock_lacks_it_says_so() {
     let refused = guest.fuse().tmpfile(ROOT, libc::O_RDWR, 0o600).unwrap_err();
     assert_eq!(refused.errno(), Some(Errno::ENOSYS));
 }
+
+#[test]
+fn whole_files_are_reached_by_path() {
+    let stock = Stock::start(&[]);
+    fs::create_dir_all(stock.share().join("a/b")).unwrap();
+    let guest = stock.guest();
+    let data = vec![9; 300_000];
+    guest.fuse().write_file("a/b/c", &data).unwrap();
+    assert_eq!(fs::read(stock.share().join("a/b/c")).unwrap(), data);
+    assert_eq!(guest.fuse().read_file("a/b/c").unwrap(), data);
+    assert_eq!(guest.fuse().list_directory("a/b").unwrap(), [b"c".to_vec()]);
+    assert_eq!(guest.fuse().walk("a/x").unwrap_err().errno(), Some(Errno::ENOENT));
+}

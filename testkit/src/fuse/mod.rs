@@ -4,4 +4,5 @@ pub mod call;
 pub mod client;
 pub mod dirent;
 pub mod init;
+pub mod paths;
 pub mod wire;

@@ -116,6 +116,8 @@ impl Lane {
         };
         let made = lane.fuse.mkdir(ROOT, &lane.name, 0o755);
         let learned = made.map_err(Fault::from).and_then(|entry| lane.view.learn(TOP, &entry));
+        // In a directory that another run has left behind, everything would be wrong.
+        lane.stopped = learned.is_err();
         lane.note("mkdir of the lane's directory", learned);
         lane
     }

@@ -20,6 +20,7 @@ mod view;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 pub use lane::{Features, Lane};
 pub use op::Op;
@@ -68,11 +69,13 @@ impl Config {
     }
 }
 
-/// When lanes stop; all that is given holds.
+/// When lanes stop: at the first of what is given.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Limit<'a> {
     /// Steps of each lane.
     pub steps: Option<u64>,
+    /// A point in time.
+    pub deadline: Option<Instant>,
     /// Somebody else's wish.
     pub stop: Option<&'a AtomicBool>,
 }
@@ -80,16 +83,23 @@ pub struct Limit<'a> {
 impl<'a> Limit<'a> {
     /// After so many steps of each lane.
     pub fn steps(steps: u64) -> Self {
-        Self { steps: Some(steps), stop: None }
+        Self { steps: Some(steps), ..Self::default() }
+    }
+
+    /// After some time.
+    pub fn within(time: Duration) -> Self {
+        Self { deadline: Some(Instant::now() + time), ..Self::default() }
     }
 
     /// When `stop` becomes true.
     pub fn until(stop: &'a AtomicBool) -> Self {
-        Self { steps: None, stop: Some(stop) }
+        Self { stop: Some(stop), ..Self::default() }
     }
 
     fn reached(&self, steps: u64) -> bool {
-        self.steps.is_some_and(|limit| steps >= limit) || self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+        self.steps.is_some_and(|limit| steps >= limit)
+            || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            || self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nix::errno::Errno;
 
 use super::lane::{Lane, masked};
-use super::op::{Fill, Path};
+use super::op::{Fill, Path, Text};
 use super::report::{Fault, Kind};
 use crate::fuse::client::SetAttr;
 use crate::fuse::wire::EntryOut;
@@ -57,7 +57,7 @@ impl Lane {
         self.made(made)
     }
 
-    pub(super) fn symlink(&mut self, path: &Path, target: &Name) -> Done {
+    pub(super) fn symlink(&mut self, path: &Path, Text(target): &Text) -> Done {
         let (parent, node, name) = self.parent_node(path)?;
         let plan = self.tree.plan_make(parent, name, Body::Symlink(target.clone()), 0o777);
         let answer = self.fuse.symlink(node, name, target);
@@ -127,7 +127,7 @@ impl Lane {
         self.set(path, &set, |node| node.mtime = Some(mtime))
     }
 
-    pub(super) fn set_xattr(&mut self, path: &Path, name: &Name, value: Fill, how: XattrHow) -> Done {
+    pub(super) fn set_xattr(&mut self, path: &Path, Text(name): &Text, value: Fill, how: XattrHow) -> Done {
         let id = self.resolve(path)?;
         let node = self.node(id)?;
         let plan = self.tree.plan_xattr(id, name, how);
@@ -143,7 +143,7 @@ impl Lane {
         Ok(())
     }
 
-    pub(super) fn get_xattr(&mut self, path: &Path, name: &Name) -> Done {
+    pub(super) fn get_xattr(&mut self, path: &Path, Text(name): &Text) -> Done {
         let id = self.resolve(path)?;
         let node = self.node(id)?;
         let due = self.tree.xattr(id, name).map(<[u8]>::to_vec);
@@ -174,7 +174,7 @@ impl Lane {
         Err(Fault::new(Kind::WrongAttributes, format!("{} extended attributes, {} due", names.len(), due.len())))
     }
 
-    pub(super) fn remove_xattr(&mut self, path: &Path, name: &Name) -> Done {
+    pub(super) fn remove_xattr(&mut self, path: &Path, Text(name): &Text) -> Done {
         let id = self.resolve(path)?;
         let node = self.node(id)?;
         let due = self.tree.xattr(id, name).map(drop);

@@ -26,6 +26,22 @@ impl fmt::Debug for Path {
     }
 }
 
+/// A name or target that is no path: of an extended attribute, or where a symlink leads.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Text(pub Name);
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
+}
+
 /// Number of an open file or directory stream of the lane.
 pub type Slot = usize;
 
@@ -151,7 +167,7 @@ pub enum Op {
     /// MKNOD of a regular file or FIFO.
     Mknod { path: Path, fifo: bool, mode: u32 },
     /// SYMLINK.
-    Symlink { path: Path, target: Name },
+    Symlink { path: Path, target: Text },
     /// READLINK.
     Readlink { path: Path },
     /// LINK.
@@ -169,13 +185,13 @@ pub enum Op {
     /// SETATTR of the modification time.
     Touch { path: Path, mtime: (u64, u32) },
     /// SETXATTR.
-    SetXattr { path: Path, name: Name, value: Fill, how: XattrHow },
+    SetXattr { path: Path, name: Text, value: Fill, how: XattrHow },
     /// GETXATTR.
-    GetXattr { path: Path, name: Name },
+    GetXattr { path: Path, name: Text },
     /// LISTXATTR.
     ListXattrs { path: Path },
     /// REMOVEXATTR.
-    RemoveXattr { path: Path, name: Name },
+    RemoveXattr { path: Path, name: Text },
     /// STATFS.
     Statfs,
     /// OPENDIR, READDIR or READDIRPLUS to the end, RELEASEDIR.
@@ -249,6 +265,8 @@ mod tests {
         assert_eq!(op.name(), "Unlink");
         assert_eq!(format!("{op:?}"), "Unlink { path: /a/b }");
         assert_eq!(Op::Statfs.name(), "Statfs");
+        let op = Op::GetXattr { path: "a".into(), name: "user.x".into() };
+        assert_eq!(format!("{op:?}"), "GetXattr { path: /a, name: \"user.x\" }");
     }
 
     #[test]

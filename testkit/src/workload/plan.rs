@@ -4,7 +4,7 @@ use rand::Rng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 
 use super::lane::Lane;
-use super::op::{Access, Allocate, Fill, Op, Path, Slot};
+use super::op::{Access, Allocate, Fill, Op, Path, Slot, Text};
 use crate::model::{Body, Id, Name, Node, RenameHow, XattrHow};
 
 /// Files and streams a lane has open at most.
@@ -257,7 +257,7 @@ impl Lane {
             1 => Op::Mknod { path, fifo: false, mode },
             _ => {
                 let target = format!("../target-{}", self.random.random_range(0..1000));
-                Op::Symlink { path, target: target.into_bytes() }
+                Op::Symlink { path, target: Text(target.into_bytes()) }
             }
         })
     }
@@ -306,7 +306,7 @@ impl Lane {
             return None;
         }
         let path = self.some_path(|node| node.is_file() || node.is_directory())?;
-        let name = format!("user.x{}", self.random.random_range(0..3)).into_bytes();
+        let name = Text(format!("user.x{}", self.random.random_range(0..3)).into_bytes());
         Some(match self.random.random_range(0..6) {
             0 => Op::GetXattr { path, name },
             1 => Op::ListXattrs { path },

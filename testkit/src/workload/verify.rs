@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path;
 
 use super::lane::Lane;
-use super::op::{Access, Op, Path, Slot};
+use super::op::{Access, Op, Path, Slot, Text};
 use super::report::{Fault, Kind};
 use crate::model::{Body, Id, Name, Node, TOP};
 
@@ -90,7 +90,7 @@ impl Lane {
         }
         if self.features.xattrs && (node.is_file() || node.is_directory()) {
             ops.push(Op::ListXattrs { path: path.clone() });
-            ops.extend(node.xattrs.keys().map(|name| Op::GetXattr { path: path.clone(), name: name.clone() }));
+            ops.extend(node.xattrs.keys().map(|name| Op::GetXattr { path: path.clone(), name: Text(name.clone()) }));
         }
         ops
     }

@@ -1,0 +1,80 @@
+//! A random workload on sockets that somebody else serves: by hand, or beside a harness that kills.
+//! Ends with 1 if anything went wrong.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use testkit::guest::{Guest, GuestConfig};
+use testkit::workload::{Config, Limit, SharedPart, Workload};
+
+/// Files of the shared part, and bytes of the longest of them.
+const SHARED: (usize, usize) = (20, 200_000);
+
+/// Runs a random workload from one guest or several on one share.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// A vhost-user socket; one guest for each time it is given.
+    #[arg(long, required = true, value_name = "PATH")]
+    socket: Vec<PathBuf>,
+    /// The share's directory on the host: compared at the end, and all guests read a part of it.
+    #[arg(long, value_name = "DIR")]
+    host: Option<PathBuf>,
+    /// Where all randomness grows from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Lanes in each guest.
+    #[arg(long, default_value_t = 2)]
+    lanes: usize,
+    /// Steps of each lane; without it the time decides.
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Seconds at most.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// RAM of each guest in MiB.
+    #[arg(long, default_value_t = 256)]
+    memory: u64,
+    /// Seconds after which a request counts as hung.
+    #[arg(long, default_value_t = 30)]
+    patience: u64,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let guests = boot(&arguments)?;
+    let mut config = Config::new(arguments.seed).lanes(arguments.lanes);
+    if let Some(host) = &arguments.host {
+        let part = SharedPart::new(arguments.seed, SHARED.0, SHARED.1);
+        part.create(host).with_context(|| format!("the shared part in {}", host.display()))?;
+        config = config.host(host).shared(part);
+    }
+    let clients: Vec<_> = guests.iter().map(Guest::fuse).collect();
+    let mut workload = Workload::start(config, &clients);
+    let limit = Limit::within(Duration::from_secs(arguments.seconds));
+    workload.run(Limit { steps: arguments.steps, ..limit });
+    let report = workload.finish();
+    let violations: Vec<String> = guests.iter().flat_map(Guest::violations).map(|violation| violation.0).collect();
+    if arguments.json {
+        println!("{}", serde_json::json!({"report": report, "ring violations": violations}));
+    } else {
+        println!("{report}");
+        violations.iter().for_each(|violation| println!("  {violation}"));
+    }
+    let clean = report.is_clean() && violations.is_empty();
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn boot(arguments: &Arguments) -> anyhow::Result<Vec<Guest>> {
+    let boot = |socket: &PathBuf| {
+        let config =
+            GuestConfig::new(socket).memory(arguments.memory << 20).timeout(Duration::from_secs(arguments.patience));
+        Guest::boot(config).with_context(|| socket.display().to_string())
+    };
+    arguments.socket.iter().map(boot).collect()
+}
