@@ -218,4 +218,15 @@ mod tests {
         assert!(fuller((10, 100), (500, 10_000)).is_gt());
         assert!(fuller((0, 0), (1, 2)).is_le());
     }
+
+    #[test]
+    fn every_metric_is_in_the_manual() {
+        let manual = include_str!("../../../../docs/MANUAL.md");
+        let source = include_str!("families.rs");
+        let names = source.split('"').filter(|word| word.starts_with("virtiofs_") && !word.contains(['{', ' ', '\\']));
+        for name in names {
+            let short = name.replace("virtiofs_fullest_engine_open_files_limit", "`..._limit`");
+            assert!(manual.contains(&short), "{name} is not in docs/MANUAL.md");
+        }
+    }
 }
