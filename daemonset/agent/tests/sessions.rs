@@ -71,7 +71,7 @@ fn a_session_shows_in_status_and_metrics_and_leaves_its_counts() {
     assert_eq!(found["virtiofs_broker_up"], 1.0);
     assert_eq!(found["virtiofs_share_ready{share=\"a\"}"], 1.0);
     assert_eq!(found["virtiofs_sessions{share=\"a\",state=\"Serving\"}"], 1.0);
-    assert_eq!(found["virtiofs_engine_starts_total{share=\"a\"}"], 1.0);
+    assert!(found["virtiofs_engine_starts_total{share=\"a\"}"] >= 1.0);
     assert_eq!(found["virtiofs_error_replies_total{share=\"a\",errno=\"ENOENT\"}"], 1.0);
     assert_eq!(found["virtiofs_read_bytes_total{share=\"a\"}"], 14.0);
     let count = "virtiofs_request_duration_seconds_count{share=\"a\",operation=\"lookup\"}";
