@@ -1,0 +1,46 @@
+//! The kernel's own name of a file, which outlives every path to it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+
+use virtiofsd::passthrough::file_handle::{FileHandle, SerializableFileHandle};
+
+use super::errno;
+
+/// The kernel's `MAX_HANDLE_SZ`.
+const LONGEST: usize = 128;
+
+/// `struct file_handle` with room for the longest one.
+#[repr(C)]
+struct RawHandle {
+    length: libc::c_uint,
+    kind: libc::c_int,
+    bytes: [u8; LONGEST],
+}
+
+/// The file handle of an open file, as kind and bytes; `None` where the file system has none (or only longer ones).
+/// Needs no capability.
+pub(crate) fn kernel_file_handle(file: &File) -> io::Result<Option<(i32, Vec<u8>)>> {
+    let handle = FileHandle::from_fd(file)?.map(SerializableFileHandle::from);
+    Ok(handle.map(|handle| (handle.handle_type(), handle.as_bytes().to_vec())))
+}
+
+/// Opens the file that `kind` and `bytes` stand for on the file system that `mount` (open, and not only as a path)
+/// lies on. Needs `CAP_DAC_READ_SEARCH`, checks permission for `flags`, and reaches every file of that file system:
+/// what is opened must be the one that is meant.
+///
+/// # Errors
+/// `ESTALE` where there is no such file any more, `EINVAL` for what cannot be a handle.
+pub(crate) fn open_by_kernel_handle(mount: &File, kind: i32, bytes: &[u8], flags: i32) -> io::Result<File> {
+    let mut handle = RawHandle { length: bytes.len() as libc::c_uint, kind, bytes: [0; LONGEST] };
+    handle.bytes.get_mut(..bytes.len()).ok_or_else(|| errno(libc::EINVAL))?.copy_from_slice(bytes);
+    // SAFETY: `handle` begins like `struct file_handle` and has the bytes whose length it states; the call reads
+    // them and nothing else of ours. The descriptor it returns is nobody else's.
+    unsafe {
+        match libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags | libc::O_CLOEXEC) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(File::from_raw_fd(fd)),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! One operation, done through the library's trait and through ours.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+
+use rustix::io::{ReadWriteFlags, preadv2, pwritev2};
+use virtiofsd::filesystem::{Context, SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter};
+use virtiofsd::fuse::SetattrIn;
+use virtiofsd::oslib::{ReadvFlags, WritevFlags};
+
+use super::pair::{End, Pair, Share};
+use super::told::{Told, told, told_attr, told_names, told_statfs, told_value, told_with};
+use crate::adopted::{self, Place, Through};
+
+#[derive(Clone, Debug)]
+pub(super) enum Operation {
+    Read {
+        size: u32,
+        offset: u64,
+    },
+    Write {
+        data: Vec<u8>,
+        offset: u64,
+        delayed: bool,
+        kill_priv: bool,
+        flags: i32,
+    },
+    Fsync {
+        datasync: bool,
+    },
+    Flush,
+    Lseek {
+        offset: u64,
+        whence: i32,
+    },
+    Fallocate {
+        mode: i32,
+        offset: u64,
+        length: u64,
+    },
+    Copy {
+        from: End,
+        offset_in: u64,
+        to: End,
+        offset_out: u64,
+        len: u64,
+        flags: u64,
+    },
+    Getattr,
+    Setattr {
+        attr: SetattrIn,
+        valid: SetattrValid,
+        through: Through,
+    },
+    Getxattr {
+        name: CString,
+        size: u32,
+    },
+    Setxattr {
+        name: CString,
+        value: Vec<u8>,
+        flags: i32,
+        extra: SetxattrFlags,
+    },
+    Listxattr {
+        size: u32,
+    },
+    Removexattr {
+        name: CString,
+    },
+    Statfs,
+    /// Opens once more and goes on with what was opened.
+    Open {
+        kill_priv: bool,
+        flags: i32,
+    },
+}
+
+/// Guest memory, as the zero-copy traits see it.
+pub(super) struct Memory(pub(super) Vec<u8>);
+
+impl ZeroCopyWriter for &mut Memory {
+    fn read_from_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<ReadvFlags>) -> io::Result<usize> {
+        assert!(flags.is_none());
+        let mut into = [IoSliceMut::new(&mut self.0[..count])];
+        let length = preadv2(f, &mut into, off, ReadWriteFlags::empty())?;
+        self.0.truncate(length);
+        Ok(length)
+    }
+}
+
+impl ZeroCopyReader for &mut Memory {
+    fn write_to_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<WritevFlags>) -> io::Result<usize> {
+        let flags = ReadWriteFlags::from_bits_retain(flags.map_or(0, |flags| flags.bits()) as u32);
+        Ok(pwritev2(f, &[IoSlice::new(&self.0[..count])], off, flags)?)
+    }
+}
+
+pub(super) const CONTEXT: fn() -> Context = || Context { uid: 1000.into(), gid: 1000.into(), pid: 4711 };
+
+impl<F: Share> Pair<F> {
+    pub(super) fn through_library(&mut self, operation: &Operation) -> Told {
+        use Operation::*;
+        let (fs, node, handle, since) = (&self.library, self.node, self.handle, self.since);
+        match operation.clone() {
+            Read { size, offset } => {
+                let mut memory = Memory(vec![0; size as usize]);
+                let result = fs.read(CONTEXT(), node, handle, &mut memory, size, offset, None, 0);
+                told_with(result.map(|length| (length, memory.0)))
+            }
+            Write { data, offset, delayed, kill_priv, flags } => {
+                let (size, mut memory) = (data.len() as u32, Memory(data));
+                let flags = flags as u32;
+                told(fs.write(CONTEXT(), node, handle, &mut memory, size, offset, None, delayed, kill_priv, flags))
+            }
+            Fsync { datasync } => told(fs.fsync(CONTEXT(), node, datasync, handle)),
+            Flush => told(fs.flush(CONTEXT(), node, handle, 0)),
+            Lseek { offset, whence } => told(fs.lseek(CONTEXT(), node, handle, offset, whence as u32)),
+            Fallocate { mode, offset, length } => {
+                told(fs.fallocate(CONTEXT(), node, handle, mode as u32, offset, length))
+            }
+            Copy { from, offset_in, to, offset_out, len, flags } => {
+                let end = |end| if end == End::This { (node, handle) } else { self.library_other };
+                let ((node_in, handle_in), (node_out, handle_out)) = (end(from), end(to));
+                told(fs.copyfilerange(
+                    CONTEXT(),
+                    node_in,
+                    handle_in,
+                    offset_in,
+                    node_out,
+                    handle_out,
+                    offset_out,
+                    len,
+                    flags,
+                ))
+            }
+            Getattr => told_attr(fs.getattr(CONTEXT(), node, Some(handle)), since),
+            Setattr { attr, valid, through } => {
+                let handle = (through == Through::Handle).then_some(handle);
+                told_attr(fs.setattr(CONTEXT(), node, attr, handle, valid), since)
+            }
+            Getxattr { name, size } => told_value(fs.getxattr(CONTEXT(), node, &name, size)),
+            Setxattr { name, value, flags, extra } => {
+                told(fs.setxattr(CONTEXT(), node, &name, &value, flags as u32, extra))
+            }
+            Listxattr { size } => told_names(fs.listxattr(CONTEXT(), node, size)),
+            Removexattr { name } => told(fs.removexattr(CONTEXT(), node, &name)),
+            Statfs => told_statfs(fs.statfs(CONTEXT(), node)),
+            Open { kill_priv, flags } => match fs.open(CONTEXT(), node, kill_priv, flags as u32) {
+                Ok((opened, options)) => {
+                    self.handle = opened.unwrap();
+                    told(Ok(options))
+                }
+                Err(error) => told::<()>(Err(error)),
+            },
+        }
+    }
+
+    pub(super) fn through_ours(&mut self, operation: &Operation) -> Told {
+        use Operation::*;
+        let (fs, file, since) = (&self.ours, &self.file, self.since);
+        match operation.clone() {
+            Read { size, offset } => {
+                let mut memory = Memory(vec![0; size as usize]);
+                let result = fs.read(file, &mut memory, size, offset);
+                told_with(result.map(|length| (length, memory.0)))
+            }
+            Write { data, offset, delayed, kill_priv, flags } => {
+                let (size, mut memory) = (data.len() as u32, Memory(data));
+                let flags = flags as u32;
+                told(fs.write(file, &mut memory, adopted::Write { size, offset, delayed, kill_priv, flags }))
+            }
+            Fsync { datasync } => told(fs.fsync(file, datasync)),
+            Flush => told(fs.flush(file)),
+            Lseek { offset, whence } => told(fs.lseek(file, offset, whence as u32)),
+            Fallocate { mode, offset, length } => told(fs.fallocate(file, mode as u32, offset, length)),
+            Copy { from, offset_in, to, offset_out, len, flags } => {
+                let end = |end| if end == End::This { file.file() } else { &self.our_other };
+                let from = Place { file: end(from), offset: offset_in };
+                let to = Place { file: end(to), offset: offset_out };
+                told(fs.copyfilerange(from, to, len, flags))
+            }
+            Getattr => told_attr(fs.getattr(file), since),
+            Setattr { attr, valid, through } => told_attr(fs.setattr(file, attr, through, valid), since),
+            Getxattr { name, size } => told_value(fs.getxattr(file, &name, size)),
+            Setxattr { name, value, flags, extra } => told(fs.setxattr(file, &name, &value, flags as u32, extra)),
+            Listxattr { size } => told_names(fs.listxattr(file, size)),
+            Removexattr { name } => told(fs.removexattr(file, &name)),
+            Statfs => told_statfs(fs.statfs(file)),
+            Open { kill_priv, flags } => match fs.open(file, kill_priv, flags as u32) {
+                Ok((opened, options)) => {
+                    self.file = opened;
+                    told(Ok(options))
+                }
+                Err(error) => told::<()>(Err(error)),
+            },
+        }
+    }
+}
