@@ -21,15 +21,12 @@ const ACCEPTS: u32 = 1 << 16;
 /// Why a server is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// There is no such program.
-    #[error(
-        "the peer to compare with, stock virtiofsd 1.14, is not at {path:?}: \
-         set {STOCK_VARIABLE} to its path (make test does)"
-    )]
-    NoStock {
-        /// Where it was looked for.
-        path: Option<PathBuf>,
-    },
+    /// Nobody said where stock virtiofsd is.
+    #[error("nothing to compare with: set {STOCK_VARIABLE} to the path of stock virtiofsd 1.14 (make check does)")]
+    StockUnnamed,
+    /// Stock virtiofsd is not where it was said to be.
+    #[error("nothing to compare with: {STOCK_VARIABLE} or the command line says {0}, and no file is there")]
+    NoStock(PathBuf),
     /// The program could not be run.
     #[error("starting {program}: {source}")]
     Spawn {
@@ -67,7 +64,8 @@ pub fn stock_binary(given: Option<PathBuf>) -> Result<PathBuf, ServerError> {
     let path = given.or_else(|| std::env::var_os(STOCK_VARIABLE).map(PathBuf::from));
     match path {
         Some(path) if path.is_file() => Ok(path),
-        path => Err(ServerError::NoStock { path }),
+        Some(path) => Err(ServerError::NoStock(path)),
+        None => Err(ServerError::StockUnnamed),
     }
 }
 

@@ -112,7 +112,7 @@ impl Lane {
                 Ok(())
             }
             Err(error) if error.errno() == Some(Errno::EOPNOTSUPP) => {
-                self.unsupported.insert(how.mode(), ());
+                self.unsupported.insert(how.mode());
                 Ok(())
             }
             Err(error) => Err(error.into()),

@@ -1,6 +1,6 @@
 //! One thread of a workload: a directory of its own, a model of it, and what the guest holds.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -84,7 +84,7 @@ pub struct Lane {
     pub(super) shared: Option<Arc<SharedPart>>,
     pub(super) shared_view: SharedView,
     /// FALLOCATE modes the file system does not know.
-    pub(super) unsupported: HashMap<i32, ()>,
+    pub(super) unsupported: HashSet<i32>,
     pub(super) report: Report,
     step: u64,
     stopped: bool,
@@ -105,7 +105,7 @@ impl Lane {
             files: BTreeMap::new(),
             streams: BTreeMap::new(),
             shared_view: SharedView::default(),
-            unsupported: HashMap::new(),
+            unsupported: HashSet::new(),
             report: Report::default(),
             step: 0,
             stopped: false,

@@ -202,7 +202,7 @@ impl Lane {
         use Allocate::{Collapse, Extend, Insert, Keep, Punch, Zero};
         let file = self.some_file(Access::writes)?;
         let how = *[Extend, Keep, Punch, Zero, Collapse, Insert].choose(&mut self.random)?;
-        if self.unsupported.contains_key(&how.mode()) {
+        if self.unsupported.contains(&how.mode()) {
             return None;
         }
         let len = self.len_of(file);

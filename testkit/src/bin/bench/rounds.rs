@@ -32,8 +32,9 @@ pub(crate) fn run(
     // Once for nothing: caches, page faults of guest memory, growth of tables.
     slice(case, ours, options)?;
     slice(case, stock, options)?;
-    let mut rounds = Vec::with_capacity(options.rounds);
-    for round in 0..options.rounds {
+    let count = options.rounds * case.rounds;
+    let mut rounds = Vec::with_capacity(count);
+    for round in 0..count {
         // Who goes first changes, so that a drift of the machine favours neither.
         rounds.push(if round % 2 == 0 {
             let first = slice(case, ours, options)?;
