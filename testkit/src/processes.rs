@@ -113,6 +113,11 @@ pub fn descendants(pid: i32) -> io::Result<Vec<i32>> {
     Ok(found.split_off(1))
 }
 
+/// Whether a process is there and no zombie.
+pub fn is_alive(pid: i32) -> bool {
+    fs::read_to_string(proc(pid, "stat")).is_ok_and(|stat| parent_in_stat(&stat).is_some())
+}
+
 /// The fourth field of /proc/PID/stat; the second may hold spaces and brackets.
 fn parent_in_stat(stat: &str) -> Option<i32> {
     let (_, rest) = stat.rsplit_once(')')?;

@@ -11,10 +11,14 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::processes::{descendants, is_alive};
+
 /// How long a server may take from its start to its listening socket.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a server may take to end when asked to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often is looked.
+const STEP: Duration = Duration::from_millis(5);
 /// SO_ACCEPTCON in the flags column of /proc/net/unix: the socket listens.
 const ACCEPTS: u32 = 1 << 16;
 
@@ -181,7 +185,7 @@ impl Server {
             if self.has_ended() {
                 return true;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(STEP);
         }
         false
     }
@@ -195,11 +199,22 @@ impl Server {
         if self.has_ended() {
             return;
         }
-        // A sandboxing parent passes SIGTERM on, it cannot pass SIGKILL on.
+        // A sandboxing parent is not the one that serves, and ends before it.
+        let serving = descendants(self.pid()).unwrap_or_default();
+        // It passes SIGTERM on, it cannot pass SIGKILL on.
         let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
         if !self.wait_ended(STOP_TIMEOUT) {
             let _ = self.child.kill();
             let _ = self.child.wait();
+        }
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        for pid in serving {
+            while is_alive(pid) && Instant::now() < deadline {
+                std::thread::sleep(STEP);
+            }
+            if is_alive(pid) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
         }
     }
 
@@ -220,7 +235,7 @@ impl Server {
                     socket: self.socket.clone(),
                 });
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(STEP);
         }
         Err(ServerError::Late { program: command.program.clone(), socket: self.socket.clone() })
     }

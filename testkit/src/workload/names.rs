@@ -88,8 +88,10 @@ impl Lane {
     pub(super) fn unlink(&mut self, path: &Path) -> Done {
         let (parent, node, name) = self.parent_node(path)?;
         let plan = self.tree.plan_unlink(parent, name);
+        let victim = self.tree.child(parent, name).ok();
         let answer = self.fuse.unlink(node, name);
-        self.changed(plan, answer)
+        self.changed(plan, answer)?;
+        self.evict(victim)
     }
 
     pub(super) fn rmdir(&mut self, path: &Path) -> Done {
@@ -108,8 +110,10 @@ impl Lane {
             RenameHow::NoReplace => libc::RENAME_NOREPLACE,
             RenameHow::Exchange => libc::RENAME_EXCHANGE,
         };
+        let victim = self.tree.child(to_id, to_name).ok().filter(|_| how == RenameHow::Replace);
         let answer = self.fuse.rename(from_node, from_name, to_node, to_name, flags);
-        self.changed(plan, answer)
+        self.changed(plan, answer)?;
+        self.evict(victim)
     }
 
     pub(super) fn chmod(&mut self, path: &Path, mode: u32) -> Done {
@@ -209,6 +213,14 @@ impl Lane {
             }
         }
         pinned
+    }
+
+    /// A name of a node is gone and others are left: what the guest knows the node by may be gone with it, so it
+    /// lets go of the node, as a kernel does that has no name of it in its cache. Only one that is open stays.
+    fn evict(&mut self, victim: Option<Id>) -> Done {
+        let closed = |id: &Id| self.tree.get(*id).is_some_and(|node| node.opens == 0 && !node.names.is_empty());
+        let forget = victim.filter(closed).and_then(|id| self.view.forget(id));
+        self.send_forgets(forget.as_slice(), false)
     }
 
     fn set(&mut self, path: &Path, set: &SetAttr, change: impl FnOnce(&mut Node)) -> Done {
