@@ -40,6 +40,9 @@ struct Arguments {
     /// Seconds after which a request counts as hung.
     #[arg(long, default_value_t = 30)]
     patience: u64,
+    /// Write each step to a file per lane in this directory.
+    #[arg(long, value_name = "DIR")]
+    trace: Option<PathBuf>,
     /// As JSON.
     #[arg(long)]
     json: bool,
@@ -53,6 +56,10 @@ fn main() -> anyhow::Result<ExitCode> {
         let part = SharedPart::new(arguments.seed, SHARED.0, SHARED.1);
         part.create(host).with_context(|| format!("the shared part in {}", host.display()))?;
         config = config.host(host).shared(part);
+    }
+    if let Some(trace) = &arguments.trace {
+        std::fs::create_dir_all(trace).with_context(|| format!("making {}", trace.display()))?;
+        config = config.trace(trace);
     }
     let clients: Vec<_> = guests.iter().map(Guest::fuse).collect();
     let mut workload = Workload::start(config, &clients);

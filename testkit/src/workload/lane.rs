@@ -1,6 +1,9 @@
 //! One thread of a workload: a directory of its own, a model of it, and what the guest holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::File;
+use std::io::Write;
+use std::path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -86,6 +89,7 @@ pub struct Lane {
     /// FALLOCATE modes the file system does not know.
     pub(super) unsupported: HashSet<i32>,
     pub(super) report: Report,
+    trace: Option<File>,
     step: u64,
     stopped: bool,
 }
@@ -107,6 +111,7 @@ impl Lane {
             shared_view: SharedView::default(),
             unsupported: HashSet::new(),
             report: Report::default(),
+            trace: None,
             step: 0,
             stopped: false,
             name,
@@ -122,6 +127,14 @@ impl Lane {
         lane
     }
 
+    /// Writes each further step to a file. A failure to do so is in the report.
+    pub fn trace_to(&mut self, path: Option<&path::Path>) {
+        match path.map(File::create).transpose() {
+            Ok(trace) => self.trace = trace,
+            Err(error) => self.note("opening the trace", Err(script(&error.to_string()))),
+        }
+    }
+
     /// What the lane did and found so far.
     pub fn report(&self) -> &Report {
         &self.report
@@ -135,6 +148,12 @@ impl Lane {
     /// Does a step and checks it.
     pub fn run(&mut self, op: &Op) {
         self.step += 1;
+        if let Some(trace) = &mut self.trace
+            && let Err(error) = writeln!(trace, "{} {op:?}", self.step)
+        {
+            self.trace = None;
+            self.note(op, Err(script(&format!("the trace: {error}"))));
+        }
         let done = self.execute(op);
         self.report.count(op.name());
         self.note(op, done);

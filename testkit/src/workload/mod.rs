@@ -42,6 +42,8 @@ pub struct Config {
     pub shared: Option<Arc<SharedPart>>,
     /// The share's directory on the host, to compare with at the end.
     pub host: Option<PathBuf>,
+    /// A directory for a file per lane with each step, written before it is done.
+    pub trace: Option<PathBuf>,
 }
 
 impl Config {
@@ -59,6 +61,12 @@ impl Config {
     /// With this directory on the host to compare with.
     pub fn host(mut self, share: impl Into<PathBuf>) -> Self {
         self.host = Some(share.into());
+        self
+    }
+
+    /// With each step written to a file per lane in this directory.
+    pub fn trace(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.trace = Some(directory.into());
         self
     }
 
@@ -119,7 +127,10 @@ impl Workload {
                 let name = format!("lane-{guest}-{lane}");
                 let seed = lane_seed(config.seed, guest, lane);
                 let shared = config.shared.clone();
-                lanes.push((guest, Lane::new(name, seed, config.features, fuse, shared)));
+                let trace = config.trace.as_ref().map(|directory| directory.join(&name).with_extension("steps"));
+                let mut lane = Lane::new(name, seed, config.features, fuse, shared);
+                lane.trace_to(trace.as_deref());
+                lanes.push((guest, lane));
             }
         }
         Self { config, lanes }
