@@ -66,6 +66,9 @@ impl AdoptedFiles {
 
 fn only_for_reading(flags: i32) -> io::Result<i32> {
     let has = |flag| flags & flag == flag;
+    if flags < 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     if has(libc::O_PATH) {
         return Ok(flags);
     }

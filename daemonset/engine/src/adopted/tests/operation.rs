@@ -77,23 +77,45 @@ pub(super) enum Operation {
     },
 }
 
-/// Guest memory, as the zero-copy traits see it.
-pub(super) struct Memory(pub(super) Vec<u8>);
+/// Guest memory, as the zero-copy traits see it: in whole pages, or direct I/O would depend on where it happens to be.
+struct Memory {
+    pages: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Memory {
+    fn holding(data: &[u8]) -> Self {
+        let mut pages = vec![0; data.len() + PAGE];
+        let start = pages.as_ptr().align_offset(PAGE);
+        pages[start..start + data.len()].copy_from_slice(data);
+        Memory { pages, start, length: data.len() }
+    }
+
+    fn zeroed(size: u32) -> Self {
+        Memory::holding(&vec![0; size as usize])
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.pages[self.start..self.start + self.length]
+    }
+}
+
+const PAGE: usize = 4096;
 
 impl ZeroCopyWriter for &mut Memory {
     fn read_from_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<ReadvFlags>) -> io::Result<usize> {
-        assert!(flags.is_none());
-        let mut into = [IoSliceMut::new(&mut self.0[..count])];
-        let length = preadv2(f, &mut into, off, ReadWriteFlags::empty())?;
-        self.0.truncate(length);
-        Ok(length)
+        assert!(flags.is_none() && count == self.length);
+        self.length = preadv2(f, &mut [IoSliceMut::new(self.bytes())], off, ReadWriteFlags::empty())?;
+        Ok(self.length)
     }
 }
 
 impl ZeroCopyReader for &mut Memory {
     fn write_to_file_at(&mut self, f: &File, count: usize, off: u64, flags: Option<WritevFlags>) -> io::Result<usize> {
+        assert_eq!(count, self.length);
         let flags = ReadWriteFlags::from_bits_retain(flags.map_or(0, |flags| flags.bits()) as u32);
-        Ok(pwritev2(f, &[IoSlice::new(&self.0[..count])], off, flags)?)
+        Ok(pwritev2(f, &[IoSlice::new(self.bytes())], off, flags)?)
     }
 }
 
@@ -105,12 +127,12 @@ impl<F: Share> Pair<F> {
         let (fs, node, handle, since) = (&self.library, self.node, self.handle, self.since);
         match operation.clone() {
             Read { size, offset } => {
-                let mut memory = Memory(vec![0; size as usize]);
+                let mut memory = Memory::zeroed(size);
                 let result = fs.read(CONTEXT(), node, handle, &mut memory, size, offset, None, 0);
-                told_with(result.map(|length| (length, memory.0)))
+                told_with(result.map(|length| (length, memory.bytes().to_vec())))
             }
             Write { data, offset, delayed, kill_priv, flags } => {
-                let (size, mut memory) = (data.len() as u32, Memory(data));
+                let (size, mut memory) = (data.len() as u32, Memory::holding(&data));
                 let flags = flags as u32;
                 told(fs.write(CONTEXT(), node, handle, &mut memory, size, offset, None, delayed, kill_priv, flags))
             }
@@ -162,12 +184,12 @@ impl<F: Share> Pair<F> {
         let (fs, file, since) = (&self.ours, &self.file, self.since);
         match operation.clone() {
             Read { size, offset } => {
-                let mut memory = Memory(vec![0; size as usize]);
+                let mut memory = Memory::zeroed(size);
                 let result = fs.read(file, &mut memory, size, offset);
-                told_with(result.map(|length| (length, memory.0)))
+                told_with(result.map(|length| (length, memory.bytes().to_vec())))
             }
             Write { data, offset, delayed, kill_priv, flags } => {
-                let (size, mut memory) = (data.len() as u32, Memory(data));
+                let (size, mut memory) = (data.len() as u32, Memory::holding(&data));
                 let flags = flags as u32;
                 told(fs.write(file, &mut memory, adopted::Write { size, offset, delayed, kill_priv, flags }))
             }

@@ -135,7 +135,8 @@ fn prepare(dir: &Path, start: Start) -> File {
         fs::create_dir(&path).unwrap();
     }
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(start.mode)).unwrap();
-    let witness = open(&path, if start.directory { libc::O_RDONLY } else { libc::O_RDWR });
+    let access = if start.directory { libc::O_RDONLY } else { libc::O_RDWR };
+    let witness = open(&path, access | libc::O_NOATIME);
     let long_ago = Timespec { tv_sec: 1_000_000_000, tv_nsec: 5 };
     futimens(&witness, &Timestamps { last_access: long_ago, last_modification: long_ago }).unwrap();
     witness

@@ -305,6 +305,14 @@ fn acls() -> Vec<Operation> {
     ]
 }
 
+fn accessed_long_ago() -> Operation {
+    Setattr {
+        attr: SetattrIn { atime: 1_000_000_000, ..Default::default() },
+        valid: SetattrValid::ATIME,
+        through: Through::Handle,
+    }
+}
+
 fn opening() -> Vec<Operation> {
     let flags = [
         libc::O_RDONLY,
@@ -321,6 +329,7 @@ fn opening() -> Vec<Operation> {
         libc::O_RDONLY | libc::O_NOFOLLOW,
         libc::O_ACCMODE,
         libc::O_RDWR | libc::O_SYNC,
+        i32::MIN,
     ];
     flags
         .into_iter()
@@ -328,9 +337,17 @@ fn opening() -> Vec<Operation> {
             [
                 write(b"there was something", 0, 0),
                 set_mode(0o6755),
+                accessed_long_ago(),
+                Setxattr {
+                    name: c"security.capability".into(),
+                    value: CAPABILITY.into(),
+                    flags: 0,
+                    extra: SetxattrFlags::empty(),
+                },
                 Open { kill_priv: flags & libc::O_EXCL == 0, flags },
                 Read { size: 4096, offset: 0 },
                 write(b"written", 4096, flags),
+                write(&[b'w'; 4096], 8192, flags),
                 Lseek { offset: 3, whence: libc::SEEK_CUR },
             ]
         })
