@@ -30,8 +30,7 @@ impl Lane {
     }
 
     pub(super) fn open(&mut self, path: &Path, slot: Slot, access: Access, truncate: bool) -> Done {
-        let id = self.resolve(path)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(path)?;
         let flags = access.flags() | if truncate { libc::O_TRUNC } else { 0 };
         let opened = self.fuse.open(node, flags)?;
         self.opened(slot, OpenFile { id, fh: opened.fh, access });
@@ -46,9 +45,8 @@ impl Lane {
         self.files.remove(&slot);
         let flushed = self.fuse.flush(node, file.fh);
         let released = self.fuse.release(node, file.fh, file.access.flags());
-        if self.tree.close(file.id) {
-            self.view.bury(file.id);
-        }
+        self.tree.close(file.id);
+        self.evict_unless_used(file.id);
         flushed.and(released).map_err(Fault::from)
     }
 
@@ -87,7 +85,7 @@ impl Lane {
     }
 
     pub(super) fn truncate(&mut self, path: &Path, size: u64) -> Done {
-        let id = self.resolve(path)?;
+        let (id, _) = self.reach(path)?;
         self.resize(id, None, size)
     }
 

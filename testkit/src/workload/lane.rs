@@ -208,27 +208,31 @@ impl Lane {
         }
     }
 
-    /// Makes a change in the model, now that the server has made it.
+    /// Makes a change in the model, now that the server has made it, and in what the guest holds.
     pub(super) fn commit(&mut self, change: Change) {
-        for (parent, name) in change.touched() {
+        let touched: Vec<(Id, Name)> = change.touched().map(|(parent, name)| (parent, name.clone())).collect();
+        self.tree.commit(change);
+        let mut left = Vec::new();
+        for (parent, name) in touched {
             for stream in self.streams.values_mut().filter(|stream| stream.id == parent) {
-                stream.must.remove(name);
+                stream.must.remove(&name);
                 stream.may.insert(name.clone());
             }
+            left.extend(self.view.leave(parent, &name));
+            if let Ok(id) = self.tree.child(parent, &name) {
+                self.view.enter(parent, &name, id);
+            }
         }
-        for id in self.tree.commit(change) {
-            self.view.bury(id);
+        for id in left {
+            self.evict_unless_used(id);
         }
     }
 
-    /// The parent and the name at the end of a path.
-    pub(super) fn parent<'p>(&self, path: &'p Path) -> Result<(Id, &'p Name), Fault> {
-        let Some((name, parents)) = path.0.split_last() else {
-            return Err(script("the lane's own directory has no name here"));
-        };
-        match self.tree.resolve(parents) {
-            Ok(parent) => Ok((parent, name)),
-            Err(errno) => Err(script(&format!("the directory of {path:?}: {errno}"))),
+    /// A kernel evicts a node once no name leads to it and nobody has it open.
+    pub(super) fn evict_unless_used(&mut self, id: Id) {
+        let open = self.tree.get(id).is_some_and(|node| node.opens > 0);
+        if id != TOP && !open && !self.view.has_name(id) {
+            self.view.bury(id);
         }
     }
 
@@ -237,27 +241,60 @@ impl Lane {
         self.tree.resolve(&path.0).map_err(|errno| script(&format!("{path:?}: {errno}")))
     }
 
-    /// The node id of a node, with LOOKUPs as far as the guest does not hold it.
-    pub(super) fn node(&mut self, id: Id) -> Result<u64, Fault> {
-        if let Some(node) = self.view.node(id) {
+    /// The node at a path that must exist, with LOOKUPs for the names the guest has not looked up.
+    pub(super) fn reach(&mut self, path: &Path) -> Result<(Id, u64), Fault> {
+        self.walk(&path.0)
+    }
+
+    /// Looks a name up that is about to be removed or replaced, as a kernel does first; one that is
+    /// missing it would not ask to remove, but a server must know what to say.
+    pub(super) fn visit(&mut self, path: &Path) -> Result<(), Fault> {
+        match self.tree.resolve(&path.0) {
+            Ok(_) => self.reach(path).map(drop),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The node id of a node that is held: one that was just reached, or is open.
+    pub(super) fn node(&self, id: Id) -> Result<u64, Fault> {
+        self.view.node(id).ok_or_else(|| script("a node the guest does not hold"))
+    }
+
+    fn walk(&mut self, names: &[Name]) -> Result<(Id, u64), Fault> {
+        let mut at = (TOP, self.top()?);
+        for name in names {
+            let id =
+                self.tree.child(at.0, name).map_err(|errno| script(&format!("{}: {errno}", name.escape_ascii())))?;
+            let node = match self.view.find(at.0, name) {
+                Some(node) => node,
+                None => {
+                    let entry = self.fuse.lookup(at.1, name)?;
+                    self.view.enter(at.0, name, id);
+                    self.learn(id, &entry)?;
+                    entry.nodeid
+                }
+            };
+            at = (id, node);
+        }
+        Ok(at)
+    }
+
+    fn top(&mut self) -> Result<u64, Fault> {
+        if let Some(node) = self.view.node(TOP) {
             return Ok(node);
         }
-        let entry = if id == TOP {
-            self.fuse.lookup(ROOT, &self.name)?
-        } else {
-            let names = self.tree.get(id).and_then(|node| node.names.first().cloned());
-            let (parent, name) = names.ok_or_else(|| script("a node without name or reference"))?;
-            let parent = self.node(parent)?;
-            self.fuse.lookup(parent, name)?
-        };
-        self.learn(id, &entry)?;
+        let entry = self.fuse.lookup(ROOT, &self.name)?;
+        self.learn(TOP, &entry)?;
         Ok(entry.nodeid)
     }
 
     /// The parent's node id and the name at the end of a path.
     pub(super) fn parent_node<'p>(&mut self, path: &'p Path) -> Result<(Id, u64, &'p Name), Fault> {
-        let (parent, name) = self.parent(path)?;
-        Ok((parent, self.node(parent)?, name))
+        let Some((name, parents)) = path.0.split_last() else {
+            return Err(script("the lane's own directory has no name here"));
+        };
+        let (parent, node) = self.walk(parents)?;
+        Ok((parent, node, name))
     }
 
     /// Takes note of an entry the server gave, and checks it.

@@ -19,8 +19,8 @@ type Done = Result<(), Fault>;
 
 impl Lane {
     pub(super) fn list(&mut self, path: &Path, plus: bool) -> Done {
-        let id = self.resolve(path)?;
-        let mut stream = self.start_stream(id)?;
+        let (id, node) = self.reach(path)?;
+        let mut stream = self.start_stream(id, node)?;
         let mut result = Ok(());
         for _ in 0..MAX_CHUNKS {
             result = self.read_on(&mut stream, CHUNK, plus);
@@ -31,14 +31,13 @@ impl Lane {
         if !stream.ended && result.is_ok() {
             result = Err(Fault::new(Kind::WrongListing, "the listing does not end"));
         }
-        let node = self.node(id)?;
         self.fuse.releasedir(node, stream.fh)?;
         result
     }
 
     pub(super) fn open_stream(&mut self, path: &Path, slot: Slot) -> Done {
-        let id = self.resolve(path)?;
-        let stream = self.start_stream(id)?;
+        let (id, node) = self.reach(path)?;
+        let stream = self.start_stream(id, node)?;
         self.tree.open(id);
         self.streams.insert(slot, stream);
         Ok(())
@@ -55,9 +54,8 @@ impl Lane {
         let stream = self.take_stream(slot)?;
         let node = self.node(stream.id)?;
         let released = self.fuse.releasedir(node, stream.fh);
-        if self.tree.close(stream.id) {
-            self.view.bury(stream.id);
-        }
+        self.tree.close(stream.id);
+        self.evict_unless_used(stream.id);
         Ok(released?)
     }
 
@@ -65,8 +63,7 @@ impl Lane {
         self.streams.remove(&slot).ok_or_else(|| script(&format!("stream {slot} is not open")))
     }
 
-    fn start_stream(&mut self, id: Id) -> Result<Stream, Fault> {
-        let node = self.node(id)?;
+    fn start_stream(&mut self, id: Id, node: u64) -> Result<Stream, Fault> {
         let fh = self.fuse.opendir(node)?.fh;
         let must = self.tree.get(id).map(|node| node.children().map(|(name, _)| name.clone()).collect());
         Ok(Stream {
@@ -114,7 +111,10 @@ impl Lane {
         let found = entry.found.filter(|found| found.nodeid != 0);
         let child = self.tree.child(stream.id, name).ok();
         let learned = match (found, child) {
-            (Some(found), Some(child)) => self.learn(child, &found),
+            (Some(found), Some(child)) => {
+                self.view.enter(stream.id, name, child);
+                self.learn(child, &found)
+            }
             (Some(found), None) => {
                 self.view.disown(found.nodeid);
                 Ok(())

@@ -1,6 +1,6 @@
 //! Steps that make, find, move and remove names, and that change what `stat` shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nix::errno::Errno;
 
@@ -9,7 +9,7 @@ use super::op::{Fill, Path, Text};
 use super::report::{Fault, Kind};
 use crate::fuse::client::SetAttr;
 use crate::fuse::wire::EntryOut;
-use crate::model::{Body, Change, Id, Name, Node, RenameHow, XattrHow};
+use crate::model::{Body, Change, Id, Name, Node, RenameHow, TOP, XattrHow};
 
 type Done = Result<(), Fault>;
 
@@ -24,14 +24,16 @@ impl Lane {
             return Ok(());
         }
         match self.agree(due, answer)? {
-            Some((id, entry)) => self.learn(id, &entry),
+            Some((id, entry)) => {
+                self.view.enter(parent, name, id);
+                self.learn(id, &entry)
+            }
             None => Ok(()),
         }
     }
 
     pub(super) fn getattr(&mut self, path: &Path) -> Done {
-        let id = self.resolve(path)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(path)?;
         let attr = self.fuse.getattr(node, None)?;
         self.check_attr(id, &attr)
     }
@@ -66,8 +68,7 @@ impl Lane {
     }
 
     pub(super) fn readlink(&mut self, path: &Path) -> Done {
-        let id = self.resolve(path)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(path)?;
         let target = self.fuse.readlink(node)?;
         match self.tree.get(id).map(|node| &node.body) {
             Some(Body::Symlink(due)) if *due == target => Ok(()),
@@ -76,8 +77,7 @@ impl Lane {
     }
 
     pub(super) fn link(&mut self, from: &Path, to: &Path) -> Done {
-        let id = self.resolve(from)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(from)?;
         let (parent, directory, name) = self.parent_node(to)?;
         let plan = self.tree.plan_link(id, parent, name);
         let answer = self.fuse.link(node, directory, name);
@@ -86,15 +86,15 @@ impl Lane {
     }
 
     pub(super) fn unlink(&mut self, path: &Path) -> Done {
+        self.visit(path)?;
         let (parent, node, name) = self.parent_node(path)?;
         let plan = self.tree.plan_unlink(parent, name);
-        let victim = self.tree.child(parent, name).ok();
         let answer = self.fuse.unlink(node, name);
-        self.changed(plan, answer)?;
-        self.evict(victim)
+        self.changed(plan, answer)
     }
 
     pub(super) fn rmdir(&mut self, path: &Path) -> Done {
+        self.visit(path)?;
         let (parent, node, name) = self.parent_node(path)?;
         let plan = self.tree.plan_rmdir(parent, name);
         let answer = self.fuse.rmdir(node, name);
@@ -102,6 +102,8 @@ impl Lane {
     }
 
     pub(super) fn rename(&mut self, from: &Path, to: &Path, how: RenameHow) -> Done {
+        self.visit(from)?;
+        self.visit(to)?;
         let (from_id, from_node, from_name) = self.parent_node(from)?;
         let (to_id, to_node, to_name) = self.parent_node(to)?;
         let plan = self.tree.plan_rename((from_id, from_name), (to_id, to_name), how);
@@ -110,10 +112,8 @@ impl Lane {
             RenameHow::NoReplace => libc::RENAME_NOREPLACE,
             RenameHow::Exchange => libc::RENAME_EXCHANGE,
         };
-        let victim = self.tree.child(to_id, to_name).ok().filter(|_| how == RenameHow::Replace);
         let answer = self.fuse.rename(from_node, from_name, to_node, to_name, flags);
-        self.changed(plan, answer)?;
-        self.evict(victim)
+        self.changed(plan, answer)
     }
 
     pub(super) fn chmod(&mut self, path: &Path, mode: u32) -> Done {
@@ -132,8 +132,7 @@ impl Lane {
     }
 
     pub(super) fn set_xattr(&mut self, path: &Path, Text(name): &Text, value: Fill, how: XattrHow) -> Done {
-        let id = self.resolve(path)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(path)?;
         let plan = self.tree.plan_xattr(id, name, how);
         let flags = match how {
             XattrHow::Set => 0,
@@ -148,8 +147,7 @@ impl Lane {
     }
 
     pub(super) fn get_xattr(&mut self, path: &Path, Text(name): &Text) -> Done {
-        let id = self.resolve(path)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(path)?;
         let due = self.tree.xattr(id, name).map(<[u8]>::to_vec);
         let answer = self.fuse.getxattr(node, name);
         match self.agree(due, answer)? {
@@ -162,8 +160,7 @@ impl Lane {
     }
 
     pub(super) fn list_xattrs(&mut self, path: &Path) -> Done {
-        let id = self.resolve(path)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(path)?;
         let mut names = self.fuse.listxattr(node)?;
         // Others, `security.*` say, may come from the host.
         names.retain(|name| name.starts_with(b"user."));
@@ -179,8 +176,7 @@ impl Lane {
     }
 
     pub(super) fn remove_xattr(&mut self, path: &Path, Text(name): &Text) -> Done {
-        let id = self.resolve(path)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(path)?;
         let due = self.tree.xattr(id, name).map(drop);
         let answer = self.fuse.removexattr(node, name);
         if self.agree(due, answer)?.is_some() {
@@ -189,43 +185,48 @@ impl Lane {
         Ok(())
     }
 
+    /// Drops the names at and below a path from the cache, as far as nothing open pins them, and
+    /// forgets the nodes no name is left to, from the leaves up.
     pub(super) fn forget(&mut self, path: &Path) -> Done {
         let top = self.resolve(path)?;
-        let mut below: Vec<Id> = self.view.ids();
-        below.retain(|id| self.tree.is_below(*id, top));
-        // What lies below an open directory or file is pinned by it, from the leaves up.
-        let pinned: Vec<Id> = self.pinned();
-        below.retain(|id| !pinned.contains(id));
-        below.sort_by_key(|id| std::cmp::Reverse(self.tree.path(*id).map_or(0, |path| path.len())));
-        let forgets: Vec<_> = below.into_iter().filter_map(|id| self.view.forget(id)).collect();
+        let pinned = self.pinned();
+        let dropped: Vec<(Id, Name, Id)> = self
+            .view
+            .names()
+            .filter(|(parent, _, id)| (*id == top || self.tree.is_below(*parent, top)) && !pinned.contains(id))
+            .map(|(parent, name, id)| (parent, name.clone(), id))
+            .collect();
+        let mut gone: Vec<Id> = Vec::new();
+        for (parent, name, id) in dropped {
+            self.view.leave(parent, &name);
+            if !self.view.has_name(id) && !gone.contains(&id) {
+                gone.push(id);
+            }
+        }
+        if top == TOP && !pinned.contains(&TOP) {
+            gone.push(TOP);
+        }
+        gone.sort_by_key(|id| std::cmp::Reverse(self.tree.path(*id).map_or(0, |path| path.len())));
+        let forgets: Vec<_> = gone.into_iter().filter_map(|id| self.view.forget(id)).collect();
         self.send_forgets(&forgets, false)
     }
 
-    /// Open nodes and the directories on the way to them.
-    fn pinned(&self) -> Vec<Id> {
-        let open = self.tree.nodes().filter(|(_, node)| node.opens > 0);
-        let mut pinned: Vec<Id> = Vec::new();
-        for (id, _) in open {
-            let mut at = Some(id);
-            while let Some(id) = at {
-                pinned.push(id);
-                at = self.tree.get(id).and_then(|node| node.names.first()).map(|(parent, _)| *parent);
+    /// Open nodes, and the directories on the way to them: a dentry pins its parent.
+    fn pinned(&self) -> BTreeSet<Id> {
+        let mut pinned: BTreeSet<Id> = self.tree.nodes().filter(|(_, node)| node.opens > 0).map(|(id, _)| id).collect();
+        loop {
+            let before = pinned.len();
+            let above = self.view.names().filter(|(_, _, id)| pinned.contains(id)).map(|(parent, _, _)| parent);
+            let above: Vec<Id> = above.collect();
+            pinned.extend(above);
+            if pinned.len() == before {
+                return pinned;
             }
         }
-        pinned
-    }
-
-    /// A name of a node is gone and others are left: what the guest knows the node by may be gone with it, so it
-    /// lets go of the node, as a kernel does that has no name of it in its cache. Only one that is open stays.
-    fn evict(&mut self, victim: Option<Id>) -> Done {
-        let closed = |id: &Id| self.tree.get(*id).is_some_and(|node| node.opens == 0 && !node.names.is_empty());
-        let forget = victim.filter(closed).and_then(|id| self.view.forget(id));
-        self.send_forgets(forget.as_slice(), false)
     }
 
     fn set(&mut self, path: &Path, set: &SetAttr, change: impl FnOnce(&mut Node)) -> Done {
-        let id = self.resolve(path)?;
-        let node = self.node(id)?;
+        let (id, node) = self.reach(path)?;
         let attr = self.fuse.setattr(node, set)?;
         self.tree.adjust(id, change);
         self.check_attr(id, &attr)

@@ -1,9 +1,11 @@
-//! What a lane's guest holds: node ids with their references, as the kernel's inode cache does.
+//! What a lane's guest holds, as its kernel would: names it has looked up (dentries) and the nodes they
+//! lead to, with references. A node that no name leads to any more and that is not open is evicted
+//! at once (`generic_delete_inode`), so that nothing is asked of it which no guest could ask.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::fuse::wire::{EntryOut, ForgetOne};
-use crate::model::Id;
+use crate::model::{Id, Name};
 
 use super::report::{Fault, Kind};
 
@@ -14,9 +16,11 @@ struct Held {
     lookups: u64,
 }
 
-/// Node ids by model node and back.
+/// Names and node ids by model node, and node ids back to it.
 #[derive(Debug, Default)]
 pub(super) struct View {
+    dentries: BTreeMap<(Id, Name), Id>,
+    aliases: HashMap<Id, usize>,
     held: HashMap<Id, Held>,
     owners: HashMap<u64, Id>,
     deleted: Vec<ForgetOne>,
@@ -26,6 +30,38 @@ impl View {
     /// The node id under which the guest knows a node.
     pub(super) fn node(&self, id: Id) -> Option<u64> {
         self.held.get(&id).map(|held| held.node)
+    }
+
+    /// The node id a name leads to, if the guest has looked it up.
+    pub(super) fn find(&self, parent: Id, name: &Name) -> Option<u64> {
+        let id = self.dentries.get(&(parent, name.clone()))?;
+        self.node(*id)
+    }
+
+    /// A name leads to a node from now on.
+    pub(super) fn enter(&mut self, parent: Id, name: &Name, id: Id) {
+        self.leave(parent, name);
+        self.dentries.insert((parent, name.clone()), id);
+        *self.aliases.entry(id).or_default() += 1;
+    }
+
+    /// A name leads nowhere any more, or is dropped from the cache; where it led.
+    pub(super) fn leave(&mut self, parent: Id, name: &Name) -> Option<Id> {
+        let id = self.dentries.remove(&(parent, name.clone()))?;
+        if let Some(count) = self.aliases.get_mut(&id) {
+            *count -= 1;
+        }
+        Some(id)
+    }
+
+    /// Whether some name leads to the node.
+    pub(super) fn has_name(&self, id: Id) -> bool {
+        self.aliases.get(&id).is_some_and(|count| *count > 0)
+    }
+
+    /// All names that were looked up: parent, name, node.
+    pub(super) fn names(&self) -> impl Iterator<Item = (Id, &Name, Id)> {
+        self.dentries.iter().map(|((parent, name), id)| (*parent, name, *id))
     }
 
     /// The server named a node: one more reference, and the id must be the right one. A node that
@@ -66,7 +102,7 @@ impl View {
         }
     }
 
-    /// The node was deleted; its references are given back some time later.
+    /// The node was evicted; its references are given back some time later.
     pub(super) fn bury(&mut self, id: Id) {
         if let Some(held) = self.held.remove(&id) {
             self.deleted.push(ForgetOne { nodeid: held.node, nlookup: held.lookups });
@@ -80,10 +116,10 @@ impl View {
         Some(ForgetOne { nodeid: held.node, nlookup: held.lookups })
     }
 
-    /// Gives up what was deleted; what to send.
+    /// Gives up what was evicted; what to send.
     pub(super) fn forget_deleted(&mut self) -> Vec<ForgetOne> {
         for one in &self.deleted {
-            // A wrong node id may have a rightful owner.
+            // The node may have been looked up again since, or belong to another by mistake.
             if self.owners.get(&one.nodeid).is_some_and(|id| !self.held.contains_key(id)) {
                 self.owners.remove(&one.nodeid);
             }
@@ -91,15 +127,8 @@ impl View {
         std::mem::take(&mut self.deleted)
     }
 
-    /// Number of deleted nodes that are still held.
+    /// Number of evicted nodes that are not given back yet.
     pub(super) fn deleted(&self) -> usize {
         self.deleted.len()
-    }
-
-    /// All nodes held.
-    pub(super) fn ids(&self) -> Vec<Id> {
-        let mut ids: Vec<Id> = self.held.keys().copied().collect();
-        ids.sort();
-        ids
     }
 }
