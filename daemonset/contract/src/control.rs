@@ -21,7 +21,7 @@ pub struct Endpoint {
     pub source: PathBuf,
     /// The socket to listen on.
     pub socket: SocketSpec,
-    /// Configuration of engines that start from now on.
+    /// Configuration of its engines. Sessions that run are handed over to engines of a new one.
     pub engine: EngineConfig,
     /// Is a second session at the same time refused?
     #[serde(default)]
@@ -67,6 +67,13 @@ pub enum Request {
         /// End its sessions too.
         force: bool,
     },
+    /// Give every session of the endpoint a new engine: of a new binary, or as a remedy. It takes over from the
+    /// one that serves, between two requests; one that cannot be brought to rest goes on, with a finding.
+    /// Answered with [`Response::Done`] before it is done.
+    Exchange {
+        /// Name of the endpoint.
+        name: String,
+    },
     /// Try a configuration on a source without serving it. Answered with [`Response::Tried`] or
     /// [`Response::Refused`].
     Preflight {
@@ -99,7 +106,7 @@ pub enum Response {
         /// What the trial engine found.
         preflight: Preflight,
     },
-    /// To `Remove`.
+    /// To `Remove` and `Exchange`.
     Done,
     /// To `Status`.
     Status(Box<Status>),

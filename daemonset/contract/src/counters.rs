@@ -125,6 +125,8 @@ struct Page {
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     malformed: AtomicU64,
+    held_inodes: AtomicU64,
+    open_handles: AtomicU64,
     /// Start of the request in progress per ring, nanoseconds of CLOCK_MONOTONIC; 0: none.
     in_progress_since: [AtomicU64; crate::engine::QUEUES],
 }
@@ -192,6 +194,17 @@ impl Counters {
         self.page().malformed.fetch_add(1, Relaxed);
     }
 
+    /// Notes how many inodes the guest holds, and how many files and directories it has open.
+    pub fn hold(&self, held: Held) {
+        self.page().held_inodes.store(held.inodes, Relaxed);
+        self.page().open_handles.store(held.handles, Relaxed);
+    }
+
+    /// What the guest holds.
+    pub fn held(&self) -> Held {
+        Held { inodes: self.page().held_inodes.load(Relaxed), handles: self.page().open_handles.load(Relaxed) }
+    }
+
     /// Notes when the request that `ring` is working on began (CLOCK_MONOTONIC); 0: none any more.
     pub fn in_progress(&self, ring: usize, since_ns: u64) {
         if let Some(slot) = self.page().in_progress_since.get(ring) {
@@ -227,6 +240,7 @@ impl Counters {
             bytes_read: read(&page.bytes_read),
             bytes_written: read(&page.bytes_written),
             malformed: read(&page.malformed),
+            exchanges: Exchanges::default(),
         }
     }
 
@@ -249,6 +263,16 @@ fn bucket(nanoseconds: u64) -> usize {
     LATENCY_BOUNDS_NS.iter().position(|bound| nanoseconds <= *bound).unwrap_or(BUCKETS - 1)
 }
 
+/// What a guest holds at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held {
+    /// Inodes that it was told of and has not forgotten.
+    pub inodes: u64,
+    /// Files and directories that it has open.
+    pub handles: u64,
+}
+
 /// Counts at one moment, or the sum of several.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -263,6 +287,52 @@ pub struct Totals {
     pub bytes_written: u64,
     /// Requests that were not well formed.
     pub malformed: u64,
+    /// Engines exchanged under guests. Counted by the broker, not in the page.
+    #[serde(default)]
+    pub exchanges: Exchanges,
+}
+
+/// How often engines were exchanged, and how long guests waited for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Exchanges {
+    /// Planned, between two requests: from the order to come to rest until the new engine serves.
+    pub hand_overs: Pauses,
+    /// After an engine's death: from its discovery until the new engine serves.
+    pub recoveries: Pauses,
+    /// Planned ones that were put off because the engine did not come to rest.
+    pub put_off: u64,
+}
+
+/// Pauses of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pauses {
+    /// How many.
+    pub count: u64,
+    /// Their sum, in nanoseconds.
+    pub nanoseconds: u64,
+    /// How many took how long, by [`LATENCY_BOUNDS_NS`]; not cumulative. Empty while there was none.
+    pub latency: Vec<u64>,
+}
+
+impl Pauses {
+    /// Counts one.
+    pub fn note(&mut self, nanoseconds: u64) {
+        self.latency.resize(BUCKETS, 0);
+        self.latency[bucket(nanoseconds)] += 1;
+        self.count += 1;
+        self.nanoseconds += nanoseconds;
+    }
+
+    fn add(&mut self, other: &Pauses) {
+        self.latency.resize(self.latency.len().max(other.latency.len()), 0);
+        for (ours, theirs) in self.latency.iter_mut().zip(&other.latency) {
+            *ours += theirs;
+        }
+        self.count += other.count;
+        self.nanoseconds += other.nanoseconds;
+    }
 }
 
 /// Counts of one operation.
@@ -308,6 +378,9 @@ impl Totals {
         self.bytes_read += other.bytes_read;
         self.bytes_written += other.bytes_written;
         self.malformed += other.malformed;
+        self.exchanges.hand_overs.add(&other.exchanges.hand_overs);
+        self.exchanges.recoveries.add(&other.exchanges.recoveries);
+        self.exchanges.put_off += other.exchanges.put_off;
     }
 
     /// All requests finished.
@@ -370,6 +443,19 @@ mod tests {
         assert!(File::from(fd.try_clone().unwrap()).set_len(0).is_err());
         let short = memfd_create(c"short", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
         assert!(Counters::map(&short).is_err());
+    }
+
+    #[test]
+    fn pauses_add_up_by_bucket() {
+        let mut one = Totals::default();
+        one.exchanges.recoveries.note(1_500);
+        let mut sum = Totals::default();
+        sum.add(&one);
+        one.exchanges.recoveries.note(u64::from(u32::MAX));
+        sum.add(&one);
+        let pauses = &sum.exchanges.recoveries;
+        assert_eq!((pauses.count, pauses.latency[0], pauses.latency[14]), (3, 2, 1));
+        assert_eq!(sum.exchanges.hand_overs, Pauses::default());
     }
 
     #[test]

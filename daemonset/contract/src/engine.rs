@@ -28,7 +28,8 @@ pub const MAX_MEMORY_REGIONS: usize = 32;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToEngine {
     /// The first message. File descriptors: the source directory (`O_PATH`), a listening socket on
-    /// which the broker has already connected (vhost-user), the session's counter page.
+    /// which the broker has already connected (vhost-user), the session's counter page, the session's ledger
+    /// (a memfd of whole pages, sealed against shrinking, zeros at first), one end of the parking channel.
     Start {
         /// Must be [`VERSION`](crate::VERSION).
         version: u32,
@@ -36,6 +37,9 @@ pub enum ToEngine {
         session: String,
         /// What to do.
         config: EngineConfig,
+        /// How the engine before this one came to its end.
+        #[serde(default)]
+        predecessor: Predecessor,
     },
     /// The first message instead of `Start`: try the configuration, report, end. File descriptor: the
     /// source directory (`O_PATH`).
@@ -75,9 +79,10 @@ pub enum FromEngine {
 }
 
 /// How the engine before this one came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Predecessor {
     /// There was none, or it has come to rest between two requests.
+    #[default]
     AtRest,
     /// It was killed from outside (SIGKILL).
     Killed,

@@ -30,8 +30,12 @@ pub enum Reason {
     OpenFilesTooFew,
     /// The socket could not be made where it was asked for.
     SocketUnavailable,
+    /// The configuration changes what the guest agreed on when it mounted: it can be in force at its next mount.
+    NextMount,
     /// The engine could not be started, or ended before it answered.
     EngineFailed,
+    /// The engine does not come to rest, or does not end: a request is stuck in the source.
+    EngineStuck,
 }
 
 impl Reason {
@@ -49,7 +53,9 @@ impl Reason {
             Reason::SandboxUnavailable => "SandboxUnavailable",
             Reason::OpenFilesTooFew => "OpenFilesTooFew",
             Reason::SocketUnavailable => "SocketUnavailable",
+            Reason::NextMount => "NextMount",
             Reason::EngineFailed => "EngineFailed",
+            Reason::EngineStuck => "EngineStuck",
         }
     }
 }

@@ -1,15 +1,13 @@
-//! What the library takes on trust, checked; and what it never sends, added.
+//! What the library takes on trust, checked.
 //!
 //! Names: without a sandbox only LOOKUP and CREATE of the library resolve safely, so a name with a slash would
-//! leave the share. Offsets: one of 2^63 or more makes the library panic. Negative entries: where the share's
-//! content promises that nobody else creates names, "no such file" may be kept by the guest.
+//! leave the share. Offsets: one of 2^63 or more makes the library panic.
 
 use std::ffi::CStr;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid,
@@ -20,24 +18,12 @@ use virtiofsd::fuse::{Attr, SetattrIn};
 /// A file system whose arguments have been checked.
 pub(crate) struct Guard<F> {
     inner: F,
-    negative_timeout: Duration,
     counters: Arc<Counters>,
 }
 
 impl<F: FileSystem> Guard<F> {
-    pub(crate) fn new(inner: F, config: &EngineConfig, counters: Arc<Counters>) -> Self {
-        Guard { inner, negative_timeout: Duration::from_millis(config.negative_timeout_ms), counters }
-    }
-
-    /// "No such file", for as long as the share's content promises it.
-    fn negative_entry(&self) -> Entry {
-        Entry {
-            inode: 0,
-            generation: 0,
-            attr: Attr::default(),
-            attr_timeout: Duration::ZERO,
-            entry_timeout: self.negative_timeout,
-        }
+    pub(crate) fn new(inner: F, counters: Arc<Counters>) -> Self {
+        Guard { inner, counters }
     }
 }
 
@@ -76,12 +62,7 @@ impl<F: FileSystem> FileSystem for Guard<F> {
     }
 
     fn lookup(&self, ctx: Context, parent: F::Inode, name: &CStr) -> io::Result<Entry> {
-        match self.inner.lookup(ctx, parent, component(name)?) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !self.negative_timeout.is_zero() => {
-                Ok(self.negative_entry())
-            }
-            other => other,
-        }
+        self.inner.lookup(ctx, parent, component(name)?)
     }
 
     fn forget(&self, ctx: Context, inode: F::Inode, count: u64) {

@@ -4,9 +4,11 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use virtiofs_contract::engine::MAX_MEMORY_REGIONS;
 use virtiofs_contract::preflight::{Finding, Reason};
 
-/// Descriptors that the engine itself may need at once: guest memory, rings, sockets, and those the library
-/// opens for a moment before it counts them against the guest.
-const OWN_FILES: u64 = MAX_MEMORY_REGIONS as u64 + 96;
+use crate::preflight::MOST_MOUNTS;
+
+/// Descriptors that the engine itself may need at once: guest memory, rings, sockets, two for each mount that
+/// handles are opened on, and those the library opens for a moment before it counts them against the guest.
+const OWN_FILES: u64 = MAX_MEMORY_REGIONS as u64 + 2 * MOST_MOUNTS as u64 + 96;
 
 /// Fewer than this for a guest is not worth starting: a shell and its libraries hold more.
 const LEAST_GUEST_FILES: u64 = 128;

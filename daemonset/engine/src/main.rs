@@ -3,10 +3,12 @@
 //! Started by the broker with a control channel as its only inherited descriptor besides the standard ones;
 //! what to serve, and how, arrives there. Nobody starts it by hand.
 
+mod adopted;
 mod capabilities;
 mod control;
 mod device;
 mod guard;
+mod ledger;
 mod limits;
 mod passthrough;
 mod preflight;
@@ -14,6 +16,7 @@ mod prepare;
 mod sandbox;
 mod seccomp;
 mod serve;
+mod tracked;
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;

@@ -36,14 +36,14 @@ fn settings(config: &EngineConfig, guest_fd_limit: u64) -> Result<passthrough::C
         writeback: config.writeback,
         xattr: config.xattr || config.xattr_map.is_some() || config.posix_acl || config.security_label,
         xattrmap: config.xattr_map.as_deref().map(xattr_map).transpose()?,
-        announce_submounts: config.announce_submounts,
+        // Always: what lies below tells file systems apart by it. What the guest sees is decided above.
+        announce_submounts: true,
         inode_file_handles: match config.inode_file_handles {
             InodeFileHandles::Never => passthrough::InodeFileHandlesMode::Never,
             InodeFileHandles::Prefer => passthrough::InodeFileHandlesMode::Prefer,
             InodeFileHandles::Mandatory => passthrough::InodeFileHandlesMode::Mandatory,
         },
-        // As the stock command line does: a guest that may cache nothing gains nothing from it.
-        readdirplus: config.readdirplus && config.cache != CachePolicy::Never,
+        readdirplus: config.readdirplus,
         allow_direct_io: config.direct_io,
         killpriv_v2: config.killpriv,
         // Never `Always`: guests of Linux 5.4 and 5.10 could not mount at all.

@@ -17,13 +17,13 @@ use virtiofsd::passthrough::file_handle::FileHandle;
 use virtiofsd::passthrough::mount_fd::MountFds;
 use virtiofsd::passthrough::util::reopen_fd_through_proc;
 
-use crate::sandbox::{Jail, in_initial_user_namespace};
+use crate::sandbox::Jail;
 
 /// How many directory entries are looked at, per file system, in search of a regular file.
 const MOST_ENTRIES: usize = 2000;
 
 /// How many submounts are tried; beyond that they are served untried.
-const MOST_MOUNTS: usize = 64;
+pub(crate) const MOST_MOUNTS: usize = 64;
 
 /// What was found by trying.
 pub(crate) struct Tried {
@@ -40,8 +40,19 @@ pub(crate) fn try_out(config: &EngineConfig, jail: &Jail, findings: &mut Vec<Fin
     let mounts = mounts_below(jail).map_err(|error| unreadable(&error))?;
     check_writable(config, root)?;
     let mounts: Vec<_> = mounts.into_iter().take(MOST_MOUNTS).map(|mount| try_mount(config, jail, mount)).collect();
-    let inode_file_handles = decide(config.inode_file_handles, &mounts, in_initial_user_namespace(), findings)?;
+    let inode_file_handles = decide(config.inode_file_handles, &mounts, jail.initial_user_namespace, findings)?;
     Ok(Tried { inode_file_handles, mounts })
+}
+
+/// The roots of the file systems on which files can be opened by their handles.
+pub(crate) fn openable_mounts(jail: &Jail, tried: &Tried) -> Vec<File> {
+    if tried.inode_file_handles == InodeFileHandles::Never {
+        return Vec::new();
+    }
+    let root = Path::new(&jail.root_dir);
+    let works =
+        |mount: &&MountPreflight| matches!(mount.file_handles, HandleOutcome::Works | HandleOutcome::DirectoryOnly);
+    tried.mounts.iter().filter(works).filter_map(|mount| File::open(root.join(&mount.path)).ok()).collect()
 }
 
 fn unreadable(error: &io::Error) -> Finding {

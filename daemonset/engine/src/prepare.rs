@@ -1,5 +1,6 @@
 //! From a configuration and a source to a process that is confined, and knows what works.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
@@ -14,6 +15,8 @@ pub(crate) struct Prepared {
     pub(crate) library: LibraryConfig,
     /// What was found on the way.
     pub(crate) preflight: Preflight,
+    /// Where files can be opened by their handles; empty: nowhere.
+    pub(crate) mounts: Vec<File>,
 }
 
 /// Confines this process for good: limits, sandbox, capabilities; then tries what is left.
@@ -26,6 +29,7 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
     let jail = sandbox::enter(config, source)?;
     let held = capabilities::keep_needed(config, &mut findings)?;
     let tried = preflight::try_out(config, &jail, &mut findings)?;
+    let mounts = preflight::openable_mounts(&jail, &tried);
     let preflight = Preflight {
         sandbox: jail.mode,
         user_namespace: jail.user_namespace,
@@ -42,5 +46,5 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
             || effective.inode_file_handles == InodeFileHandles::Mandatory
     );
     let library = passthrough::library_config(&effective, jail, open_files.guest)?;
-    Ok(Prepared { library, preflight })
+    Ok(Prepared { library, preflight, mounts })
 }

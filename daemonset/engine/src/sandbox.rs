@@ -25,6 +25,8 @@ pub(crate) struct Jail {
     pub(crate) mode: Sandbox,
     /// Is it in a user namespace of its own?
     pub(crate) user_namespace: bool,
+    /// Is it in the user namespace that all others descend from?
+    pub(crate) initial_user_namespace: bool,
     /// The share's root as this process sees it.
     pub(crate) root_dir: String,
     /// `/proc/self/fd`.
@@ -79,7 +81,7 @@ fn may(capability: caps::Capability) -> bool {
 
 /// Is this the user namespace that all others descend from? Only there do capabilities over files mean what
 /// their names say.
-pub(crate) fn in_initial_user_namespace() -> bool {
+fn in_initial_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_identity_map(&map))
 }
 
@@ -105,6 +107,7 @@ fn unavailable(mode: &str, error: &StepError) -> Finding {
 
 /// Namespaces of its own, the share as the only mount in them.
 fn namespace(config: &EngineConfig, source: &OwnedFd, root: bool) -> Result<Jail, StepError> {
+    let initial_user_namespace = root && in_initial_user_namespace();
     let others = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     let tree = if root {
         let tree = clone_tree(source.as_fd())?;
@@ -129,6 +132,7 @@ fn namespace(config: &EngineConfig, source: &OwnedFd, root: bool) -> Result<Jail
     Ok(Jail {
         mode: Sandbox::Namespace,
         user_namespace: !root,
+        initial_user_namespace,
         root_dir: "/".into(),
         proc_self_fd: proc_self_fd.into(),
         mountinfo: mountinfo.into(),
@@ -215,6 +219,7 @@ fn make_root(tree: &OwnedFd) -> Result<(), StepError> {
 /// The share as root directory, by `chroot` alone.
 fn chroot_only(source: &OwnedFd) -> Result<Jail, StepError> {
     let (proc_self_fd, mountinfo) = open_proc()?;
+    let initial_user_namespace = in_initial_user_namespace();
     let prefix = path_of(source)?;
     drop_groups(true)?;
     fchdir(source).step("enter the source")?;
@@ -223,6 +228,7 @@ fn chroot_only(source: &OwnedFd) -> Result<Jail, StepError> {
     Ok(Jail {
         mode: Sandbox::Chroot,
         user_namespace: false,
+        initial_user_namespace,
         root_dir: "/".into(),
         proc_self_fd,
         mountinfo,
@@ -235,6 +241,7 @@ fn none(source: &OwnedFd) -> Result<Jail, StepError> {
     Ok(Jail {
         mode: Sandbox::None,
         user_namespace: false,
+        initial_user_namespace: in_initial_user_namespace(),
         root_dir: path_of(source)?.to_string_lossy().into_owned(),
         proc_self_fd,
         mountinfo,

@@ -12,18 +12,22 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, PacketChannel};
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
-use virtiofs_contract::engine::{FromEngine, ToEngine};
-use virtiofs_contract::preflight::Finding;
+use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
+use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
 
+use crate::adopted::AdoptedFiles;
 use crate::control;
-use crate::device::{Device, RESUME_EVENT};
+use crate::device::{Device, RESUME_EVENT, ReplayError};
 use crate::guard::Guard;
+use crate::ledger::Ledger;
 use crate::prepare::{Prepared, prepare};
 use crate::seccomp;
+use crate::tracked::{Core, Parking, Tracked};
 
 /// Why an engine ends other than by its VMM's or broker's leaving.
 #[derive(Debug, Error)]
@@ -40,6 +44,9 @@ pub(crate) enum ServeError {
     /// The counter page cannot be used.
     #[error("counter page: {0}")]
     Counters(io::Error),
+    /// The ledger cannot be used.
+    #[error("ledger: {0}")]
+    Ledger(io::Error),
     /// The system call filter was not accepted.
     #[error("system call filter: {0}")]
     Seccomp(#[from] seccomp::SeccompError),
@@ -59,18 +66,35 @@ struct StartFds {
     source: OwnedFd,
     listener: OwnedFd,
     counters: OwnedFd,
+    ledger: OwnedFd,
+    parking: OwnedFd,
+}
+
+impl StartFds {
+    fn take(fds: Vec<OwnedFd>) -> Option<Self> {
+        let [source, listener, counters, ledger, parking] = <[OwnedFd; 5]>::try_from(fds).ok()?;
+        Some(StartFds { source, listener, counters, ledger, parking })
+    }
+}
+
+/// What a session has beside its file system.
+struct Session {
+    channel: PacketChannel,
+    core: Arc<Core>,
+    counters: Arc<Counters>,
+    listener: OwnedFd,
+    predecessor: Predecessor,
+    preflight: Preflight,
 }
 
 /// Takes the broker's first message and does what it says.
 pub(crate) fn run(channel: PacketChannel) -> Result<(), ServeError> {
     let (message, mut fds) = channel.receive::<ToEngine>()?;
     match message {
-        ToEngine::Start { version: VERSION, session, config } if fds.len() == 3 => {
+        ToEngine::Start { version: VERSION, session, config, predecessor } => {
+            let fds = StartFds::take(fds).ok_or(ServeError::Protocol)?;
             let _session = tracing::info_span!("session", id = %session).entered();
-            let counters = fds.remove(2);
-            let listener = fds.remove(1);
-            let source = fds.remove(0);
-            start(channel, config, StartFds { source, listener, counters })
+            start(channel, &config, fds, predecessor)
         }
         ToEngine::Preflight { version: VERSION, config } if fds.len() == 1 => {
             let preflight = prepare_or_tell(&channel, &config, fds.remove(0))?.preflight;
@@ -81,46 +105,47 @@ pub(crate) fn run(channel: PacketChannel) -> Result<(), ServeError> {
 }
 
 fn prepare_or_tell(channel: &PacketChannel, config: &EngineConfig, source: OwnedFd) -> Result<Prepared, ServeError> {
-    prepare(config, source).map_err(|finding| {
-        // Should the broker be gone as well, the error that follows is the one to report.
-        let _ = channel.send(&FromEngine::Failed { finding: finding.clone() }, &[]);
-        ServeError::Refused(finding)
-    })
+    prepare(config, source).map_err(|finding| refuse(channel, finding))
 }
 
-fn start(channel: PacketChannel, config: EngineConfig, fds: StartFds) -> Result<(), ServeError> {
+fn refuse(channel: &PacketChannel, finding: Finding) -> ServeError {
+    // Should the broker be gone as well, the error that is returned is the one to report.
+    let _ = channel.send(&FromEngine::Failed { finding: finding.clone() }, &[]);
+    ServeError::Refused(finding)
+}
+
+fn start(
+    channel: PacketChannel,
+    config: &EngineConfig,
+    fds: StartFds,
+    predecessor: Predecessor,
+) -> Result<(), ServeError> {
     let counters = Arc::new(Counters::map(&fds.counters).map_err(ServeError::Counters)?);
-    let prepared = prepare_or_tell(&channel, &config, fds.source)?;
+    let ledger = Ledger::map(&fds.ledger, config.max_inodes).map_err(ServeError::Ledger)?;
+    let core = Arc::new(Core::new(ledger, Parking::new(PacketChannel::from_fd(fds.parking))));
+    let Prepared { library, preflight, mounts } = prepare_or_tell(&channel, config, fds.source)?;
+    let adopted = AdoptedFiles::new(&library, config.writable()).map_err(ServeError::FileSystem)?;
+    let session = Session { channel, core: core.clone(), counters, listener: fds.listener, predecessor, preflight };
     // The library opens its own descriptors of /proc and of the root here, before the filter closes behind us.
     if config.writable() {
-        let fs = PassthroughFs::new(prepared.library).map_err(ServeError::FileSystem)?;
-        seccomp::close_behind(config.writable())?;
-        channel.send(&FromEngine::Ready { preflight: prepared.preflight }, &[])?;
-        serve(channel, Guard::new(fs, &config, counters.clone()), counters, fds.listener)
+        let fs = PassthroughFs::new(library).map_err(ServeError::FileSystem)?;
+        serve(session, Tracked::new(fs, core, adopted, config, mounts).map_err(ServeError::SetUp)?, config)
     } else {
-        let fs = PassthroughFsRo::new(prepared.library).map_err(ServeError::FileSystem)?;
-        seccomp::close_behind(config.writable())?;
-        channel.send(&FromEngine::Ready { preflight: prepared.preflight }, &[])?;
-        serve(channel, Guard::new(fs, &config, counters.clone()), counters, fds.listener)
+        let fs = PassthroughFsRo::new(library).map_err(ServeError::FileSystem)?;
+        serve(session, Tracked::new(fs, core, adopted, config, mounts).map_err(ServeError::SetUp)?, config)
     }
 }
 
-fn serve<F>(channel: PacketChannel, fs: F, counters: Arc<Counters>, listener: OwnedFd) -> Result<(), ServeError>
+fn serve<F>(session: Session, fs: Tracked<F>, config: &EngineConfig) -> Result<(), ServeError>
 where
     F: FileSystem + Send + Sync + 'static,
 {
-    let device = Arc::new(Device::new(fs, counters).map_err(ServeError::SetUp)?);
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon =
-        VhostUserDaemon::new("vhost-user".into(), device.clone(), memory).map_err(ServeError::VhostUser)?;
-    for handler in daemon.get_epoll_handlers() {
-        handler
-            .register_listener(device.resume_fd(), vmm_sys_util::epoll::EventSet::IN, u64::from(RESUME_EVENT))
-            .map_err(ServeError::SetUp)?;
-    }
-    // SAFETY: the descriptor is ours alone and a listening socket; `Listener` owns it from here on.
-    let mut listener = unsafe { Listener::from_raw_fd(listener.into_raw_fd()) };
-    daemon.start(&mut listener).map_err(ServeError::VhostUser)?;
+    seccomp::close_behind(config.writable())?;
+    let Session { channel, core, counters, listener, predecessor, preflight } = session;
+    let fs = Guard::new(fs, counters.clone());
+    let device = Arc::new(Device::new(fs, core, counters, predecessor).map_err(ServeError::SetUp)?);
+    device.replay_init().map_err(|error| refuse(&channel, next_mount(&error)))?;
+    let mut daemon = connect(&device, listener, &channel, preflight)?;
     thread::Builder::new()
         .name("control".into())
         .spawn(move || control::follow(&channel, &device))
@@ -128,5 +153,38 @@ where
     match daemon.wait() {
         Ok(()) | Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => Ok(()),
         Err(error) => Err(ServeError::VhostUser(error)),
+    }
+}
+
+/// Says that the engine is ready, and takes the broker's vhost-user connection.
+fn connect<F>(
+    device: &Arc<Device<F>>,
+    listener: OwnedFd,
+    channel: &PacketChannel,
+    preflight: Preflight,
+) -> Result<VhostUserDaemon<Arc<Device<F>>>, ServeError>
+where
+    F: FileSystem + Send + Sync + 'static,
+{
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let mut daemon =
+        VhostUserDaemon::new("vhost-user".into(), device.clone(), memory).map_err(ServeError::VhostUser)?;
+    for handler in daemon.get_epoll_handlers() {
+        handler
+            .register_listener(device.resume_fd(), EventSet::IN, u64::from(RESUME_EVENT))
+            .map_err(ServeError::SetUp)?;
+    }
+    channel.send(&FromEngine::Ready { preflight }, &[])?;
+    // SAFETY: the descriptor is ours alone and a listening socket; `Listener` owns it from here on.
+    let mut listener = unsafe { Listener::from_raw_fd(listener.into_raw_fd()) };
+    daemon.start(&mut listener).map_err(ServeError::VhostUser)?;
+    Ok(daemon)
+}
+
+fn next_mount(error: &ReplayError) -> Finding {
+    Finding {
+        reason: Reason::NextMount,
+        message: format!("an engine of this configuration cannot serve the guest's present mount: {error}"),
+        remedy: "have the guest unmount and mount again, or take the change back".into(),
     }
 }

@@ -4,6 +4,7 @@
 //! request, and knows no way back from a stop. This one takes one request at a time under the ring's lock, looks
 //! before each whether it may, and answers whatever cannot be understood with an error.
 
+mod init;
 mod request;
 mod ring;
 
@@ -18,7 +19,7 @@ use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtiofs_contract::counters::Counters;
-use virtiofs_contract::engine::{MAX_QUEUE_SIZE, QUEUES};
+use virtiofs_contract::engine::{MAX_QUEUE_SIZE, Predecessor, QUEUES};
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::server::Server;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -26,7 +27,10 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub(crate) use init::ReplayError;
 use ring::Progress;
+
+use crate::tracked::Core;
 
 /// Guest memory, with the bitmap the library's types carry.
 pub(crate) type Memory = GuestMemoryMmap<BitmapMmapRegion>;
@@ -40,7 +44,13 @@ pub(crate) const RESUME_EVENT: u16 = QUEUES as u16 + 1;
 /// The device of one guest.
 pub(crate) struct Device<F: FileSystem + Sync> {
     server: Server<F>,
+    /// The ledger, shared with the file system inside `server`.
+    core: Arc<Core>,
     counters: Arc<Counters>,
+    /// How the engine before this one ended, until this one has taken over.
+    predecessor: Mutex<Option<Predecessor>>,
+    /// The FUSE_INIT that `server` was last told of.
+    told: Mutex<Option<Vec<u8>>>,
     memory: OnceLock<AtomicMemory>,
     event_idx: AtomicBool,
     paused: AtomicBool,
@@ -50,10 +60,13 @@ pub(crate) struct Device<F: FileSystem + Sync> {
 }
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
-    pub(crate) fn new(fs: F, counters: Arc<Counters>) -> io::Result<Self> {
+    pub(crate) fn new(fs: F, core: Arc<Core>, counters: Arc<Counters>, predecessor: Predecessor) -> io::Result<Self> {
         Ok(Device {
             server: Server::new(fs),
+            core,
             counters,
+            predecessor: Mutex::new(Some(predecessor)),
+            told: Mutex::new(None),
             memory: OnceLock::new(),
             event_idx: AtomicBool::new(false),
             paused: AtomicBool::new(false),
@@ -84,6 +97,18 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     /// What ring threads are to listen to, as [`RESUME_EVENT`].
     pub(crate) fn resume_fd(&self) -> RawFd {
         self.resumed.as_raw_fd()
+    }
+
+    /// The first ring starts, so the engine before this one has come to its end: the ledger is ours from here on.
+    fn take_over(&self) {
+        let mut predecessor = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(predecessor) = predecessor.take() {
+            self.core.take_over(predecessor);
+            // The guest may have mounted anew after this engine was prepared.
+            if let Err(error) = self.replay_init() {
+                tracing::error!("the guest's mount cannot be taken over as it was agreed: {error}");
+            }
+        }
     }
 
     fn turn(&self, ring: usize) -> MutexGuard<'_, ()> {

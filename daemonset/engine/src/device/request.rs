@@ -1,6 +1,6 @@
 //! One FUSE request in guest memory: looked at before the library sees it, answered whatever it is.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use vhost::vhost_user::Backend;
 use virtiofsd::descriptor_utils::{Reader, Writer};
@@ -41,6 +41,31 @@ impl<'a> Request<'a> {
         self.header.map_or(0, |header| header.opcode)
     }
 
+    /// FUSE's number of the request; 0 where it has no header.
+    pub(super) fn unique(&self) -> u64 {
+        self.header.map_or(0, |header| header.unique)
+    }
+
+    /// The first bytes of the request as the guest sent it, at most `most`.
+    pub(super) fn sent(&self, most: usize) -> Vec<u8> {
+        let Ok(mut reader) = Reader::new(self.memory, self.chain.clone()) else { return Vec::new() };
+        let mut bytes = vec![0; reader.available_bytes().min(most)];
+        if reader.read_exact(&mut bytes).is_err() { Vec::new() } else { bytes }
+    }
+
+    /// The first `length` bytes of the reply that stands in guest memory.
+    pub(super) fn replied_bytes(&self, length: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for descriptor in self.chain.clone().writable() {
+            let mut piece = vec![0; (descriptor.len() as usize).min(length - bytes.len())];
+            if self.memory.read_slice(&mut piece, descriptor.addr()).is_err() {
+                break;
+            }
+            bytes.extend(piece);
+        }
+        bytes
+    }
+
     /// Has `server` answer, or answers `EIO` where it cannot.
     pub(super) fn answer<F: FileSystem + Sync>(&self, server: &Server<F>) -> Reply {
         let Some(header) = self.header else { return nothing_said() };
@@ -56,7 +81,7 @@ impl<'a> Request<'a> {
             Ok(bytes) => self.replied(bytes),
             Err(error) => {
                 tracing::debug!(opcode = header.opcode, unique = header.unique, "malformed request: {error}");
-                self.refuse(header.unique)
+                self.refuse()
             }
         }
     }
@@ -75,7 +100,9 @@ impl<'a> Request<'a> {
             .map_or(0, |header| header.error.checked_neg().unwrap_or(0))
     }
 
-    fn refuse(&self, unique: u64) -> Reply {
+    /// Answers `EIO`, as far as there is room for it.
+    pub(super) fn refuse(&self) -> Reply {
+        let unique = self.unique();
         let header = OutHeader { len: size_of::<OutHeader>() as u32, error: -libc::EIO, unique };
         let sent = Writer::new(self.memory, self.chain.clone())
             .is_ok_and(|mut writer| writer.write_all(header.as_slice()).is_ok());

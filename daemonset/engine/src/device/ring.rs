@@ -11,6 +11,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
 
 use super::request::Request;
 use super::{AtomicMemory, Device, Memory, Vring};
+use crate::ledger::Course;
 
 /// What became of one look at a ring.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,6 +40,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         if !self.may_serve(&state) {
             return Progress::Stopped;
         }
+        self.take_over();
         let Some(memory) = self.memory.get().map(GuestAddressSpace::memory) else { return Progress::Stopped };
         let chain = match state.get_queue_mut().iter(memory.clone()) {
             Ok(mut chains) => chains.next(),
@@ -51,20 +53,37 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         };
         let Some(chain) = chain else { return Progress::Empty };
         let head = chain.head_index();
-        let used = self.answer(ring, &memory, chain);
+        let position = state.get_queue().next_avail().wrapping_sub(1);
+        let used = self.answer_once(ring, position, Request::new(&memory, chain));
         self.publish(ring, &mut state, head, used);
+        self.core.published(ring);
         Progress::Served
     }
 
-    /// Has the request answered in guest memory and counts it. Returns the bytes written.
-    fn answer(&self, ring: usize, memory: &Memory, chain: Chain) -> u32 {
+    /// Answers a request in guest memory, unless an engine before this one has done so. Returns the bytes written.
+    fn answer_once(&self, ring: usize, position: u16, request: Request<'_>) -> u32 {
+        let bytes = match self.core.begin(ring, position, request.unique(), request.opcode()) {
+            Course::Answered { bytes } => return bytes,
+            Course::Again { faults, kills } if is_deadly(faults, kills) => {
+                tracing::warn!(opcode = request.opcode(), faults, kills, "a request that kills engines is refused");
+                self.counters.malformed();
+                request.refuse().bytes
+            }
+            Course::Fresh | Course::Again { .. } => self.answer(ring, &request),
+        };
+        self.counters.hold(self.core.finish(ring, bytes));
+        bytes
+    }
+
+    /// Has the request answered by the library and counts it.
+    fn answer(&self, ring: usize, request: &Request<'_>) -> u32 {
         let start = monotonic_ns();
         self.counters.in_progress(ring, start);
-        let request = Request::new(memory, chain);
         let reply = request.answer(&self.server);
         if reply.malformed {
             self.counters.malformed();
         }
+        self.record_init(request, &reply);
         self.counters.finished(request.opcode(), reply.errno, monotonic_ns().saturating_sub(start));
         self.counters.in_progress(ring, 0);
         reply.bytes
@@ -81,6 +100,12 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             tracing::warn!(ring, "call: {error}");
         }
     }
+}
+
+/// Two deaths of what the request does are enough. SIGKILLs come from outside and may hit any request, but five
+/// of them without an answer in between are no accident.
+fn is_deadly(faults: u32, kills: u32) -> bool {
+    faults >= 2 || kills >= 5
 }
 
 fn monotonic_ns() -> u64 {

@@ -1,12 +1,8 @@
 //! An engine by itself: what it serves, how it is confined, what it answers to nonsense.
 
-#![allow(missing_docs)]
-
-mod common;
-
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use common::Engine;
+use crate::rig::{self, Engine};
 use tempfile::TempDir;
 use testkit::fuse::call::Call;
 use testkit::fuse::client::read_in;
@@ -109,7 +105,7 @@ fn nothing_foreign_is_open_in_an_engine() {
 #[test]
 fn preflight_says_what_works() {
     let source = source();
-    let found = common::preflight(source.path(), read_only()).unwrap();
+    let found = rig::preflight(source.path(), read_only()).unwrap();
     assert_eq!(found.inode_file_handles, InodeFileHandles::Prefer);
     assert_eq!((found.mounts.len(), found.mounts[0].path.as_str()), (1, "."));
     assert_eq!(found.mounts[0].file_handles, HandleOutcome::Works);
@@ -118,14 +114,21 @@ fn preflight_says_what_works() {
 }
 
 #[test]
+fn an_empty_source_still_has_file_handles() {
+    let found = rig::preflight(tempfile::tempdir().unwrap().path(), read_only()).unwrap();
+    assert_eq!(found.inode_file_handles, InodeFileHandles::Prefer);
+    assert_eq!(found.mounts[0].file_handles, HandleOutcome::DirectoryOnly);
+}
+
+#[test]
 fn preflight_of_a_source_without_file_handles() {
     let (source, expected) = (std::path::Path::new("/proc/self"), Reason::FileHandlesUnavailable);
     let config = EngineConfig { sandbox: Sandbox::Chroot, ..read_only() };
-    let found = common::preflight(source, config.clone()).unwrap();
+    let found = rig::preflight(source, config.clone()).unwrap();
     assert_eq!(found.inode_file_handles, InodeFileHandles::Never);
     assert_eq!(found.findings[0].reason, expected, "{:?}", found.findings);
     let demanded = EngineConfig { inode_file_handles: InodeFileHandles::Mandatory, ..config };
-    assert_eq!(common::preflight(source, demanded).unwrap_err().reason, Reason::FileHandlesRequired);
+    assert_eq!(rig::preflight(source, demanded).unwrap_err().reason, Reason::FileHandlesRequired);
 }
 
 #[test]
@@ -142,7 +145,7 @@ fn a_chroot_serves_as_well() {
 
 #[test]
 fn no_sandbox_is_refused_to_root() {
-    let refused = common::preflight(source().path(), EngineConfig { sandbox: Sandbox::None, ..read_only() });
+    let refused = rig::preflight(source().path(), EngineConfig { sandbox: Sandbox::None, ..read_only() });
     let finding = refused.unwrap_err();
     assert_eq!(finding.reason, Reason::SandboxUnavailable);
     assert!(finding.message.contains("sandbox"), "{finding}");
@@ -150,8 +153,7 @@ fn no_sandbox_is_refused_to_root() {
 
 #[test]
 fn too_few_open_files_are_refused_with_the_number() {
-    let finding =
-        common::preflight(source().path(), EngineConfig { open_files: Some(100), ..read_only() }).unwrap_err();
+    let finding = rig::preflight(source().path(), EngineConfig { open_files: Some(100), ..read_only() }).unwrap_err();
     assert_eq!(finding.reason, Reason::OpenFilesTooFew);
     assert!(finding.message.contains("100"), "{finding}");
 }

@@ -1,12 +1,17 @@
 //! An engine as the broker would start it, with the guest connected to it directly.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::{Arc, Mutex};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use tempfile::TempDir;
 use testkit::guest::{Guest, GuestConfig};
@@ -14,12 +19,67 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
-use virtiofs_contract::engine::{CONTROL_FD, FromEngine, ToEngine};
+use virtiofs_contract::engine::{CONTROL_FD, FromEngine, FromParking, Predecessor, ToEngine, ToParking};
 use virtiofs_contract::preflight::{Finding, Preflight};
+
+/// What outlives an engine of a session: the memory it leaves to the next, and the files it had parked.
+pub(crate) struct Session {
+    page: OwnedFd,
+    ledger: OwnedFd,
+    parked: Arc<Mutex<HashMap<u64, OwnedFd>>>,
+}
+
+impl Session {
+    pub(crate) fn new() -> Self {
+        let ledger = memfd_create(c"ledger", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        let ledger = File::from(ledger);
+        ledger.set_len(64 << 20).unwrap();
+        fcntl(&ledger, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK)).unwrap();
+        let page = Counters::create().unwrap().0;
+        Session { page, ledger: ledger.into(), parked: Arc::default() }
+    }
+
+    /// How many files are parked.
+    pub(crate) fn parked(&self) -> usize {
+        self.parked.lock().unwrap().len()
+    }
+
+    /// A new engine's end of the parking channel, answered as the broker does.
+    fn parking(&self) -> PacketChannel {
+        let (ours, theirs) = PacketChannel::pair().unwrap();
+        let parked = self.parked.clone();
+        std::thread::spawn(move || {
+            while let Ok((question, fds)) = ours.receive::<ToParking>() {
+                let mut parked = parked.lock().unwrap();
+                // An engine that is killed does not hear the answer.
+                let _ = match question {
+                    ToParking::Park { handle } => {
+                        parked.insert(handle, fds.into_iter().next().unwrap());
+                        ours.send(&FromParking::Parked { accepted: true }, &[])
+                    }
+                    ToParking::Fetch { handle } => {
+                        let file = parked.get(&handle).map(AsFd::as_fd);
+                        ours.send(&FromParking::Fetched { found: file.is_some() }, file.as_slice())
+                    }
+                    ToParking::Release { handle } => {
+                        parked.remove(&handle);
+                        Ok(())
+                    }
+                    ToParking::ReleaseAll => {
+                        parked.clear();
+                        Ok(())
+                    }
+                };
+            }
+        });
+        theirs
+    }
+}
 
 /// An engine process and the broker's ends of its channels. It is killed when dropped.
 pub(crate) struct Engine {
     process: Child,
+    session: Session,
     pub(crate) control: PacketChannel,
     pub(crate) counters: Counters,
     pub(crate) preflight: Preflight,
@@ -29,13 +89,32 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts an engine that serves `source`.
     pub(crate) fn start(source: &Path, config: EngineConfig) -> Result<Engine, Finding> {
+        Self::follow(Session::new(), source, config, Predecessor::AtRest)
+    }
+
+    /// Kills the engine and starts another on what it leaves behind.
+    pub(crate) fn killed(mut self, source: &Path, config: EngineConfig) -> Result<Engine, Finding> {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        let session = std::mem::replace(&mut self.session, Session::new());
+        Self::follow(session, source, config, Predecessor::Killed)
+    }
+
+    fn follow(
+        session: Session,
+        source: &Path,
+        config: EngineConfig,
+        predecessor: Predecessor,
+    ) -> Result<Engine, Finding> {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("vu.sock")).unwrap();
-        let (page, counters) = Counters::create().unwrap();
+        let counters = Counters::map(&session.page).unwrap();
         let (process, control) = spawn();
-        let start = ToEngine::Start { version: VERSION, session: "test".into(), config };
-        control.send(&start, &[open_path(source).as_fd(), listener.as_fd(), page.as_fd()]).unwrap();
-        let mut engine = Engine { process, control, counters, preflight: no_preflight(), directory };
+        let start = ToEngine::Start { version: VERSION, session: "test".into(), config, predecessor };
+        let (source, parking) = (open_path(source), session.parking());
+        let (page, ledger) = (session.page.as_fd(), session.ledger.as_fd());
+        control.send(&start, &[source.as_fd(), listener.as_fd(), page, ledger, parking.as_fd()]).unwrap();
+        let mut engine = Engine { process, session, control, counters, preflight: no_preflight(), directory };
         match engine.control.receive::<FromEngine>().unwrap().0 {
             FromEngine::Ready { preflight } => {
                 engine.preflight = preflight;
@@ -44,6 +123,14 @@ impl Engine {
             FromEngine::Failed { finding } => Err(finding),
             other => panic!("{other:?} instead of Ready"),
         }
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("vu.sock")
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -56,7 +143,7 @@ impl Engine {
     }
 
     pub(crate) fn guest_config(&self) -> GuestConfig {
-        GuestConfig::new(self.directory.path().join("vu.sock")).small()
+        GuestConfig::new(self.socket()).small()
     }
 
     /// A field of /proc/PID/status.

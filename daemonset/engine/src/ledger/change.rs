@@ -1,0 +1,118 @@
+//! A change of the ledger: all of it, or nothing, whenever the process is killed.
+//!
+//! A change is a list of words and the values they are to have. It is written to the redo record, made valid
+//! by its count, carried out, and made void again. An engine that finds a valid record carries it out once
+//! more: values are absolute, so twice is once.
+
+use super::layout::{REDO, REDO_PAIRS};
+use super::words::Words;
+
+/// A change in the making. Reads see what it has written so far.
+pub(super) struct Change<'a> {
+    words: &'a Words,
+    stores: Vec<(u32, u64)>,
+}
+
+impl<'a> Change<'a> {
+    pub(super) fn new(words: &'a Words) -> Self {
+        Change { words, stores: Vec::with_capacity(24) }
+    }
+
+    pub(super) fn get(&self, at: u32) -> u64 {
+        // The latest store to a word is the one that counts; changes are short.
+        self.stores.iter().rev().find(|(word, _)| *word == at).map_or_else(|| self.words.get(at), |(_, value)| *value)
+    }
+
+    /// The word as it is until the change is made.
+    pub(super) fn committed(&self, at: u32) -> u64 {
+        self.words.get(at)
+    }
+
+    pub(super) fn set(&mut self, at: u32, value: u64) {
+        match self.stores.iter_mut().find(|(word, _)| *word == at) {
+            Some((_, old)) => *old = value,
+            None => self.stores.push((at, value)),
+        }
+    }
+
+    pub(super) fn add(&mut self, at: u32, amount: u64) {
+        self.set(at, self.get(at).saturating_add(amount));
+    }
+
+    pub(super) fn subtract(&mut self, at: u32, amount: u64) {
+        self.set(at, self.get(at).saturating_sub(amount));
+    }
+
+    pub(super) fn high(&self, at: u32) -> u32 {
+        (self.get(at) >> 32) as u32
+    }
+
+    pub(super) fn low(&self, at: u32) -> u32 {
+        self.get(at) as u32
+    }
+
+    pub(super) fn set_high(&mut self, at: u32, value: u32) {
+        self.set(at, pair(value, self.low(at)));
+    }
+
+    pub(super) fn set_low(&mut self, at: u32, value: u32) {
+        self.set(at, pair(self.high(at), value));
+    }
+
+    /// Entry `index` of a table of half words that begins at word `table`.
+    pub(super) fn half(&self, table: u32, index: u32) -> u32 {
+        let word = self.get(table + index / 2);
+        if index.is_multiple_of(2) { word as u32 } else { (word >> 32) as u32 }
+    }
+
+    pub(super) fn set_half(&mut self, table: u32, index: u32, value: u32) {
+        let at = table + index / 2;
+        if index.is_multiple_of(2) { self.set_low(at, value) } else { self.set_high(at, value) }
+    }
+
+    /// Is there room for `more` stores?
+    pub(super) fn has_room(&self, more: usize) -> bool {
+        self.stores.len() + more <= REDO_PAIRS
+    }
+
+    /// Makes the change.
+    pub(super) fn commit(self) {
+        debug_assert!(self.stores.len() <= REDO_PAIRS);
+        match self.stores.as_slice() {
+            [] => {}
+            // One word is never half stored.
+            [(at, value)] => self.words.set(*at, *value),
+            stores => {
+                for (pair, (at, value)) in (0u32..).zip(stores) {
+                    self.words.set(REDO + 1 + 2 * pair, u64::from(*at));
+                    self.words.set(REDO + 2 + 2 * pair, *value);
+                }
+                self.words.set(REDO, stores.len() as u64);
+                carry_out(self.words);
+            }
+        }
+    }
+}
+
+/// Two halves of a word.
+pub(super) fn pair(high: u32, low: u32) -> u64 {
+    (u64::from(high) << 32) | u64::from(low)
+}
+
+/// Carries out the redo record, if it is valid, and makes it void.
+pub(super) fn carry_out(words: &Words) {
+    let count = words.get(REDO);
+    if count == 0 {
+        return;
+    }
+    for pair in 0..count.min(REDO_PAIRS as u64) as u32 {
+        let at = words.get(REDO + 1 + 2 * pair);
+        // A damaged record must not reach itself, or anything outside.
+        if let Ok(at) = u32::try_from(at)
+            && !(REDO..REDO + 1 + 2 * REDO_PAIRS as u32).contains(&at)
+        {
+            words.set(at, words.get(REDO + 2 + 2 * pair));
+        }
+    }
+    words.set(REDO, 0);
+}

@@ -1,0 +1,51 @@
+//! For tests: a store that is not reached, as by SIGKILL.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{self, AssertUnwindSafe};
+
+use super::words::Words;
+
+thread_local! {
+    static STORES_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+    static LOG: RefCell<Option<Vec<(u32, u64)>>> = const { RefCell::new(None) };
+}
+
+struct Killed;
+
+/// Runs `work`, then takes back whatever was stored to `words` meanwhile.
+pub(super) fn taken_back<T>(words: &Words, work: impl FnOnce() -> T) -> T {
+    LOG.with(|log| *log.borrow_mut() = Some(Vec::new()));
+    let result = work();
+    let stored = LOG.with(|log| log.borrow_mut().take()).unwrap_or_default();
+    for (at, before) in stored.into_iter().rev() {
+        words.set(at, before);
+    }
+    result
+}
+
+/// Called before each store to a ledger, with what it will replace.
+pub(super) fn about_to_store(at: u32, before: u64) {
+    LOG.with(|log| {
+        if let Some(log) = log.borrow_mut().as_mut() {
+            log.push((at, before));
+        }
+    });
+    STORES_LEFT.with(|left| match left.get() {
+        None => {}
+        Some(0) => panic::resume_unwind(Box::new(Killed)),
+        Some(n) => left.set(Some(n - 1)),
+    });
+}
+
+/// Runs `work`, which is cut off before its store number `stores` (from 0). True: it was cut off; false: it had
+/// come to its end before.
+pub(super) fn killed_after(stores: u64, work: impl FnOnce()) -> bool {
+    STORES_LEFT.with(|left| left.set(Some(stores)));
+    let result = panic::catch_unwind(AssertUnwindSafe(work));
+    STORES_LEFT.with(|left| left.set(None));
+    match result {
+        Ok(()) => false,
+        Err(cause) if cause.is::<Killed>() => true,
+        Err(cause) => panic::resume_unwind(cause),
+    }
+}

@@ -1,0 +1,464 @@
+//! The ledger against a model of itself, and stopped after every single store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::harness::{killed_after, taken_back};
+use super::*;
+
+fn memory() -> OwnedFd {
+    let fd = memfd_create(c"ledger", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    let file = File::from(fd);
+    file.set_len(16 << 20).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK)).unwrap();
+    file.into()
+}
+
+fn attach(fd: &OwnedFd) -> Ledger {
+    let mut ledger = Ledger::map(fd, 1_000_000).unwrap();
+    ledger.take_over(Predecessor::Killed);
+    ledger
+}
+
+fn fresh() -> (OwnedFd, Ledger) {
+    let fd = memory();
+    let ledger = attach(&fd);
+    (fd, ledger)
+}
+
+fn ticket(unique: u64) -> Ticket {
+    Ticket { position: unique as u16, unique, now: 1 }
+}
+
+fn ident(ino: u64) -> Identity {
+    Identity { ino, domain: 7 }
+}
+
+/// References, identity, names.
+type Seen = (u64, u64, BTreeSet<(u64, Vec<u8>)>);
+
+/// What a ledger says, as far as a guest could notice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Picture {
+    /// By node id.
+    nodes: BTreeMap<u64, Seen>,
+    handles: BTreeMap<u64, (u64, u32)>,
+}
+
+/// Takes the picture, and checks every structure against every other on the way.
+fn picture(ledger: &Ledger) -> Picture {
+    let change = Change::new(&ledger.words);
+    let mut picture = Picture::default();
+    let mut children: BTreeMap<Slot, u32> = BTreeMap::new();
+    let mut open: BTreeMap<Slot, u32> = BTreeMap::new();
+    let (mut nodes, mut names, mut handles) = (0, 0, 0);
+    for slot in 1..ledger.words.get(header::HANDLES_HIGH) as u32 {
+        let handle = Handle::at(&ledger.geometry, slot).unwrap();
+        if handle.kind(&change).is_some() {
+            handles += 1;
+            *open.entry(handle.node(&change)).or_default() += 1;
+            let fh = change::pair(handle.generation(&change), slot);
+            picture.handles.insert(fh, (ledger.id(handle.node(&change)), handle.flags(&change)));
+        }
+    }
+    for slot in 1..ledger.words.get(header::NODES_HIGH) as u32 {
+        let node = Node::at(&ledger.geometry, slot).unwrap();
+        if !node.is_used(&change) {
+            assert_eq!(node.names(&change), 0, "a free node has no names");
+            continue;
+        }
+        if slot != ROOT {
+            nodes += 1;
+            let found = ledger.look_alikes(node.identity(&change)).iter().filter(|s| **s == slot).count();
+            assert_eq!(found, 1, "node {slot} stands once in the identity index");
+        }
+        let mut known = BTreeSet::new();
+        for cell in ledger.name_cells(&change, slot) {
+            let name = Name::at(&ledger.geometry, cell).unwrap();
+            let (parent, bytes) = (name.parent(&change), name.bytes(&change, &ledger.words));
+            assert_eq!(ledger.find_cell(&change, parent, &bytes), Some(cell), "a name is found by its index");
+            assert!(Node::at(&ledger.geometry, parent).unwrap().is_used(&change), "a parent is never free");
+            *children.entry(parent).or_default() += 1;
+            names += 1;
+            known.insert((ledger.id(parent), bytes));
+        }
+        let identity = node.identity(&change).ino;
+        picture.nodes.insert(ledger.id(slot), (node.refs(&change), identity, known));
+    }
+    for slot in 1..ledger.words.get(header::NODES_HIGH) as u32 {
+        let node = Node::at(&ledger.geometry, slot).unwrap();
+        if node.is_used(&change) {
+            assert_eq!(node.children(&change), children.get(&slot).copied().unwrap_or(0), "children of {slot}");
+            assert_eq!(node.handles(&change), open.get(&slot).copied().unwrap_or(0), "handles of {slot}");
+        }
+    }
+    assert_eq!(used_cells(ledger), names, "every used cell is some node's name");
+    assert_eq!(ledger.held(), Held { inodes: nodes, handles });
+    assert_eq!(ledger.words.get(header::NAMES), names);
+    picture
+}
+
+fn used_cells(ledger: &Ledger) -> u64 {
+    let mut used = 0;
+    for page in 1..ledger.words.get(header::PAGES_HIGH) as u32 {
+        let units = ledger.words.get(ledger.geometry.page_classes + page - 1) as u32;
+        for unit in (0..256 - units + 1).step_by(units as usize) {
+            let word = cells::word_of(&ledger.geometry, page * 256 + unit).unwrap();
+            used += u64::from(ledger.words.get(word) != 0);
+        }
+    }
+    used
+}
+
+/// One thing a request does to the ledger.
+#[derive(Clone, Debug)]
+enum Act {
+    New(usize, Vec<u8>, u64),
+    Tell(usize, Vec<u8>, usize),
+    Forget(usize, u64),
+    Remove(usize, Vec<u8>),
+    Rename(usize, Vec<u8>, usize, Vec<u8>, bool),
+    Open(usize),
+    Close(usize),
+}
+
+/// Ids that a guest holds, so that acts can name them.
+#[derive(Clone, Default)]
+struct Holds {
+    nodes: Vec<u64>,
+    handles: Vec<u64>,
+}
+
+impl Holds {
+    fn slot(&self, ledger: &Ledger, index: usize) -> Slot {
+        let all = self.nodes.len() + 1;
+        match index % all {
+            0 => ROOT,
+            held => ledger.slot(self.nodes[held - 1]).unwrap_or(ROOT),
+        }
+    }
+}
+
+fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
+    match act {
+        Act::New(parent, name, ino) => {
+            let parent = holds.slot(ledger, *parent);
+            let slot = ledger.tell_new(parent, name, ident(*ino)).unwrap();
+            holds.nodes.push(ledger.id(slot));
+        }
+        Act::Tell(parent, name, node) => {
+            let (parent, slot) = (holds.slot(ledger, *parent), holds.slot(ledger, *node));
+            if slot != ROOT && slot != parent {
+                ledger.tell(parent, name, slot).unwrap();
+            }
+        }
+        Act::Forget(node, count) => ledger.forget(holds.slot(ledger, *node), *count, 1),
+        Act::Remove(parent, name) => ledger.remove(holds.slot(ledger, *parent), name),
+        Act::Rename(from, old, to, new, exchange) => {
+            let (from, to) = (holds.slot(ledger, *from), holds.slot(ledger, *to));
+            ledger.rename((from, old), (to, new), *exchange);
+        }
+        Act::Open(node) => {
+            let slot = holds.slot(ledger, *node);
+            let handle = FileHandle { kind: 1, bytes: vec![9; 13] };
+            holds.handles.push(ledger.open(slot, OpenKind::File, 2, &handle).unwrap());
+        }
+        Act::Close(handle) => {
+            if let Some(opened) = holds.handles.get(*handle).and_then(|fh| ledger.opened(*fh)) {
+                ledger.close(opened.slot);
+            }
+        }
+    }
+    holds.nodes.retain(|id| ledger.slot(*id).is_some());
+    holds.handles.retain(|fh| ledger.opened(*fh).is_some());
+}
+
+fn random_act(rng: &mut StdRng) -> Act {
+    let name = |rng: &mut StdRng| {
+        let long = rng.random_range(0..10) == 0;
+        let length = if long { rng.random_range(1..=255) } else { rng.random_range(1..12) };
+        vec![b'a' + rng.random_range(0..6u8); length]
+    };
+    let node = |rng: &mut StdRng| rng.random_range(0..1000usize);
+    match rng.random_range(0..20) {
+        0..=6 => Act::New(node(rng), name(rng), rng.random_range(1..40)),
+        7..=9 => Act::Tell(node(rng), name(rng), node(rng)),
+        10..=12 => Act::Forget(node(rng), rng.random_range(1..4)),
+        13..=14 => Act::Remove(node(rng), name(rng)),
+        15..=16 => Act::Rename(node(rng), name(rng), node(rng), name(rng), rng.random_range(0..3) == 0),
+        17..=18 => Act::Open(node(rng)),
+        _ => Act::Close(rng.random_range(0..8)),
+    }
+}
+
+#[test]
+fn a_new_ledger_knows_the_root_and_nothing_else() {
+    let (_fd, ledger) = fresh();
+    assert_eq!(ledger.slot(1), Some(ROOT));
+    assert_eq!(ledger.id(ROOT), 1);
+    for id in [0, 2, 1 << 32, u64::MAX, (1 << 32) | 1] {
+        assert_eq!(ledger.slot(id), None, "{id}");
+    }
+    assert_eq!(ledger.held(), Held::default());
+}
+
+#[test]
+fn an_id_is_known_until_it_is_forgotten_and_never_again() {
+    let (_fd, mut ledger) = fresh();
+    ledger.begin(0, &ticket(1));
+    let slot = ledger.tell_new(ROOT, b"a", ident(5)).unwrap();
+    let id = ledger.id(slot);
+    ledger.tell(ROOT, b"a", slot).unwrap();
+    ledger.forget(slot, 1, 1);
+    assert!(ledger.take_ended().is_empty());
+    ledger.forget(slot, 1, 1);
+    assert_eq!(ledger.take_ended(), [slot]);
+    assert_eq!(ledger.slot(id), None);
+    assert_eq!(ledger.find(ROOT, b"a"), None);
+    let again = ledger.tell_new(ROOT, b"a", ident(5)).unwrap();
+    assert_eq!(again, slot, "the slot is used again");
+    assert_ne!(ledger.id(again), id, "its id is another");
+}
+
+#[test]
+fn children_and_handles_keep_a_node() {
+    let (_fd, mut ledger) = fresh();
+    ledger.begin(0, &ticket(1));
+    let directory = ledger.tell_new(ROOT, b"d", ident(2)).unwrap();
+    let file = ledger.tell_new(directory, b"f", ident(3)).unwrap();
+    let fh = ledger.open(file, OpenKind::File, 0, &FileHandle::default()).unwrap();
+    ledger.forget(directory, 1, 1);
+    ledger.forget(file, 1, 1);
+    assert!(ledger.take_ended().is_empty());
+    let opened = ledger.opened(fh).unwrap();
+    assert_eq!(ledger.names(file), [(directory, b"f".to_vec())]);
+    ledger.close(opened.slot);
+    let mut released = ledger.take_ended();
+    released.sort();
+    assert_eq!(released, [directory, file]);
+    picture(&ledger);
+}
+
+#[test]
+fn the_limit_of_nodes_is_kept() {
+    let fd = memory();
+    let mut ledger = Ledger::map(&fd, 2).unwrap();
+    ledger.take_over(Predecessor::AtRest);
+    ledger.begin(0, &ticket(1));
+    let first = ledger.tell_new(ROOT, b"a", ident(1)).unwrap();
+    ledger.tell_new(ROOT, b"b", ident(2)).unwrap();
+    assert_eq!(ledger.tell_new(ROOT, b"c", ident(3)), Err(Full));
+    ledger.forget(first, 1, 1);
+    ledger.tell_new(ROOT, b"c", ident(3)).unwrap();
+}
+
+#[test]
+fn a_request_run_again_gives_back_what_it_took() {
+    let (fd, mut ledger) = fresh();
+    ledger.begin(0, &ticket(1));
+    let kept = ledger.tell_new(ROOT, b"kept", ident(1)).unwrap();
+    ledger.finish(0, 16);
+    ledger.published(0);
+    let before = picture(&ledger);
+    ledger.begin(0, &ticket(2));
+    ledger.tell(ROOT, b"kept", kept).unwrap();
+    for ino in 10..200 {
+        ledger.tell_new(ROOT, format!("n{ino}").as_bytes(), ident(ino)).unwrap();
+    }
+    ledger.open(kept, OpenKind::Directory, 0, &FileHandle::default()).unwrap();
+    let mut next = attach(&fd);
+    assert_eq!(next.course(0, &ticket(2)), Course::Again { faults: 0, kills: 1 });
+    next.begin_again(0);
+    assert_eq!(next.take_ended().len(), 190);
+    assert_eq!(picture(&next), before);
+}
+
+#[test]
+fn the_course_of_a_request_is_known() {
+    let (fd, mut ledger) = fresh();
+    let first = ticket(7);
+    assert_eq!(ledger.course(1, &first), Course::Fresh);
+    ledger.begin(1, &first);
+    assert_eq!(ledger.course(1, &first), Course::Again { faults: 0, kills: 0 });
+    assert_eq!(ledger.course(1, &Ticket { unique: 8, ..first }), Course::Fresh);
+    let before = Before { known: true, existed: true, first: 4, second: 5, size: 6 };
+    ledger.set_before(&before);
+    assert_eq!(ledger.before(), before);
+    ledger.finish(1, 99);
+    let mut next = attach(&fd);
+    assert_eq!(next.course(1, &first), Course::Answered { bytes: 99 });
+    next.published(1);
+    assert_eq!(next.course(1, &first), Course::Fresh);
+}
+
+#[test]
+fn deaths_are_counted_by_kind_and_only_for_a_request_that_was_begun() {
+    let fd = memory();
+    let mut ledger = attach(&fd);
+    ledger.begin(0, &ticket(1));
+    for predecessor in [Predecessor::Faulted, Predecessor::Killed, Predecessor::Faulted, Predecessor::AtRest] {
+        ledger = Ledger::map(&fd, 10).unwrap();
+        ledger.take_over(predecessor);
+    }
+    assert_eq!(ledger.course(0, &ticket(1)), Course::Again { faults: 2, kills: 1 });
+    ledger.finish(0, 0);
+    ledger.published(0);
+    ledger = Ledger::map(&fd, 10).unwrap();
+    ledger.take_over(Predecessor::Faulted);
+    assert_eq!(ledger.course(0, &ticket(1)), Course::Fresh);
+}
+
+#[test]
+fn a_mount_is_remembered_and_a_new_one_forgets_the_old() {
+    let (fd, mut ledger) = fresh();
+    assert_eq!(ledger.init(), None);
+    ledger.begin(0, &ticket(1));
+    let slot = ledger.tell_new(ROOT, b"a", ident(1)).unwrap();
+    let id = ledger.id(slot);
+    ledger.record_init(b"request", b"reply!");
+    let mut next = attach(&fd);
+    assert_eq!(next.init(), Some((b"request".to_vec(), b"reply!".to_vec())));
+    next.clear();
+    assert_eq!((next.init(), next.slot(id), next.find(ROOT, b"a")), (None, None, None));
+    next.begin(0, &ticket(2));
+    let again = next.tell_new(ROOT, b"a", ident(1)).unwrap();
+    assert_ne!(next.id(again), id);
+    picture(&next);
+}
+
+#[test]
+fn thousands_of_names_are_all_found() {
+    let (fd, mut ledger) = fresh();
+    ledger.begin(0, &ticket(1));
+    for ino in 1..20_000u64 {
+        ledger.tell_new(ROOT, format!("file number {ino}").as_bytes(), ident(ino)).unwrap();
+    }
+    let ledger = attach(&fd);
+    for ino in 1..20_000u64 {
+        let slot = ledger.find(ROOT, format!("file number {ino}").as_bytes()).unwrap();
+        assert_eq!(ledger.identity(slot), ident(ino));
+        assert_eq!(ledger.look_alikes(ident(ino)), [slot]);
+    }
+    assert_eq!(ledger.find(ROOT, b"file number 0"), None);
+}
+
+#[test]
+fn room_is_used_again() {
+    let (fd, mut ledger) = fresh();
+    let mut pages = 0;
+    for round in 0..20u64 {
+        ledger.begin(0, &ticket(round));
+        let slots: Vec<Slot> =
+            (0..500).map(|n| ledger.tell_new(ROOT, format!("{n}").as_bytes(), ident(n)).unwrap()).collect();
+        for slot in slots {
+            ledger.forget(slot, 1, 1);
+        }
+        let now = ledger.words.get(header::PAGES_HIGH);
+        assert!(round < 3 || now <= pages + 1, "round {round}: {pages} -> {now}");
+        pages = now;
+        if round % 2 == 0 {
+            ledger = attach(&fd);
+        }
+    }
+    assert!(ledger.words.get(header::NODES_HIGH) < 2000);
+}
+
+#[test]
+fn random_acts_keep_every_structure_whole() {
+    for seed in 0..30 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let (fd, mut ledger) = fresh();
+        let mut holds = Holds::default();
+        for step in 0..400u64 {
+            ledger.begin(0, &ticket(step));
+            carry(&mut ledger, &mut holds, &random_act(&mut rng));
+            if rng.random_range(0..50) == 0 {
+                ledger = attach(&fd);
+            }
+        }
+        picture(&ledger);
+    }
+}
+
+/// Each act is cut off before each of its stores, and the ledger attached anew: it must be whole, and show the
+/// picture of before or of after, or one of those between that an act of several changes goes through.
+#[test]
+fn an_act_cut_off_at_any_store_leaves_a_whole_ledger() {
+    let mut cuts = 0;
+    for seed in 0..24 {
+        let mut rng = StdRng::seed_from_u64(1000 + seed);
+        let (fd, mut ledger) = fresh();
+        let mut holds = Holds::default();
+        for step in 0..40u64 {
+            ledger.begin(0, &ticket(step));
+            let act = random_act(&mut rng);
+            for store in 0.. {
+                let cut = taken_back(&ledger.words.clone(), || {
+                    let mut tried = attach(&fd);
+                    let mut tried_holds = holds.clone();
+                    let cut = killed_after(store, || carry(&mut tried, &mut tried_holds, &act));
+                    let mut next = attach(&fd);
+                    next.begin_again(0);
+                    settle(&mut next);
+                    picture(&next);
+                    cut
+                });
+                if !cut {
+                    break;
+                }
+                cuts += 1;
+            }
+            carry(&mut ledger, &mut holds, &act);
+        }
+    }
+    assert!(cuts > 8_000, "{cuts}");
+}
+
+/// Lets the ledger find what its last engine was about to end.
+fn settle(ledger: &mut Ledger) {
+    for _ in 0..1000 {
+        ledger.look_for_nodes();
+    }
+}
+
+#[test]
+fn a_damaged_ledger_costs_answers_and_nothing_else() {
+    for seed in 0..60 {
+        let mut rng = StdRng::seed_from_u64(2000 + seed);
+        let (fd, mut ledger) = fresh();
+        let mut holds = Holds::default();
+        for step in 0..100u64 {
+            ledger.begin(0, &ticket(step));
+            carry(&mut ledger, &mut holds, &random_act(&mut rng));
+        }
+        let interesting = ledger.words.get(header::NODES_HIGH) as u32;
+        for _ in 0..40 {
+            let at = match rng.random_range(0..4) {
+                0 => rng.random_range(4..layout::REDO + 9),
+                1 => ledger.geometry.nodes + rng.random_range(0..interesting * layout::NODE_WORDS),
+                2 => ledger.geometry.pages + rng.random_range(0..2048),
+                _ => ledger.geometry.name_buckets + rng.random_range(0..64),
+            };
+            ledger.words.set(at, if rng.random() { rng.random() } else { rng.random_range(0..300) });
+        }
+        let mut next = attach(&fd);
+        for step in 0..100u64 {
+            next.begin(0, &ticket(step));
+            let act = random_act(&mut rng);
+            if matches!(act, Act::New(..) | Act::Tell(..) | Act::Open(..)) {
+                continue;
+            }
+            carry(&mut next, &mut holds, &act);
+            for slot in 0..interesting {
+                next.names(slot);
+                next.find(slot, b"aaa");
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The library's file system, with the guest's view of it kept in the ledger.
+//!
+//! The guest never sees a number of the library's: its node ids and handles are the ledger's, and each is
+//! resolved to the library's when it is first used in this engine. What must not happen twice is looked at
+//! before it is done, and recognised when it is asked again.
+
+mod attributes;
+mod files;
+mod filesystem;
+mod names;
+mod parking;
+mod replay;
+mod resolve;
+mod seams;
+mod state;
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::time::{ClockId, clock_gettime};
+use virtiofs_contract::config::EngineConfig;
+use virtiofs_contract::counters::Held;
+use virtiofs_contract::engine::Predecessor;
+use virtiofsd::filesystem::{Context, FileSystem};
+use virtiofsd::soft_idmap::{GuestGid, GuestUid};
+
+use crate::adopted::AdoptedFiles;
+use crate::ledger::{Before, Course, Ledger, Ticket};
+pub(crate) use parking::Parking;
+use state::{Bindings, Current, State};
+
+/// What device and file system share: the ledger, and what this engine knows beyond it.
+pub(crate) struct Core {
+    state: Mutex<State>,
+}
+
+impl Core {
+    pub(crate) fn new(ledger: Ledger, parking: Parking) -> Self {
+        let state = State {
+            ledger,
+            bindings: Bindings::default(),
+            parking,
+            current: Current::default(),
+            replaying_init: false,
+        };
+        Core { state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine before this one has come to its end: the ledger is this engine's now.
+    pub(crate) fn take_over(&self, predecessor: Predecessor) {
+        self.lock().ledger.take_over(predecessor);
+    }
+
+    /// `ring` is about to serve a request: is it a new one? If so, or if it is to run again, its record begins.
+    pub(crate) fn begin(&self, ring: usize, position: u16, unique: u64, opcode: u32) -> Course {
+        let ticket = Ticket { position, unique, now: now_coarse() };
+        let mut state = self.lock();
+        let course = state.ledger.course(ring, &ticket);
+        match course {
+            Course::Fresh => state.ledger.begin(ring, &ticket),
+            Course::Again { .. } => state.ledger.begin_again(ring),
+            Course::Answered { .. } => {}
+        }
+        state.current = Current { opcode, again: matches!(course, Course::Again { .. }) };
+        course
+    }
+
+    /// The reply stands in guest memory. Returns what the guest holds now.
+    pub(crate) fn finish(&self, ring: usize, reply_bytes: u32) -> Held {
+        let mut state = self.lock();
+        state.ledger.finish(ring, reply_bytes);
+        state.ledger.held()
+    }
+
+    /// The used ring says so.
+    pub(crate) fn published(&self, ring: usize) {
+        self.lock().ledger.published(ring);
+    }
+
+    /// What guest and session agreed on, if the guest has mounted.
+    pub(crate) fn init(&self) -> Option<(Vec<u8>, Vec<u8>)> {
+        self.lock().ledger.init()
+    }
+
+    /// The guest has mounted, and this is what was agreed.
+    pub(crate) fn record_init(&self, request: &[u8], reply: &[u8]) {
+        self.lock().ledger.record_init(request, reply);
+    }
+
+    /// Is the next FUSE_INIT a repetition of the guest's, for this engine alone?
+    pub(crate) fn replay_init(&self, on: bool) {
+        self.lock().replaying_init = on;
+    }
+}
+
+/// The clock that the kernel stamps files with.
+fn now_coarse() -> u64 {
+    clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(0, |now| Duration::from(now).as_nanos() as u64)
+}
+
+/// A file system that tracks what the guest holds.
+pub(crate) struct Tracked<F: FileSystem> {
+    inner: F,
+    core: Arc<Core>,
+    adopted: AdoptedFiles,
+    /// Where an append goes of which a part was written before.
+    scratch: File,
+    negative_timeout: Duration,
+    announce_submounts: bool,
+    /// Does the guest know what a mount point in its own mount is?
+    submounts_agreed: AtomicBool,
+    /// Where files can be opened by their handles: the share's root and its submounts. Empty: nowhere.
+    mounts: Vec<File>,
+    /// Nothing can be opened by its handle here, and others may remove files: park what is opened at once.
+    park_at_open: bool,
+}
+
+impl<F: FileSystem> Tracked<F> {
+    pub(crate) fn new(
+        inner: F,
+        core: Arc<Core>,
+        adopted: AdoptedFiles,
+        config: &EngineConfig,
+        mounts: Vec<File>,
+    ) -> io::Result<Self> {
+        let promised_unchanging = !config.writable() && config.negative_timeout_ms > 0;
+        Ok(Tracked {
+            inner,
+            core,
+            adopted,
+            scratch: memfd_create(c"virtiofs-scratch", MFdFlags::MFD_CLOEXEC)?.into(),
+            negative_timeout: Duration::from_millis(config.negative_timeout_ms),
+            announce_submounts: config.announce_submounts,
+            submounts_agreed: AtomicBool::new(false),
+            park_at_open: mounts.is_empty() && !promised_unchanging,
+            mounts,
+        })
+    }
+
+    /// The state, with what has ended given back to the library.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.core.lock();
+        self.settle(&mut state);
+        state
+    }
+
+    /// What was true before the request at hand was first carried out, and whether that may have happened already.
+    /// The first time it is found out by `look`, and recorded.
+    fn before(&self, state: &mut State, look: impl FnOnce(&mut State) -> Before) -> (Before, bool) {
+        let recorded = state.ledger.before();
+        if state.current.again && recorded.known {
+            return (recorded, true);
+        }
+        let found = Before { known: true, ..look(state) };
+        state.ledger.set_before(&found);
+        (found, false)
+    }
+}
+
+/// Who the engine is when it looks for itself.
+fn ourselves() -> Context {
+    Context { uid: GuestUid::from(0), gid: GuestGid::from(0), pid: 0 }
+}
+
+fn error(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}

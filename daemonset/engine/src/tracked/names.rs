@@ -1,0 +1,151 @@
+//! Operations that make, move and remove names: looked at before they are done, recognised when done again.
+
+use std::ffi::CStr;
+use std::io;
+
+use virtiofsd::filesystem::{Entry, FileSystem};
+
+use crate::ledger::{Before, Slot};
+
+use super::replay::{self, Now};
+use super::state::State;
+use super::{Tracked, errno, ourselves};
+
+/// A name below a directory: the guest's node, the library's number, the name.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) slot: Slot,
+    pub(super) inode: u64,
+    pub(super) name: &'a CStr,
+}
+
+impl<F: FileSystem> Tracked<F> {
+    pub(super) fn place<'a>(&self, state: &mut State, parent: u64, name: &'a CStr) -> io::Result<Place<'a>> {
+        let slot = self.slot(state, parent)?;
+        Ok(Place { slot, inode: self.inode(state, slot)?, name })
+    }
+
+    /// The inode number that a name leads to; 0: none.
+    fn number_at(&self, place: Place<'_>) -> u64 {
+        match self.inner.lookup(ourselves(), place.inode.into(), place.name) {
+            Ok(entry) => {
+                self.inner.forget(ourselves(), entry.inode.into(), 1);
+                entry.attr.ino
+            }
+            Err(_) => 0,
+        }
+    }
+
+    /// The same, from what the guest was told; asked of the host only where it was told nothing.
+    fn number_known(&self, state: &State, place: Place<'_>) -> u64 {
+        match state.ledger.find(place.slot, place.name.to_bytes()) {
+            Some(slot) => state.ledger.identity(slot).ino,
+            None => self.number_at(place),
+        }
+    }
+
+    /// unlink and rmdir.
+    pub(super) fn take_away(
+        &self,
+        state: &mut State,
+        place: Place<'_>,
+        act: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (before, again) =
+            self.before(state, |state| Before { existed: self.number_known(state, place) != 0, ..Before::default() });
+        let victim = state.ledger.find(place.slot, place.name.to_bytes());
+        self.park_last(state, victim);
+        match act() {
+            Err(error) if again && replay::removed(&before, errno(&error)) => {}
+            other => other?,
+        }
+        state.ledger.remove(place.slot, place.name.to_bytes());
+        self.settle(state);
+        Ok(())
+    }
+
+    /// mkdir, mknod, symlink: `act` makes the name.
+    pub(super) fn make(
+        &self,
+        state: &mut State,
+        place: Place<'_>,
+        act: impl FnOnce() -> io::Result<Entry>,
+    ) -> io::Result<Entry> {
+        let (before, again) = self.before_making(state, place);
+        let entry = match act() {
+            Err(error) if again => self.made_before(state, place, &before, error)?,
+            other => other?,
+        };
+        self.tell(state, place.slot, place.name.to_bytes(), entry)
+    }
+
+    pub(super) fn before_making(&self, state: &mut State, place: Place<'_>) -> (Before, bool) {
+        self.before(state, |state| Before {
+            existed: state.ledger.find(place.slot, place.name.to_bytes()).is_some(),
+            ..Before::default()
+        })
+    }
+
+    /// The entry that the first run of this request made, or the error.
+    pub(super) fn made_before(
+        &self,
+        state: &State,
+        place: Place<'_>,
+        before: &Before,
+        error: io::Error,
+    ) -> io::Result<Entry> {
+        if errno(&error) != libc::EEXIST {
+            return Err(error);
+        }
+        let entry = self.inner.lookup(ourselves(), place.inode.into(), place.name)?;
+        let changed = entry.attr.ctime.wrapping_mul(1_000_000_000).wrapping_add(u64::from(entry.attr.ctimensec));
+        if replay::made(before, errno(&error), changed, state.ledger.begun_at()) {
+            return Ok(entry);
+        }
+        self.inner.forget(ourselves(), entry.inode.into(), 1);
+        Err(error)
+    }
+
+    pub(super) fn move_name(&self, state: &mut State, from: Place<'_>, to: Place<'_>, flags: u32) -> io::Result<()> {
+        let exchange = flags & libc::RENAME_EXCHANGE != 0;
+        let (before, again) = self.before(state, |state| Before {
+            first: self.number_known(state, from),
+            second: self.number_known(state, to),
+            ..Before::default()
+        });
+        let now = || Now { from: self.number_at(from), to: self.number_at(to) };
+        let done = again && replay::renamed(&before, now(), exchange);
+        if !done {
+            if !exchange {
+                let victim = state.ledger.find(to.slot, to.name.to_bytes());
+                self.park_last(state, victim);
+            }
+            let (old, new) = (from.inode.into(), to.inode.into());
+            self.inner.rename(ourselves(), old, from.name, new, to.name, flags)?;
+        }
+        let told = state.ledger.find(to.slot, to.name.to_bytes()).map(|slot| state.ledger.identity(slot).ino);
+        // The first run may have come as far as the ledger.
+        if !(done && told == Some(before.first)) {
+            let (old, new) = (from.name.to_bytes(), to.name.to_bytes());
+            state.ledger.rename((from.slot, old), (to.slot, new), exchange);
+            self.settle(state);
+        }
+        Ok(())
+    }
+
+    pub(super) fn link_name(&self, state: &mut State, inode: u64, place: Place<'_>) -> io::Result<Entry> {
+        let (before, again) = self.before_making(state, place);
+        let entry = match self.inner.link(ourselves(), inode.into(), place.inode.into(), place.name) {
+            Err(error) if again && errno(&error) == libc::EEXIST && !before.existed => {
+                let entry = self.inner.lookup(ourselves(), place.inode.into(), place.name)?;
+                if entry.inode != inode {
+                    self.inner.forget(ourselves(), entry.inode.into(), 1);
+                    return Err(error);
+                }
+                entry
+            }
+            other => other?,
+        };
+        self.tell(state, place.slot, place.name.to_bytes(), entry)
+    }
+}

@@ -1,0 +1,116 @@
+//! What this engine knows and the ledger does not: how the library numbers what the guest holds.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use crate::adopted::AdoptedFile;
+use crate::ledger::{Ledger, Slot};
+
+use super::parking::Parking;
+
+/// The library's number of the root, FUSE_ROOT_ID.
+pub(super) const LIBRARY_ROOT: u64 = 1;
+
+/// Where a node is served from.
+#[derive(Clone)]
+pub(super) enum Target {
+    /// By the library, under this number.
+    Library(u64),
+    /// By ourselves: no name leads to the file any more.
+    Adopted(Arc<AdoptedFile>),
+}
+
+/// What an open handle of the guest is in this engine.
+#[derive(Clone)]
+pub(super) enum Live {
+    /// The library's handle, and the inode it was opened on.
+    Library { inode: u64, handle: u64 },
+    /// A file of our own.
+    Adopted(Arc<AdoptedFile>),
+}
+
+/// A node that has been resolved.
+struct Bound {
+    target: Target,
+    /// References beyond the first that the library counts for it; given back with the last forget.
+    extra: u64,
+}
+
+/// Nodes and handles that have been resolved in this engine. A new engine has none and resolves each on its
+/// first use, so taking over costs the same whatever the guest holds.
+#[derive(Default)]
+pub(super) struct Bindings {
+    nodes: FxHashMap<Slot, Bound>,
+    by_inode: FxHashMap<u64, Slot>,
+    live: FxHashMap<u32, Live>,
+}
+
+impl Bindings {
+    pub(super) fn target(&self, slot: Slot) -> Option<&Target> {
+        self.nodes.get(&slot).map(|bound| &bound.target)
+    }
+
+    /// The node that the library knows by this number.
+    pub(super) fn slot_of(&self, inode: u64) -> Option<Slot> {
+        self.by_inode.get(&inode).copied()
+    }
+
+    /// The node is the library's inode; one reference comes with it.
+    pub(super) fn bind(&mut self, slot: Slot, inode: u64) {
+        self.nodes.insert(slot, Bound { target: Target::Library(inode), extra: 0 });
+        self.by_inode.entry(inode).or_insert(slot);
+    }
+
+    /// The node is a file of our own.
+    pub(super) fn adopt(&mut self, slot: Slot, file: Arc<AdoptedFile>) {
+        self.nodes.insert(slot, Bound { target: Target::Adopted(file), extra: 0 });
+    }
+
+    /// The library has counted one more reference to it.
+    pub(super) fn count_extra(&mut self, slot: Slot) {
+        if let Some(bound) = self.nodes.get_mut(&slot) {
+            bound.extra += 1;
+        }
+    }
+
+    /// The node is no more. Returns the inode and the references to give back to the library.
+    pub(super) fn unbind(&mut self, slot: Slot) -> Option<(u64, u64)> {
+        let bound = self.nodes.remove(&slot)?;
+        let Target::Library(inode) = bound.target else { return None };
+        if self.by_inode.get(&inode) == Some(&slot) {
+            self.by_inode.remove(&inode);
+        }
+        Some((inode, bound.extra + 1))
+    }
+
+    pub(super) fn live(&self, handle: u32) -> Option<Live> {
+        self.live.get(&handle).cloned()
+    }
+
+    pub(super) fn set_live(&mut self, handle: u32, live: Live) {
+        self.live.insert(handle, live);
+    }
+
+    pub(super) fn drop_live(&mut self, handle: u32) -> Option<Live> {
+        self.live.remove(&handle)
+    }
+}
+
+/// The request that is being served.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Current {
+    pub(super) opcode: u32,
+    /// Did an engine that died begin it?
+    pub(super) again: bool,
+}
+
+/// Everything behind the layer's lock.
+pub(crate) struct State {
+    pub(super) ledger: Ledger,
+    pub(super) bindings: Bindings,
+    pub(super) parking: Parking,
+    pub(super) current: Current,
+    /// Is the file system being told what the guest agreed on with an earlier engine?
+    pub(super) replaying_init: bool,
+}
