@@ -128,6 +128,17 @@ impl Broker {
         Response::Done
     }
 
+    pub(crate) fn exchange(&self, name: &str) -> Response {
+        let endpoint = self.endpoints().get(name).cloned();
+        match endpoint {
+            Some(endpoint) => {
+                endpoint.exchange();
+                Response::Done
+            }
+            None => Response::Invalid { message: format!("there is no endpoint {name}") },
+        }
+    }
+
     pub(crate) fn status(&self) -> Status {
         let endpoints = self.all().iter().map(|endpoint| endpoint.status()).collect();
         Status { pid: std::process::id(), endpoints }

@@ -84,6 +84,7 @@ fn answer(broker: &Broker, request: Request) -> Response {
     match request {
         Request::Apply { endpoint } => broker.apply(endpoint),
         Request::Remove { name, force } => broker.remove(&name, force),
+        Request::Exchange { name } => broker.exchange(&name),
         Request::Preflight { source, engine } => broker.preflight(&source, &engine),
         Request::Status => Response::Status(Box::new(broker.status())),
         Request::Hello { .. } => not_greeted(),

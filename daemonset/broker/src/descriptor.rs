@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs, readlink};
 use thiserror::Error;
 
@@ -165,6 +166,17 @@ fn check_memory(fd: BorrowedFd<'_>, layout: &Layout) -> Result<(u64, u64), Unacc
     Ok((stat.st_dev, stat.st_ino))
 }
 
+/// Writes to an eventfd of a VMM. One whose counter is full is heard already, and is not waited for.
+pub(crate) fn ring_bell(bell: &Descriptor) {
+    let mut fds = [PollFd::new(bell, PollFlags::OUT)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+        && let Err(error) = rustix::io::write(bell, &1u64.to_ne_bytes())
+    {
+        tracing::warn!(?bell, %error, "eventfd not written");
+    }
+}
+
 /// A pipe or a socket would let a VMM block whoever writes to it.
 fn check_event(fd: BorrowedFd<'_>) -> Result<(), Unacceptable> {
     let link = Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
@@ -234,6 +246,27 @@ mod tests {
         let (_reader, pipe) = io::pipe().unwrap();
         let refused = admit(Request::SetVringErr { ring: 0, fd: Some(pipe.into()) });
         assert!(matches!(refused, Err(Unacceptable::NotEventFd(_))));
+    }
+
+    #[test]
+    fn a_bell_is_rung_and_a_full_one_is_not_waited_for() {
+        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let reader = event.try_clone().unwrap();
+        let Ok(Request::SetVringCall { fd: Some(bell), .. }) =
+            admit(Request::SetVringCall { ring: 0, fd: Some(event) })
+        else {
+            panic!()
+        };
+        let count = || {
+            let mut count = [0u8; 8];
+            rustix::io::read(&reader, &mut count).unwrap();
+            u64::from_ne_bytes(count)
+        };
+        ring_bell(&bell);
+        assert_eq!(count(), 1);
+        rustix::io::write(&reader, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        ring_bell(&bell);
+        assert_eq!(count(), u64::MAX - 1);
     }
 
     #[test]

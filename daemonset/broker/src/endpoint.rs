@@ -121,8 +121,8 @@ impl Endpoint {
         self.inner().sessions.len()
     }
 
-    /// Makes the endpoint what is asked for. A socket that is in place stays, and so do sessions; they keep
-    /// the engine they have.
+    /// Makes the endpoint what is asked for. A socket that is in place stays, and so do sessions; where the
+    /// configuration is another one, they are handed over to engines of it.
     pub(crate) fn apply(self: &Arc<Self>, spec: Spec, preflight: Preflight) -> Result<(), ListenError> {
         let mut inner = self.inner();
         let stays = inner
@@ -140,7 +140,17 @@ impl Endpoint {
         }
         inner.spec = spec;
         inner.preflight = preflight;
+        for live in inner.sessions.values() {
+            live.post.send(Command::Reconfigure(Box::new(inner.spec.engine.clone())));
+        }
         Ok(())
+    }
+
+    /// Gives every session a new engine.
+    pub(crate) fn exchange(&self) {
+        for live in self.inner().sessions.values() {
+            live.post.send(Command::Exchange);
+        }
     }
 
     fn listen(self: &Arc<Self>, spec: &Spec) -> Result<Listening, ListenError> {
@@ -192,8 +202,9 @@ impl Endpoint {
         for live in inner.sessions.values() {
             let status = live.shared.status();
             totals.add(&status.totals);
-            engines_started += status.engines;
-            if live.shared.view().begun {
+            let view = live.shared.view();
+            engines_started += view.engines_started;
+            if view.begun {
                 sessions.push(status);
             }
         }
@@ -268,7 +279,7 @@ impl Endpoint {
         let Some(live) = inner.sessions.remove(id) else { return };
         let view = live.shared.view().clone();
         inner.ended.add(&live.shared.totals());
-        inner.engines_ended += view.engines;
+        inner.engines_ended += view.engines_started;
         if view.begun {
             inner.sessions_started += 1;
         } else {

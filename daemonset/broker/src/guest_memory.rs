@@ -1,18 +1,19 @@
-//! The one thing the broker reads from guest memory: how far a ring has been served.
+//! What the broker reads from guest memory: how far a ring has been served, and nothing else.
 //!
 //! By `pread` on the region's file, never through a mapping: a file that its VMM shrinks is a short read here,
 //! not a SIGBUS.
 
 use std::io;
 
+use rustix::fs::fstat;
 use rustix::io::pread;
 use thiserror::Error;
 
 use crate::descriptor::Descriptor;
 use crate::record::SessionRecord;
 
-/// Where `idx` lies in a used ring (virtio 1.2, section 2.7.8).
-const USED_IDX: u64 = 2;
+/// Where `idx` lies in a used and in an available ring (virtio 1.2, sections 2.7.8 and 2.7.6).
+const IDX: u64 = 2;
 
 /// Why a ring's position cannot be read.
 #[derive(Debug, Error)]
@@ -27,8 +28,29 @@ pub(crate) enum PositionError {
 
 /// The used index of a ring: every request before it has been answered, none from it on.
 pub(crate) fn used_index(record: &SessionRecord<Descriptor>, ring: usize) -> Result<u16, PositionError> {
-    let address = record.rings[ring].address.ok_or(PositionError::NotMapped(ring))?.used;
-    let at = address.checked_add(USED_IDX).ok_or(PositionError::NotMapped(ring))?;
+    let address = record.rings[ring].address.ok_or(PositionError::NotMapped(ring))?;
+    index_at(record, ring, address.used)
+}
+
+/// Has the guest asked for something that has not been answered?
+pub(crate) fn has_requests(record: &SessionRecord<Descriptor>, ring: usize) -> bool {
+    let Some(address) = record.rings[ring].address else { return false };
+    match (index_at(record, ring, address.available), index_at(record, ring, address.used)) {
+        (Ok(available), Ok(used)) => available != used,
+        _ => false,
+    }
+}
+
+/// Is every file of guest memory still as long as its regions? One that is not is how a VMM makes engines die.
+pub(crate) fn is_whole(record: &SessionRecord<Descriptor>) -> bool {
+    record.regions.iter().all(|region| {
+        let size = fstat(&region.file).map_or(0, |stat| stat.st_size);
+        u64::try_from(size).is_ok_and(|size| region.layout.offset + region.layout.size <= size)
+    })
+}
+
+fn index_at(record: &SessionRecord<Descriptor>, ring: usize, part: u64) -> Result<u16, PositionError> {
+    let at = part.checked_add(IDX).ok_or(PositionError::NotMapped(ring))?;
     let region = record.region_of(at, 2).ok_or(PositionError::NotMapped(ring))?;
     let offset = region.layout.offset + (at - region.layout.user_addr);
     let mut bytes = [0u8; 2];
@@ -84,8 +106,10 @@ mod tests {
         assert!(matches!(used_index(&record, 1), Err(PositionError::NotMapped(1))));
         assert!(matches!(used_index(&record_on(&file, 0x7f00_0000_1fff), 0), Err(PositionError::NotMapped(0))));
         assert!(matches!(used_index(&record_on(&file, u64::MAX), 0), Err(PositionError::NotMapped(0))));
+        assert!(is_whole(&record));
         file.set_len(0x1000).unwrap();
         assert!(matches!(used_index(&record, 0), Err(PositionError::TooShort)));
+        assert!(!is_whole(&record));
     }
 
     #[test]

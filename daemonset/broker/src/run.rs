@@ -1,7 +1,7 @@
 //! The process: from its configuration to its end.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -54,8 +54,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let signals = block_ending_signals()?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     limits::raise_open_files();
-    let engine = config.engine.canonicalize();
-    let engine = engine.map_err(|error| RunError::Engine { path: config.engine.clone(), error })?;
+    let engine = find_engine(&config.engine)?;
     let runtime_dir = RuntimeDir::take(&config.runtime_dir)?;
     let population = Arc::new(Population::default());
     let spawner = Spawner::start(engine, population.clone())?;
@@ -70,6 +69,13 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     control.unlink();
     broker.shut_down();
     Ok(())
+}
+
+/// The path is kept as it is: what lies there when an engine is started is what is started, so that a new binary
+/// is in force as soon as it is in place.
+fn find_engine(path: &Path) -> Result<PathBuf, RunError> {
+    let found = path.metadata().and_then(|_| std::path::absolute(path));
+    found.map_err(|error| RunError::Engine { path: path.into(), error })
 }
 
 /// Blocked before the first thread starts, so that they reach the one that waits for them and no other.

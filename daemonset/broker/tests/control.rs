@@ -11,7 +11,7 @@ use std::path::Path;
 
 use common::{Broker, boot, read_hello, runs, until};
 use virtiofs_contract::channel::FramedStream;
-use virtiofs_contract::config::{Access, CachePolicy, EngineConfig};
+use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::control::{Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 
@@ -62,21 +62,6 @@ fn a_socket_that_someone_deleted_comes_back() {
     fs::remove_file(&endpoint.socket.path).unwrap();
     broker.control().apply(&endpoint).unwrap();
     assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
-}
-
-#[test]
-fn a_new_configuration_is_for_new_sessions() {
-    let broker = Broker::start();
-    let mut endpoint = broker.share("data");
-    let first = boot(&endpoint);
-    endpoint.engine.cache = CachePolicy::Never;
-    broker.control().apply(&endpoint).unwrap();
-    let second = boot(&endpoint);
-    until("both have engines", || broker.status_of("data").sessions.iter().all(|session| session.engine_pid.is_some()));
-    let caches: Vec<CachePolicy> =
-        broker.status_of("data").sessions.iter().map(|session| session.engine.cache).collect();
-    assert_eq!(caches, [CachePolicy::Auto, CachePolicy::Never]);
-    drop((first, second));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Broker, boot, read_hello, runs, until};
+use common::{Broker, boot, read_hello, runs, threads_stand_still, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::{Guest, GuestConfig};
@@ -82,27 +82,6 @@ fn a_session_whose_engine_could_not_start_heals() {
 }
 
 #[test]
-fn a_vmm_never_sees_its_engine_die() {
-    let broker = Broker::start();
-    let endpoint = broker.share("data");
-    let guest = boot(&endpoint);
-    let other = boot(&endpoint);
-    read_hello(&guest);
-    let first = || broker.status_of("data").sessions.remove(0);
-    until("the first guest's engine is known", || first().engine_pid.is_some());
-    let engine = first().engine_pid.unwrap();
-    kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
-    until("the session knows", || first().state == SessionState::Failed);
-    let session = first();
-    let finding = session.finding.unwrap();
-    assert!(finding.message.contains("SIGKILL"), "{finding}");
-    assert_eq!(session.engine_pid, None);
-    let used = guest.queues()[1].ring_state().unwrap().used;
-    assert_eq!(guest.pause().unwrap()[1], used);
-    assert_eq!(read_hello(&other), "from the host\n");
-}
-
-#[test]
 fn an_engine_that_does_not_come_to_rest_is_given_up_and_the_vmm_is_answered() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
@@ -112,17 +91,11 @@ fn an_engine_that_does_not_come_to_rest_is_given_up_and_the_vmm_is_answered() {
     kill(Pid::from_raw(engine as i32), Signal::SIGSTOP).unwrap();
     until("all its threads stand still", || threads_stand_still(engine));
     let used = guest.queues()[1].ring_state().unwrap().used;
-    assert_eq!(guest.pause().unwrap()[1], used);
-    let session = broker.until_state("data", SessionState::Failed);
-    assert!(session.finding.unwrap().message.contains("given up"));
+    let bases = guest.pause().unwrap();
+    assert_eq!(bases[1], used);
     until("the engine is gone", || !runs(engine));
-}
-
-fn threads_stand_still(pid: u32) -> bool {
-    fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|thread| {
-        let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
-        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
-    })
+    guest.resume(bases).unwrap();
+    assert_eq!(read_hello(&guest), "from the host\n");
 }
 
 fn connect(broker: &Broker) -> Connection {
@@ -215,6 +188,20 @@ fn garbage_and_half_messages_are_refused() {
     assert!(start.elapsed() < Duration::from_secs(4), "half a header held the broker up");
     drop(half);
     until("all of them are counted", || broker.status_of("data").refused_connections == 4);
+}
+
+#[test]
+fn a_vmm_that_cuts_its_memory_short_loses_its_session_only() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let other = boot(&endpoint);
+    let guest = boot(&endpoint);
+    guest.memory().truncate(0).unwrap();
+    for queue in guest.queues() {
+        queue.kick().unwrap();
+    }
+    until("its session is over", || broker.status_of("data").sessions.len() == 1);
+    assert_eq!(read_hello(&other), "from the host\n");
 }
 
 #[test]

@@ -54,7 +54,8 @@ fn every_guest_has_its_own_engine_and_leaves_nothing_behind() {
         until("the sessions are over", || broker.status_of("data").sessions.is_empty());
         until("the engines are gone", || !engines.iter().any(|pid| runs(*pid)));
         let status = broker.status_of("data");
-        assert_eq!((status.sessions_started, status.engines_started), (3 * round, 3 * round));
+        assert_eq!(status.sessions_started, 3 * round);
+        assert!(status.engines_started >= 3 * round);
     }
     until("nothing is left of them", || {
         Holdings::of_tree(broker.pid() as i32).unwrap().leaked_since(&before).is_empty()

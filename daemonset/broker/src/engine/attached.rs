@@ -12,7 +12,7 @@ use crate::descriptor::Descriptor;
 use crate::guest_memory::{position, used_index};
 use crate::poll::{Interest, wait_readable};
 use crate::record::SessionRecord;
-use crate::record::plan::{RingEvent, RingStart, Step, Told, plan};
+use crate::record::plan::{RingEvent, RingStart, Step, Told, is_before_rings, plan};
 use crate::session::journal::{Journal, JournalError};
 use crate::vhost_user::codec::Request;
 use crate::vhost_user::front_end::FrontEndError;
@@ -28,8 +28,8 @@ pub(crate) enum AttachError {
     FrontEnd(#[from] FrontEndError),
     #[error("control channel: {0}")]
     Control(#[from] ChannelError),
-    #[error("no answer on the control channel within {0:?}")]
-    Silent(Duration),
+    #[error("a ring did not come to rest within {0:?}: a request is stuck in the source")]
+    Restless(Duration),
     #[error("the engine lacks features {features:#x} and protocol features {protocol:#x}")]
     Features { features: u64, protocol: u64 },
     #[error("{0}")]
@@ -43,11 +43,13 @@ pub(crate) enum AttachError {
 pub(crate) struct Attached {
     pub(crate) engine: Engine,
     told: Told<Descriptor>,
+    /// Resumes that the engine has not acknowledged yet.
+    resuming: u32,
 }
 
 impl Attached {
     pub(crate) fn new(engine: Engine) -> Self {
-        Attached { engine, told: Told::default() }
+        Attached { engine, told: Told::default(), resuming: 0 }
     }
 
     /// Tells the engine whatever it does not know yet. A new engine is taken through the whole handshake by
@@ -64,13 +66,56 @@ impl Attached {
         Ok(())
     }
 
+    /// Tells a new engine whatever it can know before it serves, while another one still does.
+    pub(crate) fn prepare(
+        &mut self,
+        record: &mut SessionRecord<Descriptor>,
+        journal: &mut Journal,
+    ) -> Result<(), AttachError> {
+        for step in plan(&self.told, record).into_iter().take_while(is_before_rings) {
+            self.carry_out(&step, record, journal)?;
+            self.told.note(&step);
+        }
+        Ok(())
+    }
+
+    /// Brings the engine to rest and its rings out of its hands: it hears no kick any more, so a successor can
+    /// have them. [`Attached::take_back`] undoes it.
+    pub(crate) fn let_go(&mut self, longest: Duration) -> Result<(), AttachError> {
+        self.quiesce(longest)?;
+        for ring in self.told.running().collect::<Vec<_>>() {
+            self.engine.front_end.ask(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })?;
+            self.told.note(&Step::Stop(ring));
+        }
+        Ok(())
+    }
+
+    /// Serves again after [`Attached::let_go`], or after an attempt at it that took too long. The rings that
+    /// have come to rest go on; one whose request is stuck goes on when that ends.
+    pub(crate) fn take_back(
+        &mut self,
+        record: &mut SessionRecord<Descriptor>,
+        journal: &mut Journal,
+    ) -> Result<(), AttachError> {
+        self.resume()?;
+        self.bring_into_line(record, journal)
+    }
+
+    /// Takes what the engine says unasked: the late end of an attempt to bring it to rest.
+    pub(crate) fn overhear(&mut self) -> Result<(), AttachError> {
+        let (message, _) = self.engine.control.receive::<FromEngine>()?;
+        tracing::debug!(?message, engine_pid = self.engine.process.pid(), "late answer of the engine");
+        self.note_word(&message);
+        Ok(())
+    }
+
     /// Has this engine been told to serve a ring?
     pub(crate) fn serves(&self) -> bool {
         self.told.running().next().is_some()
     }
 
     fn carry_out(
-        &self,
+        &mut self,
         step: &Step<Descriptor>,
         record: &mut SessionRecord<Descriptor>,
         journal: &mut Journal,
@@ -139,12 +184,12 @@ impl Attached {
 
     /// Stops a ring at a request boundary and notes where. The other rings rest meanwhile and then go on.
     fn stop_ring(
-        &self,
+        &mut self,
         ring: usize,
         record: &mut SessionRecord<Descriptor>,
         journal: &mut Journal,
     ) -> Result<(), AttachError> {
-        self.quiesce()?;
+        self.quiesce(QUIESCE_DEADLINE)?;
         let engine = self.engine.front_end.ask(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })? as u16;
         let used = used_index(record, ring).ok();
         let it = &mut record.rings[ring];
@@ -153,12 +198,16 @@ impl Attached {
         self.resume()
     }
 
-    fn quiesce(&self) -> Result<(), AttachError> {
+    /// Brings all rings to rest. What an earlier attempt left unsaid is heard out first: a ring that rested
+    /// then, and has gone on since, must not count as resting now.
+    fn quiesce(&mut self, longest: Duration) -> Result<(), AttachError> {
+        let end = Instant::now() + longest;
+        self.hear_resumed(end)?;
         self.engine.control.send(&ToEngine::Quiesce, &[])?;
-        let end = Instant::now() + QUIESCE_DEADLINE;
         let mut resting = [false; QUEUES];
         while !resting.iter().all(|ring| *ring) {
-            if let FromEngine::Quiesced { ring } = self.hear(end)?
+            let heard = self.hear(end)?.ok_or(AttachError::Restless(longest))?;
+            if let FromEngine::Quiesced { ring } = heard
                 && let Some(resting) = resting.get_mut(usize::from(ring))
             {
                 *resting = true;
@@ -167,19 +216,35 @@ impl Attached {
         Ok(())
     }
 
-    fn resume(&self) -> Result<(), AttachError> {
+    fn resume(&mut self) -> Result<(), AttachError> {
         self.engine.control.send(&ToEngine::Resume, &[])?;
-        let end = Instant::now() + QUIESCE_DEADLINE;
-        while self.hear(end)? != FromEngine::Resumed {}
+        self.resuming += 1;
         Ok(())
     }
 
-    fn hear(&self, end: Instant) -> Result<FromEngine, AttachError> {
+    fn hear_resumed(&mut self, end: Instant) -> Result<(), AttachError> {
+        let begin = Instant::now();
+        while self.resuming > 0 {
+            self.hear(end)?.ok_or_else(|| AttachError::Restless(begin.elapsed()))?;
+        }
+        Ok(())
+    }
+
+    /// The engine's next word, if it comes in time.
+    fn hear(&mut self, end: Instant) -> Result<Option<FromEngine>, AttachError> {
         let [spoke] = wait_readable(&[Interest::of(&self.engine.control)], Some(end))?;
         if !spoke {
-            return Err(AttachError::Silent(QUIESCE_DEADLINE));
+            return Ok(None);
         }
-        Ok(self.engine.control.receive::<FromEngine>()?.0)
+        let (message, _) = self.engine.control.receive::<FromEngine>()?;
+        self.note_word(&message);
+        Ok(Some(message))
+    }
+
+    fn note_word(&mut self, message: &FromEngine) {
+        if *message == FromEngine::Resumed {
+            self.resuming = self.resuming.saturating_sub(1);
+        }
     }
 }
 

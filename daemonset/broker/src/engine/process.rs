@@ -9,15 +9,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
-use virtiofs_contract::engine::CONTROL_FD;
+use virtiofs_contract::engine::{CONTROL_FD, Predecessor};
 
 use crate::poll::{Interest, wait_readable};
 
 /// Flag of a thread that runs no more user code (`PF_EXITING` of linux/sched.h).
 const PF_EXITING: u64 = 0x4;
+
+const SIGKILL: u64 = libc::SIGKILL as u64;
 
 /// How often the threads of a killed engine are looked at.
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
@@ -108,7 +111,9 @@ fn spawn(engine: &Path, control: &OwnedFd, output: OwnedFd, population: &Arc<Pop
     let pidfd =
         Pid::from_raw(pid as i32).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
     match pidfd {
-        Ok(pidfd) => Ok(EngineProcess { pid, pidfd: Some(pidfd), population: population.clone() }),
+        Ok(pidfd) => {
+            Ok(EngineProcess { pid, pidfd: Some(pidfd), threads: Default::default(), population: population.clone() })
+        }
         Err(errno) => {
             let mut child = child;
             let _ = child.kill();
@@ -149,6 +154,8 @@ pub(crate) struct EngineProcess {
     pid: u32,
     /// Gone once the process has been handed to whoever reaps it.
     pidfd: Option<OwnedFd>,
+    /// Two of its threads.
+    threads: [Option<OwnedFd>; 2],
     population: Arc<Population>,
 }
 
@@ -161,6 +168,38 @@ impl EngineProcess {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
+    /// Begins to watch two of its threads. The process's own descriptor speaks only after the teardown of the
+    /// guest's memory, done by whichever thread ends last (80 ms at 4 GiB); of two threads one is not the last.
+    /// A kernel before 6.9 has no such descriptors: the death is then noticed late.
+    pub(crate) fn watch_threads(&mut self) {
+        let Ok(entries) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else { return };
+        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let others = numbers.filter(|thread| *thread != self.pid).filter_map(thread_fd);
+        for (slot, fd) in self.threads.iter_mut().zip(others) {
+            *slot = Some(fd);
+        }
+    }
+
+    /// Descriptors of which one becomes readable when it dies.
+    pub(crate) fn death_signs(&self) -> [Option<BorrowedFd<'_>>; 3] {
+        let [one, other] = &self.threads;
+        [self.pidfd(), one.as_ref().map(AsFd::as_fd), other.as_ref().map(AsFd::as_fd)]
+    }
+
+    /// How it came to its end. To be asked once no thread runs any more.
+    pub(crate) fn fate(&self) -> Predecessor {
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
+        for _ in 0..10 {
+            match stat().as_deref().and_then(exit_code_of) {
+                Some(code) if code & 0x7f == SIGKILL => return Predecessor::Killed,
+                // It is written just after the flag that says a thread is exiting.
+                Some(0) => thread::sleep(LOOK_AGAIN),
+                _ => break,
+            }
+        }
+        Predecessor::Faulted
+    }
+
     /// Sends SIGKILL and waits until no thread of the process runs user code or can begin a system call. What
     /// follows, the teardown of its mappings, takes longer the more memory the guest has, and is not waited
     /// for.
@@ -170,13 +209,18 @@ impl EngineProcess {
     pub(crate) fn stop_for_good(&self, longest: Duration) -> Result<(), Duration> {
         self.kill();
         let end = Instant::now() + longest;
-        while !all_threads_exiting(self.pid) {
+        while !self.is_over() {
             if Instant::now() >= end {
                 return Err(longest);
             }
             thread::sleep(LOOK_AGAIN);
         }
         Ok(())
+    }
+
+    /// Does no thread of it run user code any more?
+    pub(crate) fn is_over(&self) -> bool {
+        all_threads_exiting(self.pid)
     }
 
     /// How it ended, if it has within this time.
@@ -234,9 +278,25 @@ fn all_threads_exiting(pid: u32) -> bool {
     })
 }
 
-/// Field 9 of proc_pid_stat(5); the command name before it may hold spaces and brackets.
+/// `PIDFD_THREAD` of linux/pidfd.h, which is `O_EXCL`.
+fn thread_fd(thread: u32) -> Option<OwnedFd> {
+    let flags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
+    pidfd_open(Pid::from_raw(i32::try_from(thread).ok()?)?, flags).ok()
+}
+
+/// Field 9 of proc_pid_stat(5).
 fn flags_of(stat: &str) -> Option<u64> {
-    stat.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse().ok()
+    stat_field(stat, 9)
+}
+
+/// Field 52 of proc_pid_stat(5), as waitpid(2) would give it.
+fn exit_code_of(stat: &str) -> Option<u64> {
+    stat_field(stat, 52)
+}
+
+/// Fields from 3 on; the command name, which is the second, may hold spaces and brackets.
+fn stat_field(stat: &str, number: usize) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(number - 3)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::engine::{FromEngine, ToEngine};
+use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 
 use super::finding;
@@ -21,6 +21,8 @@ use super::log::{self, EngineLog};
 use super::process::{EngineProcess, Spawner};
 use super::source::{Reserved, open_source};
 use crate::poll::{Interest, wait_readable};
+use crate::session::estate::Estate;
+use crate::session::parking::Attendant;
 use crate::vhost_user::front_end::FrontEnd;
 
 /// How long an engine may take until it is ready, or a trial until it is over: sandbox, trying file handles on
@@ -42,6 +44,9 @@ pub(crate) struct Engine {
     pub(crate) log: EngineLog,
     pub(crate) config: EngineConfig,
     pub(crate) preflight: Preflight,
+    /// [`Job::epoch`].
+    pub(crate) epoch: u64,
+    pub(crate) parking: Attendant,
 }
 
 /// What an engine is to be started for.
@@ -52,6 +57,10 @@ pub(crate) struct Job {
     /// Canonical path of the directory.
     pub(crate) source: PathBuf,
     pub(crate) config: EngineConfig,
+    /// Which wish of the session's this engine fulfils; a later one makes it out of date.
+    pub(crate) epoch: u64,
+    /// How the engine before it came to its end.
+    pub(crate) predecessor: Predecessor,
 }
 
 /// Starts engines.
@@ -79,15 +88,27 @@ impl Starter {
     }
 
     /// Starts an engine. Blocks as long as the source does: to be called from a thread that may.
-    pub(crate) fn start(&self, job: &Job, counters: &OwnedFd) -> Result<Engine, Finding> {
+    pub(crate) fn start(&self, job: &Job, estate: &Estate) -> Result<Engine, Finding> {
         let source = open_source(&job.source, &self.reserved)?;
         let (listener, connection) = self.connected_pair().map_err(|error| not_started(&error))?;
-        let first = ToEngine::Start { version: VERSION, session: job.session.clone(), config: job.config.clone() };
-        let mut begun = self.begin(&first, &[source.as_fd(), listener.as_fd(), counters.as_fd()])?;
+        let (lot, parking) = bounded_pair().map_err(|error| not_started(&error))?;
+        let first = ToEngine::Start {
+            version: VERSION,
+            session: job.session.clone(),
+            config: job.config.clone(),
+            predecessor: job.predecessor,
+        };
+        let fds =
+            [source.as_fd(), listener.as_fd(), estate.counter_page.as_fd(), estate.ledger.as_fd(), parking.as_fd()];
+        let mut begun = self.begin(&first, &fds)?;
+        // The engine has its end; were ours left open, the attendant would never see the engine go.
+        drop(parking);
+        let parking = Attendant::start(estate.parking.clone(), lot).map_err(|error| not_started(&error))?;
         let preflight = begun.verdict(&job.session)?;
         let front_end = FrontEnd::new(connection, MESSAGE_DEADLINE).map_err(|error| not_started(&error))?;
         let Begun { process, control, log } = begun;
-        Ok(Engine { process, control, front_end, log, config: job.config.clone(), preflight })
+        let (config, epoch) = (job.config.clone(), job.epoch);
+        Ok(Engine { process, control, front_end, log, config, preflight, epoch, parking })
     }
 
     /// Tries a configuration on a source. A source that hangs costs the caller [`START_DEADLINE`] once, and
@@ -122,10 +143,7 @@ impl Starter {
     }
 
     fn begin(&self, first: &ToEngine, fds: &[BorrowedFd<'_>]) -> Result<Begun, Finding> {
-        let (ours, theirs) = PacketChannel::pair().map_err(|error| not_started(&error))?;
-        // What is sent later is small; an engine that reads nothing must not hold a session up for ever.
-        rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, Some(MESSAGE_DEADLINE))
-            .map_err(|errno| not_started(&errno.into()))?;
+        let (ours, theirs) = bounded_pair().map_err(|error| not_started(&error))?;
         let (log, output) = log::pipe().map_err(|error| not_started(&error))?;
         let process = self.spawner.spawn(theirs.into(), output).map_err(|error| not_started(&error))?;
         let mut begun = Begun { process, control: ours, log };
@@ -148,12 +166,25 @@ impl Starter {
     }
 }
 
+/// A channel to an engine. What is sent there is small: an engine that reads nothing must not hold us up for ever.
+fn bounded_pair() -> io::Result<(PacketChannel, PacketChannel)> {
+    let (ours, theirs) = PacketChannel::pair()?;
+    rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, Some(MESSAGE_DEADLINE))?;
+    Ok((ours, theirs))
+}
+
 impl Engine {
     /// The finding for this engine's end.
     pub(crate) fn last_words(&mut self, session: &str) -> Finding {
         let ended = self.process.ended_within(LAST_WORDS);
         self.log.drain(session);
         died(&self.process, &self.log, ended)
+    }
+
+    /// What this engine printed last, as the end of a sentence. Nothing is waited for.
+    pub(crate) fn parting_words(&mut self, session: &str) -> String {
+        self.log.drain(session);
+        words(&self.log)
     }
 }
 
@@ -201,15 +232,19 @@ impl Begun {
 /// The finding for an engine that is gone.
 fn died(process: &EngineProcess, log: &EngineLog, ended: Option<String>) -> Finding {
     let how = ended.unwrap_or_else(|| "it closed its control channel".into());
-    let words = match log.last_line() {
-        "" => String::new(),
-        line => format!("; its last words: {line}"),
-    };
+    let words = words(log);
     finding(
         Reason::EngineFailed,
         format!("the engine (process {}) is gone: {how}{words}", process.pid()),
         "see the engine's log lines above",
     )
+}
+
+fn words(log: &EngineLog) -> String {
+    match log.last_line() {
+        "" => String::new(),
+        line => format!("; its last words: {line}"),
+    }
 }
 
 fn not_started(error: &io::Error) -> Finding {

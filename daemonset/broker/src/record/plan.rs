@@ -96,10 +96,9 @@ pub(crate) fn plan<F: Clone + PartialEq>(told: &Told<F>, record: &SessionRecord<
     steps
 }
 
-/// The part of [`plan`] that a new engine can be told while another one still serves the rings.
-#[cfg(test)]
+/// Can a new engine be told this while another one still serves the rings?
 pub(crate) fn is_before_rings<F>(step: &Step<F>) -> bool {
-    !matches!(step, Step::Start { .. } | Step::Enable { .. } | Step::Event { .. } | Step::Stop(_))
+    matches!(step, Step::Introduce | Step::Features(_) | Step::Memory(_) | Step::AddRegion(_) | Step::RemoveRegion(_))
 }
 
 fn wanted<F: Clone>(record: &SessionRecord<F>, ring: usize) -> Option<RingStart<F>> {

@@ -4,27 +4,26 @@
 //! engine is brought into line with the record and the VMM is answered. Where there is no engine the VMM is
 //! answered all the same: it must never see an error or a close that is not its own doing.
 
+mod engines;
+pub(crate) mod estate;
 pub(crate) mod journal;
-pub(crate) mod policy;
+pub(crate) mod parking;
+mod policy;
 pub(crate) mod shared;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::SessionState;
-use virtiofs_contract::engine::FromEngine;
-use virtiofs_contract::preflight::{Finding, Reason};
+use virtiofs_contract::preflight::Finding;
 
 use crate::descriptor::{Descriptor, Numbering, Unacceptable};
-use crate::engine::attached::Attached;
-use crate::engine::finding;
-use crate::engine::start::{Engine, Job, START_DEADLINE, Starter, hung};
-use crate::guest_memory::{position, used_index};
+use crate::engine::start::{Engine, Starter};
+use crate::guest_memory::{is_whole, position, used_index};
 use crate::mailbox::{Mailbox, Post};
 use crate::poll::{Interest, wait_readable};
 use crate::record::SessionRecord;
@@ -32,21 +31,22 @@ use crate::record::transition::{Answer, Violation, apply};
 use crate::vhost_user::codec::{Reply, ReplyValue};
 use crate::vhost_user::offer;
 use crate::vhost_user::socket::{ConnectionError, VmmSocket};
+use engines::{Deeds, Engines};
 use journal::{Journal, JournalError};
-use policy::Next;
 use shared::Shared;
 
 /// How long a connection may stay silent before its first message. VMMs speak at once.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
-
-/// How long a killed engine may take until none of its threads can touch a ring.
-const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A command to a session's thread.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// An engine that was ordered is ready, or cannot be.
     EngineStarted(Box<Result<Engine, Finding>>),
+    /// Engines are to be like this from now on, the one that serves included.
+    Reconfigure(Box<EngineConfig>),
+    /// The engine that serves is to be replaced by a new one.
+    Exchange,
     /// End the session.
     End,
 }
@@ -68,6 +68,8 @@ pub(crate) enum End {
     Descriptor(#[from] Unacceptable),
     #[error("{0}")]
     Journal(#[from] JournalError),
+    #[error("a file of guest memory has become shorter than the VMM said, which kills engines")]
+    MemoryCut,
     #[error("poll: {0}")]
     Poll(#[from] io::Error),
 }
@@ -90,19 +92,6 @@ pub(crate) struct Service {
     pub(crate) config: EngineConfig,
 }
 
-/// The engine of a session, or why there is none.
-#[derive(Debug)]
-enum Slot {
-    /// The VMM has not spoken yet.
-    Unwanted,
-    /// Ordered; overdue from then on.
-    Starting { until: Instant, overdue: Option<Finding> },
-    /// It serves, or will once the VMM starts a ring.
-    Attached(Box<Attached>),
-    /// There is none.
-    Failed { finding: Finding, try_again: Option<Instant> },
-}
-
 /// One VMM's session.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -110,23 +99,11 @@ pub(crate) struct Session {
     record: SessionRecord<Descriptor>,
     numbering: Numbering,
     journal: Journal,
-    slot: Slot,
-    failures: u32,
-    ring_started: bool,
+    engines: Engines,
+    has_served: bool,
     first_message_by: Option<Instant>,
     mailbox: Mailbox<Command>,
-    post: Post<Command>,
-    service: Service,
     shared: Arc<Shared>,
-}
-
-/// Which descriptors have something.
-struct Ready {
-    mail: bool,
-    log: bool,
-    control: bool,
-    gone: bool,
-    vmm: bool,
 }
 
 impl Session {
@@ -141,13 +118,10 @@ impl Session {
             record: SessionRecord::default(),
             numbering: Numbering::default(),
             journal: Journal::create(&shared.id, &service.endpoint)?,
-            slot: Slot::Unwanted,
-            failures: 0,
-            ring_started: false,
+            engines: Engines::new(shared.id.clone(), service, shared.estate.clone(), post),
+            has_served: false,
             first_message_by: Some(Instant::now() + FIRST_MESSAGE),
             mailbox,
-            post,
-            service,
             shared,
         })
     }
@@ -167,84 +141,53 @@ impl Session {
     }
 
     fn turn(&mut self) -> Result<(), End> {
-        let ready = self.wait()?;
-        if ready.mail {
-            self.open_mail()?;
-        }
-        if ready.log {
-            self.drain_log();
-        }
-        if ready.gone || ready.control {
-            self.hear_engine(ready.gone);
-        }
-        if ready.vmm {
-            self.vmm_message()?;
-        }
-        self.look_at_the_clock()
-    }
-
-    fn wait(&self) -> io::Result<Ready> {
-        let engine = self.attached().map(|attached| &attached.engine);
-        let log = engine.and_then(|engine| engine.log.fd());
-        let pidfd = engine.and_then(|engine| engine.process.pidfd());
-        let interests = [
-            Interest::of(&self.mailbox),
-            Interest::maybe(log.as_ref()),
-            Interest::maybe(engine.map(|engine| &engine.control)),
-            Interest::maybe(pidfd.as_ref()),
-            Interest::of(&self.vmm),
-        ];
-        let [mail, log, control, gone, vmm] = wait_readable(&interests, self.next_deadline())?;
-        Ok(Ready { mail, log, control, gone, vmm })
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        let slot = match &self.slot {
-            Slot::Starting { until, overdue: None } => Some(*until),
-            Slot::Failed { try_again, .. } => *try_again,
-            _ => None,
-        };
-        [slot, self.first_message_by].into_iter().flatten().min()
-    }
-
-    fn look_at_the_clock(&mut self) -> Result<(), End> {
-        let now = Instant::now();
-        if self.first_message_by.is_some_and(|by| by <= now) {
+        let (mail, vmm, engines) = self.wait()?;
+        if self.first_message_by.is_some_and(|by| by <= Instant::now()) {
             return Err(End::Silent(FIRST_MESSAGE));
         }
-        match &mut self.slot {
-            Slot::Starting { until, overdue: overdue @ None } if *until <= now => {
-                let late = hung(&self.service.source);
-                tracing::warn!(session = self.shared.id, finding = %late, "engine overdue");
-                *overdue = Some(late);
-            }
-            Slot::Failed { try_again: Some(at), .. } if *at <= now => self.order_engine(),
-            _ => {}
+        self.with_engines(|known, deeds| known.hear(&engines, deeds));
+        if self.engines.is_recovering() && !is_whole(&self.record) {
+            return Err(End::MemoryCut);
+        }
+        if mail {
+            self.open_mail()?;
+        }
+        if vmm {
+            self.vmm_message()?;
+        }
+        if self.first_message_by.is_none() {
+            self.with_engines(Engines::act);
         }
         Ok(())
+    }
+
+    /// Waits for mail, the VMM, or the engines. A VMM that would have to be answered without an engine, while
+    /// one is about to be there, is left waiting for it.
+    fn wait(&self) -> io::Result<(bool, bool, [bool; 10])> {
+        let vmm = Some(&self.vmm).filter(|_| !self.engines.is_recovering());
+        let engines = self.engines.interests();
+        let [e0, e1, e2, e3, e4, e5, e6, e7, e8, e9] = engines.each_ref().map(|fd| Interest::maybe(fd.as_ref()));
+        let interests = [Interest::of(&self.mailbox), Interest::maybe(vmm), e0, e1, e2, e3, e4, e5, e6, e7, e8, e9];
+        let deadline = [self.engines.next_deadline(), self.first_message_by].into_iter().flatten().min();
+        let [mail, vmm, engines @ ..] = wait_readable(&interests, deadline)?;
+        Ok((mail, vmm, engines))
+    }
+
+    fn with_engines<T>(&mut self, act: impl FnOnce(&mut Engines, &mut Deeds<'_>) -> T) -> T {
+        act(&mut self.engines, &mut Deeds { record: &mut self.record, journal: &mut self.journal })
     }
 
     fn open_mail(&mut self) -> Result<(), End> {
         for command in self.mailbox.take() {
             match command {
                 Command::End => return Err(End::Asked),
-                Command::EngineStarted(result) => match *result {
-                    Ok(engine) => self.attach(engine),
-                    Err(finding) => self.without_engine(finding),
-                },
+                Command::EngineStarted(result) => self.with_engines(|engines, deeds| engines.arrived(*result, deeds)),
+                Command::Reconfigure(config) => self.engines.reconfigure(*config),
+                Command::Exchange => self.engines.renew(),
             }
         }
         Ok(())
     }
-
-    fn attached(&self) -> Option<&Attached> {
-        match &self.slot {
-            Slot::Attached(attached) => Some(attached),
-            _ => None,
-        }
-    }
-
-    // The VMM.
 
     fn vmm_message(&mut self) -> Result<(), End> {
         let peeked = self.vmm.peek()?;
@@ -256,7 +199,8 @@ impl Session {
         self.journal.write(&self.record)?;
         self.vmm.consume(length)?;
         self.begin();
-        self.bring_into_line();
+        self.with_engines(Engines::bring_into_line);
+        self.settle_stopped_rings();
         // Who has the answer finds the state that goes with it.
         self.publish();
         self.answer(answer)
@@ -277,55 +221,12 @@ impl Session {
         if self.first_message_by.take().is_some() {
             self.shared.view().begun = true;
             tracing::info!(session = self.shared.id, vmm_pid = self.shared.vmm_pid(), "session began");
-            self.order_engine();
         }
-    }
-
-    // The engine.
-
-    /// Orders an engine. It is made by a thread of its own, because a source may hang; when it is ready, or
-    /// cannot be, it comes by mail.
-    fn order_engine(&mut self) {
-        let job = Job {
-            session: self.shared.id.clone(),
-            source: self.service.source.clone(),
-            config: self.service.config.clone(),
-        };
-        let (starter, shared, post) = (self.service.starter.clone(), self.shared.clone(), self.post.clone());
-        self.slot = Slot::Starting { until: Instant::now() + START_DEADLINE, overdue: None };
-        let maker = thread::Builder::new().name("engine-start".into()).spawn(move || {
-            let result = starter.start(&job, &shared.counter_page);
-            post.send(Command::EngineStarted(Box::new(result)));
-        });
-        if let Err(error) = maker {
-            self.without_engine(finding(
-                Reason::EngineFailed,
-                format!("no thread to start an engine with: {error}"),
-                "raise the broker's limit of processes",
-            ));
-        }
-    }
-
-    fn attach(&mut self, engine: Engine) {
-        tracing::info!(session = self.shared.id, engine_pid = engine.process.pid(), "engine ready");
-        self.shared.view().engines += 1;
-        self.slot = Slot::Attached(Box::new(Attached::new(engine)));
-        self.bring_into_line();
-    }
-
-    fn bring_into_line(&mut self) {
-        if let Slot::Attached(attached) = &mut self.slot
-            && let Err(error) = attached.bring_into_line(&mut self.record, &mut self.journal)
-        {
-            let pid = attached.engine.process.pid();
-            self.lose_engine(&format!("the engine (process {pid}) was given up: {error}"));
-        }
-        self.settle_stopped_rings();
     }
 
     /// Where no engine stopped a ring, its used index says where it stopped.
     fn settle_stopped_rings(&mut self) {
-        if self.attached().is_some() {
+        if self.engines.serving().is_some() {
             return;
         }
         for ring in 0..self.record.rings.len() {
@@ -338,83 +239,34 @@ impl Session {
         }
     }
 
-    fn drain_log(&mut self) {
-        if let Slot::Attached(attached) = &mut self.slot {
-            attached.engine.log.drain(&self.shared.id);
-        }
-    }
-
-    /// An engine says nothing unasked, except by ending.
-    fn hear_engine(&mut self, gone: bool) {
-        let Slot::Attached(attached) = &mut self.slot else { return };
-        let heard = if gone { None } else { attached.engine.control.receive::<FromEngine>().ok() };
-        match heard {
-            Some((message, _)) => tracing::debug!(session = self.shared.id, ?message, "late answer of the engine"),
-            None => {
-                let finding = attached.engine.last_words(&self.shared.id);
-                self.lose_engine(&finding.message);
-            }
-        }
-    }
-
-    /// Lets go of an engine, for certain: no thread of it may touch a ring once this returns.
-    fn lose_engine(&mut self, why: &str) {
-        let remedy = "see the engine's log lines above; a guest that used it must be restarted";
-        let mut finding = finding(Reason::EngineFailed, why, remedy);
-        if let Some(Err(waited)) = self.attached().map(|attached| attached.engine.process.stop_for_good(KILL_DEADLINE))
-        {
-            finding.message = format!("{}; it is stuck in a system call for more than {waited:?}", finding.message);
-        }
-        self.without_engine(finding);
-    }
-
-    /// The session goes on without an engine. What follows is decided by [`policy`].
-    fn without_engine(&mut self, finding: Finding) {
-        self.failures += 1;
-        let served = self.record.rings.iter().any(|ring| ring.served);
-        let try_again = match policy::after_failure(self.failures, served) {
-            Next::TryAfter(pause) => Some(Instant::now() + pause),
-            Next::Rest => None,
-        };
-        tracing::error!(session = self.shared.id, %finding, tried_again = try_again.is_some(), "no engine");
-        self.slot = Slot::Failed { finding, try_again };
-    }
-
-    // What others see.
-
     fn state(&self) -> SessionState {
         let started = (0..self.record.rings.len()).any(|ring| self.record.servable(ring));
-        match &self.slot {
-            Slot::Failed { .. } | Slot::Starting { overdue: Some(_), .. } => SessionState::Failed,
-            Slot::Attached(attached) if attached.serves() => SessionState::Serving,
-            _ if self.ring_started && !started => SessionState::Stopped,
+        match self.engines.serving() {
+            None if self.engines.trouble().is_some() => SessionState::Failed,
+            Some(engine) if engine.serves() => SessionState::Serving,
+            _ if self.has_served && !started => SessionState::Stopped,
             _ => SessionState::Connecting,
         }
     }
 
     fn publish(&mut self) {
         let state = self.state();
-        self.ring_started |= state == SessionState::Serving;
-        if state == SessionState::Serving {
-            self.failures = 0;
-        }
+        self.has_served |= state == SessionState::Serving;
         let mut view = self.shared.view();
         if view.state != state {
             tracing::info!(session = self.shared.id, from = ?view.state, to = ?state, "session state");
         }
         view.state = state;
         view.guest_memory = self.record.guest_memory();
-        view.engine_pid = None;
-        view.finding = None;
-        match &self.slot {
-            Slot::Attached(attached) => {
-                view.engine_pid = Some(attached.engine.process.pid());
-                view.config.clone_from(&attached.engine.config);
-                view.preflight = Some(attached.engine.preflight.clone());
-            }
-            Slot::Starting { overdue, .. } => view.finding.clone_from(overdue),
-            Slot::Failed { finding, .. } => view.finding = Some(finding.clone()),
-            Slot::Unwanted => {}
+        view.engines = self.engines.served();
+        view.engines_started = self.engines.started();
+        view.finding = self.engines.trouble().cloned();
+        view.exchanges.clone_from(self.engines.exchanges());
+        let serving = self.engines.serving().map(|attached| &attached.engine);
+        view.engine_pid = serving.map(|engine| engine.process.pid());
+        if let Some(engine) = serving {
+            view.config.clone_from(&engine.config);
+            view.preflight = Some(engine.preflight.clone());
         }
     }
 }

@@ -1,14 +1,16 @@
 //! What others may see of a session while its thread works.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::{SessionState, SessionStatus};
-use virtiofs_contract::counters::Counters;
+use virtiofs_contract::counters::{Exchanges, Totals};
 use virtiofs_contract::preflight::{Finding, Preflight};
+
+use super::estate::Estate;
 
 /// The public side of one session.
 #[derive(Debug)]
@@ -16,9 +18,8 @@ pub(crate) struct Shared {
     pub(crate) id: String,
     vmm_pid: i32,
     connected_at: u64,
-    /// The page that engines of this session count in, and the broker's own view of it.
-    pub(crate) counter_page: OwnedFd,
-    counters: Counters,
+    /// What this session's engines leave to each other.
+    pub(crate) estate: Arc<Estate>,
     view: Mutex<View>,
 }
 
@@ -29,16 +30,19 @@ pub(crate) struct View {
     pub(crate) begun: bool,
     pub(crate) state: SessionState,
     pub(crate) engine_pid: Option<u32>,
+    /// Engines that have served, and those that were started for it, spares included.
     pub(crate) engines: u64,
+    pub(crate) engines_started: u64,
     pub(crate) config: EngineConfig,
     pub(crate) guest_memory: u64,
     pub(crate) preflight: Option<Preflight>,
     pub(crate) finding: Option<Finding>,
+    pub(crate) exchanges: Exchanges,
 }
 
 impl Shared {
     pub(crate) fn new(id: String, vmm: &UnixStream, config: EngineConfig) -> std::io::Result<Self> {
-        let (counter_page, counters) = Counters::create()?;
+        let estate = Arc::new(Estate::new(config.max_inodes)?);
         let peer = rustix::net::sockopt::socket_peercred(vmm.as_fd())?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let view = View {
@@ -46,19 +50,14 @@ impl Shared {
             state: SessionState::Connecting,
             engine_pid: None,
             engines: 0,
+            engines_started: 0,
             config,
             guest_memory: 0,
             preflight: None,
             finding: None,
+            exchanges: Exchanges::default(),
         };
-        Ok(Shared {
-            id,
-            vmm_pid: peer.pid.as_raw_pid(),
-            connected_at: now,
-            counter_page,
-            counters,
-            view: Mutex::new(view),
-        })
+        Ok(Shared { id, vmm_pid: peer.pid.as_raw_pid(), connected_at: now, estate, view: Mutex::new(view) })
     }
 
     pub(crate) fn view(&self) -> MutexGuard<'_, View> {
@@ -69,8 +68,8 @@ impl Shared {
         self.vmm_pid
     }
 
-    pub(crate) fn totals(&self) -> virtiofs_contract::counters::Totals {
-        self.counters.totals()
+    pub(crate) fn totals(&self) -> Totals {
+        Totals { exchanges: self.view().exchanges.clone(), ..self.estate.totals() }
     }
 
     pub(crate) fn status(&self) -> SessionStatus {

@@ -1,0 +1,63 @@
+//! What one engine of a session leaves to the next.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use virtiofs_contract::counters::{Counters, Totals};
+
+use super::parking::ParkingLot;
+
+/// Bytes of ledger for each node a guest may hold, names and handles included, and for everything that does not
+/// depend on their number. Reserved, not used: pages nobody writes cost nothing.
+const LEDGER_PER_NODE: u64 = 320;
+const LEDGER_FIXED: u64 = 8 << 20;
+const PAGE: u64 = 4096;
+
+/// Everything that outlives a session's engines. The broker makes it and looks into the counters alone.
+#[derive(Debug)]
+pub(crate) struct Estate {
+    /// The page that engines count in.
+    pub(crate) counter_page: OwnedFd,
+    counters: Counters,
+    /// What the guest has been told and still holds.
+    pub(crate) ledger: OwnedFd,
+    /// Its open files without a name.
+    pub(crate) parking: Arc<ParkingLot>,
+}
+
+impl Estate {
+    /// For a guest that may hold `max_inodes` nodes.
+    pub(crate) fn new(max_inodes: u64) -> io::Result<Self> {
+        let (counter_page, counters) = Counters::create()?;
+        Ok(Estate { counter_page, counters, ledger: new_ledger(max_inodes)?, parking: Arc::default() })
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.counters.totals()
+    }
+}
+
+/// A file of zeros that can neither shrink nor grow under an engine's mapping.
+fn new_ledger(max_inodes: u64) -> io::Result<OwnedFd> {
+    let size = max_inodes.saturating_mul(LEDGER_PER_NODE).saturating_add(LEDGER_FIXED).next_multiple_of(PAGE);
+    let ledger = memfd_create("virtiofs-ledger", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&ledger, size)?;
+    fcntl_add_seals(&ledger, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(ledger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_has_its_size_for_good() {
+        let ledger = new_ledger(1000).unwrap();
+        let size = rustix::fs::fstat(&ledger).unwrap().st_size as u64;
+        assert!(size > 1000 * LEDGER_PER_NODE && size.is_multiple_of(PAGE));
+        assert!(ftruncate(&ledger, size - PAGE).is_err());
+        assert!(ftruncate(&ledger, size + PAGE).is_err());
+    }
+}

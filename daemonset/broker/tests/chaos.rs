@@ -1,0 +1,111 @@
+//! A random workload against a model, while engines are killed and exchanged at random moments.
+//!
+//! `CHAOS_EVENTS` makes it longer, `TESTKIT_SEED` different.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Broker, boot, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use testkit::guest::Guest;
+use testkit::processes::Holdings;
+use testkit::workload::{Config, Limit, Workload};
+use virtiofs_contract::control::Request;
+
+/// What happens to engines, and how often.
+struct Chaos {
+    kills: bool,
+    exchanges: bool,
+    every_ms: std::ops::Range<u64>,
+}
+
+fn seed() -> u64 {
+    std::env::var("TESTKIT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20)
+}
+
+fn events() -> u64 {
+    std::env::var("CHAOS_EVENTS").ok().and_then(|events| events.parse().ok()).unwrap_or(60)
+}
+
+/// Does it so many times; says how often which.
+fn torment(broker: &Broker, chaos: &Chaos) -> (u64, u64) {
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut control = broker.control();
+    let (mut kills, mut exchanges) = (0, 0);
+    while kills + exchanges < events() {
+        thread::sleep(Duration::from_millis(random.random_range(chaos.every_ms.clone())));
+        if chaos.kills && (!chaos.exchanges || random.random()) {
+            let sessions = control.status().endpoints.remove(0).sessions;
+            let engines: Vec<u32> = sessions.iter().filter_map(|session| session.engine_pid).collect();
+            if !engines.is_empty() {
+                let engine = engines[random.random_range(0..engines.len())];
+                // It may have been exchanged meanwhile.
+                kills += u64::from(kill(Pid::from_raw(engine as i32), Signal::SIGKILL).is_ok());
+            }
+        } else {
+            control.ask(&Request::Exchange { name: "data".into() });
+            exchanges += 1;
+        }
+    }
+    (kills, exchanges)
+}
+
+fn survive(guests: usize, chaos: &Chaos) {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    endpoint.engine.xattr = true;
+    broker.control().apply(&endpoint).unwrap();
+    let before = Holdings::of_tree(broker.pid() as i32).unwrap();
+    let guests: Vec<Guest> = (0..guests).map(|_| boot(&endpoint)).collect();
+    let fuses: Vec<_> = guests.iter().map(Guest::fuse).collect();
+    let mut workload = Workload::start(Config::new(seed()).lanes(2).host(&endpoint.source), &fuses);
+    let stop = AtomicBool::new(false);
+    let begin = Instant::now();
+    let (kills, exchanges) = thread::scope(|scope| {
+        let tormentor = scope.spawn(|| {
+            let counts = torment(&broker, chaos);
+            stop.store(true, Ordering::Relaxed);
+            counts
+        });
+        workload.run(Limit::until(&stop));
+        tormentor.join().unwrap()
+    });
+    let report = workload.finish();
+    let totals = broker.status_of("data").totals;
+    println!(
+        "{:?}: {} requests, {kills} kills, {exchanges} exchanges; {:?}",
+        begin.elapsed(),
+        totals.requests(),
+        totals.exchanges
+    );
+    assert!(report.is_clean(), "{report}");
+    for guest in &guests {
+        assert_eq!(guest.violations(), []);
+    }
+    drop(fuses);
+    drop(guests);
+    until("nothing is left", || Holdings::of_tree(broker.pid() as i32).unwrap().leaked_since(&before).is_empty());
+}
+
+#[test]
+fn a_guest_survives_kills() {
+    survive(1, &Chaos { kills: true, exchanges: false, every_ms: 5..60 });
+}
+
+#[test]
+fn a_guest_survives_exchanges() {
+    survive(1, &Chaos { kills: false, exchanges: true, every_ms: 5..60 });
+}
+
+#[test]
+fn two_guests_on_one_share_survive_both() {
+    survive(2, &Chaos { kills: true, exchanges: true, every_ms: 5..60 });
+}

@@ -1,0 +1,221 @@
+//! Engines come and go under a guest that has files open.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::thread::sleep;
+use std::time::Duration;
+
+use common::{Broker, boot, read_hello, runs, threads_stand_still, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testkit::guest::Guest;
+use virtiofs_contract::config::{Access, CachePolicy};
+use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
+use virtiofs_contract::preflight::Reason;
+
+/// A guest with an open file, an unlinked open file and a node it holds.
+struct Holding {
+    guest: Guest,
+    node: u64,
+    open: u64,
+    unlinked: (u64, u64),
+    appended: u64,
+}
+
+impl Holding {
+    fn on(endpoint: &Endpoint) -> Self {
+        let guest = boot(endpoint);
+        let fuse = guest.fuse();
+        let node = fuse.lookup(1, "hello").unwrap().nodeid;
+        let open = fuse.open(node, libc::O_RDONLY).unwrap().fh;
+        let made = fuse.create(1, "gone", libc::O_RDWR, 0o600).unwrap();
+        fuse.unlink(1, "gone").unwrap();
+        let unlinked = (made.entry.nodeid, made.open.fh);
+        Holding { guest, node, open, unlinked, appended: 0 }
+    }
+
+    /// Uses all of it.
+    fn use_all(&mut self) {
+        let fuse = self.guest.fuse();
+        assert_eq!(fuse.read(self.node, self.open, 0, 4096).unwrap(), b"from the host\n");
+        let (node, fh) = self.unlinked;
+        let line = format!("{:08}\n", self.appended);
+        let at = self.appended * line.len() as u64;
+        assert_eq!(fuse.write(node, fh, at, line.as_bytes(), libc::O_RDWR).unwrap() as usize, line.len());
+        self.appended += 1;
+        let all: String = (0..self.appended).map(|number| format!("{number:08}\n")).collect();
+        assert_eq!(fuse.read(node, fh, 0, 1 << 20).unwrap(), all.as_bytes());
+        let name = format!("made-{}", self.appended);
+        let made = fuse.mkdir(1, &name, 0o755).unwrap();
+        fuse.forget(made.nodeid, 1).unwrap();
+        fuse.rmdir(1, &name).unwrap();
+        assert_eq!(read_hello(&self.guest), "from the host\n");
+        assert_eq!(self.guest.violations(), []);
+    }
+}
+
+fn engine_of(broker: &Broker) -> u32 {
+    broker.until_state("data", SessionState::Serving).engine_pid.unwrap()
+}
+
+fn kill_engine(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(pid as i32), signal).unwrap();
+}
+
+fn exchange(broker: &Broker) {
+    assert_eq!(broker.control().ask(&Request::Exchange { name: "data".into() }), Response::Done);
+}
+
+#[test]
+fn a_guest_does_not_notice_that_its_engine_was_killed() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    for _ in 0..20 {
+        guest.use_all();
+        let engine = engine_of(&broker);
+        kill_engine(engine, Signal::SIGKILL);
+        guest.use_all();
+        until("the engine is gone", || !runs(engine));
+    }
+    assert_eq!(broker.status_of("data").totals.exchanges.recoveries.count, 20);
+}
+
+#[test]
+fn kills_while_the_spare_is_not_ready_are_survived_as_well() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    for _ in 0..5 {
+        for _ in 0..3 {
+            kill_engine(engine_of(&broker), Signal::SIGKILL);
+            sleep(Duration::from_millis(3));
+        }
+        guest.use_all();
+    }
+}
+
+#[test]
+fn a_guest_does_not_notice_an_exchange() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    for _ in 0..20 {
+        guest.use_all();
+        let engine = engine_of(&broker);
+        exchange(&broker);
+        until("another engine serves", || engine_of(&broker) != engine);
+        guest.use_all();
+        until("the old one is gone", || !runs(engine));
+    }
+    assert_eq!(broker.status_of("data").totals.exchanges.hand_overs.count, 20);
+}
+
+#[test]
+fn a_new_configuration_reaches_sessions_that_run() {
+    let broker = Broker::start();
+    let mut endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    guest.use_all();
+    endpoint.engine.cache = CachePolicy::Never;
+    broker.control().apply(&endpoint).unwrap();
+    until("the session has it", || broker.session_of("data").engine.cache == CachePolicy::Never);
+    guest.use_all();
+}
+
+#[test]
+fn what_only_a_mount_can_change_waits_for_the_next_one_and_says_so() {
+    let broker = Broker::start();
+    let mut endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    endpoint.engine.writeback = true;
+    broker.control().apply(&endpoint).unwrap();
+    until("it is said", || {
+        broker.session_of("data").finding.is_some_and(|finding| finding.reason == Reason::NextMount)
+    });
+    assert_eq!(broker.session_of("data").state, SessionState::Serving);
+    guest.use_all();
+    let engine = engine_of(&broker);
+    kill_engine(engine, Signal::SIGKILL);
+    guest.use_all();
+    let session = broker.until_state("data", SessionState::Serving);
+    assert!(!session.engine.writeback, "recovered with what the guest had agreed on");
+}
+
+#[test]
+fn a_new_binary_is_in_force_after_an_exchange() {
+    let broker = Broker::start_with_script("exec ENGINE");
+    let endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    guest.use_all();
+    let script = broker.runtime_dir().with_file_name("engine.sh");
+    let new = script.with_extension("new");
+    let text = fs::read_to_string(&script).unwrap().replace("exec", "touch $(dirname $0)/was-here; exec");
+    fs::write(&new, text).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, &script).unwrap();
+    exchange(&broker);
+    until("the new binary ran", || script.with_file_name("was-here").exists());
+    guest.use_all();
+}
+
+#[test]
+fn an_engine_that_stands_still_keeps_its_guest_and_goes_on() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    guest.use_all();
+    let engine = engine_of(&broker);
+    until("there is a spare", || broker.status_of("data").engines_started == 2);
+    kill_engine(engine, Signal::SIGSTOP);
+    until("all its threads stand still", || threads_stand_still(engine));
+    exchange(&broker);
+    until("it is said", || {
+        broker.session_of("data").finding.is_some_and(|finding| finding.reason == Reason::EngineStuck)
+    });
+    kill_engine(engine, Signal::SIGCONT);
+    guest.use_all();
+    assert_eq!(engine_of(&broker), engine);
+    assert_eq!(broker.status_of("data").totals.exchanges.put_off, 1);
+    kill_engine(engine, Signal::SIGKILL);
+    guest.use_all();
+}
+
+#[test]
+fn a_read_only_share_is_exchanged_as_well() {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    endpoint.engine.access = Access::ReadOnly;
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    let node = guest.fuse().lookup(1, "hello").unwrap().nodeid;
+    let open = guest.fuse().open(node, libc::O_RDONLY).unwrap().fh;
+    let engine = engine_of(&broker);
+    kill_engine(engine, Signal::SIGKILL);
+    assert_eq!(guest.fuse().read(node, open, 0, 4096).unwrap(), b"from the host\n");
+    exchange(&broker);
+    until("another engine serves", || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine));
+    assert_eq!(guest.fuse().read(node, open, 0, 4096).unwrap(), b"from the host\n");
+}
+
+#[test]
+fn a_paused_guest_is_exchanged_and_recovered_too() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    guest.use_all();
+    for _ in 0..5 {
+        let bases = guest.guest.pause().unwrap();
+        kill_engine(broker.session_of("data").engine_pid.unwrap(), Signal::SIGKILL);
+        guest.guest.resume(bases).unwrap();
+        guest.use_all();
+        let bases = guest.guest.pause().unwrap();
+        exchange(&broker);
+        guest.guest.resume(bases).unwrap();
+        guest.use_all();
+    }
+}

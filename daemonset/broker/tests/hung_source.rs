@@ -1,0 +1,108 @@
+//! Sources that do not answer: whoever uses them waits, nobody else does, and there are never two engines.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::fuse::{HangingMount, Hangs};
+use common::{Broker, boot, read_hello, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
+use virtiofs_contract::preflight::Reason;
+
+/// An endpoint on a mount that hangs when told to; none where mounting is not permitted.
+fn hanging_endpoint(broker: &Broker, hangs: Hangs) -> Option<(Endpoint, HangingMount)> {
+    let endpoint = broker.endpoint("hung");
+    let mount = HangingMount::at(&endpoint.source, hangs);
+    if mount.is_none() {
+        eprintln!("skipped: this place does not permit mounting a FUSE file system");
+    }
+    Some((endpoint, mount?))
+}
+
+/// Is there a thread of this process that is not a zombie?
+fn has_threads(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().any(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    })
+}
+
+fn engine_of(broker: &Broker) -> u32 {
+    broker.until_state("hung", SessionState::Serving).engine_pid.unwrap()
+}
+
+#[test]
+fn a_hung_source_is_a_finding_and_costs_nobody_else_anything() {
+    let broker = Broker::start();
+    let other = broker.share("other");
+    let Some((endpoint, mount)) = hanging_endpoint(&broker, Hangs::Everything) else { return };
+    thread::scope(|scope| {
+        let applying = scope.spawn(|| broker.control().apply(&endpoint));
+        until("it hangs", || mount.hanging() > 0);
+        let start = Instant::now();
+        assert_eq!(read_hello(&boot(&other)), "from the host\n");
+        broker.control().apply(&other).unwrap();
+        assert!(broker.control().apply(&endpoint).is_err(), "a second trial does not wait as well");
+        assert!(start.elapsed() < Duration::from_secs(15), "others had to wait");
+        let finding = applying.join().unwrap().unwrap_err();
+        assert_eq!(finding.reason, Reason::SourceUnreadable);
+    });
+    mount.set(Hangs::Nothing);
+    until("it heals", || broker.control().apply(&endpoint).is_ok());
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn an_engine_with_a_stuck_request_is_not_replaced_by_an_exchange() {
+    let broker = Broker::start();
+    let Some((endpoint, mount)) = hanging_endpoint(&broker, Hangs::Nothing) else { return };
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    let engine = engine_of(&broker);
+    until("there is a spare", || broker.status_of("hung").engines_started == 2);
+    mount.set(Hangs::Reads);
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| read_hello(&guest));
+        until("the guest's read hangs", || mount.hanging() > 0);
+        assert_eq!(broker.control().ask(&Request::Exchange { name: "hung".into() }), Response::Done);
+        until("it is said", || {
+            broker.session_of("hung").finding.is_some_and(|finding| finding.reason == Reason::EngineStuck)
+        });
+        let session = broker.session_of("hung");
+        assert_eq!((session.state, session.engine_pid), (SessionState::Serving, Some(engine)));
+        mount.set(Hangs::Nothing);
+        assert_eq!(reading.join().unwrap(), "from the host\n");
+    });
+    assert_eq!(guest.violations(), []);
+}
+
+#[test]
+fn an_engine_that_cannot_die_has_no_successor_until_it_has() {
+    let broker = Broker::start();
+    let Some((endpoint, mount)) = hanging_endpoint(&broker, Hangs::Nothing) else { return };
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    let engine = engine_of(&broker);
+    mount.set(Hangs::Reads);
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| read_hello(&guest));
+        until("the guest's read hangs", || mount.hanging() > 0);
+        kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
+        until("it is said", || {
+            broker.session_of("hung").finding.is_some_and(|finding| finding.reason == Reason::EngineStuck)
+        });
+        assert!(has_threads(engine), "the kernel lets it wait");
+        assert_eq!(broker.session_of("hung").engine_pid, None);
+        mount.set(Hangs::Nothing);
+        assert_eq!(reading.join().unwrap(), "from the host\n");
+    });
+    assert_ne!(engine_of(&broker), engine);
+    assert_eq!(guest.violations(), []);
+}
