@@ -50,8 +50,8 @@ fn settings(config: &EngineConfig, guest_fd_limit: u64) -> Result<passthrough::C
         posix_acl: offered(config.posix_acl),
         security_label: offered(config.security_label),
         allow_mmap: config.allow_mmap,
-        uid_map: Some(config.uid_translation.iter().map(id_map).collect()),
-        gid_map: Some(config.gid_translation.iter().map(id_map).collect()),
+        uid_map: Some(config.uid_translation.iter().map(id_map).collect::<Result<_, _>>()?),
+        gid_map: Some(config.gid_translation.iter().map(id_map).collect::<Result<_, _>>()?),
         guest_fd_limit,
         ..Default::default()
     })
@@ -71,24 +71,37 @@ fn cache_policy(policy: CachePolicy) -> passthrough::CachePolicy {
 }
 
 fn xattr_map(rules: &str) -> Result<XattrMap, Finding> {
-    XattrMap::try_from(rules).map_err(|error| Finding {
+    let refused = |why: &dyn std::fmt::Display| Finding {
         reason: Reason::EngineFailed,
-        message: format!("xattrMap {rules:?} is not understood: {error}"),
-        remedy: "write spec.engine.xattrMap in virtiofsd's --xattrmap language, for example \":map::user.virtiofs.:\""
+        message: format!("xattrMap {rules:?} cannot be used: {why}"),
+        remedy: "write spec.engine.xattrMap in virtiofsd's --xattrmap language, with a last rule for all names, for \
+                 example \":map::user.virtiofs.:\""
             .into(),
-    })
+    };
+    let map = XattrMap::try_from(rules).map_err(|error| refused(&error))?;
+    // A name that no rule matches makes the library panic, and names are the guest's to choose.
+    let matches_all = map.map_client_xattr(c"").is_ok() && map.map_server_xattrlist(b"\x01\0".to_vec()).is_ok();
+    if matches_all { Ok(map) } else { Err(refused(&"no rule matches every name")) }
 }
 
-fn id_map(rule: &IdTranslation) -> IdMap {
+fn id_map(rule: &IdTranslation) -> Result<IdMap, Finding> {
     let IdTranslation { kind, from, to, count } = *rule;
-    match kind {
+    // The library adds without looking.
+    if from.checked_add(count).is_none() || to.checked_add(count).is_none() {
+        return Err(Finding {
+            reason: Reason::EngineFailed,
+            message: format!("a translation of {count} ids from {from} to {to} goes beyond the last id"),
+            remedy: "lower count in spec.engine.uidTranslation and gidTranslation".into(),
+        });
+    }
+    Ok(match kind {
         IdTranslationKind::Guest => IdMap::Guest { from_guest: from, to_host: to, count },
         IdTranslationKind::Host => IdMap::Host { from_host: from, to_guest: to, count },
         IdTranslationKind::SquashGuest => IdMap::SquashGuest { from_guest: from, to_host: to, count },
         IdTranslationKind::SquashHost => IdMap::SquashHost { from_host: from, to_guest: to, count },
         IdTranslationKind::ForbidGuest => IdMap::ForbidGuest { from_guest: from, count },
         IdTranslationKind::Map => IdMap::Bidirectional { guest: from, host: to, count },
-    }
+    })
 }
 
 #[cfg(test)]
@@ -142,7 +155,17 @@ mod tests {
 
     #[test]
     fn a_broken_xattr_map_is_refused_by_name() {
-        let config = EngineConfig { xattr_map: Some("nonsense".into()), ..EngineConfig::stock(Access::ReadWrite) };
-        assert!(settings(&config, 1).unwrap_err().message.contains("xattrMap"));
+        for rules in ["nonsense", ":prefix:all:trusted.:user.virtiofs.:"] {
+            let config = EngineConfig { xattr_map: Some(rules.into()), ..EngineConfig::stock(Access::ReadWrite) };
+            assert!(settings(&config, 1).unwrap_err().message.contains("xattrMap"), "{rules}");
+        }
+    }
+
+    #[test]
+    fn ids_do_not_wrap_around() {
+        let kind = IdTranslationKind::Map;
+        let rule = |from, to, count| id_map(&IdTranslation { kind, from, to, count });
+        assert!(rule(0, 100_000, 65536).is_ok());
+        assert!(rule(u32::MAX - 1, 0, 2).is_err() && rule(0, u32::MAX, 1).is_err());
     }
 }

@@ -30,6 +30,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub(crate) use init::ReplayError;
 use ring::Progress;
 
+use crate::ledger::Log;
 use crate::tracked::Core;
 
 /// Guest memory, with the bitmap the library's types carry.
@@ -46,6 +47,7 @@ pub(crate) struct Device<F: FileSystem + Sync> {
     server: Server<F>,
     /// The ledger, shared with the file system inside `server`.
     core: Arc<Core>,
+    log: Log,
     counters: Arc<Counters>,
     /// How the engine before this one ended, until this one has taken over.
     predecessor: Mutex<Option<Predecessor>>,
@@ -63,6 +65,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     pub(crate) fn new(fs: F, core: Arc<Core>, counters: Arc<Counters>, predecessor: Predecessor) -> io::Result<Self> {
         Ok(Device {
             server: Server::new(fs),
+            log: core.log(),
             core,
             counters,
             predecessor: Mutex::new(Some(predecessor)),

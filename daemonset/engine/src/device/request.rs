@@ -16,6 +16,8 @@ use super::ring::Chain;
 pub(super) struct Request<'a> {
     memory: &'a Memory,
     chain: Chain,
+    /// At the beginning of the request; none where the chain cannot be read.
+    reader: Option<Reader<'a>>,
     header: Option<InHeader>,
 }
 
@@ -32,8 +34,9 @@ pub(super) struct Reply {
 
 impl<'a> Request<'a> {
     pub(super) fn new(memory: &'a Memory, chain: Chain) -> Self {
-        let header = Reader::new(memory, chain.clone()).ok().and_then(|mut reader| reader.read_obj().ok());
-        Request { memory, chain, header }
+        let reader = Reader::new(memory, chain.clone()).ok();
+        let header = reader.clone().and_then(|mut reader| reader.read_obj().ok());
+        Request { memory, chain, reader, header }
     }
 
     /// The FUSE opcode; 0 where the request has no header.
@@ -48,7 +51,7 @@ impl<'a> Request<'a> {
 
     /// The first bytes of the request as the guest sent it, at most `most`.
     pub(super) fn sent(&self, most: usize) -> Vec<u8> {
-        let Ok(mut reader) = Reader::new(self.memory, self.chain.clone()) else { return Vec::new() };
+        let Some(mut reader) = self.reader.clone() else { return Vec::new() };
         let mut bytes = vec![0; reader.available_bytes().min(most)];
         if reader.read_exact(&mut bytes).is_err() { Vec::new() } else { bytes }
     }
@@ -69,9 +72,7 @@ impl<'a> Request<'a> {
     /// Has `server` answer, or answers `EIO` where it cannot.
     pub(super) fn answer<F: FileSystem + Sync>(&self, server: &Server<F>) -> Reply {
         let Some(header) = self.header else { return nothing_said() };
-        let (Ok(reader), Ok(writer)) =
-            (Reader::new(self.memory, self.chain.clone()), Writer::new(self.memory, self.chain.clone()))
-        else {
+        let (Some(reader), Ok(writer)) = (self.reader.clone(), Writer::new(self.memory, self.chain.clone())) else {
             return nothing_said();
         };
         if splits_reply(header.opcode) && writer.available_bytes() < size_of::<OutHeader>() {

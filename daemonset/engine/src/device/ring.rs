@@ -56,7 +56,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         let position = state.get_queue().next_avail().wrapping_sub(1);
         let used = self.answer_once(ring, position, Request::new(&memory, chain));
         self.publish(ring, &mut state, head, used);
-        self.core.published(ring);
+        self.log.published(ring);
         Progress::Served
     }
 
@@ -71,7 +71,8 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             }
             Course::Fresh | Course::Again { .. } => self.answer(ring, &request),
         };
-        self.counters.hold(self.core.finish(ring, bytes));
+        self.log.finish(ring, bytes);
+        self.counters.hold(self.log.held());
         bytes
     }
 

@@ -4,18 +4,21 @@
 //! by its count, carried out, and made void again. An engine that finds a valid record carries it out once
 //! more: values are absolute, so twice is once.
 
+use smallvec::SmallVec;
+
 use super::layout::{REDO, REDO_PAIRS};
 use super::words::Words;
 
 /// A change in the making. Reads see what it has written so far.
 pub(super) struct Change<'a> {
     words: &'a Words,
-    stores: Vec<(u32, u64)>,
+    /// On the stack for all but the largest changes: most requests make one, many only look.
+    stores: SmallVec<[(u32, u64); 32]>,
 }
 
 impl<'a> Change<'a> {
     pub(super) fn new(words: &'a Words) -> Self {
-        Change { words, stores: Vec::with_capacity(24) }
+        Change { words, stores: SmallVec::new() }
     }
 
     pub(super) fn get(&self, at: u32) -> u64 {

@@ -171,11 +171,6 @@ impl Ledger {
         words.give_back(table.pages, table.page_capacity * layout::PAGE);
     }
 
-    /// How much is held.
-    pub(crate) fn held(&self) -> Held {
-        Held { inodes: self.words.get(header::NODES), handles: self.words.get(header::HANDLES) }
-    }
-
     // --- what a guest's ids mean ---
 
     /// The id by which the guest knows a node.
@@ -477,14 +472,9 @@ impl Ledger {
         Flight::of(self.ring).set_before(&self.words, before);
     }
 
-    /// `ring`'s request is done and its reply stands in guest memory.
-    pub(crate) fn finish(&mut self, ring: usize, reply_bytes: u32) {
-        Flight::of(ring).finish(&self.words, reply_bytes);
-    }
-
-    /// The guest has been told.
-    pub(crate) fn published(&mut self, ring: usize) {
-        Flight::of(ring).clear(&self.words);
+    /// The end of requests, which needs no look at anything else.
+    pub(crate) fn log(&self) -> Log {
+        Log { words: self.words.clone() }
     }
 
     // --- the guest's mount ---
@@ -713,6 +703,28 @@ impl Ledger {
                 self.handles.give_back(slot);
             }
         }
+    }
+}
+
+/// A view of the ledger for the thread that ends requests.
+pub(crate) struct Log {
+    words: Words,
+}
+
+impl Log {
+    /// `ring`'s request is done and its reply stands in guest memory.
+    pub(crate) fn finish(&self, ring: usize, reply_bytes: u32) {
+        Flight::of(ring).finish(&self.words, reply_bytes);
+    }
+
+    /// The guest has been told.
+    pub(crate) fn published(&self, ring: usize) {
+        Flight::of(ring).clear(&self.words);
+    }
+
+    /// How much is held.
+    pub(crate) fn held(&self) -> Held {
+        Held { inodes: self.words.get(header::NODES), handles: self.words.get(header::HANDLES) }
     }
 }
 

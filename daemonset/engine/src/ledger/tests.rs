@@ -99,7 +99,7 @@ fn picture(ledger: &Ledger) -> Picture {
         }
     }
     assert_eq!(used_cells(ledger), names, "every used cell is some node's name");
-    assert_eq!(ledger.held(), Held { inodes: nodes, handles });
+    assert_eq!(ledger.log().held(), Held { inodes: nodes, handles });
     assert_eq!(ledger.words.get(header::NAMES), names);
     picture
 }
@@ -205,7 +205,7 @@ fn a_new_ledger_knows_the_root_and_nothing_else() {
     for id in [0, 2, 1 << 32, u64::MAX, (1 << 32) | 1] {
         assert_eq!(ledger.slot(id), None, "{id}");
     }
-    assert_eq!(ledger.held(), Held::default());
+    assert_eq!(ledger.log().held(), Held::default());
 }
 
 #[test]
@@ -263,8 +263,8 @@ fn a_request_run_again_gives_back_what_it_took() {
     let (fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
     let kept = ledger.tell_new(ROOT, b"kept", ident(1)).unwrap();
-    ledger.finish(0, 16);
-    ledger.published(0);
+    ledger.log().finish(0, 16);
+    ledger.log().published(0);
     let before = picture(&ledger);
     ledger.begin(0, &ticket(2));
     ledger.tell(ROOT, b"kept", kept).unwrap();
@@ -290,10 +290,10 @@ fn the_course_of_a_request_is_known() {
     let before = Before { known: true, existed: true, first: 4, second: 5, size: 6 };
     ledger.set_before(&before);
     assert_eq!(ledger.before(), before);
-    ledger.finish(1, 99);
-    let mut next = attach(&fd);
+    ledger.log().finish(1, 99);
+    let next = attach(&fd);
     assert_eq!(next.course(1, &first), Course::Answered { bytes: 99 });
-    next.published(1);
+    next.log().published(1);
     assert_eq!(next.course(1, &first), Course::Fresh);
 }
 
@@ -307,8 +307,8 @@ fn deaths_are_counted_by_kind_and_only_for_a_request_that_was_begun() {
         ledger.take_over(predecessor);
     }
     assert_eq!(ledger.course(0, &ticket(1)), Course::Again { faults: 2, kills: 1 });
-    ledger.finish(0, 0);
-    ledger.published(0);
+    ledger.log().finish(0, 0);
+    ledger.log().published(0);
     ledger = Ledger::map(&fd, 10).unwrap();
     ledger.take_over(Predecessor::Faulted);
     assert_eq!(ledger.course(0, &ticket(1)), Course::Fresh);

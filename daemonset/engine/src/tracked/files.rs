@@ -40,7 +40,7 @@ impl<F: FileSystem> Tracked<F> {
 
     fn open_again(&self, state: &mut State, opened: &Opened) -> io::Result<Live> {
         let live = match self.target(state, opened.node) {
-            Ok(Target::Library(inode)) => self.open_same(inode, opened)?,
+            Ok(Target::Library(inode)) => self.open_same(state, inode, opened)?,
             Ok(Target::Adopted(_)) => None,
             Err(gone) if gone.raw_os_error() == Some(libc::ESTALE) => None,
             Err(other) => return Err(other),
@@ -55,13 +55,13 @@ impl<F: FileSystem> Tracked<F> {
 
     /// Opens the library's inode, if that is the very file the guest had open: a number may have been given to
     /// another file meanwhile.
-    fn open_same(&self, inode: u64, opened: &Opened) -> io::Result<Option<Live>> {
+    fn open_same(&self, state: &mut State, inode: u64, opened: &Opened) -> io::Result<Option<Live>> {
         let handle = match opened.kind {
             OpenKind::Directory => self.inner.opendir(ourselves(), inode.into(), opened.flags)?.0,
             OpenKind::File => self.inner.open(ourselves(), inode.into(), false, opened.flags)?.0,
         };
         let handle: u64 = handle.ok_or_else(|| error(libc::EBADF))?.into();
-        if opened.kind == OpenKind::File && self.file_handle(inode, handle) != opened.file_handle {
+        if opened.kind == OpenKind::File && self.file_handle(state, inode, handle) != opened.file_handle {
             self.inner.release(ourselves(), inode.into(), 0, handle.into(), false, false, None)?;
             return Ok(None);
         }
@@ -101,7 +101,7 @@ impl<F: FileSystem> Tracked<F> {
         (inode, handle): (u64, u64),
     ) -> io::Result<u64> {
         let file_handle = match kind {
-            OpenKind::File => self.file_handle(inode, handle),
+            OpenKind::File => self.file_handle(state, inode, handle),
             OpenKind::Directory => FileHandle::default(),
         };
         let live = Live::Library { inode, handle };
@@ -193,8 +193,14 @@ impl<F: FileSystem> Tracked<F> {
         }
     }
 
-    fn file_handle(&self, inode: u64, handle: u64) -> FileHandle {
-        self.glance(inode, handle, |file| Ok(known_as(file))).unwrap_or_default()
+    /// Which file an open one is. Asked of the kernel once per inode.
+    fn file_handle(&self, state: &mut State, inode: u64, handle: u64) -> FileHandle {
+        if let Some(known) = state.bindings.file_handle(inode) {
+            return known.clone();
+        }
+        let found = self.glance(inode, handle, |file| Ok(known_as(file))).unwrap_or_default();
+        state.bindings.set_file_handle(inode, &found);
+        found
     }
 
     /// The last name of a node is about to go: what the guest has open of it is put into the broker's keeping.

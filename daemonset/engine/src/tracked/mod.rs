@@ -23,13 +23,12 @@ use std::time::Duration;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::time::{ClockId, clock_gettime};
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::counters::Held;
 use virtiofs_contract::engine::Predecessor;
 use virtiofsd::filesystem::{Context, FileSystem};
 use virtiofsd::soft_idmap::{GuestGid, GuestUid};
 
 use crate::adopted::AdoptedFiles;
-use crate::ledger::{Before, Course, Ledger, Ticket};
+use crate::ledger::{Before, Course, Ledger, Log, Ticket};
 pub(crate) use parking::Parking;
 use state::{Bindings, Current, State};
 
@@ -73,16 +72,9 @@ impl Core {
         course
     }
 
-    /// The reply stands in guest memory. Returns what the guest holds now.
-    pub(crate) fn finish(&self, ring: usize, reply_bytes: u32) -> Held {
-        let mut state = self.lock();
-        state.ledger.finish(ring, reply_bytes);
-        state.ledger.held()
-    }
-
-    /// The used ring says so.
-    pub(crate) fn published(&self, ring: usize) {
-        self.lock().ledger.published(ring);
+    /// The end of requests, for the device alone.
+    pub(crate) fn log(&self) -> Log {
+        self.lock().ledger.log()
     }
 
     /// What guest and session agreed on, if the guest has mounted.

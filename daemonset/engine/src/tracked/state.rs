@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::adopted::AdoptedFile;
-use crate::ledger::{Ledger, Slot};
+use crate::ledger::{FileHandle, Ledger, Slot};
 
 use super::parking::Parking;
 
@@ -35,6 +35,8 @@ struct Bound {
     target: Target,
     /// References beyond the first that the library counts for it; given back with the last forget.
     extra: u64,
+    /// Its kernel file handle, once it has been asked for: as long as the library holds the inode it is the same.
+    file_handle: Option<FileHandle>,
 }
 
 /// Nodes and handles that have been resolved in this engine. A new engine has none and resolves each on its
@@ -58,13 +60,25 @@ impl Bindings {
 
     /// The node is the library's inode; one reference comes with it.
     pub(super) fn bind(&mut self, slot: Slot, inode: u64) {
-        self.nodes.insert(slot, Bound { target: Target::Library(inode), extra: 0 });
+        self.nodes.insert(slot, Bound { target: Target::Library(inode), extra: 0, file_handle: None });
         self.by_inode.entry(inode).or_insert(slot);
     }
 
     /// The node is a file of our own.
     pub(super) fn adopt(&mut self, slot: Slot, file: Arc<AdoptedFile>) {
-        self.nodes.insert(slot, Bound { target: Target::Adopted(file), extra: 0 });
+        self.nodes.insert(slot, Bound { target: Target::Adopted(file), extra: 0, file_handle: None });
+    }
+
+    /// The kernel file handle of the library's inode, if it has been asked for.
+    pub(super) fn file_handle(&self, inode: u64) -> Option<&FileHandle> {
+        self.nodes.get(self.by_inode.get(&inode)?)?.file_handle.as_ref()
+    }
+
+    pub(super) fn set_file_handle(&mut self, inode: u64, file_handle: &FileHandle) {
+        let bound = self.by_inode.get(&inode).and_then(|slot| self.nodes.get_mut(slot));
+        if let Some(bound) = bound {
+            bound.file_handle = Some(file_handle.clone());
+        }
     }
 
     /// The library has counted one more reference to it.
