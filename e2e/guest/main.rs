@@ -1,6 +1,7 @@
 //! guest-load: works on file systems inside a guest and counts what went wrong there.
 //!
-//! `guest-load [--read DIR [--most FILES]] [--write DIR] (--rounds N | --until FILE)` prints one line of JSON.
+//! `guest-load [--read DIR] [--list FILE] [--most FILES] [--write DIR] (--rounds N | --until FILE)` prints one line of
+//! JSON.
 //! The count is taken where it matters: a virtiofs engine's own counters do not see the errors that a guest kernel
 //! makes up by itself.
 
@@ -8,11 +9,13 @@
 
 use std::path::{Path, PathBuf};
 
+mod listed;
 mod pattern;
 mod reader;
 mod tally;
 mod writer;
 
+use listed::Listed;
 use reader::Reader;
 use tally::Tally;
 use writer::Writer;
@@ -33,6 +36,7 @@ impl End {
 
 struct Arguments {
     read: Option<PathBuf>,
+    list: Option<PathBuf>,
     most: u64,
     write: Option<PathBuf>,
     end: End,
@@ -40,16 +44,17 @@ struct Arguments {
 
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut parsed = Self { read: None, most: u64::MAX, write: None, end: End::Rounds(1) };
+        let mut parsed = Self { read: None, list: None, most: u64::MAX, write: None, end: End::Rounds(1) };
         while let Some(option) = words.next() {
             let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
             match option.as_str() {
                 "--read" => parsed.read = Some(value.into()),
+                "--list" => parsed.list = Some(value.into()),
                 "--most" => parsed.most = number(&option, &value)?,
                 "--write" => parsed.write = Some(value.into()),
                 "--rounds" => parsed.end = End::Rounds(number(&option, &value)?),
                 "--until" => parsed.end = End::Until(value.into()),
-                _ => return Err(format!("{option} is none of --read, --most, --write, --rounds, --until")),
+                _ => return Err(format!("{option} is none of --read, --list, --most, --write, --rounds, --until")),
             }
         }
         Ok(parsed)
@@ -72,12 +77,16 @@ fn run() -> Result<(), String> {
     let enter = |path: &Path, error| format!("{}: {error}", path.display());
     let most = arguments.most;
     let reader = arguments.read.map(|dir| Reader::enter(&dir, most).map_err(|e| enter(&dir, e))).transpose()?;
+    let listed = arguments.list.map(|list| Listed::enter(&list, most).map_err(|e| enter(&list, e))).transpose()?;
     let mut writer = arguments.write.map(|dir| Writer::enter(&dir).map_err(|e| enter(&dir, e))).transpose()?;
 
     let (mut tally, mut rounds) = (Tally::default(), 0);
     while !arguments.end.reached(rounds) {
         if let Some(reader) = &reader {
             reader.round(&mut tally);
+        }
+        if let Some(listed) = &listed {
+            listed.round(&mut tally);
         }
         if let Some(writer) = &mut writer {
             writer.round(rounds, &mut tally);

@@ -56,7 +56,7 @@ fn walk(directory: &Path, left: &mut u64, tally: &mut Tally) {
 }
 
 /// Reads a file; where its name tells what is in it, compares.
-fn read(path: &Path, tally: &mut Tally) {
+pub fn read(path: &Path, tally: &mut Tally) {
     let Some(bytes) = tally.of(&format!("read {}", path.display()), || head(path)) else { return };
     let told = path.file_name().and_then(|name| pattern::parse(name.to_str()?));
     if let Some((seed, length)) = told {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
@@ -38,11 +38,15 @@ impl Channel {
             }
         };
         let mut channel = Self { stream: BufReader::new(stream) };
-        let word = channel.line(until).context("the guest did not come up")?;
-        if word != "ready" {
-            bail!("the guest's init said '{word}' where it says 'ready'");
-        }
+        channel.greeted(until)?;
         Ok(channel)
+    }
+
+    /// Waits for the first word of a guest that boots.
+    pub(crate) fn greeted(&mut self, until: Instant) -> Result<()> {
+        let word = self.line(until).context("the guest did not come up")?;
+        ensure!(word == "ready", "the guest's init said '{word}' where it says 'ready'");
+        Ok(())
     }
 
     pub(crate) fn run(&mut self, script: &str, limit: Duration) -> Result<Output> {

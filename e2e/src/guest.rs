@@ -5,11 +5,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::accelerator::Accelerator;
 use crate::channel::{Channel, Output};
 use crate::initramfs;
+use crate::monitor;
 use crate::parts::Parts;
 use crate::process::{self, Process};
 
@@ -61,7 +63,7 @@ pub struct Guest {
     boot: Duration,
     accelerator: Accelerator,
     loads: u32,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Guest {
@@ -81,7 +83,7 @@ impl Guest {
         let console = at("console.log");
         let channel = Channel::open(&at("port"), BOOT, || still_running(&qemu))
             .with_context(|| format!("{}\n{}", qemu.log_tail(), process::tail(&console)))?;
-        Ok(Self { qemu, channel, console, boot: start.elapsed(), accelerator, loads: 0, _dir: dir })
+        Ok(Self { qemu, channel, console, boot: start.elapsed(), accelerator, loads: 0, dir })
     }
 
     /// From the start of QEMU until the guest took scripts.
@@ -149,6 +151,38 @@ impl Guest {
         Ok(at)
     }
 
+    /// Stops the VM: its processors, then its devices.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn pause(&self) -> Result<()> {
+        self.command("stop", &json!({}))
+    }
+
+    /// Lets a VM that was paused go on.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn resume(&self) -> Result<()> {
+        self.command("cont", &json!({}))
+    }
+
+    /// Presses the VM's reset button and waits until its init takes scripts again. Nothing is mounted then.
+    ///
+    /// # Errors
+    /// When QEMU does not do it, or the guest does not come up.
+    pub fn reset(&mut self) -> Result<()> {
+        // Other than here, a reset is the kernel's after a panic, and the VM is to end.
+        self.command("set-action", &json!({"reboot": "reset"}))?;
+        self.command("system_reset", &json!({}))?;
+        self.channel.greeted(Instant::now() + BOOT).with_context(|| self.console_tail())?;
+        self.command("set-action", &json!({"reboot": "shutdown"}))
+    }
+
+    fn command(&self, name: &str, arguments: &Value) -> Result<()> {
+        monitor::execute(&self.dir.path().join("monitor"), name, arguments).with_context(|| self.qemu.log_tail())
+    }
+
     /// A number no load of this guest had before.
     pub(crate) fn next_load(&mut self) -> u32 {
         self.loads += 1;
@@ -194,6 +228,7 @@ fn qemu(parts: &Parts, spec: &GuestSpec, accelerator: Accelerator, dir: &Path) -
         .arg(&parts.kernel)
         .args(["-initrd", &at("initramfs"), "-append", "console=ttyS0 panic=-1 loglevel=5"])
         .args(["-serial", &format!("file:{}", at("console.log"))])
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", at("monitor"))])
         .args(["-device", "virtio-serial-pci"])
         .args(["-chardev", &format!("socket,id=port,path={},server=on,wait=off", at("port"))])
         .args(["-device", "virtserialport,chardev=port,name=virtiofs.e2e"]);

@@ -4,11 +4,14 @@
 //! errors that hurt there (a guest kernel's own `ESTALE`) never pass through a file server.
 
 pub mod accelerator;
+mod broker;
 mod channel;
+pub mod exchange;
 pub mod guest;
 mod initramfs;
 pub mod interrupt;
 pub mod load;
+mod monitor;
 pub mod node;
 pub mod parts;
 pub mod process;

@@ -16,7 +16,9 @@ const LAST_ROUND: Duration = Duration::from_secs(90);
 pub struct Load {
     /// A tree it walks and reads, comparing content.
     pub read: Option<String>,
-    /// How many files of it are read in one round; all when nothing is said.
+    /// A file with paths of files that it reads, comparing content.
+    pub list: Option<String>,
+    /// How many files of either are read in one round; all when nothing is said.
     pub most: Option<u32>,
     /// A directory it makes and removes files and directories in.
     pub write: Option<String>,
@@ -26,6 +28,11 @@ impl Load {
     /// A load that walks and reads.
     pub fn reading(directory: &str) -> Self {
         Self { read: Some(directory.to_owned()), ..Self::default() }
+    }
+
+    /// A load that reads the files whose paths stand in a file of the guest's, and looks at nothing else.
+    pub fn listed(list: &str) -> Self {
+        Self { list: Some(list.to_owned()), ..Self::default() }
     }
 
     /// A load that changes things.
@@ -47,7 +54,7 @@ impl Load {
 
     fn command(&self) -> String {
         let most = self.most.map(|files| files.to_string());
-        let options = [("read", &self.read), ("most", &most), ("write", &self.write)];
+        let options = [("read", &self.read), ("list", &self.list), ("most", &most), ("write", &self.write)];
         options
             .iter()
             .filter_map(|(name, value)| Some((name, value.as_ref()?)))
@@ -155,6 +162,7 @@ mod tests {
     fn a_load_becomes_the_command_line_the_guest_understands() {
         let load = Load::writing("/mnt/a").and_reading("/mnt/b").at_most(5);
         assert_eq!(load.command(), "guest-load --read /mnt/b --most 5 --write /mnt/a");
+        assert_eq!(Load::listed("/run/list").command(), "guest-load --list /run/list");
     }
 
     #[test]

@@ -17,6 +17,8 @@ use crate::stock::wait_for_socket;
 /// Agent and broker end their engines, too; that is worth waiting for before anything is killed.
 const GOODBYE: Duration = Duration::from_secs(15);
 const SCRAPE: Duration = Duration::from_secs(10);
+const BROKER: &str = "virtiofs-broker";
+const ENGINE: &str = "virtiofs-engine";
 
 /// What a share is declared with.
 #[derive(Debug, Clone)]
@@ -29,6 +31,8 @@ pub struct Declaration<'a> {
     pub access: &'a str,
     /// `Immutable`, `Exclusive` or `Shared`.
     pub content: &'a str,
+    /// Overrides of what follows from that, in braces: `{}` for none.
+    pub engine: &'a str,
 }
 
 impl Declaration<'_> {
@@ -40,8 +44,8 @@ impl Declaration<'_> {
             "apiVersion: virtiofs.dev/v1alpha1\n\
              kind: VirtiofsShare\n\
              metadata:\n  name: {}\n\
-             spec:\n  source:\n    hostPath:\n      path: {path}\n      type: Directory\n  access: {}\n  content: {}\n",
-            self.name, self.access, self.content
+             spec:\n  source:\n    hostPath:\n      path: {path}\n      type: Directory\n  access: {}\n  content: {}\n  engine: {}\n",
+            self.name, self.access, self.content, self.engine
         )
     }
 }
@@ -63,12 +67,12 @@ impl Node {
         let dir = tempfile::Builder::new().prefix("node-").tempdir().context("making a directory for a node")?;
         fs::create_dir(dir.path().join("shares")).context("making a directory for manifests")?;
         let (binary, metrics) = (parts.binary("virtiofs-agent")?, free_port()?);
-        for needed in ["virtiofs-broker", "virtiofs-engine"] {
-            parts.binary(needed)?;
-        }
         let mut command = Command::new(&binary);
-        command.arg("up").arg("--shares").arg(dir.path().join("shares"));
+        command.arg("up").arg("--broker").arg(install(parts, &dir.path().join("bin"))?);
+        command.arg("--shares").arg(dir.path().join("shares"));
         command.arg("--runtime-dir").arg(dir.path().join("run")).arg("--metrics").arg(metrics.to_string());
+        // What engines and sessions did is what explains a failing test.
+        command.args(["--log", "info"]);
         let agent = Process::start(command, &dir.path().join("agent.log"), GOODBYE)?;
         Ok(Self { agent, binary, metrics, dir })
     }
@@ -132,6 +136,11 @@ impl Node {
         self.dir.path().join("run")
     }
 
+    /// The binary that engines are started from.
+    pub(crate) fn engine_binary(&self) -> PathBuf {
+        self.dir.path().join("bin").join(ENGINE)
+    }
+
     /// Process id of the agent.
     pub fn agent_id(&self) -> u32 {
         self.agent.id()
@@ -157,6 +166,17 @@ impl Node {
     fn manifest_path(&self, name: &str) -> PathBuf {
         self.dir.path().join("shares").join(format!("{name}.yaml"))
     }
+}
+
+/// Puts copies of broker and engine in a directory of their own, where they can be exchanged without disturbing
+/// anyone; returns the broker's path.
+fn install(parts: &Parts, directory: &Path) -> Result<PathBuf> {
+    fs::create_dir(directory).context("making a directory for binaries")?;
+    for name in [BROKER, ENGINE] {
+        let from = parts.binary(name)?;
+        fs::copy(&from, directory.join(name)).with_context(|| format!("copying {}", from.display()))?;
+    }
+    Ok(directory.join(BROKER))
 }
 
 /// A port that was free a moment ago.

@@ -16,7 +16,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 /// Lines of a log that are shown with a failure.
-const TAIL: usize = 60;
+const TAIL: usize = 100;
 
 /// Process ids of all children that have not been waited for.
 static RUNNING: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
@@ -192,8 +192,8 @@ mod tests {
     fn the_tail_of_a_log_is_its_end() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("console.log");
-        fs::write(&log, (0..100).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
+        fs::write(&log, (0..200).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
         let tail = tail(&log);
-        assert!(tail.starts_with("---- end of console.log:\nline 40\n") && tail.ends_with("line 99"), "{tail}");
+        assert!(tail.starts_with("---- end of console.log:\nline 100\n") && tail.ends_with("line 199"), "{tail}");
     }
 }

@@ -1,6 +1,7 @@
 //! Directories for guests to work on, with content that the guest can check by itself.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -16,12 +17,22 @@ const PER_DIRECTORY: u64 = 20;
 /// # Errors
 /// When it cannot be written.
 pub fn plant(root: &Path, files: u64) -> Result<()> {
-    for seed in 0..files {
-        let directory = root.join(format!("d{}", seed / PER_DIRECTORY));
-        let length = seed * 7919 % 65_537;
-        fs::create_dir_all(&directory)
-            .and_then(|()| fs::write(directory.join(pattern::name(seed, length)), pattern::content(seed, length)))
-            .with_context(|| format!("planting files in {}", directory.display()))?;
-    }
-    Ok(())
+    (0..files).try_for_each(|seed| plant_one(root, seed, seed * 7919 % 65_537).map(drop))
+}
+
+/// Fills `root` with one small file for each seed, and returns their paths below it.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn plant_small(root: &Path, seeds: Range<u64>) -> Result<Vec<String>> {
+    seeds.map(|seed| plant_one(root, seed, seed % 97)).collect()
+}
+
+fn plant_one(root: &Path, seed: u64, length: u64) -> Result<String> {
+    let directory = format!("d{}", seed / PER_DIRECTORY);
+    let path = format!("{directory}/{}", pattern::name(seed, length));
+    fs::create_dir_all(root.join(directory))
+        .and_then(|()| fs::write(root.join(&path), pattern::content(seed, length)))
+        .with_context(|| format!("planting {path} in {}", root.display()))?;
+    Ok(path)
 }

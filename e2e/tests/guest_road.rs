@@ -32,7 +32,7 @@ impl Road {
     }
 
     fn declare(&self, name: &str, access: &str, content: &str) -> Result<()> {
-        self.node.declare(&Declaration { name, source: self.source(), access, content })
+        self.node.declare(&Declaration { name, source: self.source(), access, content, engine: "{}" })
     }
 
     /// Boots a guest that has the share as the device `share`.

@@ -64,9 +64,9 @@ impl Subject {
         Ok(Self { source: dir.path().to_owned(), own: false, _made_up: Some(dir) })
     }
 
-    fn declaration(&self) -> Declaration<'_> {
+    fn declaration<'a>(&'a self, engine: &'a str) -> Declaration<'a> {
         let (access, content) = if self.own { ("ReadOnly", "Shared") } else { ("ReadWrite", "Exclusive") };
-        Declaration { name: NAME, source: &self.source, access, content }
+        Declaration { name: NAME, source: &self.source, access, content, engine }
     }
 
     fn direct_load(&self, mount: &str) -> Load {
@@ -120,7 +120,7 @@ fn demo(arguments: &Arguments) -> Result<()> {
 
 fn declare(node: &Node, subject: &Subject, teller: &Teller) -> Result<PathBuf> {
     teller.say("declaring a share");
-    let declaration = subject.declaration();
+    let declaration = subject.declaration("{}");
     teller.show(&declaration.manifest());
     node.declare(&declaration)?;
     let socket = node.socket(NAME)?;

@@ -1,0 +1,171 @@
+//! Engines that come and go under a running guest, and what the broker measured of each change.
+
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use virtiofs_contract::control::SessionStatus;
+use virtiofs_contract::counters::{Exchanges, Pauses};
+
+use crate::broker::Broker;
+use crate::node::{Declaration, Node};
+
+/// Engines start in milliseconds; what takes this long does not happen at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Who serves a guest now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Engine {
+    /// Its process id.
+    pub pid: u32,
+    /// Device and inode number of the binary it runs.
+    pub binary: (u64, u64),
+}
+
+impl Node {
+    /// The engine that serves the one guest of a share.
+    ///
+    /// # Errors
+    /// When the share has not exactly one guest, or nobody serves it.
+    pub fn engine(&self, share: &str) -> Result<Engine> {
+        let pid = self.session(share)?.engine_pid.context("no engine serves the guest")?;
+        let binary = fs::metadata(format!("/proc/{pid}/exe")).context("looking at the engine's binary")?;
+        Ok(Engine { pid, binary: (binary.dev(), binary.ino()) })
+    }
+
+    /// Kills the engine under the one guest of a share, and returns how long the broker took from learning of it
+    /// until another one served.
+    ///
+    /// # Errors
+    /// When no other engine takes its place.
+    pub fn kill_engine(&self, share: &str) -> Result<Duration> {
+        let pid = self.session(share)?.engine_pid.context("no engine serves the guest")?;
+        self.one_more(
+            share,
+            |exchanges| &exchanges.recoveries,
+            || kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).context("killing the engine"),
+        )
+    }
+
+    /// Changes a share so that its one guest is handed over to another engine, and returns how long the guest was
+    /// not served.
+    ///
+    /// # Errors
+    /// When it is not handed over, or to an engine of another configuration.
+    pub fn reconfigure(&self, share: &Declaration<'_>) -> Result<Duration> {
+        let before = self.session(share.name)?.engine;
+        let pause = self.one_more(share.name, |exchanges| &exchanges.hand_overs, || self.declare(share))?;
+        let session = self.session(share.name)?;
+        ensure!(session.engine != before, "the new engine is like the old one: {before:?}");
+        ensure!(session.finding.is_none(), "the session is in trouble: {:?}", session.finding);
+        Ok(pause)
+    }
+
+    /// Puts another engine's binary in place, has the one guest of a share handed over to it, and returns how long
+    /// the guest was not served.
+    ///
+    /// # Errors
+    /// When it is not handed over, or not to that binary.
+    pub fn exchange_binary(&self, share: &str) -> Result<Duration> {
+        let before = self.engine(share)?.binary;
+        let installed = self.install_engine()?;
+        let order = || Broker::connect(&self.runtime_dir())?.exchange(share);
+        let pause = self.one_more(share, |exchanges| &exchanges.hand_overs, order)?;
+        let now = self.engine(share)?.binary;
+        ensure!(now != before && now == installed, "the new engine runs binary {now:?}, not {installed:?}");
+        Ok(pause)
+    }
+
+    /// A binary that differs from the one before, as an upgrade brings it: in place at once or not at all.
+    fn install_engine(&self) -> Result<(u64, u64)> {
+        let (binary, new) = (self.engine_binary(), self.engine_binary().with_extension("new"));
+        fs::copy(&binary, &new).context("copying the engine's binary")?;
+        let append = fs::File::options().append(true).open(&new).and_then(|mut file| file.write_all(b"another\n"));
+        append.and_then(|()| fs::rename(&new, &binary)).context("installing another engine")?;
+        let found = fs::metadata(&binary).context("looking at the new engine's binary")?;
+        Ok((found.dev(), found.ino()))
+    }
+
+    /// What the broker says of the one guest of a share.
+    ///
+    /// # Errors
+    /// When the share has not exactly one guest.
+    pub fn session(&self, share: &str) -> Result<SessionStatus> {
+        let mut sessions = Broker::connect(&self.runtime_dir())?.endpoint(share)?.sessions;
+        ensure!(sessions.len() == 1, "share {share} has {} guests: {sessions:?}", sessions.len());
+        Ok(sessions.remove(0))
+    }
+
+    /// Waits until what `cause` brings about has been measured once more, and returns what it took.
+    fn one_more(
+        &self,
+        share: &str,
+        kind: impl Fn(&Exchanges) -> &Pauses,
+        cause: impl FnOnce() -> Result<()>,
+    ) -> Result<Duration> {
+        let measured = || -> Result<(Pauses, SessionStatus)> {
+            let session = self.session(share)?;
+            Ok((kind(&session.totals.exchanges).clone(), session))
+        };
+        let (before, _) = measured()?;
+        cause()?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let (now, session) = measured()?;
+            if now.count > before.count {
+                ensure!(now.count == before.count + 1, "{} changes where one was asked for", now.count - before.count);
+                return Ok(Duration::from_nanos(now.nanoseconds - before.nanoseconds));
+            }
+            ensure!(Instant::now() < until, "no other engine took over in {PATIENCE:?}: {:?}", session.finding);
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+/// Pauses of one kind, to be told to a person.
+#[derive(Debug, Default)]
+pub struct Series {
+    pauses: Vec<Duration>,
+}
+
+impl Series {
+    /// One more.
+    pub fn add(&mut self, pause: Duration) {
+        self.pauses.push(pause);
+        self.pauses.sort();
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.pauses.len()
+    }
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |pause: Option<&Duration>| pause.map_or(0.0, |pause| pause.as_secs_f64() * 1000.0);
+        let (median, worst) = (self.pauses.get(self.pauses.len() / 2), self.pauses.last());
+        write!(f, "{} times, pause median {:.2} ms, worst {:.2} ms", self.count(), ms(median), ms(worst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_tells_its_middle_and_its_worst() {
+        let mut series = Series::default();
+        for ms in [9, 1, 3] {
+            series.add(Duration::from_millis(ms));
+        }
+        assert_eq!(series.to_string(), "3 times, pause median 3.00 ms, worst 9.00 ms");
+    }
+}
