@@ -53,11 +53,11 @@ check: setup ## format, lints, unit and component tests, generated files, depend
 
 guest: setup build ## the tests that boot real guests in QEMU
 	$(call STEP,guests)
-	@cargo test $(LOCKED) -p e2e --test '*'
+	@cargo test $(LOCKED) -p e2e --test '*' -- --show-output
 
 test: setup check guest tools-kubernetes ## everything that CI runs
 
-demo: setup build ## a share, a real VM on it, its error count and the metrics; SHARE=/some/dir for your own
+demo: setup build ## a share, a VM on it, its engine killed and replaced, error count and metrics; SHARE=/some/dir for your own
 	$(call STEP,demo)
 	@cargo build $(LOCKED) -q -p e2e --bin demo
 	@exec target/debug/demo $(if $(SHARE),--share '$(SHARE)')

@@ -1,27 +1,27 @@
-//! The demo: a share is declared, a real VM works on it directly and with overlayfs on top, and the guest's
-//! own count of errors ends it, beside what the metrics say.
+//! The demo: a share is declared, a real VM works on it directly and with overlayfs on top while its engine is
+//! killed, reconfigured and replaced, and the guest's own count of errors ends it, beside what the metrics say.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+mod subject;
+mod teller;
+mod upheaval;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use e2e::guest::{Guest, GuestSpec};
 use e2e::interrupt;
 use e2e::load::{Load, Summary};
-use e2e::node::{Declaration, Node};
+use e2e::node::Node;
 use e2e::parts::Parts;
-use e2e::tree;
-use tempfile::TempDir;
+use subject::{NAME, Subject};
+use teller::Teller;
 
-/// How long the guest works each time.
-const WORK: Duration = Duration::from_secs(5);
-/// Files read in one round of a directory of someone's own, so that the demo ends whatever its size.
-const MOST_FILES: u32 = 300;
-const NAME: &str = "demo";
+/// How long the guest works undisturbed.
+const WORK: Duration = Duration::from_secs(3);
 
 #[derive(Parser)]
 #[command(about = "Declares a share, boots a real VM on it, and ends with the guest's own count of errors.")]
@@ -43,61 +43,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is shared, and what may be done with it.
-struct Subject {
-    source: PathBuf,
-    own: bool,
-    _made_up: Option<TempDir>,
-}
-
-impl Subject {
-    fn new(share: Option<&Path>) -> Result<Self> {
-        if let Some(path) = share {
-            let source =
-                fs::canonicalize(path).with_context(|| format!("SHARE={} cannot be shared", path.display()))?;
-            ensure!(source.is_dir(), "SHARE={} is not a directory; name one", path.display());
-            return Ok(Self { source, own: true, _made_up: None });
-        }
-        let dir = tempfile::Builder::new().prefix("demo-share-").tempdir().context("making a directory to share")?;
-        tree::plant(&dir.path().join("base"), 60)?;
-        tree::plant(&dir.path().join("top"), 60)?;
-        Ok(Self { source: dir.path().to_owned(), own: false, _made_up: Some(dir) })
-    }
-
-    fn declaration<'a>(&'a self, engine: &'a str) -> Declaration<'a> {
-        let (access, content) = if self.own { ("ReadOnly", "Shared") } else { ("ReadWrite", "Exclusive") };
-        Declaration { name: NAME, source: &self.source, access, content, engine }
-    }
-
-    fn direct_load(&self, mount: &str) -> Load {
-        let load = if self.own { Load::default() } else { Load::writing(mount) };
-        load.and_reading(mount).at_most(MOST_FILES)
-    }
-
-    fn lower_layers(&self, mount: &str) -> Vec<String> {
-        if self.own { vec![mount.to_owned()] } else { vec![format!("{mount}/top"), format!("{mount}/base")] }
-    }
-}
-
-/// Tells each step with the time since the start.
-struct Teller {
-    start: Instant,
-}
-
-impl Teller {
-    fn say(&self, line: &str) {
-        println!("[{:5.1} s] {line}", self.start.elapsed().as_secs_f64());
-    }
-
-    fn show(&self, text: &str) {
-        for line in text.lines() {
-            println!("          | {line}");
-        }
-    }
-}
-
 fn demo(arguments: &Arguments) -> Result<()> {
-    let teller = Teller { start: Instant::now() };
+    let teller = Teller::new();
     let (parts, subject) = (Parts::locate()?, Subject::new(arguments.share.as_deref())?);
 
     teller.say("starting agent and broker: virtiofs-agent up");
@@ -110,7 +57,9 @@ fn demo(arguments: &Arguments) -> Result<()> {
     let (took, how) = (guest.boot_time().as_secs_f64(), guest.accelerator().name());
     teller.say(&format!("the guest is up after {took:.1} s ({how})"));
 
-    let counts = work(&mut guest, &subject, &teller).with_context(|| node.log_tail())?;
+    let counts = work(&mut guest, &node, &subject, &teller).with_context(|| node.log_tail())?;
+    teller.say("what virtiofs-agent status says now:");
+    teller.show(table(&node.status(&[])?));
     let metrics = node.metrics()?;
     teller.say("powering the guest off, stopping agent and broker");
     guest.shutdown()?;
@@ -130,15 +79,25 @@ fn declare(node: &Node, subject: &Subject, teller: &Teller) -> Result<PathBuf> {
 }
 
 /// Everything the guest does, with its count of each part.
-fn work(guest: &mut Guest, subject: &Subject, teller: &Teller) -> Result<Vec<(&'static str, Summary)>> {
+fn work(guest: &mut Guest, node: &Node, subject: &Subject, teller: &Teller) -> Result<Vec<(&'static str, Summary)>> {
     let direct = guest.mount(NAME)?;
     teller.say(&format!("working on {direct}, a direct virtiofs mount, for {} s", WORK.as_secs()));
-    let on_mount = work_a_while(guest, &subject.direct_load(&direct))?;
+    let on_mount = work_a_while(guest, &subject.load_on(&direct))?;
 
     let merged = guest.overlay("merged", &subject.lower_layers(&direct))?;
     teller.say(&format!("working on {merged}, overlayfs with the share below, for {} s", WORK.as_secs()));
-    let on_overlay = work_a_while(guest, &Load::writing(&merged).and_reading(&merged).at_most(MOST_FILES))?;
-    Ok(vec![("direct mount", on_mount), ("overlayfs on top", on_overlay)])
+    let on_overlay = work_a_while(guest, &Subject::load_on_overlay(&merged))?;
+
+    teller.say("working on both at once, without end");
+    let running = [guest.start_work(&subject.load_on(&direct))?, guest.start_work(&Subject::load_on_overlay(&merged))?];
+    upheaval::cause(node, subject, teller)?;
+    let [direct_then, overlay_then] = running.map(|load| guest.stop_work(load));
+    Ok(vec![
+        ("direct mount", on_mount),
+        ("overlayfs on top", on_overlay),
+        ("direct mount, engines changing", direct_then?),
+        ("overlayfs on top, engines changing", overlay_then?),
+    ])
 }
 
 fn work_a_while(guest: &mut Guest, load: &Load) -> Result<Summary> {
@@ -153,14 +112,22 @@ fn report(counts: &[(&str, Summary)], metrics: &str, teller: &Teller) -> Result<
     teller.say("what the guest counted:");
     let mut clean = true;
     for (place, count) in counts {
-        let (errors, wrong) = (count.error_count(), count.wrong);
-        teller.show(&format!("{place:18} {:7} operations  {errors} errors  {wrong} wrong results", count.operations));
+        let (errors, wrong, slowest) = (count.error_count(), count.wrong, count.slowest_us / 1000);
+        teller.show(&format!(
+            "{place:35} {:6} operations, {errors} errors, {wrong} wrong results, the slowest took {slowest} ms",
+            count.operations
+        ));
         teller.show(&count.told.join("\n"));
         clean &= errors == 0 && wrong == 0;
     }
     ensure!(clean, "the guest counted errors; they are listed above");
     teller.say("done: 0 errors counted by the guest");
     Ok(())
+}
+
+/// The status without the lines that mount the share, which were shown at the start.
+fn table(status: &str) -> &str {
+    status.split_once("\n  QEMU").map_or(status, |(table, _)| table)
 }
 
 /// Counters and gauges that are not zero; no durations, no explanations.
