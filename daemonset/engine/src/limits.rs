@@ -13,6 +13,13 @@ const OWN_FILES: u64 = MAX_MEMORY_REGIONS as u64 + 2 * MOST_MOUNTS as u64 + 96;
 /// Fewer than this for a guest is not worth starting: a shell and its libraries hold more.
 const LEAST_GUEST_FILES: u64 = 128;
 
+/// A core of an engine would hold its guest's memory, and writing it would keep the next engine waiting.
+pub(crate) fn leave_no_core() {
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        tracing::warn!("limit of core files: {error}");
+    }
+}
+
 /// The limit in force, and what of it the guest may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpenFiles {

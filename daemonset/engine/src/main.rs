@@ -18,6 +18,7 @@ mod seccomp;
 mod serve;
 mod tracked;
 
+use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
@@ -41,9 +42,23 @@ fn main() -> ExitCode {
 /// Lines without time or colour: the broker that reads them adds what it knows.
 fn log_to_stderr() {
     tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
+        .with_writer(|| Lossy)
         .with_ansi(false)
         .without_time()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
         .init();
+}
+
+/// The log must never hold a guest up: its pipe does not block, and what does not fit is lost. An error would make
+/// the logging library complain on the very same pipe, and panic.
+struct Lossy;
+
+impl Write for Lossy {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        Ok(io::stderr().write(line).unwrap_or(line.len()))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -25,6 +25,7 @@ pub(crate) struct Prepared {
 /// What keeps the configuration from being served here, with what would help.
 pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared, Finding> {
     let mut findings = Vec::new();
+    limits::leave_no_core();
     let open_files = limits::raise_open_files(config.open_files, &mut findings)?;
     let jail = sandbox::enter(config, source)?;
     let held = capabilities::keep_needed(config, &mut findings)?;

@@ -125,12 +125,12 @@ impl<F: FileSystem> Tracked<F> {
 
     /// Which of the guest's nodes an entry is, the truth being the library's own number; a new one if it is none.
     fn recognise(&self, state: &mut State, parent: Slot, name: &[u8], entry: &Entry) -> io::Result<Slot> {
-        if state.bindings.slot_of(entry.inode).is_none() {
-            self.bind_look_alike(state, parent, name, entry);
-        } else if let Some(slot) = state.bindings.slot_of(entry.inode) {
-            state.bindings.count_extra(slot);
-        }
         let full = |Full| error(libc::ENFILE);
+        if let Some(slot) = state.bindings.slot_of(entry.inode) {
+            state.bindings.count_extra(slot);
+            return state.ledger.tell(parent, name, slot).map(|()| slot).map_err(full);
+        }
+        self.bind_look_alike(state, parent, name, entry);
         match state.bindings.slot_of(entry.inode) {
             Some(slot) => state.ledger.tell(parent, name, slot).map(|()| slot).map_err(full),
             None => {
