@@ -1,10 +1,11 @@
 //! What others may see of a session while its thread works.
 
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::{SessionState, SessionStatus};
 use virtiofs_contract::counters::{Exchanges, Totals};
@@ -43,7 +44,8 @@ pub(crate) struct View {
 impl Shared {
     pub(crate) fn new(id: String, vmm: &UnixStream, config: EngineConfig) -> std::io::Result<Self> {
         let estate = Arc::new(Estate::new(config.max_inodes)?);
-        let peer = rustix::net::sockopt::socket_peercred(vmm.as_fd())?;
+        // Not rustix's: that knows no process 0, which is what the kernel says of one in another PID namespace.
+        let peer = getsockopt(vmm, PeerCredentials)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let view = View {
             begun: false,
@@ -57,7 +59,7 @@ impl Shared {
             finding: None,
             exchanges: Exchanges::default(),
         };
-        Ok(Shared { id, vmm_pid: peer.pid.as_raw_pid(), connected_at: now, estate, view: Mutex::new(view) })
+        Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, estate, view: Mutex::new(view) })
     }
 
     pub(crate) fn view(&self) -> MutexGuard<'_, View> {
