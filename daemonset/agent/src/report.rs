@@ -214,7 +214,9 @@ fn session_notice(session: &SessionStatus) -> Option<Notice> {
             let message = format!("{}: {}", finding.reason.as_str(), finding.message);
             Some(Notice::new(SESSION_FAILED, message, &finding.remedy))
         }
-        (SessionState::Failed, None) => Some(Notice::new(SESSION_FAILED, "its engine is gone", "start the VM anew")),
+        (SessionState::Failed, None) => {
+            Some(Notice::new(SESSION_FAILED, "its engine is gone", "another is started; see the log for why"))
+        }
         (_, finding) => finding.as_ref().map(Notice::from),
     }
 }
@@ -252,7 +254,7 @@ fn refused_shares(site: &Site, desired: &Desired) -> Vec<ShareReport> {
 
 #[cfg(test)]
 mod tests {
-    use virtiofs_contract::counters::Totals;
+    use virtiofs_contract::counters::{Held, Totals};
     use virtiofs_contract::preflight::{Finding, Reason};
 
     use super::*;
@@ -362,6 +364,8 @@ mod tests {
                 preflight: None,
                 finding: Some(finding),
                 open_files: 0,
+                held: Held::default(),
+                inodes_limit: 1,
                 totals: Totals::default(),
             }
         };

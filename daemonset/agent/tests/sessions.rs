@@ -7,6 +7,7 @@ mod host;
 use std::collections::BTreeMap;
 
 use host::{Host, manifest, prepare};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::{Guest, GuestConfig};
@@ -85,6 +86,82 @@ fn a_session_shows_in_status_and_metrics_and_leaves_its_counts() {
     let after = scrape(&host);
     assert_eq!(after["virtiofs_read_bytes_total{share=\"a\"}"], 14.0);
     assert_eq!(after["virtiofs_sessions{share=\"a\",state=\"Serving\"}"], 0.0);
+}
+
+#[test]
+fn a_guest_that_nears_what_it_may_hold_is_seen_before_it_is_refused() {
+    const MOST: u64 = 1024;
+    let host = prepare();
+    let source = host.source("a");
+    for number in 0..=MOST {
+        std::fs::write(source.join(format!("file-{number}")), "").unwrap();
+    }
+    host.declare("a.yaml", &manifest("a", &source, "  engine: {maxInodes: 1024}"));
+    let host = host.up();
+    let guest = guest_on(&host, "a");
+    let look_up = |number: u64| guest.fuse().lookup(ROOT, format!("file-{number}")).map(|entry| entry.nodeid);
+    let held: Vec<_> = (0..900).map(|number| look_up(number).unwrap()).collect();
+    let opened = guest.fuse().open(held[0], 0).unwrap();
+
+    let fullest = |found: &BTreeMap<String, f64>| {
+        let value = |name| found[&format!("virtiofs_fullest_session_held_inodes{name}{{share=\"a\"}}")];
+        value("") / value("_limit")
+    };
+    let near = scrape(&host);
+    assert_eq!(near["virtiofs_held_inodes{share=\"a\"}"], 900.0);
+    assert_eq!(near["virtiofs_open_handles{share=\"a\"}"], 1.0);
+    assert!(fullest(&near) > 0.8 && fullest(&near) < 1.0, "{near:?}");
+    assert!(!near.contains_key("virtiofs_error_replies_total{share=\"a\",errno=\"ENFILE\"}"));
+    let session = &host.share("a")["sessions"][0];
+    assert_eq!(session["held"], serde_json::json!({"inodes": 900, "handles": 1}), "{session}");
+    assert_eq!(session["inodesLimit"], MOST, "{session}");
+    let table = String::from_utf8(host.status_output(&[]).stdout).unwrap();
+    assert!(table.contains("900 of 1024"), "{table}");
+
+    let refused: Vec<_> = (900..=MOST).filter_map(|number| look_up(number).err()).collect();
+    assert!(!refused.is_empty() && refused.iter().all(|error| error.errno() == Some(Errno::ENFILE)), "{refused:?}");
+    let full = scrape(&host);
+    assert_eq!(fullest(&full), 1.0);
+    assert_eq!(full["virtiofs_error_replies_total{share=\"a\",errno=\"ENFILE\"}"], refused.len() as f64);
+
+    guest.fuse().release(held[0], opened.fh, 0).unwrap();
+    guest.fuse().forget(held[0], 1).unwrap();
+    look_up(MOST).unwrap();
+    assert_eq!(scrape(&host)["virtiofs_open_handles{share=\"a\"}"], 0.0);
+}
+
+#[test]
+fn engines_that_are_exchanged_are_counted_with_the_pause_they_cost() {
+    let host = prepare();
+    let source = host.source("a");
+    host.declare("a.yaml", &manifest("a", &source, "  content: Shared"));
+    let host = host.up();
+    let guest = guest_on(&host, "a");
+    work(&guest);
+    let before = scrape(&host);
+    for (family, outcome) in
+        [("handovers", "Done"), ("handovers", "PutOff"), ("recoveries", "Done"), ("recoveries", "GivenUp")]
+    {
+        assert_eq!(before[&format!("virtiofs_{family}_total{{share=\"a\",outcome=\"{outcome}\"}}")], 0.0);
+    }
+    let engine = host.share("a")["sessions"][0]["enginePid"].as_i64().unwrap();
+    kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
+    work(&guest);
+    host.declare("a.yaml", &manifest("a", &source, "  content: Shared\n  engine: {maxInodes: 5000}"));
+    let share = host.until("a", "handed over", |it| it["counts"]["exchanges"]["handOvers"]["count"] == 1);
+    work(&guest);
+
+    assert_eq!(share["counts"]["exchanges"]["recoveries"]["count"], 1, "{share}");
+    assert!(share["counts"]["exchanges"]["recoveries"]["nanoseconds"].as_u64().unwrap() > 0, "{share}");
+    let found = scrape(&host);
+    assert_eq!(found["virtiofs_handovers_total{share=\"a\",outcome=\"Done\"}"], 1.0);
+    assert_eq!(found["virtiofs_recoveries_total{share=\"a\",outcome=\"Done\"}"], 1.0);
+    for family in ["virtiofs_handover_pause_seconds", "virtiofs_recovery_pause_seconds"] {
+        assert_eq!(found[&format!("{family}_count{{share=\"a\"}}")], 1.0);
+        assert!(found[&format!("{family}_sum{{share=\"a\"}}")] > 0.0);
+    }
+    let table = String::from_utf8(host.status_output(&[]).stdout).unwrap();
+    assert!(table.contains("engines exchanged: 1 handed over ("), "{table}");
 }
 
 #[test]

@@ -82,6 +82,24 @@ fn a_session_whose_engine_could_not_start_heals() {
 }
 
 #[test]
+fn a_session_that_ends_before_it_is_recovered_is_counted_as_given_up() {
+    let broker = hindered_while("broken", "exit 1");
+    let endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    fs::write(broker.runtime_dir().with_file_name("broken"), "").unwrap();
+    until("neither engine nor spare is left", || {
+        let session = broker.session_of("data");
+        if let Some(engine) = session.engine_pid {
+            kill(Pid::from_raw(engine as i32), Signal::SIGKILL).ok();
+        }
+        session.state == SessionState::Failed
+    });
+    drop(guest);
+    until("it is counted", || broker.status_of("data").totals.exchanges.given_up == 1);
+    assert!(broker.log().contains("session ends without having been recovered"));
+}
+
+#[test]
 fn an_engine_that_does_not_come_to_rest_is_given_up_and_the_vmm_is_answered() {
     let broker = Broker::start();
     let endpoint = broker.share("data");

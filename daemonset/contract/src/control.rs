@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::EngineConfig;
-use crate::counters::Totals;
+use crate::counters::{Held, Totals};
 use crate::preflight::{Finding, Preflight};
 
 /// A place where VMMs connect: one socket, one source, one configuration for all sessions that start there.
@@ -175,7 +175,8 @@ pub struct SessionStatus {
     pub id: String,
     /// What it is doing.
     pub state: SessionState,
-    /// Process that connected, as the kernel recorded it; a record, not an authority.
+    /// Process that connected, as the kernel recorded it; a record, not an authority. 0: a process outside the
+    /// broker's PID namespace.
     pub vmm_pid: i32,
     /// Seconds since the Unix epoch at which it connected.
     pub connected_at: u64,
@@ -193,6 +194,11 @@ pub struct SessionStatus {
     pub finding: Option<Finding>,
     /// Open file descriptors of the engine process.
     pub open_files: u64,
+    /// What the guest holds, after its last request.
+    pub held: Held,
+    /// How many inodes it may hold: no more than `engine.maxInodes`, nor than was allowed when it connected, for
+    /// which the session's ledger was made.
+    pub inodes_limit: u64,
     /// Counts of this session.
     pub totals: Totals,
 }

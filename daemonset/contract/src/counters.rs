@@ -302,6 +302,9 @@ pub struct Exchanges {
     pub recoveries: Pauses,
     /// Planned ones that were put off because the engine did not come to rest.
     pub put_off: u64,
+    /// Deaths after which no other engine served before the session ended.
+    #[serde(default)]
+    pub given_up: u64,
 }
 
 /// Pauses of one kind.
@@ -323,6 +326,12 @@ impl Pauses {
         self.latency[bucket(nanoseconds)] += 1;
         self.count += 1;
         self.nanoseconds += nanoseconds;
+    }
+
+    /// Upper bound of the longest so far, in nanoseconds; none: there was none, or it is beyond all bounds.
+    pub fn longest_below(&self) -> Option<u64> {
+        let longest = self.latency.iter().rposition(|count| *count > 0)?;
+        LATENCY_BOUNDS_NS.get(longest).copied()
     }
 
     fn add(&mut self, other: &Pauses) {
@@ -381,6 +390,7 @@ impl Totals {
         self.exchanges.hand_overs.add(&other.exchanges.hand_overs);
         self.exchanges.recoveries.add(&other.exchanges.recoveries);
         self.exchanges.put_off += other.exchanges.put_off;
+        self.exchanges.given_up += other.exchanges.given_up;
     }
 
     /// All requests finished.
@@ -455,6 +465,8 @@ mod tests {
         sum.add(&one);
         let pauses = &sum.exchanges.recoveries;
         assert_eq!((pauses.count, pauses.latency[0], pauses.latency[14]), (3, 2, 1));
+        assert_eq!(pauses.longest_below(), Some(10_000_000_000));
+        assert_eq!(sum.exchanges.hand_overs.longest_below(), None);
         assert_eq!(sum.exchanges.hand_overs, Pauses::default());
     }
 

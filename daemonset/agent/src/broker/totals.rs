@@ -88,7 +88,13 @@ fn less(new: &ShareTotals, old: &ShareTotals) -> bool {
         || new.totals.bytes_read < old.totals.bytes_read
         || new.totals.bytes_written < old.totals.bytes_written
         || new.totals.malformed < old.totals.malformed
+        || exchanges(&new.totals).iter().zip(exchanges(&old.totals)).any(|(new, old)| *new < old)
         || old.totals.operations.iter().any(|it| requests(&new.totals, it.opcode) < it.requests)
+}
+
+fn exchanges(totals: &Totals) -> [u64; 4] {
+    let it = &totals.exchanges;
+    [it.hand_overs.count, it.put_off, it.recoveries.count, it.given_up]
 }
 
 #[cfg(test)]
@@ -109,5 +115,17 @@ mod tests {
             share.observe(broker, counts(requests));
             assert_eq!(share.sum().totals.requests(), sum, "broker {broker} at {requests}");
         }
+    }
+
+    #[test]
+    fn engines_exchanged_go_on_as_well() {
+        let mut share = Share::default();
+        let mut counts = ShareTotals::default();
+        counts.totals.exchanges.recoveries.note(1);
+        share.observe(1, counts.clone());
+        share.observe(1, ShareTotals::default());
+        counts.totals.exchanges.given_up = 2;
+        share.observe(1, counts);
+        assert_eq!(exchanges(&share.sum().totals), [0, 0, 2, 2]);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus::proto::MetricFamily;
 use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus};
-use virtiofs_contract::counters::{OPERATION_NAMES, OperationTotals};
+use virtiofs_contract::counters::{BUCKETS, OPERATION_NAMES, OperationTotals, Pauses};
 
 use super::sample::Family;
 use crate::broker::observer::Observation;
@@ -21,7 +21,9 @@ pub(super) fn families(report: &Report, observation: &Observation) -> Vec<Metric
     families.extend(requests(&observation.totals));
     families.extend(transfers(&observation.totals));
     families.extend(lives(&observation.totals));
+    families.extend(exchanges(&observation.totals));
     families.extend(sessions(endpoints));
+    families.extend(holdings(endpoints));
     families.into_iter().filter_map(Family::finish).collect()
 }
 
@@ -70,7 +72,7 @@ fn requests(totals: &BTreeMap<String, ShareTotals>) -> [Family; 5] {
             let labels = [share, ("operation", operation_name(operation))];
             requests.count(&labels, operation.requests);
             errors.count(&labels, operation.errors);
-            latency.latency(&labels, operation);
+            latency.durations(&labels, &operation.latency, operation.nanoseconds);
         }
         for errno in &counts.totals.errnos {
             replies.count(&[share, ("errno", errno_name(errno.errno))], errno.replies);
@@ -108,6 +110,39 @@ fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 3] {
     [sessions, engines, refused]
 }
 
+fn exchanges(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
+    let mut hand_overs = Family::counter(
+        "virtiofs_handovers_total",
+        "Engines to be replaced under a guest between two requests: done, or put off because that was not possible.",
+    );
+    let mut hand_over_pauses =
+        Family::histogram("virtiofs_handover_pause_seconds", "How long a hand-over kept a guest waiting.");
+    let mut recoveries =
+        Family::counter("virtiofs_recoveries_total", "Engines lost under a guest: replaced, or given up with the VM.");
+    let mut recovery_pauses = Family::histogram(
+        "virtiofs_recovery_pause_seconds",
+        "Time from the discovery that an engine is lost until the next one serves.",
+    );
+    for (share, counts) in totals {
+        let share = ("share", share.as_str());
+        let exchanges = &counts.totals.exchanges;
+        hand_overs.count(&[share, ("outcome", "Done")], exchanges.hand_overs.count);
+        hand_overs.count(&[share, ("outcome", "PutOff")], exchanges.put_off);
+        recoveries.count(&[share, ("outcome", "Done")], exchanges.recoveries.count);
+        recoveries.count(&[share, ("outcome", "GivenUp")], exchanges.given_up);
+        pauses(&mut hand_over_pauses, share, &exchanges.hand_overs);
+        pauses(&mut recovery_pauses, share, &exchanges.recoveries);
+    }
+    [hand_overs, hand_over_pauses, recoveries, recovery_pauses]
+}
+
+/// Buckets are there from the first scrape on, so that the first pause is seen as an increase.
+fn pauses(family: &mut Family, share: (&str, &str), pauses: &Pauses) {
+    let none = [0; BUCKETS];
+    let counts = if pauses.latency.is_empty() { &none[..] } else { &pauses.latency };
+    family.durations(&[share], counts, pauses.nanoseconds);
+}
+
 fn sessions(endpoints: &[EndpointStatus]) -> [Family; 4] {
     let mut sessions = Family::gauge("virtiofs_sessions", "VMs that are connected, by what their session is doing.");
     let mut open = Family::gauge("virtiofs_open_files", "Open files of all engines of the share.");
@@ -127,6 +162,30 @@ fn sessions(endpoints: &[EndpointStatus]) -> [Family; 4] {
         }
     }
     [sessions, open, fullest, limit]
+}
+
+/// What guests hold, and how near the nearest of them is to what it may hold.
+fn holdings(endpoints: &[EndpointStatus]) -> [Family; 4] {
+    let mut inodes = Family::gauge("virtiofs_held_inodes", "Inodes that guests know and have not forgotten.");
+    let mut handles = Family::gauge("virtiofs_open_handles", "Files and directories that guests have open.");
+    let mut fullest =
+        Family::gauge("virtiofs_fullest_session_held_inodes", "Inodes held by the guest that is nearest to its limit.");
+    let mut limit = Family::gauge(
+        "virtiofs_fullest_session_held_inodes_limit",
+        "How many inodes that guest may hold; beyond it, it is answered ENFILE.",
+    );
+    for endpoint in endpoints {
+        let labels = [("share", endpoint.endpoint.name.as_str())];
+        let held = |what: fn(&SessionStatus) -> u64| endpoint.sessions.iter().map(what).sum::<u64>() as f64;
+        inodes.value(&labels, held(|session| session.held.inodes));
+        handles.value(&labels, held(|session| session.held.handles));
+        let usages = endpoint.sessions.iter().map(|session| (session.held.inodes, session.inodes_limit));
+        if let Some((most, may)) = usages.max_by(|a, b| fuller(*a, *b)) {
+            fullest.value(&labels, most as f64);
+            limit.value(&labels, may as f64);
+        }
+    }
+    [inodes, handles, fullest, limit]
 }
 
 const SESSION_STATES: [(SessionState, &str); 4] = [
@@ -150,7 +209,7 @@ fn fuller(a: (u64, u64), b: (u64, u64)) -> std::cmp::Ordering {
 mod tests {
     use prometheus::TextEncoder;
     use virtiofs_contract::control::Status;
-    use virtiofs_contract::counters::{BUCKETS, ErrnoTotal, Totals};
+    use virtiofs_contract::counters::{ErrnoTotal, Totals};
 
     use super::*;
     use crate::notice::Notice;

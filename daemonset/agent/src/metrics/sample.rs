@@ -1,7 +1,7 @@
 //! Metric families made at the moment they are asked for, from numbers that are counted elsewhere.
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
-use virtiofs_contract::counters::{LATENCY_BOUNDS_NS, OperationTotals};
+use virtiofs_contract::counters::LATENCY_BOUNDS_NS;
 
 const NANOSECONDS: f64 = 1e9;
 
@@ -49,12 +49,12 @@ impl Family {
         self.add(labels, |metric| metric.set_gauge(gauge));
     }
 
-    /// Adds the distribution of an operation's latency.
-    pub(super) fn latency(&mut self, labels: Labels<'_>, operation: &OperationTotals) {
+    /// Adds a distribution of durations: how many by [`LATENCY_BOUNDS_NS`], and their sum in nanoseconds.
+    pub(super) fn durations(&mut self, labels: Labels<'_>, counts: &[u64], nanoseconds: u64) {
         let mut histogram = Histogram::default();
         let mut below = 0;
         let mut buckets = Vec::with_capacity(LATENCY_BOUNDS_NS.len());
-        for (bound, count) in LATENCY_BOUNDS_NS.iter().zip(&operation.latency) {
+        for (bound, count) in LATENCY_BOUNDS_NS.iter().zip(counts) {
             below += count;
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(*bound as f64 / NANOSECONDS);
@@ -62,8 +62,8 @@ impl Family {
             buckets.push(bucket);
         }
         histogram.set_bucket(buckets);
-        histogram.set_sample_count(operation.latency.iter().sum());
-        histogram.set_sample_sum(operation.nanoseconds as f64 / NANOSECONDS);
+        histogram.set_sample_count(counts.iter().sum());
+        histogram.set_sample_sum(nanoseconds as f64 / NANOSECONDS);
         self.add(labels, |metric| metric.set_histogram(histogram));
     }
 

@@ -9,7 +9,7 @@ use anyhow::bail;
 use serde::Serialize;
 use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus, SocketSpec, Status};
-use virtiofs_contract::counters::{OPERATION_NAMES, Totals};
+use virtiofs_contract::counters::{Exchanges, Held, OPERATION_NAMES, Pauses, Totals};
 use virtiofs_contract::preflight::Preflight;
 use virtiofs_crds::changes;
 
@@ -111,7 +111,8 @@ pub(super) struct Session {
     pub(super) state: SessionState,
     /// Why it failed.
     pub(super) notices: Vec<Notice>,
-    /// Process that connected, as the kernel recorded it: a record, not an authority.
+    /// Process that connected, as the kernel recorded it: a record, not an authority. 0: one that the broker, in
+    /// a container, cannot see.
     pub(super) vmm_pid: i32,
     /// Seconds since the Unix epoch.
     pub(super) connected_at: u64,
@@ -128,6 +129,9 @@ pub(super) struct Session {
     /// Open file descriptors of the engine, and how many it may have.
     pub(super) open_files: u64,
     pub(super) open_files_limit: Option<u64>,
+    /// What the guest holds, and how many inodes it may hold.
+    pub(super) held: Held,
+    pub(super) inodes_limit: u64,
     pub(super) counts: Counts,
 }
 
@@ -144,6 +148,33 @@ pub(super) struct Counts {
     pub(super) malformed: u64,
     pub(super) requests_by_operation: BTreeMap<&'static str, u64>,
     pub(super) errors_by_errno: BTreeMap<&'static str, u64>,
+    /// Engines exchanged under guests.
+    pub(super) exchanges: ExchangeCounts,
+}
+
+/// How often engines were exchanged, and how long guests waited for it.
+#[derive(Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ExchangeCounts {
+    /// Planned ones.
+    pub(super) hand_overs: PauseCounts,
+    /// Planned ones that were put off, because the engine did not come to rest or its successor failed.
+    pub(super) put_off: u64,
+    /// After an engine's death.
+    pub(super) recoveries: PauseCounts,
+    /// Deaths after which no other engine served before the session ended.
+    pub(super) given_up: u64,
+}
+
+/// Pauses of one kind.
+#[derive(Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PauseCounts {
+    pub(super) count: u64,
+    /// Their sum.
+    pub(super) nanoseconds: u64,
+    /// A bound that the longest did not exceed; null: there was none, or one beyond all bounds.
+    pub(super) longest_below_nanoseconds: Option<u64>,
 }
 
 /// Puts together what the broker answered and the agent has published.
@@ -282,6 +313,8 @@ fn session(session: SessionStatus, in_force: &EngineConfig) -> Session {
         open_files: session.open_files,
         open_files_limit: session.preflight.as_ref().map(|preflight| preflight.open_files),
         preflight: session.preflight,
+        held: session.held,
+        inodes_limit: session.inodes_limit,
         counts: counts(&session.totals),
     }
 }
@@ -296,5 +329,20 @@ fn counts(totals: &Totals) -> Counts {
         malformed: totals.malformed,
         requests_by_operation: totals.operations.iter().map(|it| (operation(it.opcode), it.requests)).collect(),
         errors_by_errno: totals.errnos.iter().map(|it| (errno_name(it.errno), it.replies)).collect(),
+        exchanges: exchanges(&totals.exchanges),
+    }
+}
+
+fn exchanges(exchanges: &Exchanges) -> ExchangeCounts {
+    let pauses = |pauses: &Pauses| PauseCounts {
+        count: pauses.count,
+        nanoseconds: pauses.nanoseconds,
+        longest_below_nanoseconds: pauses.longest_below(),
+    };
+    ExchangeCounts {
+        hand_overs: pauses(&exchanges.hand_overs),
+        put_off: exchanges.put_off,
+        recoveries: pauses(&exchanges.recoveries),
+        given_up: exchanges.given_up,
     }
 }

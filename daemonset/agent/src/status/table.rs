@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::document::{Document, Session, Share};
+use super::document::{Document, ExchangeCounts, PauseCounts, Session, Share};
 use crate::output::word;
 
 /// The whole answer: what runs, a table of shares, and what is worth knowing of each.
@@ -66,9 +66,8 @@ fn details(share: &Share) -> String {
         _ = writeln!(text, "  {}: {}\n    -> {}", notice.reason, notice.message, notice.remedy);
     }
     if !share.sessions.is_empty() {
-        let header =
-            ["SESSION", "STATE", "VMM", "ENGINE", "ENGINES", "REQUESTS", "ERRORS", "OPEN FILES"].map(str::to_owned);
-        let rows: Vec<_> = std::iter::once(header).chain(share.sessions.iter().map(session_row)).collect();
+        let rows: Vec<_> =
+            std::iter::once(SESSION_COLUMNS.map(str::to_owned)).chain(share.sessions.iter().map(session_row)).collect();
         for line in aligned(&rows).lines() {
             _ = writeln!(text, "  {line}");
         }
@@ -77,24 +76,47 @@ fn details(share: &Share) -> String {
         let fields = session.differs.join(", ");
         _ = writeln!(text, "  {} still runs with another {fields}", session.id);
     }
+    text.push_str(&exchanges(&share.counts.exchanges));
     if share.state.serves() {
         text.push_str(&lines(share));
     }
     text
 }
 
-fn session_row(session: &Session) -> [String; 8] {
+const SESSION_COLUMNS: [&str; 10] =
+    ["SESSION", "STATE", "VMM", "ENGINE", "ENGINES", "REQUESTS", "ERRORS", "OPEN FILES", "INODES", "HANDLES"];
+
+fn session_row(session: &Session) -> [String; 10] {
     let limit = session.open_files_limit.map_or_else(|| "?".to_owned(), |limit| limit.to_string());
     [
         session.id.clone(),
         word(&session.state),
-        session.vmm_pid.to_string(),
+        if session.vmm_pid == 0 { "-".to_owned() } else { session.vmm_pid.to_string() },
         session.engine_pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
         session.engines.to_string(),
         session.counts.requests.to_string(),
         session.counts.errors.to_string(),
         format!("{} of {limit}", session.open_files),
+        format!("{} of {}", session.held.inodes, session.inodes_limit),
+        session.held.handles.to_string(),
     ]
+}
+
+/// A line about engines that were exchanged, if there were any.
+fn exchanges(counts: &ExchangeCounts) -> String {
+    let with_pauses = |what: &str, pauses: &PauseCounts| {
+        let mean = pauses.nanoseconds.checked_div(pauses.count)?;
+        Some(format!("{} {what} ({:.1} ms on average)", pauses.count, mean as f64 / 1e6))
+    };
+    let plain = |what: &str, count: u64| (count > 0).then(|| format!("{count} {what}"));
+    let parts = [
+        with_pauses("handed over", &counts.hand_overs),
+        plain("put off", counts.put_off),
+        with_pauses("recovered", &counts.recoveries),
+        plain("given up", counts.given_up),
+    ];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { String::new() } else { format!("  engines exchanged: {}\n", parts.join(", ")) }
 }
 
 fn lines(share: &Share) -> String {
@@ -130,5 +152,14 @@ mod tests {
     fn columns_stand_below_each_other() {
         let rows = [["A".to_owned(), "B".to_owned()], ["long".to_owned(), "x".to_owned()]];
         assert_eq!(aligned(&rows), "A     B\nlong  x\n");
+    }
+
+    #[test]
+    fn exchanges_are_one_line_and_none_are_none() {
+        let mut counts = ExchangeCounts::default();
+        assert_eq!(exchanges(&counts), "");
+        counts.recoveries = PauseCounts { count: 2, nanoseconds: 7_000_000, ..PauseCounts::default() };
+        counts.put_off = 1;
+        assert_eq!(exchanges(&counts), "  engines exchanged: 1 put off, 2 recovered (3.5 ms on average)\n");
     }
 }

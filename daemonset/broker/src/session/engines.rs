@@ -206,6 +206,15 @@ impl Engines {
         self.in_force.as_ref().filter(|_| self.put_off.is_some()).unwrap_or(&self.wish)
     }
 
+    /// The session ends. If it had no engine, nobody will ever say how long that took.
+    pub(super) fn end(&mut self) {
+        if let Some(lost) = self.lost.take() {
+            self.exchanges.given_up += 1;
+            let pause = lost.elapsed();
+            tracing::warn!(session = self.session, ?pause, "session ends without having been recovered");
+        }
+    }
+
     /// An ordered engine has come, or cannot.
     pub(super) fn arrived(&mut self, result: Result<Engine, Finding>, deeds: &mut Deeds<'_>) {
         if self.order.take().is_some_and(|order| order.misinformed) {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use virtiofs_contract::counters::{Counters, Totals};
+use virtiofs_contract::counters::{Counters, Held, Totals};
 
 use super::parking::ParkingLot;
 
@@ -23,6 +23,8 @@ pub(crate) struct Estate {
     counters: Counters,
     /// What the guest has been told and still holds.
     pub(crate) ledger: OwnedFd,
+    /// How many nodes there is room for at the least.
+    pub(crate) room: u64,
     /// Its open files without a name.
     pub(crate) parking: Arc<ParkingLot>,
 }
@@ -31,7 +33,12 @@ impl Estate {
     /// For a guest that may hold `max_inodes` nodes.
     pub(crate) fn new(max_inodes: u64) -> io::Result<Self> {
         let (counter_page, counters) = Counters::create()?;
-        Ok(Estate { counter_page, counters, ledger: new_ledger(max_inodes)?, parking: Arc::default() })
+        let ledger = new_ledger(max_inodes)?;
+        Ok(Estate { counter_page, counters, ledger, room: max_inodes, parking: Arc::default() })
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        self.counters.held()
     }
 
     pub(crate) fn totals(&self) -> Totals {

@@ -133,10 +133,14 @@ impl Session {
     /// Serves the VMM until it leaves, breaks the protocol, or the session is asked to end.
     pub(crate) fn run(mut self) -> End {
         loop {
-            if let Err(end) = self.turn() {
-                return end;
+            let turn = self.turn();
+            if turn.is_err() {
+                self.engines.end();
             }
             self.publish();
+            if let Err(end) = turn {
+                return end;
+            }
         }
     }
 

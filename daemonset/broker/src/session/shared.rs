@@ -76,6 +76,7 @@ impl Shared {
 
     pub(crate) fn status(&self) -> SessionStatus {
         let view = self.view().clone();
+        let inodes_limit = view.config.max_inodes.min(self.estate.room);
         SessionStatus {
             id: self.id.clone(),
             state: view.state,
@@ -88,6 +89,8 @@ impl Shared {
             preflight: view.preflight,
             finding: view.finding,
             open_files: view.engine_pid.map_or(0, open_files),
+            held: self.estate.held(),
+            inodes_limit,
             totals: self.totals(),
         }
     }
