@@ -10,6 +10,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use common::{Broker, boot, read_hello, runs, threads_stand_still, until};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::Guest;
@@ -125,6 +126,25 @@ fn a_new_configuration_reaches_sessions_that_run() {
     broker.control().apply(&endpoint).unwrap();
     until("the session has it", || broker.session_of("data").engine.cache == CachePolicy::Never);
     guest.use_all();
+}
+
+#[test]
+fn a_share_made_read_only_takes_writing_from_guests_that_have_files_open() {
+    let broker = Broker::start();
+    let mut endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    let fuse = guest.fuse();
+    let node = fuse.lookup(1, "hello").unwrap().nodeid;
+    let reading = fuse.open(node, libc::O_RDONLY).unwrap().fh;
+    let writing = fuse.open(node, libc::O_RDWR).unwrap().fh;
+    endpoint.engine.access = Access::ReadOnly;
+    broker.control().apply(&endpoint).unwrap();
+    until("the session has it", || broker.session_of("data").engine.access == Access::ReadOnly);
+    assert_eq!(fuse.read(node, reading, 0, 4096).unwrap(), b"from the host\n");
+    let refused = fuse.write(node, writing, 0, b"x", libc::O_RDWR).unwrap_err();
+    assert_eq!(refused.errno(), Some(Errno::EROFS));
+    fuse.release(node, writing, 0).unwrap();
+    assert_eq!(fuse.mkdir(1, "made", 0o755).unwrap_err().errno(), Some(Errno::EROFS));
 }
 
 #[test]
