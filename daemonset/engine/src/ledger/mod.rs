@@ -9,6 +9,8 @@
 
 mod cells;
 mod change;
+#[cfg(feature = "die-at-store")]
+mod die_at_store;
 mod flight;
 mod handles;
 #[cfg(test)]

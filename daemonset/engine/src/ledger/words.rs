@@ -59,6 +59,8 @@ impl Words {
     pub(super) fn set(&self, at: u32, value: u64) {
         #[cfg(test)]
         super::harness::about_to_store(at, self.get(at));
+        #[cfg(feature = "die-at-store")]
+        super::die_at_store::about_to_store();
         if let Some(word) = self.word(at) {
             word.store(value, Ordering::Release);
         }

@@ -3,5 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod alone;
+#[cfg(feature = "die-at-store")]
+mod between_stores;
 mod rig;
 mod succession;

@@ -89,15 +89,30 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts an engine that serves `source`.
     pub(crate) fn start(source: &Path, config: EngineConfig) -> Result<Engine, Finding> {
-        Self::follow(Session::new(), source, config, Predecessor::AtRest)
+        Self::follow(Session::new(), source, config, Predecessor::AtRest, None)
     }
 
     /// Kills the engine and starts another on what it leaves behind.
-    pub(crate) fn killed(mut self, source: &Path, config: EngineConfig) -> Result<Engine, Finding> {
+    pub(crate) fn killed(self, source: &Path, config: EngineConfig) -> Result<Engine, Finding> {
+        self.killed_before(source, config, None)
+    }
+
+    /// The same; the new engine ends itself before its store number `die_at` to the ledger.
+    pub(crate) fn killed_before(
+        mut self,
+        source: &Path,
+        config: EngineConfig,
+        die_at: Option<u64>,
+    ) -> Result<Engine, Finding> {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
         let session = std::mem::replace(&mut self.session, Session::new());
-        Self::follow(session, source, config, Predecessor::Killed)
+        Self::follow(session, source, config, Predecessor::Killed, die_at)
+    }
+
+    /// Is the process still there?
+    pub(crate) fn lives(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_none()
     }
 
     fn follow(
@@ -105,11 +120,12 @@ impl Engine {
         source: &Path,
         config: EngineConfig,
         predecessor: Predecessor,
+        die_at: Option<u64>,
     ) -> Result<Engine, Finding> {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("vu.sock")).unwrap();
         let counters = Counters::map(&session.page).unwrap();
-        let (process, control) = spawn();
+        let (process, control) = spawn(die_at);
         let start = ToEngine::Start { version: VERSION, session: "test".into(), config, predecessor };
         let (source, parking) = (open_path(source), session.parking());
         let (page, ledger) = (session.page.as_fd(), session.ledger.as_fd());
@@ -171,7 +187,7 @@ impl Drop for Engine {
 
 /// What an engine finds when it only tries.
 pub(crate) fn preflight(source: &Path, config: EngineConfig) -> Result<Preflight, Finding> {
-    let (mut process, control) = spawn();
+    let (mut process, control) = spawn(None);
     control.send(&ToEngine::Preflight { version: VERSION, config }, &[open_path(source).as_fd()]).unwrap();
     let answer = control.receive::<FromEngine>().unwrap().0;
     process.wait().unwrap();
@@ -182,9 +198,10 @@ pub(crate) fn preflight(source: &Path, config: EngineConfig) -> Result<Preflight
     }
 }
 
-fn spawn() -> (Child, PacketChannel) {
+fn spawn(die_at: Option<u64>) -> (Child, PacketChannel) {
     let (ours, theirs) = PacketChannel::pair().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_virtiofs-engine"));
+    command.envs(die_at.map(|store| ("VIRTIOFS_DIE_AT_STORE", store.to_string())));
     let fd = theirs.as_fd().as_raw_fd();
     // SAFETY: dup2, fcntl and prctl are async-signal-safe, and nothing else is called between fork and exec.
     unsafe {

@@ -1,0 +1,368 @@
+//! Each operation that must not happen twice, with its engine dying before each single store to the ledger: before
+//! the record, after it, after the system call, after each change of the ledger, after the reply, after the used
+//! ring. Whatever happens, the guest gets one right answer, and everything is counted once.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use testkit::fuse::call::CallError;
+use testkit::fuse::client::Fuse;
+use testkit::fuse::wire::ForgetOne;
+use testkit::guest::{Guest, GuestConfig};
+use virtiofs_contract::config::{Access, EngineConfig};
+use virtiofs_contract::counters::Held;
+
+use crate::rig::Engine;
+
+const ROOT: u64 = 1;
+
+/// A file to look up that no test works on.
+const PROBE: &str = "probe";
+
+/// More stores than any operation here makes.
+const MOST_STORES: u64 = 400;
+
+fn config() -> EngineConfig {
+    EngineConfig { xattr: true, ..EngineConfig::stock(Access::ReadWrite) }
+}
+
+struct Bench {
+    source: TempDir,
+    engine: Option<Engine>,
+    guest: Guest,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let source = tempfile::tempdir().unwrap();
+        fs::write(source.path().join(PROBE), "").unwrap();
+        let engine = Engine::start(source.path(), config()).unwrap();
+        let guest = Guest::boot(GuestConfig { busy_poll: true, ..engine.guest_config() }).unwrap();
+        let bench = Bench { source, engine: Some(engine), guest };
+        bench.expect_hang_ups();
+        bench
+    }
+
+    /// A real VMM is connected to the broker, which does not hang up.
+    fn expect_hang_ups(&self) {
+        self.guest.queues().iter().for_each(|queue| queue.watch(None));
+    }
+
+    fn exchange(&mut self, die_at: Option<u64>) {
+        let engine = self.engine.take().unwrap();
+        let engine = engine.killed_before(self.source.path(), config(), die_at).unwrap();
+        self.guest.reconnect_to(&engine.socket()).unwrap();
+        self.expect_hang_ups();
+        self.engine = Some(engine);
+    }
+
+    fn held(&self) -> Held {
+        // A node whose end was cut off is found when room for others is looked for.
+        for _ in 0..4 {
+            let probe = self.guest.fuse().lookup(ROOT, PROBE).unwrap().nodeid;
+            self.guest.fuse().forget(probe, 1).unwrap();
+        }
+        // The counts are written after the reply has been: a request later they are surely there.
+        self.guest.fuse().statfs(ROOT).unwrap();
+        self.engine.as_ref().unwrap().counters.held()
+    }
+
+    /// Has an engine serve `act` that dies at a store of its, and another one finish it. True: it died.
+    fn act<R: Send>(&mut self, die_at: u64, act: impl FnOnce(&Fuse) -> R + Send) -> (R, bool) {
+        self.exchange(Some(die_at));
+        let fuse = self.guest.fuse().clone();
+        std::thread::scope(|scope| {
+            let work = scope.spawn(move || act(&fuse));
+            let patience = Instant::now() + Duration::from_secs(20);
+            while self.engine.as_mut().unwrap().lives() && !work.is_finished() && Instant::now() < patience {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            // The last stores follow the reply.
+            std::thread::sleep(Duration::from_millis(3));
+            let died = !self.engine.as_mut().unwrap().lives();
+            self.exchange(None);
+            (work.join().unwrap(), died)
+        })
+    }
+}
+
+/// Runs an operation with a death before each of its stores. Each round has names of its own; what the guest holds
+/// after `check` has let go of everything must be what it was before.
+fn each_store<S, R>(
+    prepare: impl Fn(&Fuse, &Path, &str) -> S,
+    act: impl Fn(&Fuse, &S, &str) -> R + Sync,
+    check: impl Fn(&Fuse, &Path, &S, &str, R),
+) where
+    S: Sync,
+    R: Send,
+{
+    let mut bench = Bench::new();
+    for store in 0..MOST_STORES {
+        let name = format!("round{store}");
+        let before = bench.held();
+        let prepared = prepare(bench.guest.fuse(), bench.source.path(), &name);
+        let (result, died) = bench.act(store, |fuse| act(fuse, &prepared, &name));
+        check(bench.guest.fuse(), bench.source.path(), &prepared, &name, result);
+        assert_eq!(bench.held(), before, "store {store}: everything is given back");
+        if !died {
+            assert!(store >= 8, "an operation stores more often than {store} times");
+            return;
+        }
+    }
+    panic!("the operation makes more than {MOST_STORES} stores");
+}
+
+fn errno<T>(result: Result<T, CallError>) -> Option<i32> {
+    result.err().map(|error| error.errno().unwrap() as i32)
+}
+
+fn make(fuse: &Fuse, name: &str) -> u64 {
+    fuse.mknod(ROOT, name, libc::S_IFREG | 0o600, 0).unwrap().nodeid
+}
+
+fn nothing(_: &Fuse, _: &Path, _: &str) {}
+
+#[test]
+fn lookup() {
+    each_store(
+        |_, source, name| fs::write(source.join(name), "x").unwrap(),
+        |fuse, (), name| fuse.lookup(ROOT, name).unwrap().nodeid,
+        |fuse, _, (), _, node| {
+            fuse.getattr(node, None).unwrap();
+            fuse.forget(node, 1).unwrap();
+        },
+    );
+}
+
+#[test]
+fn forget_and_batch_forget() {
+    for batch in [false, true] {
+        each_store(
+            |fuse, _, name| {
+                let nodes = [make(fuse, name), make(fuse, &format!("{name}b"))];
+                fuse.lookup(ROOT, name).unwrap();
+                nodes
+            },
+            |fuse, nodes, _| {
+                if batch {
+                    fuse.batch_forget(&nodes.map(|nodeid| ForgetOne { nodeid, nlookup: 1 })).unwrap();
+                } else {
+                    nodes.iter().for_each(|node| fuse.forget(*node, 1).unwrap());
+                }
+                // FORGET has no reply to wait for; this one is served after it.
+                fuse.statfs(ROOT).unwrap();
+            },
+            |fuse, _, nodes, _, ()| {
+                fuse.getattr(nodes[0], None).expect("it was told twice and forgotten once");
+                assert_eq!(errno(fuse.getattr(nodes[1], None)), Some(libc::ESTALE));
+                fuse.forget(nodes[0], 1).unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn names_are_made_once() {
+    type Make = fn(&Fuse, &str) -> Result<u64, CallError>;
+    let ways: [Make; 4] = [
+        |fuse, name| Ok(fuse.mkdir(ROOT, name, 0o700)?.nodeid),
+        |fuse, name| Ok(fuse.mknod(ROOT, name, libc::S_IFREG | 0o600, 0)?.nodeid),
+        |fuse, name| Ok(fuse.symlink(ROOT, name, "target")?.nodeid),
+        |fuse, name| {
+            let created = fuse.create(ROOT, name, libc::O_RDWR | libc::O_EXCL, 0o600)?;
+            fuse.write(created.entry.nodeid, created.open.fh, 0, b"written", 0)?;
+            fuse.release(created.entry.nodeid, created.open.fh, 0)?;
+            Ok(created.entry.nodeid)
+        },
+    ];
+    for way in ways {
+        each_store(
+            nothing,
+            |fuse, (), name| way(fuse, name).unwrap(),
+            |fuse, source, (), name, node| {
+                assert!(source.join(name).symlink_metadata().is_ok());
+                assert_eq!(errno(way(fuse, name)), Some(libc::EEXIST), "there it is");
+                fuse.forget(node, 1).unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn names_are_removed_once() {
+    each_store(
+        |fuse, _, name| make(fuse, name),
+        |fuse, _, name| fuse.unlink(ROOT, name).unwrap(),
+        |fuse, _, node, name, ()| {
+            assert_eq!(errno(fuse.unlink(ROOT, name)), Some(libc::ENOENT));
+            fuse.forget(*node, 1).unwrap();
+        },
+    );
+    each_store(
+        |fuse, _, name| fuse.mkdir(ROOT, name, 0o700).unwrap().nodeid,
+        |fuse, _, name| fuse.rmdir(ROOT, name).unwrap(),
+        |fuse, source, node, name, ()| {
+            assert!(!source.join(name).exists());
+            fuse.forget(*node, 1).unwrap();
+        },
+    );
+}
+
+#[test]
+fn an_open_file_outlives_its_unlinking() {
+    each_store(
+        |fuse, _, name| fuse.create(ROOT, name, libc::O_RDWR, 0o600).unwrap(),
+        |fuse, _, name| fuse.unlink(ROOT, name).unwrap(),
+        |fuse, _, file, _, ()| {
+            let (node, fh) = (file.entry.nodeid, file.open.fh);
+            fuse.write(node, fh, 0, b"still here", 0).unwrap();
+            assert_eq!(fuse.read(node, fh, 0, 100).unwrap(), b"still here");
+            fuse.release(node, fh, 0).unwrap();
+            fuse.forget(node, 1).unwrap();
+        },
+    );
+}
+
+#[test]
+fn names_are_moved_once() {
+    // Onto nothing, onto another file, exchanged with one.
+    for (other, flags) in [(false, 0), (true, 0), (true, libc::RENAME_EXCHANGE), (false, libc::RENAME_NOREPLACE)] {
+        each_store(
+            |fuse, source, name| {
+                let node = make(fuse, name);
+                let target = other.then(|| make(fuse, &format!("{name}to")));
+                fs::write(source.join(name), "moved").unwrap();
+                (node, target)
+            },
+            |fuse, _, name| fuse.rename(ROOT, name, ROOT, format!("{name}to"), flags).unwrap(),
+            |fuse, source, (node, target), name, ()| {
+                assert_eq!(fs::read(source.join(format!("{name}to"))).unwrap(), b"moved");
+                assert_eq!(source.join(name).exists(), flags == libc::RENAME_EXCHANGE);
+                assert_eq!(fuse.lookup(ROOT, format!("{name}to")).unwrap().nodeid, *node);
+                fuse.forget(*node, 2).unwrap();
+                target.iter().for_each(|target| fuse.forget(*target, 1).unwrap());
+            },
+        );
+    }
+}
+
+#[test]
+fn links_are_made_once() {
+    each_store(
+        |fuse, _, name| make(fuse, name),
+        |fuse, node, name| fuse.link(*node, ROOT, format!("{name}link")).unwrap().nodeid,
+        |fuse, _, node, _, linked| {
+            assert_eq!((linked, fuse.getattr(*node, None).unwrap().nlink), (*node, 2));
+            fuse.forget(*node, 2).unwrap();
+        },
+    );
+}
+
+#[test]
+fn what_is_appended_stands_there_once() {
+    let append = libc::O_WRONLY | libc::O_APPEND;
+    each_store(
+        |fuse, source, name| {
+            fs::write(source.join(name), "begin").unwrap();
+            let node = fuse.lookup(ROOT, name).unwrap().nodeid;
+            (node, fuse.open(node, append).unwrap().fh)
+        },
+        |fuse, (node, fh), _| fuse.write(*node, *fh, 5, b" and end", append).unwrap(),
+        |fuse, source, (node, fh), name, written| {
+            assert_eq!((written, fs::read(source.join(name)).unwrap()), (8, b"begin and end".to_vec()));
+            fuse.release(*node, *fh, 0).unwrap();
+            fuse.forget(*node, 1).unwrap();
+        },
+    );
+}
+
+#[test]
+fn ranges_are_inserted_and_collapsed_once() {
+    for (mode, size) in [(libc::FALLOC_FL_INSERT_RANGE, 16384), (libc::FALLOC_FL_COLLAPSE_RANGE, 8192)] {
+        each_store(
+            |fuse, source, name| {
+                fs::write(source.join(name), vec![7; 12288]).unwrap();
+                let node = fuse.lookup(ROOT, name).unwrap().nodeid;
+                (node, fuse.open(node, libc::O_RDWR).unwrap().fh)
+            },
+            |fuse, (node, fh), _| fuse.fallocate(*node, *fh, mode, 4096, 4096).unwrap(),
+            |fuse, source, (node, fh), name, ()| {
+                assert_eq!(fs::metadata(source.join(name)).unwrap().len(), size);
+                fuse.release(*node, *fh, 0).unwrap();
+                fuse.forget(*node, 1).unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn attributes_are_made_and_removed_once() {
+    each_store(
+        |fuse, _, name| make(fuse, name),
+        |fuse, node, _| fuse.setxattr(*node, "user.a", b"1", libc::XATTR_CREATE).unwrap(),
+        |fuse, _, node, _, ()| {
+            assert_eq!(errno(fuse.setxattr(*node, "user.a", b"2", libc::XATTR_CREATE)), Some(libc::EEXIST));
+            fuse.forget(*node, 1).unwrap();
+        },
+    );
+    each_store(
+        |fuse, _, name| {
+            let node = make(fuse, name);
+            fuse.setxattr(node, "user.a", b"1", 0).unwrap();
+            node
+        },
+        |fuse, node, _| fuse.removexattr(*node, "user.a").unwrap(),
+        |fuse, _, node, _, ()| {
+            assert_eq!(errno(fuse.removexattr(*node, "user.a")), Some(libc::ENODATA));
+            fuse.forget(*node, 1).unwrap();
+        },
+    );
+}
+
+#[test]
+fn files_are_opened_and_closed_once() {
+    each_store(
+        |fuse, _, name| make(fuse, name),
+        |fuse, node, _| fuse.open(*node, libc::O_RDWR).unwrap().fh,
+        |fuse, _, node, _, fh| {
+            fuse.write(*node, fh, 0, b"x", 0).unwrap();
+            fuse.release(*node, fh, 0).unwrap();
+            fuse.forget(*node, 1).unwrap();
+        },
+    );
+    each_store(
+        |fuse, _, name| {
+            let node = make(fuse, name);
+            (node, fuse.open(node, libc::O_RDWR).unwrap().fh)
+        },
+        |fuse, (node, fh), _| fuse.release(*node, *fh, 0).unwrap(),
+        |fuse, _, (node, fh), _, ()| {
+            assert_eq!(errno(fuse.read(*node, *fh, 0, 1)), Some(libc::EBADF));
+            fuse.forget(*node, 1).unwrap();
+        },
+    );
+}
+
+#[test]
+fn entries_are_told_once() {
+    each_store(
+        |fuse, source, name| {
+            fs::create_dir(source.join(name)).unwrap();
+            for n in 0..4 {
+                fs::write(source.join(name).join(format!("entry{n}")), "").unwrap();
+            }
+            let node = fuse.lookup(ROOT, name).unwrap().nodeid;
+            (node, fuse.opendir(node).unwrap().fh)
+        },
+        |fuse, (node, fh), _| fuse.readdirplus(*node, *fh, 0, 4096).unwrap(),
+        |fuse, _, (node, fh), _, entries| {
+            let told: Vec<_> = entries.iter().filter_map(|entry| entry.found).map(|found| found.nodeid).collect();
+            assert_eq!(told.iter().filter(|node| **node != 0).count(), 4);
+            told.iter().filter(|node| **node != 0).for_each(|node| fuse.forget(*node, 1).unwrap());
+            fuse.releasedir(*node, *fh).unwrap();
+            fuse.forget(*node, 1).unwrap();
+        },
+    );
+}
