@@ -16,8 +16,9 @@ use virtiofs_contract::counters::{Exchanges, Pauses};
 use crate::broker::Broker;
 use crate::node::{Declaration, Node};
 
-/// Engines start in milliseconds; what takes this long does not happen at all.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Engines start in milliseconds, or in seconds on a host whose kernel is busy with namespaces; what takes this long
+/// does not happen at all.
+const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Who serves a guest now.
