@@ -15,7 +15,7 @@ STEP = @printf '\n==> %s\n' "$(1)"
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build tools-kubernetes peer-1.13 build check kills test guest demo bench generate
+.PHONY: help setup setup-build tools-kubernetes peer-1.13 build check kills test guest demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -66,9 +66,13 @@ demo: setup build ## a share, a VM on it, its engine killed and replaced, error 
 	@cargo build $(LOCKED) -q -p e2e --bin demo
 	@exec target/debug/demo $(if $(SHARE),--share '$(SHARE)')
 
-bench: setup build ## throughput against stock virtiofsd: a table and target/bench/report.json
+bench: setup build ## all figures (6 minutes): tables and target/bench/report.json; BENCH=--quick for a short run
 	$(call STEP,bench)
-	@$(STOCK) cargo run $(LOCKED) -q --release -p testkit --bin bench
+	@$(STOCK) cargo run $(LOCKED) -q --release -p testkit --bin bench -- $(BENCH)
+
+chaos: build ## 2000 kills and 2000 hand-overs under guests that notice everything; CHAOS='--seed 7' for others
+	$(call STEP,chaos)
+	@cargo run $(LOCKED) -q --release -p testkit --bin chaos -- $(CHAOS)
 
 generate: setup-build ## writes the generated files anew
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen

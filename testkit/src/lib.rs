@@ -24,6 +24,7 @@
 //! (a reply that breaks the protocol) and what would freeze it (no reply, or a reply without a
 //! call): see [`fuse::call::CallError`].
 
+pub mod broker;
 pub mod fuse;
 pub mod guest;
 pub mod memory;

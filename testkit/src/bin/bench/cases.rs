@@ -21,6 +21,11 @@ use crate::options::Options;
 /// Bytes of directory per READDIRPLUS: what Linux asks for at first.
 const LISTING: u32 = 4096;
 
+/// The ratio that figures are to reach: what a guest may pay for being tracked.
+const AIM: f64 = 0.97;
+/// The same where the ledger takes note of a new inode.
+const AIM_FIRST: f64 = 0.90;
+
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
@@ -38,33 +43,61 @@ pub(crate) struct Case {
     pub(crate) unit: Unit,
     /// Times as many rounds: the host's journal and writeback make these figures scatter.
     pub(crate) rounds: usize,
+    /// The ratio to stock that it is to reach.
+    pub(crate) aim: f64,
     pub(crate) slice: fn(&mut Contestant, &Options) -> Result<Measured, CallError>,
 }
 
 /// All figures.
 pub(crate) const ALL: [Case; 12] = [
-    Case { name: "lookup", unit: Unit::Operations, rounds: 1, slice: lookup_again },
-    Case { name: "lookup-first", unit: Unit::Operations, rounds: 1, slice: lookup_first },
-    Case { name: "getattr", unit: Unit::Operations, rounds: 1, slice: getattr },
-    Case { name: "open-release", unit: Unit::Operations, rounds: 1, slice: open_release },
-    Case { name: "create-unlink", unit: Unit::Operations, rounds: 2, slice: create_unlink },
-    Case { name: "readdirplus", unit: Unit::Names, rounds: 1, slice: readdirplus },
+    Case { name: "lookup", unit: Unit::Operations, rounds: 1, aim: AIM, slice: lookup_again },
+    Case { name: "lookup-first", unit: Unit::Operations, rounds: 1, aim: AIM_FIRST, slice: lookup_first },
+    Case { name: "getattr", unit: Unit::Operations, rounds: 1, aim: AIM, slice: getattr },
+    Case { name: "open-release", unit: Unit::Operations, rounds: 1, aim: AIM, slice: open_release },
+    Case { name: "create-unlink", unit: Unit::Operations, rounds: 2, aim: AIM, slice: create_unlink },
+    Case { name: "readdirplus", unit: Unit::Names, rounds: 1, aim: AIM, slice: readdirplus },
     Case {
         name: "read-4k-random",
         unit: Unit::Operations,
         rounds: 1,
+        aim: AIM,
         slice: |c, o| read(c, o, 4 << 10, Order::Random),
     },
     Case {
         name: "write-4k-random",
         unit: Unit::Operations,
         rounds: 2,
+        aim: AIM,
         slice: |c, o| write(c, o, 4 << 10, Order::Random),
     },
-    Case { name: "read-128k", unit: Unit::Bytes, rounds: 1, slice: |c, o| read(c, o, 128 << 10, Order::Sequential) },
-    Case { name: "write-128k", unit: Unit::Bytes, rounds: 2, slice: |c, o| write(c, o, 128 << 10, Order::Sequential) },
-    Case { name: "read-1m", unit: Unit::Bytes, rounds: 1, slice: |c, o| read(c, o, 1 << 20, Order::Sequential) },
-    Case { name: "write-1m", unit: Unit::Bytes, rounds: 2, slice: |c, o| write(c, o, 1 << 20, Order::Sequential) },
+    Case {
+        name: "read-128k",
+        unit: Unit::Bytes,
+        rounds: 1,
+        aim: AIM,
+        slice: |c, o| read(c, o, 128 << 10, Order::Sequential),
+    },
+    Case {
+        name: "write-128k",
+        unit: Unit::Bytes,
+        rounds: 2,
+        aim: AIM,
+        slice: |c, o| write(c, o, 128 << 10, Order::Sequential),
+    },
+    Case {
+        name: "read-1m",
+        unit: Unit::Bytes,
+        rounds: 1,
+        aim: AIM,
+        slice: |c, o| read(c, o, 1 << 20, Order::Sequential),
+    },
+    Case {
+        name: "write-1m",
+        unit: Unit::Bytes,
+        rounds: 2,
+        aim: AIM,
+        slice: |c, o| write(c, o, 1 << 20, Order::Sequential),
+    },
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

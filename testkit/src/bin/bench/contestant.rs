@@ -59,7 +59,7 @@ impl Contestant {
         let work = work.join(label);
         std::fs::create_dir_all(&work)?;
         let log = options.log(label);
-        let command = command(peer, &material.share, &work)?.log(&log);
+        let command = command(peer, &material.share, &work, Content::Shared)?.log(&log);
         let server =
             Server::start(&command).with_context(|| format!("starting {label}; its log is {}", log.display()))?;
         let mut config = GuestConfig::new(server.socket()).memory(options.memory);
@@ -106,14 +106,28 @@ impl Contestant {
     }
 }
 
-fn command(peer: &Peer, share: &Path, work: &Path) -> anyhow::Result<ServerCommand> {
+/// What is true of the share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Anybody may change it.
+    Shared,
+    /// Nobody does.
+    Immutable,
+}
+
+/// The command that serves `share`, with a directory to `work` in.
+pub(crate) fn command(peer: &Peer, share: &Path, work: &Path, content: Content) -> anyhow::Result<ServerCommand> {
     let socket = work.join("fs.sock");
     Ok(match peer {
-        Peer::Stock(binary) => ServerCommand::stock(binary, share, socket),
+        Peer::Stock(binary) => {
+            let stock = ServerCommand::stock(binary, share, socket);
+            // The longest that stock can have a guest trust in what it was told.
+            if content == Content::Immutable { stock.arg("--cache=always").arg("--readonly") } else { stock }
+        }
         Peer::Agent(binary) => {
             let shares = work.join("shares");
             std::fs::create_dir_all(&shares)?;
-            let manifest = serde_json::to_vec_pretty(&manifest(share))?;
+            let manifest = serde_json::to_vec_pretty(&manifest(share, content))?;
             std::fs::write(shares.join("bench.json"), manifest)?;
             ServerCommand::agent(binary, &shares, &work.join("run"), SHARE)
         }
@@ -128,16 +142,21 @@ fn command(peer: &Peer, share: &Path, work: &Path) -> anyhow::Result<ServerComma
     })
 }
 
-/// The share that behaves as stock virtiofsd's defaults do, extended attributes on.
-fn manifest(share: &Path) -> serde_json::Value {
+/// The share that behaves as stock virtiofsd's defaults do, extended attributes on; or the one that promises never to
+/// change.
+fn manifest(share: &Path, content: Content) -> serde_json::Value {
+    let (access, content) = match content {
+        Content::Shared => ("ReadWrite", "Shared"),
+        Content::Immutable => ("ReadOnly", "Immutable"),
+    };
     json!({
         "apiVersion": "virtiofs.dev/v1alpha1",
         "kind": "VirtiofsShare",
         "metadata": {"name": SHARE},
         "spec": {
             "source": {"hostPath": {"path": share, "type": "Directory"}},
-            "access": "ReadWrite",
-            "content": "Shared",
+            "access": access,
+            "content": content,
             "engine": {"xattr": true},
         },
     })

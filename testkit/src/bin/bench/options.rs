@@ -8,10 +8,10 @@ use testkit::server::stock_binary;
 
 use crate::contestant::Peer;
 
-/// The ratio each figure is to reach.
-const AIM: f64 = 0.97;
+/// What `--quick` makes of the numbers of rounds and events.
+const QUICK: usize = 8;
 
-/// Throughput through the ring against stock virtiofsd.
+/// Throughput, pauses and sizes, against stock virtiofsd.
 #[derive(Debug, clap::Parser)]
 pub(crate) struct Arguments {
     /// Stock virtiofsd 1.14; else the environment variable VIRTIOFSD_STOCK names it.
@@ -30,6 +30,18 @@ pub(crate) struct Arguments {
     /// Rounds per figure.
     #[arg(long, default_value_t = 41)]
     rounds: usize,
+    /// Hand-overs and kills for each figure of a pause.
+    #[arg(long, default_value_t = 60)]
+    events: usize,
+    /// Inodes that guests hold whose engines are exchanged.
+    #[arg(long, value_delimiter = ',', default_value = "1000,100000,1000000")]
+    inodes: Vec<usize>,
+    /// RAM in MiB of guests whose engines are exchanged.
+    #[arg(long, value_delimiter = ',', default_value = "256,1024,4096")]
+    memories: Vec<u64>,
+    /// An eighth of the rounds and events, up to 100k inodes and 1 GiB.
+    #[arg(long)]
+    quick: bool,
     /// Milliseconds per contestant and round.
     #[arg(long, default_value_t = 50)]
     slice: u64,
@@ -42,10 +54,16 @@ pub(crate) struct Arguments {
     /// Where to lay out the files to work on.
     #[arg(long, value_name = "DIR", default_value = "target/bench/share")]
     directory: PathBuf,
+    /// Where to make the files that guests hold.
+    #[arg(long, value_name = "DIR", default_value = "target/bench/tree")]
+    tree: PathBuf,
     /// Where to write the figures.
     #[arg(long, value_name = "FILE", default_value = "target/bench/report.json")]
     report: PathBuf,
-    /// Only figures whose name contains this.
+    /// Our broker; else the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    broker: Option<PathBuf>,
+    /// Only figures whose name contains this; `pauses` for all that have to do with them.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
 }
@@ -61,7 +79,11 @@ pub(crate) struct Options {
     pub(crate) memory: u64,
     pub(crate) directory: PathBuf,
     pub(crate) report: PathBuf,
-    pub(crate) aim: f64,
+    pub(crate) broker: PathBuf,
+    pub(crate) tree: PathBuf,
+    pub(crate) events: usize,
+    pub(crate) inodes: Vec<usize>,
+    pub(crate) memories: Vec<u64>,
     only: Option<String>,
 }
 
@@ -81,22 +103,30 @@ impl Options {
         let ours = match (arguments.command, arguments.calibrate) {
             (Some(command), _) => Peer::Command(command),
             (None, true) => Peer::Stock(stock.clone()),
-            (None, false) => Peer::Agent(agent(arguments.agent)?),
+            (None, false) => Peer::Agent(beside(arguments.agent, "virtiofs-agent", "--agent")?),
         };
-        if arguments.rounds == 0 || arguments.depth == 0 {
-            bail!("--rounds and --depth count from 1");
+        if arguments.rounds == 0 || arguments.events == 0 || arguments.depth == 0 {
+            bail!("--rounds, --events and --depth count from 1");
         }
         if let Some(directory) = arguments.report.parent() {
             std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
         }
+        let part = if arguments.quick { QUICK } else { 1 };
         Ok(Self {
-            rounds: arguments.rounds,
+            rounds: arguments.rounds.div_ceil(part),
+            events: arguments.events.div_ceil(part),
+            inodes: up_to(arguments.inodes, if arguments.quick { 100_000 } else { usize::MAX }),
+            memories: up_to(arguments.memories, if arguments.quick { 1024 } else { u64::MAX >> 20 })
+                .iter()
+                .map(|megabytes| megabytes << 20)
+                .collect(),
+            broker: beside(arguments.broker, "virtiofs-broker", "--broker")?,
+            tree: arguments.tree,
             slice: Duration::from_millis(arguments.slice),
             depth: arguments.depth,
             memory: arguments.memory << 20,
             directory: arguments.directory,
             report: arguments.report,
-            aim: AIM,
             only: arguments.only,
             stock,
             ours,
@@ -104,11 +134,19 @@ impl Options {
     }
 }
 
-fn agent(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    let beside = std::env::current_exe().context("the path of this program")?.with_file_name("virtiofs-agent");
-    let agent = given.unwrap_or(beside);
-    if !agent.is_file() {
-        bail!("there is no agent at {}; make build puts it there, --agent names another", agent.display());
+/// A program of ours: as given, else the one beside this program.
+fn beside(given: Option<PathBuf>, name: &str, option: &str) -> anyhow::Result<PathBuf> {
+    let beside = std::env::current_exe().context("the path of this program")?.with_file_name(name);
+    let program = given.unwrap_or(beside);
+    if !program.is_file() {
+        bail!("there is no {} at {}; make build puts it there, {option} names another", name, program.display());
     }
-    Ok(agent)
+    Ok(program)
+}
+
+/// Those that are not more than `most`, least first.
+fn up_to<T: Ord + Copy>(values: Vec<T>, most: T) -> Vec<T> {
+    let mut values: Vec<T> = values.into_iter().filter(|value| *value <= most).collect();
+    values.sort_unstable();
+    values
 }

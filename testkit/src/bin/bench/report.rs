@@ -3,51 +3,66 @@
 use std::path::Path;
 
 use anyhow::Context;
-use serde::Serialize;
 
+use crate::figure::Figure;
 use crate::options::Options;
 use crate::rounds::Line;
 
-/// One figure of the report.
-#[derive(Debug, Serialize)]
-struct Figure<'a> {
-    name: &'a str,
-    value: f64,
-    unit: &'a str,
-    peer: f64,
-    ratio: f64,
-}
-
 pub(crate) fn print_head(options: &Options) {
     println!(
-        "{} rounds of {} ms each, {} requests in flight; ratio: median of the rounds (quartiles)\n",
+        "\nthroughput: {} rounds of {} ms each, {} requests in flight; ratio: median of the rounds (quartiles)\n",
         options.rounds,
         options.slice.as_millis(),
         options.depth
     );
-    println!("{:<16} {:>12} {:>12} {:<8} {:>6}", "", "ours", "stock 1.14", "", "ratio");
+    println!("{:<28} {:>12} {:>12} {:<12} {:>8}", "", "ours", "stock 1.14", "", "ratio");
 }
 
 pub(crate) fn print_line(line: &Line) {
-    let Line { name, unit, value, peer, ratio, spread } = line;
-    println!("{name:<16} {value:>12.0} {peer:>12.0} {unit:<8} {ratio:>6.3} ({:.3} - {:.3})", spread.0, spread.1);
+    print!("{}", row(&line.figure));
+    println!(" ({:.3} - {:.3}){}", line.spread.0, line.spread.1, remark(&line.figure));
 }
 
-pub(crate) fn print_foot(lines: &[Line], options: &Options) {
-    let short: Vec<&str> = lines.iter().filter(|line| line.ratio < options.aim).map(|line| line.name).collect();
+/// A section of figures with its own heading.
+pub(crate) fn print_section(title: &str, peer: &str, figures: &[Figure]) {
+    println!("\n{title}\n");
+    println!("{:<28} {:>12} {:>12} {:<12} {:>8}", "", "ours", peer, "", "ratio");
+    for figure in figures {
+        println!("{}{}", row(figure), remark(figure));
+    }
+}
+
+fn row(figure: &Figure) -> String {
+    let peer = figure.peer.map(number).unwrap_or_default();
+    let ratio = figure.ratio.map(ratio).unwrap_or_default();
+    format!("{:<28} {:>12} {peer:>12} {:<12} {ratio:>8}", figure.name, number(figure.value), figure.unit)
+}
+
+fn remark(figure: &Figure) -> String {
+    figure.falls_short().map(|aim| format!("  short of its aim: {aim}")).unwrap_or_default()
+}
+
+/// With as many digits as mean something.
+fn number(value: f64) -> String {
+    if value.abs() < 100.0 { format!("{value:.3}") } else { format!("{value:.0}") }
+}
+
+fn ratio(value: f64) -> String {
+    if value < 0.1 { format!("{value:.6}") } else { format!("{value:.3}") }
+}
+
+pub(crate) fn print_foot(figures: &[Figure], options: &Options) {
+    let short: Vec<&str> =
+        figures.iter().filter(|figure| figure.falls_short().is_some()).map(|figure| figure.name.as_str()).collect();
     println!();
     match short.as_slice() {
-        [] => println!("every ratio is at least {}", options.aim),
-        short => println!("below {}: {}", options.aim, short.join(", ")),
+        [] => println!("every figure reaches its aim"),
+        short => println!("short of their aim: {}", short.join(", ")),
     }
     println!("figures: {}", options.report.display());
 }
 
-pub(crate) fn write(path: &Path, lines: &[Line]) -> anyhow::Result<()> {
-    let figures: Vec<Figure<'_>> = lines
-        .iter()
-        .map(|line| Figure { name: line.name, value: line.value, unit: line.unit, peer: line.peer, ratio: line.ratio })
-        .collect();
-    let text = serde_json::to_string_pretty(&figures)? + "\n";
+pub(crate) fn write(path: &Path, figures: &[Figure]) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(figures)? + "\n";
     std::fs::write(path, text).with_context(|| path.display().to_string())
 }

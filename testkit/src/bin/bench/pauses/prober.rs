@@ -1,0 +1,117 @@
+//! A guest that asks without pause, and how long it had to wait at worst.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use testkit::fuse::call::{Call, CallError};
+use testkit::fuse::client::Fuse;
+use testkit::fuse::wire::{AttrOut, GetattrIn, Opcode};
+use zerocopy::IntoBytes;
+
+/// How often it is looked whether requests are answered again.
+const LOOK: Duration = Duration::from_millis(1);
+/// When they count as not answered any more.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    answered: AtomicU64,
+    /// Nanoseconds of the slowest request since this was last set to 0.
+    slowest: AtomicU64,
+    /// Nanoseconds between the last answer of one configuration and the first of another.
+    change: AtomicU64,
+}
+
+/// Asks for the attributes of nodes at random, one request at a time, in a thread of its own.
+#[derive(Debug)]
+pub(crate) struct Prober {
+    shared: Arc<Shared>,
+    thread: JoinHandle<Result<(), CallError>>,
+}
+
+impl Prober {
+    pub(crate) fn start(fuse: Fuse, nodes: Vec<u64>) -> std::io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let of_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name("prober".into()).spawn(move || ask(&fuse, &nodes, &of_thread))?;
+        Ok(Self { shared, thread })
+    }
+
+    /// What was slow so far is forgotten, the request that is in flight now included.
+    pub(crate) fn forget(&self) -> anyhow::Result<()> {
+        self.go_on()?;
+        self.shared.slowest.store(0, Ordering::Relaxed);
+        self.shared.change.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How long the guest got no answer when the configuration changed last: from the last answer of the engine
+    /// before to the first of the one after.
+    pub(crate) fn change(&self) -> anyhow::Result<Duration> {
+        self.go_on()?;
+        match self.shared.change.load(Ordering::Relaxed) {
+            0 => bail!("the guest has not seen the new configuration"),
+            nanoseconds => Ok(Duration::from_nanos(nanoseconds)),
+        }
+    }
+
+    /// The slowest request since, the one that is in flight now included.
+    pub(crate) fn slowest(&self) -> anyhow::Result<Duration> {
+        self.go_on()?;
+        Ok(Duration::from_nanos(self.shared.slowest.load(Ordering::Relaxed)))
+    }
+
+    /// Waits until the request in flight is answered, and another one after it.
+    fn go_on(&self) -> anyhow::Result<()> {
+        let answered = || self.shared.answered.load(Ordering::Relaxed);
+        let (target, begin) = (answered() + 2, Instant::now());
+        while answered() < target {
+            if self.thread.is_finished() || begin.elapsed() > PATIENCE {
+                bail!("the guest's requests are not answered any more");
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Ends it; an error if any request was answered with one.
+    pub(crate) fn stop(self) -> anyhow::Result<()> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        match self.thread.join() {
+            Ok(result) => result.context("a request of the guest that asks without pause"),
+            Err(_) => bail!("the guest that asks without pause panicked"),
+        }
+    }
+}
+
+fn ask(fuse: &Fuse, nodes: &[u64], shared: &Shared) -> Result<(), CallError> {
+    let mut random = ChaCha8Rng::seed_from_u64(nodes.len() as u64);
+    let (mut answered, mut lifetime) = (Instant::now(), None);
+    while !shared.stop.load(Ordering::Relaxed) {
+        let node = nodes[random.random_range(0..nodes.len())];
+        let begin = Instant::now();
+        let told = attribute_lifetime(fuse, node)?;
+        let now = Instant::now();
+        if lifetime.replace(told).is_some_and(|before| before != told) {
+            shared.change.store((now - answered).as_nanos() as u64, Ordering::Relaxed);
+        }
+        answered = now;
+        shared.slowest.fetch_max((now - begin).as_nanos() as u64, Ordering::Relaxed);
+        shared.answered.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// GETATTR; by how long the guest may trust the answer it is told which configuration it was answered from.
+fn attribute_lifetime(fuse: &Fuse, node: u64) -> Result<u64, CallError> {
+    let body = GetattrIn::default();
+    let arguments = [body.as_bytes()];
+    let reply = fuse.call(&Call::new(Opcode::Getattr, node, &arguments).expecting::<AttrOut>())?;
+    Ok(reply.body::<AttrOut>()?.attr_valid)
+}

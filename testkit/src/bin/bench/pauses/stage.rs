@@ -1,0 +1,228 @@
+//! One guest on a broker of its own, under which engines come and go.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use testkit::broker::{Broker, Control};
+use testkit::fuse::call::{Call, Pending};
+use testkit::fuse::client::read_in;
+use testkit::fuse::wire::{EntryOut, Opcode, ROOT};
+use testkit::guest::{Guest, GuestConfig};
+use virtiofs_contract::config::{Access, CachePolicy, EngineConfig};
+use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionStatus};
+use zerocopy::IntoBytes;
+
+use super::prober::Prober;
+use crate::tree::{BLOCK, BLOCK_LENGTH, Tree, directory_name, place};
+
+const SHARE: &str = "bench";
+/// How often the broker is asked. It answers beside its work, but on the same two cores.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long an event may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Lookups in flight while the guest takes hold of files.
+const DEPTH: usize = 8;
+/// Guest memory for one request in flight: the data of the longest read, and what goes with it.
+const PER_REQUEST: u64 = 1152 << 10;
+/// Guest memory for everything else.
+const BESIDES: u64 = 24 << 20;
+/// How long until a spare stands behind an engine for sure.
+const SETTLED: Duration = Duration::from_secs(1);
+/// How long to watch a guest under which nothing happens: as long as a hand-over takes from its order.
+const CALM: Duration = Duration::from_millis(100);
+
+/// What a guest saw of a hand-over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HandOver {
+    /// Between the last answer of the old engine and the first of the new one.
+    pub(crate) pause: Duration,
+    /// The slowest request from the order on, while engines are tried and started on the same processors.
+    pub(crate) slowest: Duration,
+}
+
+/// Guest, broker and the connection to it.
+pub(crate) struct Stage {
+    // The guest goes before its broker.
+    guest: Guest,
+    control: Control,
+    endpoint: Endpoint,
+    _broker: Broker,
+    _runtime: TempDir,
+    directories: Vec<u64>,
+    pub(crate) nodes: Vec<u64>,
+    /// A file to read, and its handle.
+    block: (u64, u64),
+    /// Engines that have been started once a spare stands behind the one that serves.
+    engines: u64,
+}
+
+impl Stage {
+    /// A guest of so much memory, all of it touched.
+    pub(crate) fn set(broker: &Path, tree: &Tree, memory: u64, log: &Path) -> anyhow::Result<Self> {
+        let runtime = tempfile::tempdir().context("a directory for sockets")?;
+        let broker = Broker::start(broker, runtime.path(), log)?;
+        let mut control = broker.control()?;
+        let endpoint = broker.endpoint(SHARE, &tree.root, EngineConfig::stock(Access::ReadWrite));
+        control.apply(&endpoint)?;
+        let guest = Guest::boot(guest(&endpoint, memory))?;
+        let node = guest.fuse().lookup(ROOT, BLOCK)?.nodeid;
+        let block = (node, guest.fuse().open(node, libc::O_RDONLY)?.fh);
+        Ok(Self {
+            guest,
+            control,
+            endpoint,
+            _broker: broker,
+            _runtime: runtime,
+            directories: Vec::new(),
+            nodes: Vec::new(),
+            block,
+            engines: 0,
+        })
+    }
+
+    /// Looks up files until the guest holds so many.
+    pub(crate) fn hold(&mut self, count: usize) -> anyhow::Result<()> {
+        let fuse = self.guest.fuse().clone();
+        let mut running = VecDeque::<Pending>::new();
+        for index in self.nodes.len()..count {
+            let (directory, name) = place(index);
+            if directory == self.directories.len() {
+                self.directories.push(fuse.lookup(ROOT, directory_name(directory))?.nodeid);
+            }
+            let arguments = [name.as_bytes(), b"\0"];
+            let call = Call::new(Opcode::Lookup, self.directories[directory], &arguments).expecting::<EntryOut>();
+            running.push_back(fuse.start(&call)?);
+            if running.len() == DEPTH {
+                self.take(running.pop_front())?;
+            }
+        }
+        while !running.is_empty() {
+            self.take(running.pop_front())?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, pending: Option<Pending>) -> anyhow::Result<()> {
+        if let Some(pending) = pending {
+            self.nodes.push(pending.wait()?.body::<EntryOut>()?.nodeid);
+        }
+        Ok(())
+    }
+
+    /// Everything the guest holds: files, their directories, the root and the file that is read.
+    pub(crate) fn held(&self) -> usize {
+        self.nodes.len() + self.directories.len() + 2
+    }
+
+    pub(crate) fn prober(&self) -> anyhow::Result<Prober> {
+        Prober::start(self.guest.fuse().clone(), self.nodes.clone()).context("starting the guest that asks")
+    }
+
+    /// The guest's slowest request while nothing happens: what this machine does by itself.
+    pub(crate) fn calm(&mut self, prober: &Prober) -> anyhow::Result<Duration> {
+        prober.forget()?;
+        std::thread::sleep(CALM);
+        prober.slowest()
+    }
+
+    /// A hand-over to a new configuration.
+    pub(crate) fn hand_over(&mut self, prober: &Prober) -> anyhow::Result<HandOver> {
+        let before = self.status()?.totals.exchanges.hand_overs.count;
+        self.touch()?;
+        let engine = &mut self.endpoint.engine;
+        (engine.cache, engine.attr_timeout_ms) = match engine.cache {
+            CachePolicy::Auto => (CachePolicy::Always, 2000),
+            _ => (CachePolicy::Auto, 1000),
+        };
+        prober.forget()?;
+        self.control.apply(&self.endpoint)?;
+        self.until("hand-over", |status| status.totals.exchanges.hand_overs.count > before)?;
+        Ok(HandOver { pause: prober.change()?, slowest: prober.slowest()? })
+    }
+
+    /// Waits until a spare stands behind the engine that serves, as it does within the second.
+    pub(crate) fn settle(&mut self) -> anyhow::Result<()> {
+        std::thread::sleep(SETTLED);
+        self.engines = self.status()?.engines_started;
+        Ok(())
+    }
+
+    /// The guest's slowest request around the death of its engine, behind which a spare stands.
+    pub(crate) fn kill(&mut self, prober: &Prober) -> anyhow::Result<Duration> {
+        let engines = self.engines;
+        self.until("spare", |status| status.engines_started >= engines)?;
+        let before = self.status()?.totals.exchanges.recoveries.count;
+        self.touch()?;
+        let engine = self.engine_pid()?;
+        prober.forget()?;
+        kill(Pid::from_raw(engine), Signal::SIGKILL).context("killing the engine")?;
+        self.until("recovery", |status| status.totals.exchanges.recoveries.count > before)?;
+        self.engines += 1;
+        prober.slowest()
+    }
+
+    /// Has the engine write to nearly all guest memory, as one does that has served for a while. What a dead
+    /// process has mapped and touched is torn down before its own descriptor speaks.
+    fn touch(&self) -> anyhow::Result<()> {
+        let (node, fh) = self.block;
+        let body = read_in(fh, 0, BLOCK_LENGTH);
+        let arguments = [body.as_bytes()];
+        let call = Call::new(Opcode::Read, node, &arguments).receiving(BLOCK_LENGTH);
+        let requests = usize::from(self.guest.config().in_flight) - DEPTH;
+        let reads = (0..requests).map(|_| self.guest.fuse().start(&call)).collect::<Result<Vec<_>, _>>()?;
+        reads.into_iter().try_for_each(|read| read.wait().map(drop))?;
+        Ok(())
+    }
+
+    pub(crate) fn engine_pid(&mut self) -> anyhow::Result<i32> {
+        let session = the_session(&self.status()?).and_then(|session| session.engine_pid);
+        Ok(session.context("no engine serves")? as i32)
+    }
+
+    /// Nothing may be on the ring that nobody asked for.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match self.guest.violations().first() {
+            None => Ok(()),
+            Some(violation) => bail!("the engines break the rules of the ring: {}", violation.0),
+        }
+    }
+
+    fn status(&mut self) -> anyhow::Result<EndpointStatus> {
+        Ok(self.control.status_of(SHARE)?)
+    }
+
+    fn until(&mut self, what: &str, holds: impl Fn(&EndpointStatus) -> bool) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        loop {
+            let status = self.status()?;
+            if holds(&status) {
+                return Ok(());
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("no {what} within {PATIENCE:?}: {:?}", the_session(&status));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// All guest memory that is not needed otherwise becomes buffers of requests, so that it can be touched.
+fn guest(endpoint: &Endpoint, memory: u64) -> GuestConfig {
+    let in_flight = (memory.saturating_sub(BESIDES) / PER_REQUEST).clamp(16, 8192) as u16;
+    GuestConfig {
+        touch_memory: true,
+        in_flight,
+        queue_size: in_flight.next_power_of_two().max(1024),
+        segment: 64 << 10,
+        ..GuestConfig::new(&endpoint.socket.path).memory(memory)
+    }
+}
+
+fn the_session(status: &EndpointStatus) -> Option<SessionStatus> {
+    status.sessions.first().cloned()
+}
