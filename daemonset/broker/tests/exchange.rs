@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Broker, boot, read_hello, runs, threads_stand_still, until};
 use nix::errno::Errno;
@@ -164,6 +164,38 @@ fn what_only_a_mount_can_change_waits_for_the_next_one_and_says_so() {
     guest.use_all();
     let session = broker.until_state("data", SessionState::Serving);
     assert!(!session.engine.writeback, "recovered with what the guest had agreed on");
+}
+
+#[test]
+fn what_waits_for_the_next_mount_is_in_force_once_the_guest_has_unmounted() {
+    let broker = Broker::start();
+    let mut endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    endpoint.engine.writeback = true;
+    broker.control().apply(&endpoint).unwrap();
+    until("it waits", || broker.session_of("data").finding.is_some_and(|finding| finding.reason == Reason::NextMount));
+    guest.fuse().destroy().unwrap();
+    let unmounted = Instant::now();
+    until("it is in force", || broker.session_of("data").engine.writeback);
+    assert!(unmounted.elapsed() < Duration::from_secs(20), "only the clock helped");
+    assert_eq!(broker.session_of("data").finding, None);
+    guest.mount().unwrap();
+    assert_eq!(read_hello(&guest), "from the host\n");
+}
+
+#[test]
+fn a_guest_that_mounts_anew_while_engines_change_gets_one_that_agreed_with_it() {
+    let broker = Broker::start();
+    let mut endpoint = broker.share("data");
+    let guest = boot(&endpoint);
+    for writeback in (0..20).map(|turn| turn % 2 == 0) {
+        endpoint.engine.writeback = writeback;
+        broker.control().apply(&endpoint).unwrap();
+        guest.fuse().destroy().unwrap();
+        guest.mount().unwrap();
+        assert_eq!(read_hello(&guest), "from the host\n");
+    }
+    assert!(!broker.log().contains("cannot be taken over as it was agreed"));
 }
 
 #[test]

@@ -39,6 +39,10 @@ pub const LATENCY_BOUNDS_NS: [u64; 15] = [
     10_000_000_000,
 ];
 
+/// Opcodes of FUSE_INIT and FUSE_DESTROY.
+const INIT: usize = 26;
+const DESTROY: usize = 38;
+
 /// Number of buckets.
 pub const BUCKETS: usize = LATENCY_BOUNDS_NS.len() + 1;
 
@@ -210,6 +214,12 @@ impl Counters {
         if let Some(slot) = self.page().in_progress_since.get(ring) {
             slot.store(since_ns, Relaxed);
         }
+    }
+
+    /// How often the guest has mounted, and unmounted: its FUSE_INITs and FUSE_DESTROYs.
+    pub fn mounts(&self) -> (u64, u64) {
+        let requests = |opcode: usize| self.page().operations[opcode].requests.load(Relaxed);
+        (requests(INIT), requests(DESTROY))
     }
 
     /// The counts as they are now.
@@ -442,6 +452,7 @@ mod tests {
         counters.finished(u32::MAX, -7, u64::MAX);
         counters.finished(7, 4000, 0);
         let totals = counters.totals();
+        assert_eq!([OPERATION_NAMES[INIT], OPERATION_NAMES[DESTROY]], ["init", "destroy"]);
         assert_eq!(totals.operations.len(), 1);
         assert_eq!((totals.operations[0].opcode, totals.operations[0].requests), (0, 2));
         assert_eq!(totals.errnos, [ErrnoTotal { errno: 0, replies: 2 }]);

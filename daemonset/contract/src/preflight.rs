@@ -24,6 +24,9 @@ pub enum Reason {
     FileHandlesUnavailable,
     /// The configuration demands file handles, and they do not work here.
     FileHandlesRequired,
+    /// A file system of the share does not keep positions in a directory, so a listing that a guest has begun may
+    /// miss or repeat entries when its engine is exchanged in the middle of it.
+    DirectoryPositionsUnstable,
     /// The sandbox that was asked for cannot be built here.
     SandboxUnavailable,
     /// The limit of open files leaves too few for a guest.
@@ -50,6 +53,7 @@ impl Reason {
             Reason::CapabilityMissing => "CapabilityMissing",
             Reason::FileHandlesUnavailable => "FileHandlesUnavailable",
             Reason::FileHandlesRequired => "FileHandlesRequired",
+            Reason::DirectoryPositionsUnstable => "DirectoryPositionsUnstable",
             Reason::SandboxUnavailable => "SandboxUnavailable",
             Reason::OpenFilesTooFew => "OpenFilesTooFew",
             Reason::SocketUnavailable => "SocketUnavailable",

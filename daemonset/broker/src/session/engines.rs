@@ -35,6 +35,13 @@ const KILL_DEADLINE: Duration = Duration::from_secs(2);
 /// How often an engine that does not die is looked at.
 const DYING_LOOK: Duration = Duration::from_millis(100);
 
+/// How often a guest that has to mount anew is looked at: has it unmounted?
+const UNMOUNT_LOOK: Duration = Duration::from_secs(1);
+
+/// How long to wait with another engine when the guest mounted while one was prepared: a guest that mounts without
+/// end must not have engines started without end.
+const MOUNTING_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long after the start of an engine its spare is started: not while the VM boots on it.
 const SPARE_AFTER: Duration = Duration::from_millis(200);
 
@@ -53,6 +60,8 @@ pub(super) struct Deeds<'a> {
 struct Order {
     until: Instant,
     overdue: bool,
+    /// The guest's mounts and unmounts before.
+    mounts: (u64, u64),
     /// What it has been told of its predecessor is not true any more.
     misinformed: bool,
 }
@@ -83,6 +92,8 @@ pub(super) struct Engines {
     post: Post<Command>,
     serving: Option<Attached>,
     spare: Option<Attached>,
+    /// The guest's mounts and unmounts when the spare was ordered, or the engine that did not become one.
+    spare_mounts: (u64, u64),
     /// Killed, but a thread of it is still in a system call.
     dying: Option<Attached>,
     order: Option<Order>,
@@ -91,6 +102,8 @@ pub(super) struct Engines {
     in_force: Option<Wish>,
     /// Until then the wish cannot be fulfilled, and the session keeps what is in force.
     put_off: Option<Instant>,
+    /// It waits for the guest to unmount, which it had done so often.
+    awaited_unmount: Option<u64>,
     history: History,
     predecessor: Predecessor,
     not_before: Option<Instant>,
@@ -110,12 +123,14 @@ impl Engines {
             in_force: None,
             wish,
             put_off: None,
+            awaited_unmount: None,
             session,
             service,
             estate,
             post,
             serving: None,
             spare: None,
+            spare_mounts: (0, 0),
             dying: None,
             order: None,
             history: History::default(),
@@ -170,7 +185,8 @@ impl Engines {
         let overdue = self.order.as_ref().filter(|order| !order.overdue).map(|order| order.until);
         let spare = self.spare_is_due_at().filter(|_| self.order.is_none() && self.spare.is_none());
         let dying = self.dying.as_ref().map(|_| Instant::now() + DYING_LOOK);
-        [overdue, self.not_before, self.put_off, spare, dying, self.lost.map(|lost| lost + RECOVERY_PATIENCE)]
+        let unmount = self.awaited_unmount.map(|_| Instant::now() + UNMOUNT_LOOK);
+        [overdue, self.not_before, self.put_off, spare, dying, unmount, self.lost.map(|lost| lost + RECOVERY_PATIENCE)]
             .into_iter()
             .flatten()
             .filter(|deadline| *deadline > Instant::now())
@@ -196,6 +212,7 @@ impl Engines {
     pub(super) fn renew(&mut self) {
         self.wish.epoch += 1;
         self.put_off = None;
+        self.awaited_unmount = None;
         self.not_before = None;
         self.trouble = None;
         self.history.failures = 0;
@@ -217,9 +234,11 @@ impl Engines {
 
     /// An ordered engine has come, or cannot.
     pub(super) fn arrived(&mut self, result: Result<Engine, Finding>, deeds: &mut Deeds<'_>) {
-        if self.order.take().is_some_and(|order| order.misinformed) {
+        let order = self.order.take();
+        if order.as_ref().is_some_and(|order| order.misinformed) {
             return;
         }
+        self.spare_mounts = order.map_or((0, 0), |order| order.mounts);
         let prepared = result.and_then(|engine| self.prepared(engine, deeds));
         match prepared {
             Ok(engine) => self.has_spare(engine),
@@ -233,6 +252,13 @@ impl Engines {
         if self.serving.is_some() && self.put_off.is_none() {
             self.trouble = None;
         }
+    }
+
+    /// Was an engine of another configuration prepared for a mount that is not the guest's present one? Whether it
+    /// can serve that one it has not been asked.
+    fn is_for_another_mount(&self, spare: &Attached) -> bool {
+        let differs = self.in_force.as_ref().is_some_and(|wish| wish.config != spare.engine.config);
+        differs && self.spare_mounts != self.estate.mounts()
     }
 
     fn prepared(&mut self, engine: Engine, deeds: &mut Deeds<'_>) -> Result<Attached, Finding> {
@@ -258,6 +284,7 @@ impl Engines {
         tracing::warn!(session = self.session, %finding, ?pause, falls_back, "engine could not be started");
         if falls_back {
             self.put_off = until;
+            self.awaited_unmount = (finding.reason == Reason::NextMount).then_some(self.spare_mounts.1);
         } else {
             self.not_before = until;
         }
@@ -297,6 +324,10 @@ impl Engines {
     pub(super) fn act(&mut self, deeds: &mut Deeds<'_>) {
         self.look_at_the_clock();
         loop {
+            if self.spare.as_ref().is_some_and(|spare| self.is_for_another_mount(spare)) {
+                self.spare = None;
+                self.not_before = Some(Instant::now() + MOUNTING_PAUSE);
+            }
             match decide(&self.situation()) {
                 Act::Wait => return,
                 Act::Order => return self.order(),
@@ -311,6 +342,9 @@ impl Engines {
         let now = Instant::now();
         for pause in [&mut self.not_before, &mut self.put_off] {
             *pause = pause.filter(|until| *until > now);
+        }
+        if self.awaited_unmount.is_some_and(|before| before != self.estate.mounts().1) {
+            (self.awaited_unmount, self.put_off) = (None, None);
         }
         if let Some(engine) = self.dying.take_if(|engine| engine.engine.process.is_over()) {
             let message = format!("the engine (process {}) has died at last", engine.engine.process.pid());
@@ -351,7 +385,8 @@ impl Engines {
             epoch: self.target().epoch,
             predecessor: self.next_predecessor(),
         };
-        self.order = Some(Order { until: Instant::now() + START_DEADLINE, overdue: false, misinformed: false });
+        let (until, mounts) = (Instant::now() + START_DEADLINE, self.estate.mounts());
+        self.order = Some(Order { until, overdue: false, mounts, misinformed: false });
         let (starter, estate, post) = (self.service.starter.clone(), self.estate.clone(), self.post.clone());
         let maker = thread::Builder::new().name("engine-start".into()).spawn(move || {
             let result = starter.start(&job, &estate);
@@ -410,6 +445,11 @@ impl Engines {
             self.spare = Some(new);
             return self.stays(old, &error, deeds);
         }
+        // Looked at again, now that no guest can mount any more.
+        if self.is_for_another_mount(&new) {
+            self.not_before = Some(begin + MOUNTING_PAUSE);
+            return self.goes_on(old, deeds);
+        }
         match new.bring_into_line(deeds.record, deeds.journal) {
             Ok(()) => {
                 ring_all(deeds.record);
@@ -432,7 +472,7 @@ impl Engines {
     }
 
     /// The old engine goes on: it did not come to rest, or its successor failed before it served.
-    fn stays(&mut self, mut old: Attached, why: &AttachError, deeds: &mut Deeds<'_>) {
+    fn stays(&mut self, old: Attached, why: &AttachError, deeds: &mut Deeds<'_>) {
         let (reason, pause) = match why {
             AttachError::Restless(_) => (Reason::EngineStuck, STUCK_PAUSE),
             _ => (Reason::EngineFailed, pause_after_failure(1)),
@@ -446,6 +486,10 @@ impl Engines {
         self.exchanges.put_off += 1;
         self.not_before = Some(Instant::now() + pause);
         self.trouble = Some(finding);
+        self.goes_on(old, deeds);
+    }
+
+    fn goes_on(&mut self, mut old: Attached, deeds: &mut Deeds<'_>) {
         let taken_back = old.take_back(deeds.record, deeds.journal);
         self.serving = Some(old);
         match taken_back {

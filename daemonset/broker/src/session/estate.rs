@@ -37,6 +37,11 @@ impl Estate {
         Ok(Estate { counter_page, counters, ledger, room: max_inodes, parking: Arc::default() })
     }
 
+    /// How often the guest has mounted, and unmounted.
+    pub(crate) fn mounts(&self) -> (u64, u64) {
+        self.counters.mounts()
+    }
+
     pub(crate) fn held(&self) -> Held {
         self.counters.held()
     }
