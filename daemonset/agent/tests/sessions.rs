@@ -243,11 +243,11 @@ fn a_session_that_began_before_a_change_says_in_what_it_differs() {
     host.declare("a.yaml", &manifest("a", &source, "  content: Shared"));
     let host = host.up();
     let guest = guest_on(&host, "a");
-    host.declare("a.yaml", &manifest("a", &source, "  engine: {readdirplus: false}"));
-    let share = host.until("a", "reconfigured", |it| it["inForce"]["engine"]["readdirplus"] == false);
-    assert_eq!(share["sessions"][0]["differs"], serde_json::json!(["readdirplus"]), "{share}");
+    host.declare("a.yaml", &manifest("a", &source, "  engine: {killpriv: true}"));
+    let share = host.until("a", "reconfigured", |it| it["inForce"]["engine"]["killpriv"] == true);
+    assert_eq!(share["sessions"][0]["differs"], serde_json::json!(["killpriv"]), "{share}");
     let table = String::from_utf8(host.status_output(&[]).stdout).unwrap();
-    assert!(table.contains("still runs with another readdirplus"), "{table}");
+    assert!(table.contains("still runs with another killpriv"), "{table}");
     work(&guest);
 }
 

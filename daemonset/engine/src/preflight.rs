@@ -40,6 +40,7 @@ pub(crate) fn try_out(config: &EngineConfig, jail: &Jail, findings: &mut Vec<Fin
     let mounts = mounts_below(jail).map_err(|error| unreadable(&error))?;
     check_writable(config, root)?;
     let mounts: Vec<_> = mounts.into_iter().take(MOST_MOUNTS).map(|mount| try_mount(config, jail, mount)).collect();
+    findings.extend(mounts.iter().find(|mount| !keeps_positions(&mount.fs_type, kernel())).map(unstable_positions));
     let inode_file_handles = decide(config.inode_file_handles, &mounts, jail.initial_user_namespace, findings)?;
     Ok(Tried { inode_file_handles, mounts })
 }
@@ -53,6 +54,37 @@ pub(crate) fn openable_mounts(jail: &Jail, tried: &Tried) -> Vec<File> {
     let works =
         |mount: &&MountPreflight| matches!(mount.file_handles, HandleOutcome::Works | HandleOutcome::DirectoryOnly);
     tried.mounts.iter().filter(works).filter_map(|mount| File::open(root.join(&mount.path)).ok()).collect()
+}
+
+/// This kernel's version, major and minor.
+fn kernel() -> (u32, u32) {
+    let name = rustix::system::uname();
+    let mut numbers = name.release().to_str().unwrap_or("").split('.').map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Does a position in a directory mean the same to another open file of that directory? Measured on ext4, xfs, btrfs
+/// and, since it has stable ones (6.6), tmpfs; known not to on those named here.
+fn keeps_positions(fs_type: &str, kernel: (u32, u32)) -> bool {
+    match fs_type {
+        "tmpfs" | "ramfs" => kernel >= (6, 6),
+        "overlay" | "9p" | "nfs" | "nfs4" | "cifs" | "smb3" => false,
+        other => !other.starts_with("fuse"),
+    }
+}
+
+fn unstable_positions(mount: &MountPreflight) -> Finding {
+    Finding {
+        reason: Reason::DirectoryPositionsUnstable,
+        message: format!(
+            "{} on {} does not keep positions in a directory: a listing begun before an exchange of the engine may \
+             miss or repeat entries after it",
+            mount.fs_type, mount.path
+        ),
+        remedy: "share a directory of ext4, xfs, btrfs, or tmpfs of Linux 6.6, where programs list directories while \
+                 engines are exchanged"
+            .into(),
+    }
 }
 
 fn unreadable(error: &io::Error) -> Finding {
@@ -282,6 +314,22 @@ mod tests {
             let decided = decide(*wanted, &mounts, *initial, &mut findings).ok();
             assert_eq!(decided, *expected, "{wanted:?} {mounts:?} {initial}");
         }
+    }
+
+    #[test]
+    fn positions_are_trusted_where_they_are_known_to_last() {
+        for (fs_type, kernel, stable) in [
+            ("ext4", (5, 4), true),
+            ("xfs", (6, 12), true),
+            ("tmpfs", (6, 5), false),
+            ("tmpfs", (6, 6), true),
+            ("overlay", (6, 18), false),
+            ("nfs4", (6, 18), false),
+            ("fuse.sshfs", (6, 18), false),
+        ] {
+            assert_eq!(keeps_positions(fs_type, kernel), stable, "{fs_type} {kernel:?}");
+        }
+        assert!(kernel() > (4, 0));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
-use virtiofsd::filesystem::FileSystem;
+use virtiofsd::filesystem::{FileSystem, FsOptions};
 use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -22,7 +22,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use crate::adopted::AdoptedFiles;
 use crate::control;
-use crate::device::{Device, RESUME_EVENT, ReplayError};
+use crate::device::{Device, RESUME_EVENT};
 use crate::guard::Guard;
 use crate::ledger::Ledger;
 use crate::prepare::{Prepared, prepare};
@@ -44,9 +44,6 @@ pub(crate) enum ServeError {
     /// The counter page cannot be used.
     #[error("counter page: {0}")]
     Counters(io::Error),
-    /// The ledger cannot be used.
-    #[error("ledger: {0}")]
-    Ledger(io::Error),
     /// The system call filter was not accepted.
     #[error("system call filter: {0}")]
     Seccomp(#[from] seccomp::SeccompError),
@@ -121,7 +118,9 @@ fn start(
     predecessor: Predecessor,
 ) -> Result<(), ServeError> {
     let counters = Arc::new(Counters::map(&fds.counters).map_err(ServeError::Counters)?);
-    let ledger = Ledger::map(&fds.ledger, config.max_inodes).map_err(ServeError::Ledger)?;
+    let ledger =
+        Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, foreign_ledger(&error)))?;
+    let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
     let core = Arc::new(Core::new(ledger, Parking::new(PacketChannel::from_fd(fds.parking))));
     let Prepared { library, preflight, mounts } = prepare_or_tell(&channel, config, fds.source)?;
     let adopted = AdoptedFiles::new(&library, config.writable()).map_err(ServeError::FileSystem)?;
@@ -181,10 +180,28 @@ where
     Ok(daemon)
 }
 
-fn next_mount(error: &ReplayError) -> Finding {
+/// Whether listings come with attributes is agreed at mount and is no concern of the cache's: a session that was
+/// mounted one way goes on so, whatever the configuration says of the next mount.
+fn as_agreed(config: &EngineConfig, reply: Option<&[u8]>) -> EngineConfig {
+    // The flags of fuse_init_out, behind the header and three other words.
+    const FLAGS: std::ops::Range<usize> = 28..32;
+    let flags = reply.and_then(|reply| reply.get(FLAGS)?.try_into().ok()).map(u32::from_le_bytes);
+    let agreed = flags.map(|flags| FsOptions::from_bits_truncate(flags.into()).contains(FsOptions::DO_READDIRPLUS));
+    EngineConfig { readdirplus: agreed.unwrap_or(config.readdirplus), ..config.clone() }
+}
+
+fn foreign_ledger(error: &io::Error) -> Finding {
     Finding {
         reason: Reason::NextMount,
-        message: format!("an engine of this configuration cannot serve the guest's present mount: {error}"),
+        message: format!("this engine cannot take over what an earlier one recorded of the guest: {error}"),
+        remedy: "stop the VM and start it again when it suits; until then it is served as before".into(),
+    }
+}
+
+fn next_mount(why: &dyn std::fmt::Display) -> Finding {
+    Finding {
+        reason: Reason::NextMount,
+        message: format!("this engine, with this configuration, cannot serve the guest's present mount: {why}"),
         remedy: "have the guest unmount and mount again, or take the change back".into(),
     }
 }

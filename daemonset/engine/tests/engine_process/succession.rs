@@ -245,7 +245,9 @@ fn the_next_engine_may_cache_otherwise_and_hold_inodes_otherwise() {
         (CachePolicy::Never, InodeFileHandles::Never),
         (CachePolicy::Auto, InodeFileHandles::Mandatory),
     ] {
-        bench.kill_and_use(EngineConfig { cache, inode_file_handles: handles, ..config() });
+        // As a share resolves: without a cache, listings come without attributes. A mount keeps what it has.
+        let readdirplus = cache != CachePolicy::Never;
+        bench.kill_and_use(EngineConfig { cache, inode_file_handles: handles, readdirplus, ..config() });
         assert_eq!(bench.guest.fuse().read(node, fh, 0, 100).unwrap(), b"contents", "{cache:?} {handles:?}");
     }
 }
@@ -285,6 +287,51 @@ fn a_guest_that_mounts_again_starts_from_nothing() {
     bench.kill();
     assert_eq!(errno(bench.guest.fuse().getattr(before, None)), Some(libc::ESTALE));
     bench.guest.fuse().lookup(ROOT, "f").unwrap();
+}
+
+/// A mount below the share, taken away again in the end.
+struct Mounted(std::path::PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: &Path) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), flags, None::<&str>).unwrap();
+        Mounted(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn what_lies_on_submounts_goes_on() {
+    let source = tempfile::tempdir().unwrap();
+    let mounts = ["one", "two"].map(|name| Mounted::tmpfs(&source.path().join(name)));
+    // The same numbers on each: only the file system tells them apart.
+    for mount in &mounts {
+        fs::create_dir(mount.0.join("directory")).unwrap();
+        fs::write(mount.0.join("directory/file"), mount.0.file_name().unwrap().as_encoded_bytes()).unwrap();
+    }
+    for announced in [true, false] {
+        let config = || EngineConfig { announce_submounts: announced, ..config() };
+        let engine = Engine::start(source.path(), config()).unwrap();
+        let guest = Guest::boot(GuestConfig { busy_poll: true, ..engine.guest_config() }).unwrap();
+        let files = ["one", "two"].map(|name| walk(&guest, &format!("{name}/directory/file")));
+        assert_ne!(files[0], files[1]);
+        let told = guest.fuse().lookup(ROOT, "one").unwrap().attr.flags & 1 != 0;
+        assert_eq!(told, announced, "mount points are told to guests that are to know them");
+        let open = files.map(|file| guest.fuse().open(file, libc::O_RDONLY).unwrap().fh);
+        let engine = engine.killed(source.path(), config()).unwrap();
+        guest.reconnect_to(&engine.socket()).unwrap();
+        for ((file, fh), name) in files.into_iter().zip(open).zip(["one", "two"]) {
+            assert_eq!(guest.fuse().read(file, fh, 0, 10).unwrap(), name.as_bytes());
+            assert_eq!(walk(&guest, &format!("{name}/directory/file")), file);
+        }
+    }
 }
 
 /// Random work against a model, while the engine is killed at random moments.
