@@ -12,6 +12,7 @@ mod change;
 #[cfg(feature = "die-at-store")]
 mod die_at_store;
 mod flight;
+mod free_list;
 mod handles;
 #[cfg(test)]
 mod harness;
@@ -19,6 +20,8 @@ mod index;
 mod layout;
 mod names;
 mod nodes;
+mod parts;
+mod request;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -26,21 +29,20 @@ mod words;
 use std::io;
 use std::os::fd::AsFd;
 
-use siphasher::sip::SipHasher13;
-use virtiofs_contract::counters::Held;
 use virtiofs_contract::engine::{Predecessor, QUEUES};
 
 use cells::Cells;
 use change::{Change, carry_out};
 use flight::Flight;
 pub(crate) use flight::{Before, Course, Ticket};
+use free_list::FreeList;
 use handles::Handle;
 pub(crate) use handles::{FileHandle, OpenKind};
-use index::Index;
 use layout::{FIRST_BUCKETS, Geometry, MAGIC, VERSION, header};
-use names::{ByName, Name};
-use nodes::{ByIdentity, Node, hash_identity};
+use names::Name;
 pub(crate) use nodes::{Identity, ROOT, Slot};
+use nodes::{Node, hash_identity};
+pub(crate) use request::Log;
 use words::Words;
 
 /// How many slots of the tables are looked at per allocation, in search of free ones.
@@ -415,354 +417,6 @@ impl Ledger {
             .filter(|(_, handle)| handle.kind(&change).is_some() && handle.node(&change) == node)
             .filter_map(|(slot, handle)| self.opened(change::pair(handle.generation(&change), slot)))
             .collect()
-    }
-
-    // --- the request at hand ---
-
-    /// What is known of a request that `ring` is about to serve.
-    pub(crate) fn course(&self, ring: usize, ticket: &Ticket) -> Course {
-        Flight::of(ring).course(&self.words, ticket)
-    }
-
-    /// `ring` begins a request.
-    pub(crate) fn begin(&mut self, ring: usize, ticket: &Ticket) {
-        self.ring = ring;
-        Flight::of(ring).begin(&self.words, ticket);
-    }
-
-    /// `ring` begins a request anew that a dead engine had begun: what it had taken for it is given back.
-    pub(crate) fn begin_again(&mut self, ring: usize) {
-        self.ring = ring;
-        let flight = Flight::of(ring);
-        let words = self.words.clone();
-        loop {
-            let mut change = Change::new(&words);
-            let Some(slot) = flight.last_ref(&change) else { break };
-            self.uncount_ref(&mut change, slot);
-            flight.drop_last_ref(&mut change);
-            change.commit();
-            self.release_if_idle(slot);
-        }
-        let mut change = Change::new(&words);
-        let handle = flight.handle(&change);
-        if Handle::at(&self.geometry, handle).is_some_and(|taken| taken.kind(&change).is_some()) {
-            let node = self.end_handle(&mut change, handle);
-            flight.note_handle(&mut change, 0);
-            change.commit();
-            self.handles.give_back(handle);
-            self.release_if_idle(node);
-        }
-    }
-
-    /// When the request at hand was begun, by whichever engine was first.
-    pub(crate) fn begun_at(&self) -> u64 {
-        Flight::of(self.ring).started_at(&self.words)
-    }
-
-    /// How many parts of the request at hand have been carried out.
-    pub(crate) fn progress(&self) -> u64 {
-        Flight::of(self.ring).progress(&self.words)
-    }
-
-    /// What was true before the request at hand was first carried out.
-    pub(crate) fn before(&self) -> Before {
-        Flight::of(self.ring).before(&self.words)
-    }
-
-    /// Records it, before the request is carried out.
-    pub(crate) fn set_before(&mut self, before: &Before) {
-        Flight::of(self.ring).set_before(&self.words, before);
-    }
-
-    /// The end of requests, which needs no look at anything else.
-    pub(crate) fn log(&self) -> Log {
-        Log { words: self.words.clone() }
-    }
-
-    // --- the guest's mount ---
-
-    /// Records what the guest and this session agreed on in FUSE_INIT.
-    pub(crate) fn record_init(&mut self, request: &[u8], reply: &[u8]) {
-        if request.len() > header::INIT_BYTES || reply.len() > header::INIT_BYTES {
-            return;
-        }
-        self.words.set(header::INIT_REQUEST_LENGTH, 0);
-        self.words.set_bytes(header::INIT_REQUEST, request);
-        self.words.set_bytes(header::INIT_REPLY, reply);
-        self.words.set(header::INIT_REPLY_LENGTH, reply.len() as u64);
-        self.words.set(header::INIT_REQUEST_LENGTH, request.len() as u64);
-    }
-
-    /// What they agreed on, request and reply; none: the guest has not mounted.
-    pub(crate) fn init(&self) -> Option<(Vec<u8>, Vec<u8>)> {
-        let length = |at| (self.words.get(at) as usize).min(header::INIT_BYTES);
-        let request = length(header::INIT_REQUEST_LENGTH);
-        (request > 0).then(|| {
-            let (mut sent, mut answered) = (Vec::new(), Vec::new());
-            self.words.get_bytes(header::INIT_REQUEST, request, &mut sent);
-            self.words.get_bytes(header::INIT_REPLY, length(header::INIT_REPLY_LENGTH), &mut answered);
-            (sent, answered)
-        })
-    }
-
-    // --- parts of changes ---
-
-    fn commit(&mut self, change: Change<'_>, freed: Vec<(u32, u32)>) {
-        change.commit();
-        for (cell, words) in freed {
-            self.cells.give_back(cell, words);
-        }
-    }
-
-    fn count_ref(&self, change: &mut Change<'_>, slot: Slot) {
-        if slot == ROOT {
-            return;
-        }
-        if let Some(node) = Node::at(&self.geometry, slot) {
-            let refs = node.refs(change);
-            node.set_refs(change, refs.saturating_add(1));
-            Flight::of(self.ring).note_ref(change, slot);
-        }
-    }
-
-    fn uncount_ref(&self, change: &mut Change<'_>, slot: Slot) {
-        if let Some(node) = Node::at(&self.geometry, slot).filter(|node| slot != ROOT && node.is_used(change)) {
-            let refs = node.refs(change);
-            node.set_refs(change, refs.saturating_sub(1));
-        }
-    }
-
-    /// Makes `name` lead to `slot`, whatever it led to before.
-    fn lead(
-        &mut self,
-        change: &mut Change<'_>,
-        parent: Slot,
-        name: &[u8],
-        slot: Slot,
-        freed: &mut Vec<(u32, u32)>,
-    ) -> Result<(), Full> {
-        if let Some(cell) = self.find_cell(change, parent, name) {
-            if Name::at(&self.geometry, cell).is_some_and(|known| known.node(change) == slot) {
-                return Ok(());
-            }
-            self.drop_name(change, cell, freed);
-        }
-        let (node, above) = Node::at(&self.geometry, slot).zip(Node::at(&self.geometry, parent)).ok_or(Full)?;
-        let cell = self.cells.take(change, &self.geometry, names::words_for(name.len())).ok_or(Full)?;
-        let record = Name::at(&self.geometry, cell).ok_or(Full)?;
-        record.write_bytes(&self.words, name);
-        record.begin(change, parent, slot, self.hash_name(parent, name), name.len());
-        let others = node.names(change);
-        record.set_next_of_node(change, others);
-        node.set_names(change, cell);
-        let children = above.children(change);
-        above.set_children(change, children.saturating_add(1));
-        change.add(header::NAMES, 1);
-        let count = change.get(header::NAMES);
-        self.by_name().insert(change, cell, count);
-        Ok(())
-    }
-
-    fn drop_name(&self, change: &mut Change<'_>, cell: u32, freed: &mut Vec<(u32, u32)>) {
-        let Some(name) = Name::at(&self.geometry, cell) else { return };
-        let (parent, slot) = (name.parent(change), name.node(change));
-        self.by_name().remove(change, cell);
-        self.take_from_node(change, slot, cell);
-        if let Some(above) = Node::at(&self.geometry, parent) {
-            let children = above.children(change);
-            above.set_children(change, children.saturating_sub(1));
-        }
-        change.subtract(header::NAMES, 1);
-        freed.push((cell, name.words(change)));
-        name.end(change);
-    }
-
-    fn take_from_node(&self, change: &mut Change<'_>, slot: Slot, cell: u32) {
-        let Some(node) = Node::at(&self.geometry, slot) else { return };
-        let cells = self.name_cells(change, slot);
-        let Some(at) = cells.iter().position(|known| *known == cell) else { return };
-        let next = cells.get(at + 1).copied().unwrap_or(0);
-        match at.checked_sub(1).and_then(|before| Name::at(&self.geometry, cells[before])) {
-            Some(before) => before.set_next_of_node(change, next),
-            None => node.set_names(change, next),
-        }
-    }
-
-    /// The cells of a node's names, within bounds that a damaged list cannot exceed.
-    fn name_cells(&self, change: &Change<'_>, slot: Slot) -> Vec<u32> {
-        const MOST_LINKS: usize = 65536;
-        let Some(node) = Node::at(&self.geometry, slot) else { return Vec::new() };
-        let first = Some(node.names(change));
-        std::iter::successors(first, |cell| Name::at(&self.geometry, *cell).map(|name| name.next_of_node(change)))
-            .take_while(|cell| Name::at(&self.geometry, *cell).is_some_and(|name| name.node(change) == slot))
-            .take(MOST_LINKS)
-            .collect()
-    }
-
-    fn find_cell(&self, change: &Change<'_>, parent: Slot, name: &[u8]) -> Option<u32> {
-        self.by_name().candidates(change, self.hash_name(parent, name)).find(|cell| {
-            Name::at(&self.geometry, *cell).is_some_and(|known| known.is(change, &self.words, parent, name))
-        })
-    }
-
-    fn hash_name(&self, parent: Slot, name: &[u8]) -> u32 {
-        use std::hash::Hasher;
-        let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
-        hasher.write_u32(parent);
-        hasher.write(name);
-        hasher.finish() as u32
-    }
-
-    fn by_name(&self) -> Index<ByName> {
-        Index {
-            buckets: self.geometry.name_buckets,
-            in_use: header::NAME_BUCKETS,
-            capacity: self.geometry.node_capacity,
-            entries: ByName { geometry: self.geometry },
-        }
-    }
-
-    fn by_identity(&self) -> Index<ByIdentity> {
-        Index {
-            buckets: self.geometry.identity_buckets,
-            in_use: header::IDENTITY_BUCKETS,
-            capacity: self.geometry.node_capacity,
-            entries: ByIdentity { geometry: self.geometry, key: self.key.0 },
-        }
-    }
-
-    /// Ends a node that nobody can use any more, and the nodes above it that it alone kept.
-    fn release_if_idle(&mut self, slot: Slot) {
-        let mut doubtful = vec![slot];
-        while let Some(slot) = doubtful.pop() {
-            while self.release_step(slot, &mut doubtful) {}
-        }
-    }
-
-    /// The nodes that have ended since this was last asked: their slots may mean other nodes by now.
-    pub(crate) fn take_ended(&mut self) -> Vec<Slot> {
-        std::mem::take(&mut self.ended)
-    }
-
-    /// Drops some of an idle node's names, and with the last of them the node. True: there are more.
-    fn release_step(&mut self, slot: Slot, doubtful: &mut Vec<Slot>) -> bool {
-        let words = self.words.clone();
-        let mut change = Change::new(&words);
-        let Some(node) = Node::at(&self.geometry, slot) else { return false };
-        if slot == ROOT || !node.is_used(&change) || !node.is_idle(&change) {
-            return false;
-        }
-        let cells = self.name_cells(&change, slot);
-        let mut freed = Vec::new();
-        for cell in cells.iter().take(NAMES_PER_CHANGE) {
-            doubtful.extend(Name::at(&self.geometry, *cell).map(|name| name.parent(&change)));
-            self.drop_name(&mut change, *cell, &mut freed);
-        }
-        let last = cells.len() <= NAMES_PER_CHANGE;
-        if last {
-            self.by_identity().remove(&mut change, slot);
-            node.end(&mut change);
-            change.subtract(header::NODES, 1);
-        }
-        self.commit(change, freed);
-        if last {
-            self.nodes.give_back(slot);
-            self.ended.push(slot);
-        }
-        !last
-    }
-
-    fn take_node(&mut self, change: &mut Change<'_>) -> Option<Slot> {
-        self.look_for_nodes();
-        let capacity = self.geometry.node_capacity;
-        self.nodes.free.pop().or_else(|| next_unused(change, header::NODES_HIGH, capacity))
-    }
-
-    fn take_handle(&mut self, change: &mut Change<'_>) -> Option<u32> {
-        self.look_for_handles(change);
-        let capacity = self.geometry.handle_capacity;
-        self.handles.free.pop().or_else(|| next_unused(change, header::HANDLES_HIGH, capacity))
-    }
-
-    /// Looks at the next few slots that earlier engines used: a free one can be used again, and an idle one was
-    /// about to be ended when its engine died.
-    fn look_for_nodes(&mut self) {
-        for _ in 0..LOOKS {
-            let Some(slot) = self.nodes.look() else { return };
-            let change = Change::new(&self.words);
-            match Node::at(&self.geometry, slot) {
-                Some(node) if !node.is_used(&change) => self.nodes.give_back(slot),
-                Some(node) if node.is_idle(&change) => self.release_if_idle(slot),
-                _ => {}
-            }
-        }
-    }
-
-    fn look_for_handles(&mut self, change: &Change<'_>) {
-        for _ in 0..LOOKS {
-            let Some(slot) = self.handles.look() else { return };
-            if Handle::at(&self.geometry, slot).is_some_and(|handle| handle.kind(change).is_none()) {
-                self.handles.give_back(slot);
-            }
-        }
-    }
-}
-
-/// A view of the ledger for the thread that ends requests.
-pub(crate) struct Log {
-    words: Words,
-}
-
-impl Log {
-    /// `ring`'s request is done and its reply stands in guest memory.
-    pub(crate) fn finish(&self, ring: usize, reply_bytes: u32) {
-        Flight::of(ring).finish(&self.words, reply_bytes);
-    }
-
-    /// The guest has been told.
-    pub(crate) fn published(&self, ring: usize) {
-        Flight::of(ring).clear(&self.words);
-    }
-
-    /// How much is held.
-    pub(crate) fn held(&self) -> Held {
-        Held { inodes: self.words.get(header::NODES), handles: self.words.get(header::HANDLES) }
-    }
-}
-
-fn next_unused(change: &mut Change<'_>, high_water: u32, capacity: u32) -> Option<u32> {
-    let slot = change.get(high_water) as u32;
-    (slot < capacity).then(|| {
-        change.set(high_water, u64::from(slot) + 1);
-        slot
-    })
-}
-
-/// Slots of a table that this engine knows to be free, and those of earlier engines that it has yet to look at.
-#[derive(Default)]
-struct FreeList {
-    free: Vec<u32>,
-    next: u32,
-    end: u32,
-}
-
-impl FreeList {
-    fn behind(first: u32, high_water: u32) -> Self {
-        FreeList { free: Vec::new(), next: first, end: high_water }
-    }
-
-    fn look(&mut self) -> Option<u32> {
-        (self.next < self.end).then(|| {
-            self.next += 1;
-            self.next - 1
-        })
-    }
-
-    /// The slot is free for good. One that is yet to be looked at will be found then.
-    fn give_back(&mut self, slot: u32) {
-        if !(self.next..self.end).contains(&slot) {
-            self.free.push(slot);
-        }
     }
 }
 

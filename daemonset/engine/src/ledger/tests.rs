@@ -8,6 +8,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use virtiofs_contract::counters::Held;
 
 use super::harness::{killed_after, taken_back};
 use super::*;

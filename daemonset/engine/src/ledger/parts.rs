@@ -1,0 +1,216 @@
+//! What changes are put together from: names, references, ends of nodes, free slots.
+
+use std::hash::Hasher;
+
+use siphasher::sip::SipHasher13;
+
+use super::change::Change;
+use super::flight::Flight;
+use super::free_list::next_unused;
+use super::handles::Handle;
+use super::index::Index;
+use super::layout::header;
+use super::names::{self, ByName, Name};
+use super::nodes::{ByIdentity, Node, ROOT, Slot};
+use super::{Full, LOOKS, Ledger, NAMES_PER_CHANGE};
+
+impl Ledger {
+    pub(super) fn commit(&mut self, change: Change<'_>, freed: Vec<(u32, u32)>) {
+        change.commit();
+        for (cell, words) in freed {
+            self.cells.give_back(cell, words);
+        }
+    }
+
+    pub(super) fn count_ref(&self, change: &mut Change<'_>, slot: Slot) {
+        if slot == ROOT {
+            return;
+        }
+        if let Some(node) = Node::at(&self.geometry, slot) {
+            let refs = node.refs(change);
+            node.set_refs(change, refs.saturating_add(1));
+            Flight::of(self.ring).note_ref(change, slot);
+        }
+    }
+
+    pub(super) fn uncount_ref(&self, change: &mut Change<'_>, slot: Slot) {
+        if let Some(node) = Node::at(&self.geometry, slot).filter(|node| slot != ROOT && node.is_used(change)) {
+            let refs = node.refs(change);
+            node.set_refs(change, refs.saturating_sub(1));
+        }
+    }
+
+    /// Makes `name` lead to `slot`, whatever it led to before.
+    pub(super) fn lead(
+        &mut self,
+        change: &mut Change<'_>,
+        parent: Slot,
+        name: &[u8],
+        slot: Slot,
+        freed: &mut Vec<(u32, u32)>,
+    ) -> Result<(), Full> {
+        if let Some(cell) = self.find_cell(change, parent, name) {
+            if Name::at(&self.geometry, cell).is_some_and(|known| known.node(change) == slot) {
+                return Ok(());
+            }
+            self.drop_name(change, cell, freed);
+        }
+        let (node, above) = Node::at(&self.geometry, slot).zip(Node::at(&self.geometry, parent)).ok_or(Full)?;
+        let cell = self.cells.take(change, &self.geometry, names::words_for(name.len())).ok_or(Full)?;
+        let record = Name::at(&self.geometry, cell).ok_or(Full)?;
+        record.write_bytes(&self.words, name);
+        record.begin(change, parent, slot, self.hash_name(parent, name), name.len());
+        let others = node.names(change);
+        record.set_next_of_node(change, others);
+        node.set_names(change, cell);
+        let children = above.children(change);
+        above.set_children(change, children.saturating_add(1));
+        change.add(header::NAMES, 1);
+        let count = change.get(header::NAMES);
+        self.by_name().insert(change, cell, count);
+        Ok(())
+    }
+
+    pub(super) fn drop_name(&self, change: &mut Change<'_>, cell: u32, freed: &mut Vec<(u32, u32)>) {
+        let Some(name) = Name::at(&self.geometry, cell) else { return };
+        let (parent, slot) = (name.parent(change), name.node(change));
+        self.by_name().remove(change, cell);
+        self.take_from_node(change, slot, cell);
+        if let Some(above) = Node::at(&self.geometry, parent) {
+            let children = above.children(change);
+            above.set_children(change, children.saturating_sub(1));
+        }
+        change.subtract(header::NAMES, 1);
+        freed.push((cell, name.words(change)));
+        name.end(change);
+    }
+
+    pub(super) fn take_from_node(&self, change: &mut Change<'_>, slot: Slot, cell: u32) {
+        let Some(node) = Node::at(&self.geometry, slot) else { return };
+        let cells = self.name_cells(change, slot);
+        let Some(at) = cells.iter().position(|known| *known == cell) else { return };
+        let next = cells.get(at + 1).copied().unwrap_or(0);
+        match at.checked_sub(1).and_then(|before| Name::at(&self.geometry, cells[before])) {
+            Some(before) => before.set_next_of_node(change, next),
+            None => node.set_names(change, next),
+        }
+    }
+
+    /// The cells of a node's names, within bounds that a damaged list cannot exceed.
+    pub(super) fn name_cells(&self, change: &Change<'_>, slot: Slot) -> Vec<u32> {
+        const MOST_LINKS: usize = 65536;
+        let Some(node) = Node::at(&self.geometry, slot) else { return Vec::new() };
+        let first = Some(node.names(change));
+        std::iter::successors(first, |cell| Name::at(&self.geometry, *cell).map(|name| name.next_of_node(change)))
+            .take_while(|cell| Name::at(&self.geometry, *cell).is_some_and(|name| name.node(change) == slot))
+            .take(MOST_LINKS)
+            .collect()
+    }
+
+    pub(super) fn find_cell(&self, change: &Change<'_>, parent: Slot, name: &[u8]) -> Option<u32> {
+        self.by_name().candidates(change, self.hash_name(parent, name)).find(|cell| {
+            Name::at(&self.geometry, *cell).is_some_and(|known| known.is(change, &self.words, parent, name))
+        })
+    }
+
+    pub(super) fn hash_name(&self, parent: Slot, name: &[u8]) -> u32 {
+        let mut hasher = SipHasher13::new_with_keys(self.key.0, self.key.1);
+        hasher.write_u32(parent);
+        hasher.write(name);
+        hasher.finish() as u32
+    }
+
+    pub(super) fn by_name(&self) -> Index<ByName> {
+        Index {
+            buckets: self.geometry.name_buckets,
+            in_use: header::NAME_BUCKETS,
+            capacity: self.geometry.node_capacity,
+            entries: ByName { geometry: self.geometry },
+        }
+    }
+
+    pub(super) fn by_identity(&self) -> Index<ByIdentity> {
+        Index {
+            buckets: self.geometry.identity_buckets,
+            in_use: header::IDENTITY_BUCKETS,
+            capacity: self.geometry.node_capacity,
+            entries: ByIdentity { geometry: self.geometry, key: self.key.0 },
+        }
+    }
+
+    /// Ends a node that nobody can use any more, and the nodes above it that it alone kept.
+    pub(super) fn release_if_idle(&mut self, slot: Slot) {
+        let mut doubtful = vec![slot];
+        while let Some(slot) = doubtful.pop() {
+            while self.release_step(slot, &mut doubtful) {}
+        }
+    }
+
+    /// The nodes that have ended since this was last asked: their slots may mean other nodes by now.
+    pub(crate) fn take_ended(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Drops some of an idle node's names, and with the last of them the node. True: there are more.
+    pub(super) fn release_step(&mut self, slot: Slot, doubtful: &mut Vec<Slot>) -> bool {
+        let words = self.words.clone();
+        let mut change = Change::new(&words);
+        let Some(node) = Node::at(&self.geometry, slot) else { return false };
+        if slot == ROOT || !node.is_used(&change) || !node.is_idle(&change) {
+            return false;
+        }
+        let cells = self.name_cells(&change, slot);
+        let mut freed = Vec::new();
+        for cell in cells.iter().take(NAMES_PER_CHANGE) {
+            doubtful.extend(Name::at(&self.geometry, *cell).map(|name| name.parent(&change)));
+            self.drop_name(&mut change, *cell, &mut freed);
+        }
+        let last = cells.len() <= NAMES_PER_CHANGE;
+        if last {
+            self.by_identity().remove(&mut change, slot);
+            node.end(&mut change);
+            change.subtract(header::NODES, 1);
+        }
+        self.commit(change, freed);
+        if last {
+            self.nodes.give_back(slot);
+            self.ended.push(slot);
+        }
+        !last
+    }
+
+    pub(super) fn take_node(&mut self, change: &mut Change<'_>) -> Option<Slot> {
+        self.look_for_nodes();
+        let capacity = self.geometry.node_capacity;
+        self.nodes.free.pop().or_else(|| next_unused(change, header::NODES_HIGH, capacity))
+    }
+
+    pub(super) fn take_handle(&mut self, change: &mut Change<'_>) -> Option<u32> {
+        self.look_for_handles(change);
+        let capacity = self.geometry.handle_capacity;
+        self.handles.free.pop().or_else(|| next_unused(change, header::HANDLES_HIGH, capacity))
+    }
+
+    /// Looks at the next few slots that earlier engines used: a free one can be used again, and an idle one was
+    /// about to be ended when its engine died.
+    pub(super) fn look_for_nodes(&mut self) {
+        for _ in 0..LOOKS {
+            let Some(slot) = self.nodes.look() else { return };
+            let change = Change::new(&self.words);
+            match Node::at(&self.geometry, slot) {
+                Some(node) if !node.is_used(&change) => self.nodes.give_back(slot),
+                Some(node) if node.is_idle(&change) => self.release_if_idle(slot),
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn look_for_handles(&mut self, change: &Change<'_>) {
+        for _ in 0..LOOKS {
+            let Some(slot) = self.handles.look() else { return };
+            if Handle::at(&self.geometry, slot).is_some_and(|handle| handle.kind(change).is_none()) {
+                self.handles.give_back(slot);
+            }
+        }
+    }
+}
