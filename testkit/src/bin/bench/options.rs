@@ -31,7 +31,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 41)]
     rounds: usize,
     /// Hand-overs and kills for each figure of a pause.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 50)]
     events: usize,
     /// Inodes that guests hold whose engines are exchanged.
     #[arg(long, value_delimiter = ',', default_value = "1000,100000,1000000")]

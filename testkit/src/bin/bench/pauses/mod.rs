@@ -5,7 +5,7 @@ mod prober;
 mod resident;
 mod stage;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 /// Memory of the guests whose number of inodes is what matters.
 const SOME_MEMORY: u64 = 256 * MIB;
 /// Guests with more than this are put through fewer events.
-const MUCH_MEMORY: u64 = 1024 * MIB;
+const MUCH_MEMORY: u64 = 512 * MIB;
 /// Inodes of the guests whose memory is what matters.
 const FEW_INODES: usize = 1_000;
 /// How often a guest is watched while nothing happens.
@@ -43,14 +43,17 @@ const RECOVERY: Event = Event { name: "recovery", aims: (5.0, 15.0) };
 /// All figures of this section.
 pub(crate) fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let most = options.inodes.iter().copied().max().unwrap_or(FEW_INODES);
+    let begin = Instant::now();
     let tree = Tree::grow(&options.tree, most).context("making files to hold")?;
+    println!("\n{most} files to hold: made, or found from the last time, in {:.1?}", begin.elapsed());
     let mut figures = by_inodes(options, &tree)?;
     for memory in options.memories.iter().filter(|memory| **memory != SOME_MEMORY) {
         let mut stage = Stage::set(&options.broker, &tree, *memory, &options.log("pauses"))?;
         stage.hold(FEW_INODES)?;
         let label = memory_label(*memory);
         // To touch it takes its time before every event.
-        let events = if *memory > MUCH_MEMORY { options.events.div_ceil(3) } else { options.events };
+        let fewer = usize::try_from(memory / MUCH_MEMORY)?.clamp(1, 4);
+        let events = options.events.div_ceil(fewer);
         figures.extend(events_of(&mut stage, &label, events, None)?);
     }
     Ok(figures)
