@@ -39,6 +39,10 @@ pub(crate) struct Arguments {
     /// RAM in MiB of guests whose engines are exchanged.
     #[arg(long, value_delimiter = ',', default_value = "256,1024,4096")]
     memories: Vec<u64>,
+    /// Have broker, engines and the guest that asks run ahead of everything else while pauses are taken: for a machine
+    /// that others use as well. Needs CAP_SYS_NICE.
+    #[arg(long)]
+    real_time: bool,
     /// An eighth of the rounds and events, up to 100k inodes and 1 GiB.
     #[arg(long)]
     quick: bool,
@@ -82,6 +86,7 @@ pub(crate) struct Options {
     pub(crate) broker: PathBuf,
     pub(crate) tree: PathBuf,
     pub(crate) events: usize,
+    pub(crate) real_time: bool,
     pub(crate) inodes: Vec<usize>,
     pub(crate) memories: Vec<u64>,
     only: Option<String>,
@@ -115,6 +120,7 @@ impl Options {
         Ok(Self {
             rounds: arguments.rounds.div_ceil(part),
             events: arguments.events.div_ceil(part),
+            real_time: arguments.real_time,
             inodes: up_to(arguments.inodes, if arguments.quick { 100_000 } else { usize::MAX }),
             memories: up_to(arguments.memories, if arguments.quick { 1024 } else { u64::MAX >> 20 })
                 .iter()

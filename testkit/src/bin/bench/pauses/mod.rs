@@ -1,6 +1,7 @@
 //! How long a guest waits when its engine is exchanged or dies, by what it holds and by its memory; and what the
 //! ledger takes for each inode held.
 
+mod priority;
 mod prober;
 mod resident;
 mod stage;
@@ -48,7 +49,7 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
     println!("\n{most} files to hold: made, or found from the last time, in {:.1?}", begin.elapsed());
     let mut figures = by_inodes(options, &tree)?;
     for memory in options.memories.iter().filter(|memory| **memory != SOME_MEMORY) {
-        let mut stage = Stage::set(&options.broker, &tree, *memory, &options.log("pauses"))?;
+        let mut stage = Stage::set(options, &tree, *memory)?;
         stage.hold(FEW_INODES)?;
         let label = memory_label(*memory);
         // To touch it takes its time before every event.
@@ -61,7 +62,7 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
 
 fn by_inodes(options: &Options, tree: &Tree) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    let mut stage = Stage::set(&options.broker, tree, SOME_MEMORY, &options.log("pauses"))?;
+    let mut stage = Stage::set(options, tree, SOME_MEMORY)?;
     for &inodes in &options.inodes {
         let label = count_label(inodes);
         let transfer = transfer::measure(tree, inodes).with_context(|| format!("the library's transfer of {label}"))?;

@@ -13,6 +13,8 @@ use testkit::fuse::client::Fuse;
 use testkit::fuse::wire::{AttrOut, GetattrIn, Opcode};
 use zerocopy::IntoBytes;
 
+use super::priority::ahead;
+
 /// How often it is looked whether requests are answered again.
 const LOOK: Duration = Duration::from_millis(1);
 /// When they count as not answered any more.
@@ -32,14 +34,19 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Prober {
     shared: Arc<Shared>,
-    thread: JoinHandle<Result<(), CallError>>,
+    thread: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Prober {
-    pub(crate) fn start(fuse: Fuse, nodes: Vec<u64>) -> std::io::Result<Self> {
+    /// With `real_time` ahead of everything else on the machine.
+    pub(crate) fn start(fuse: Fuse, nodes: Vec<u64>, real_time: bool) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let of_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("prober".into()).spawn(move || ask(&fuse, &nodes, &of_thread))?;
+        let work = move || {
+            ahead(real_time).context("a real-time priority")?;
+            Ok(ask(&fuse, &nodes, &of_thread)?)
+        };
+        let thread = std::thread::Builder::new().name("prober".into()).spawn(work)?;
         Ok(Self { shared, thread })
     }
 

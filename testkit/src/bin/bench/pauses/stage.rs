@@ -1,7 +1,6 @@
 //! One guest on a broker of its own, under which engines come and go.
 
 use std::collections::VecDeque;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -17,7 +16,9 @@ use virtiofs_contract::config::{Access, CachePolicy, EngineConfig};
 use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionStatus};
 use zerocopy::IntoBytes;
 
+use super::priority::ahead;
 use super::prober::Prober;
+use crate::options::Options;
 use crate::tree::{BLOCK, BLOCK_LENGTH, Tree, directory_name, place};
 
 const SHARE: &str = "bench";
@@ -59,13 +60,18 @@ pub(crate) struct Stage {
     block: (u64, u64),
     /// Engines that have been started once a spare stands behind the one that serves.
     engines: u64,
+    real_time: bool,
 }
 
 impl Stage {
     /// A guest of so much memory, all of it touched.
-    pub(crate) fn set(broker: &Path, tree: &Tree, memory: u64, log: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn set(options: &Options, tree: &Tree, memory: u64) -> anyhow::Result<Self> {
         let runtime = tempfile::tempdir().context("a directory for sockets")?;
-        let broker = Broker::start(broker, runtime.path(), log)?;
+        // What it starts inherits its priority.
+        ahead(options.real_time).context("a real-time priority (--real-time)")?;
+        let broker = Broker::start(&options.broker, runtime.path(), &options.log("pauses"));
+        ahead(false)?;
+        let broker = broker?;
         let mut control = broker.control()?;
         let endpoint = broker.endpoint(SHARE, &tree.root, EngineConfig::stock(Access::ReadWrite));
         control.apply(&endpoint)?;
@@ -82,6 +88,7 @@ impl Stage {
             nodes: Vec::new(),
             block,
             engines: 0,
+            real_time: options.real_time,
         })
     }
 
@@ -120,7 +127,8 @@ impl Stage {
     }
 
     pub(crate) fn prober(&self) -> anyhow::Result<Prober> {
-        Prober::start(self.guest.fuse().clone(), self.nodes.clone()).context("starting the guest that asks")
+        Prober::start(self.guest.fuse().clone(), self.nodes.clone(), self.real_time)
+            .context("starting the guest that asks")
     }
 
     /// The guest's slowest request while nothing happens: what this machine does by itself.
