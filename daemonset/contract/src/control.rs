@@ -1,6 +1,6 @@
 //! Agent <-> broker: requests and answers on the broker's control socket.
 //!
-//! One [`Request`] a line of the conversation, one [`Response`] to each, in order. The first request of a
+//! One [`Response`] to each [`Request`], in order. The first request of a
 //! connection is [`Request::Hello`].
 
 use std::path::PathBuf;

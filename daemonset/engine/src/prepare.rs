@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
+use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::preflight::{Finding, Preflight};
 use virtiofsd::passthrough::Config as LibraryConfig;
 
@@ -42,10 +42,6 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
         findings,
     };
     let effective = EngineConfig { inode_file_handles: preflight.inode_file_handles, ..config.clone() };
-    debug_assert!(
-        config.inode_file_handles != InodeFileHandles::Mandatory
-            || effective.inode_file_handles == InodeFileHandles::Mandatory
-    );
     let library = passthrough::library_config(&effective, jail, open_files.guest)?;
     Ok(Prepared { library, preflight, mounts })
 }
