@@ -367,6 +367,8 @@ mod tests {
                 held: Held::default(),
                 inodes_limit: 1,
                 totals: Totals::default(),
+                stale_events: vec![],
+                source_gone: None,
             }
         };
         status.sessions = vec![

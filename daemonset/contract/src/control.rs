@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::EngineConfig;
 use crate::counters::{Held, Totals};
 use crate::preflight::{Finding, Preflight};
+use crate::staleness::StaleEvent;
 
 /// A place where VMMs connect: one socket, one source, one configuration for all sessions that start there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,4 +202,11 @@ pub struct SessionStatus {
     pub inodes_limit: u64,
     /// Counts of this session.
     pub totals: Totals,
+    /// Its last stale events, the oldest first.
+    #[serde(default)]
+    pub stale_events: Vec<StaleEvent>,
+    /// The path of the source leads to another directory than the one that is served, or to none: how so. None: it
+    /// leads to what is served.
+    #[serde(default)]
+    pub source_gone: Option<String>,
 }

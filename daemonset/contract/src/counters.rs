@@ -14,6 +14,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 
+use crate::staleness::{CAUSES, Cause, EventRing, StaleEvent, StaleTotal};
+
 /// Number of operations told apart: FUSE opcodes below this index, all others as 0.
 pub const OPERATIONS: usize = 64;
 
@@ -133,6 +135,9 @@ struct Page {
     open_handles: AtomicU64,
     /// Start of the request in progress per ring, nanoseconds of CLOCK_MONOTONIC; 0: none.
     in_progress_since: [AtomicU64; crate::engine::QUEUES],
+    /// Stale events, by the causes' order.
+    stale: [AtomicU64; CAUSES.len()],
+    stale_events: EventRing,
 }
 
 /// A mapped counter page.
@@ -198,6 +203,18 @@ impl Counters {
         self.page().malformed.fetch_add(1, Relaxed);
     }
 
+    /// Counts a stale event, and keeps it among the last ones. `path` is relative to the share's root; empty: nobody
+    /// knows.
+    pub fn stale(&self, cause: Cause, path: &[u8]) {
+        self.page().stale[cause.index()].fetch_add(1, Relaxed);
+        self.page().stale_events.push(cause, path);
+    }
+
+    /// The last stale events, the oldest first.
+    pub fn stale_events(&self) -> Vec<StaleEvent> {
+        self.page().stale_events.events()
+    }
+
     /// Notes how many inodes the guest holds, and how many files and directories it has open.
     pub fn hold(&self, held: Held) {
         self.page().held_inodes.store(held.inodes, Relaxed);
@@ -250,6 +267,11 @@ impl Counters {
             bytes_read: read(&page.bytes_read),
             bytes_written: read(&page.bytes_written),
             malformed: read(&page.malformed),
+            stale: CAUSES
+                .iter()
+                .map(|cause| StaleTotal { cause: *cause, events: read(&page.stale[cause.index()]) })
+                .filter(|total| total.events != 0)
+                .collect(),
             exchanges: Exchanges::default(),
         }
     }
@@ -297,6 +319,9 @@ pub struct Totals {
     pub bytes_written: u64,
     /// Requests that were not well formed.
     pub malformed: u64,
+    /// Stale events per cause, in the causes' order; causes never seen are left out.
+    #[serde(default)]
+    pub stale: Vec<StaleTotal>,
     /// Engines exchanged under guests. Counted by the broker, not in the page.
     #[serde(default)]
     pub exchanges: Exchanges,
@@ -397,10 +422,21 @@ impl Totals {
         self.bytes_read += other.bytes_read;
         self.bytes_written += other.bytes_written;
         self.malformed += other.malformed;
+        for theirs in &other.stale {
+            match self.stale.binary_search_by_key(&theirs.cause, |ours| ours.cause) {
+                Ok(at) => self.stale[at].events += theirs.events,
+                Err(at) => self.stale.insert(at, *theirs),
+            }
+        }
         self.exchanges.hand_overs.add(&other.exchanges.hand_overs);
         self.exchanges.recoveries.add(&other.exchanges.recoveries);
         self.exchanges.put_off += other.exchanges.put_off;
         self.exchanges.given_up += other.exchanges.given_up;
+    }
+
+    /// Stale events of one cause.
+    pub fn stale(&self, cause: Cause) -> u64 {
+        self.stale.iter().find(|total| total.cause == cause).map_or(0, |total| total.events)
     }
 
     /// All requests finished.
@@ -444,6 +480,25 @@ mod tests {
         assert_eq!(totals.bytes_read, 4096);
         assert_eq!(totals.operations[0].latency[0], 2);
         assert_eq!(totals.operations[0].latency[14], 1);
+    }
+
+    #[test]
+    fn stale_events_are_counted_by_cause_and_the_last_ones_kept() {
+        let (fd, first) = Counters::create().unwrap();
+        first.stale(Cause::SourceRemoved, b"etc/passwd");
+        drop(first);
+        let second = Counters::map(&fd).unwrap();
+        second.stale(Cause::SourceRemoved, b"etc/group");
+        second.stale(Cause::FdExhausted, b"");
+        let totals = second.totals();
+        let counts = [Cause::FdExhausted, Cause::SourceRemoved, Cause::Fenced].map(|cause| totals.stale(cause));
+        assert_eq!(counts, [1, 2, 0]);
+        let paths: Vec<_> = second.stale_events().into_iter().map(|event| event.path).collect();
+        assert_eq!(paths, ["etc/passwd", "etc/group", ""]);
+        let mut sum = Totals::default();
+        sum.add(&totals);
+        sum.add(&totals);
+        assert_eq!(sum.stale.iter().map(|total| total.events).collect::<Vec<_>>(), [2, 4]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! | [`preflight`] | engine -> broker -> agent | inside the messages below |
 //! | [`engine`] | broker <-> engine | [`channel::PacketChannel`], one datagram a message, file descriptors beside it |
 //! | [`control`] | agent <-> broker | [`channel::FramedStream`], a length and a JSON document |
-//! | [`counters`] | engine -> broker | a shared page of atomics, never a message |
+//! | [`counters`], [`staleness`] | engine -> broker | a shared page of atomics, never a message |
 //!
 //! Every first message carries [`VERSION`]; a peer of another version is refused by name, never guessed at.
 
@@ -16,6 +16,7 @@ pub mod control;
 pub mod counters;
 pub mod engine;
 pub mod preflight;
+pub mod staleness;
 
 /// Version of every message in this crate. Raised when a change would be misread by the other side.
 pub const VERSION: u32 = 1;

@@ -88,6 +88,7 @@ fn less(new: &ShareTotals, old: &ShareTotals) -> bool {
         || new.totals.bytes_read < old.totals.bytes_read
         || new.totals.bytes_written < old.totals.bytes_written
         || new.totals.malformed < old.totals.malformed
+        || old.totals.stale.iter().any(|it| new.totals.stale(it.cause) < it.events)
         || exchanges(&new.totals).iter().zip(exchanges(&old.totals)).any(|(new, old)| *new < old)
         || old.totals.operations.iter().any(|it| requests(&new.totals, it.opcode) < it.requests)
 }

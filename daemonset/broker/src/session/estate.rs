@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use virtiofs_contract::counters::{Counters, Held, Totals};
+use virtiofs_contract::staleness::StaleEvent;
 
 use super::parking::ParkingLot;
 
@@ -48,6 +49,10 @@ impl Estate {
 
     pub(crate) fn totals(&self) -> Totals {
         self.counters.totals()
+    }
+
+    pub(crate) fn stale_events(&self) -> Vec<StaleEvent> {
+        self.counters.stale_events()
     }
 }
 

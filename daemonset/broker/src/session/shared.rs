@@ -92,6 +92,8 @@ impl Shared {
             held: self.estate.held(),
             inodes_limit,
             totals: self.totals(),
+            stale_events: self.estate.stale_events(),
+            source_gone: None,
         }
     }
 }
