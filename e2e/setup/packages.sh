@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # packages.sh GROUP...: installs the Debian packages of these groups that are missing.
 #   build  what the workspace needs to compile and link
-#   check  what looks at the sources, beside Rust's own tools
+#   check  what looks at the sources and the systemd units, beside Rust's own tools
 #   guest  what boots a guest
 #   node   what a Kubernetes node is made of, beside what kubernetes-tools.sh builds
 # shellcheck source=common.sh
@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 packages_of() {
     case $1 in
     build) echo gcc libc6-dev make pkg-config libseccomp-dev libcap-ng-dev ;;
-    check) echo shellcheck ;;
+    check) echo shellcheck systemd ;;
     guest) echo qemu-system-x86 busybox-static xz-utils ;;
     node) echo containerd runc podman containernetworking-plugins iptables kmod ;;
     *) fail "no package group '$1'; there are build, check, guest and node" ;;

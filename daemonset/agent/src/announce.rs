@@ -2,7 +2,37 @@
 
 use std::collections::BTreeMap;
 
+use tokio::sync::watch;
+
+use crate::output::print;
+use crate::reconcile::Turn;
 use crate::report::{Report, ShareReport, ShareState};
+
+/// Who is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// Whoever reads the log.
+    Log,
+    /// A person at a shell as well, on standard output.
+    Person,
+}
+
+/// Tells what each turn has changed. Ends with the loop that turns.
+pub(crate) async fn follow(mut turns: watch::Receiver<Turn>, audience: Audience) {
+    let mut known = Report::default();
+    while turns.changed().await.is_ok() {
+        let report = turns.borrow_and_update().report.clone();
+        for change in changes(&known, &report) {
+            change.log();
+            if audience == Audience::Person
+                && let Err(error) = print(&format!("{}\n", change.text()))
+            {
+                tracing::warn!(%error, "cannot write to standard output");
+            }
+        }
+        known = report;
+    }
+}
 
 /// One change that is worth a line.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,12 +45,17 @@ pub(crate) enum Change {
     Problem(String),
     /// All documents are accepted again.
     ProblemsSolved,
+    /// The broker has been silent for a while, or answers again.
+    Broker { answers: bool },
 }
 
 /// What is different in `new`. Messages that merely count on (seconds waited, say) are no difference.
 pub(crate) fn changes(old: &Report, new: &Report) -> Vec<Change> {
     let before: BTreeMap<_, _> = old.shares.iter().map(|share| (&share.name, essence(share))).collect();
     let mut changes = Vec::new();
+    if old.silent != new.silent {
+        changes.push(Change::Broker { answers: !new.silent });
+    }
     for share in &new.shares {
         if share.state != ShareState::Pending && before.get(&share.name) != Some(&essence(share)) {
             changes.push(Change::Share(share.clone()));
@@ -54,6 +89,8 @@ impl Change {
             Change::Gone(name) => tracing::info!(share = name, "share is gone"),
             Change::Problem(problem) => tracing::warn!(%problem, "document not accepted"),
             Change::ProblemsSolved => tracing::info!("all documents are accepted"),
+            Change::Broker { answers: true } => tracing::info!("the broker answers"),
+            Change::Broker { answers: false } => tracing::warn!("the broker does not answer; it is waited for"),
         }
     }
 
@@ -64,6 +101,8 @@ impl Change {
             Change::Gone(name) => format!("{name}: gone"),
             Change::Problem(problem) => format!("not accepted: {problem}"),
             Change::ProblemsSolved => "all documents are accepted".to_owned(),
+            Change::Broker { answers: true } => "the broker answers".to_owned(),
+            Change::Broker { answers: false } => "the broker does not answer; it is waited for".to_owned(),
         }
     }
 }
@@ -104,7 +143,7 @@ mod tests {
             source: "/srv/images".into(),
             socket: "/run/virtiofs/shares/images.sock".into(),
         };
-        Report { broker: true, shares: vec![share], problems: Vec::new() }
+        Report { broker: true, shares: vec![share], ..Report::default() }
     }
 
     #[test]

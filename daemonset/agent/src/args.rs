@@ -27,15 +27,17 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Serve every share of a directory until Ctrl-C; changes of the directory are followed.
     Up(UpArgs),
+    /// The same for a service manager, beside a broker that is a service of its own.
+    Run(ServeArgs),
     /// Say whether manifests make sense, and what follows from them. Serves nothing.
     Check(CheckArgs),
     /// Show shares, VMs and the lines that mount each share.
     Status(StatusArgs),
 }
 
-/// Options of `up`.
+/// Options of `up` and `run`.
 #[derive(Debug, Args)]
-pub(crate) struct UpArgs {
+pub(crate) struct ServeArgs {
     /// Directory of VirtiofsShare documents (*.yaml, *.yml, *.json).
     #[arg(long, value_name = "DIR")]
     pub(crate) shares: PathBuf,
@@ -45,6 +47,14 @@ pub(crate) struct UpArgs {
     /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9090.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
+}
+
+/// Options of `up`.
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// What `run` takes too.
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
     /// The virtiofs-broker to start; else the one beside this program, else the one in PATH.
     #[arg(long, value_name = "PATH")]
     pub(crate) broker: Option<PathBuf>,

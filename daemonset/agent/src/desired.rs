@@ -14,6 +14,8 @@ pub(crate) struct Desired {
     pub(crate) shares: BTreeMap<String, Share>,
     /// What was declared but not accepted.
     pub(crate) problems: Vec<Problem>,
+    /// May there be declarations that are not known yet? Nothing is withdrawn then.
+    pub(crate) partial: bool,
 }
 
 /// A declaration that was not accepted.
@@ -83,6 +85,6 @@ pub(crate) mod tests {
     /// The desired state that consists of these shares.
     pub(crate) fn desired<const N: usize>(shares: [Share; N]) -> Desired {
         let shares = shares.into_iter().map(|share| (share.name.to_string(), share)).collect();
-        Desired { shares, problems: Vec::new() }
+        Desired { shares, ..Desired::default() }
     }
 }

@@ -12,13 +12,18 @@ mod logging;
 mod manifests;
 mod metrics;
 mod notice;
+mod observed;
+mod offer;
 mod output;
 mod overlap;
 mod plan;
 mod published;
 mod reconcile;
 mod report;
+mod run;
 mod runtime_dir;
+mod serve;
+mod service;
 mod source;
 mod status;
 mod up;
@@ -48,6 +53,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     logging::start(&log)?;
     match arguments.command {
         Command::Up(args) => up::up(args, log).map(|()| true),
+        Command::Run(args) => run::run(&args).map(|()| true),
         Command::Check(args) => check::check(&args),
         Command::Status(args) => status::status(&args),
     }

@@ -10,7 +10,7 @@ use virtiofs_contract::preflight::{Finding, Reason};
 
 /// A source as far as overlapping is concerned.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
+pub(crate) struct Ground<'a> {
     /// Name of the share.
     pub(crate) share: &'a str,
     /// Canonical path.
@@ -19,27 +19,30 @@ pub(crate) struct Place<'a> {
     pub(crate) writable: bool,
 }
 
-/// Why `place` must not be served beside `others`, if so. `manifests` is where shares are declared, where that is
+/// Why `ground` must not be served beside `others`, if so. `manifests` is where shares are declared, where that is
 /// a directory: writing there is having any directory served.
-pub(crate) fn conflict(place: Place<'_>, others: &[Place<'_>], manifests: Option<&Path>) -> Option<Finding> {
-    if let Some(manifests) = manifests.filter(|manifests| place.writable && overlap(place.path, manifests)) {
+pub(crate) fn conflict(ground: Ground<'_>, others: &[Ground<'_>], manifests: Option<&Path>) -> Option<Finding> {
+    if let Some(manifests) = manifests.filter(|manifests| ground.writable && overlap(ground.path, manifests)) {
         let why = format!("is writable and overlaps {}, where shares are declared", manifests.display());
-        return Some(forbidden(place, &why));
+        return Some(forbidden(ground, &why));
     }
     let outer = others.iter().find(|other| {
-        other.share != place.share && other.writable && other.path != place.path && place.path.starts_with(other.path)
+        other.share != ground.share
+            && other.writable
+            && other.path != ground.path
+            && ground.path.starts_with(other.path)
     })?;
-    Some(forbidden(place, &format!("lies inside the writable share {} ({})", outer.share, outer.path.display())))
+    Some(forbidden(ground, &format!("lies inside the writable share {} ({})", outer.share, outer.path.display())))
 }
 
 fn overlap(a: &Path, b: &Path) -> bool {
     a.starts_with(b) || b.starts_with(a)
 }
 
-fn forbidden(place: Place<'_>, why: &str) -> Finding {
+fn forbidden(ground: Ground<'_>, why: &str) -> Finding {
     Finding {
         reason: Reason::SourceForbidden,
-        message: format!("{} {why}", place.path.display()),
+        message: format!("{} {why}", ground.path.display()),
         remedy: "share a directory apart from it, or make the outer share ReadOnly".to_owned(),
     }
 }
@@ -48,21 +51,21 @@ fn forbidden(place: Place<'_>, why: &str) -> Finding {
 mod tests {
     use super::*;
 
-    fn place<'a>(share: &'a str, path: &'a str, writable: bool) -> Place<'a> {
-        Place { share, path: Path::new(path), writable }
+    fn ground<'a>(share: &'a str, path: &'a str, writable: bool) -> Ground<'a> {
+        Ground { share, path: Path::new(path), writable }
     }
 
     #[test]
     fn what_may_be_served_beside_what() {
-        let rw_data = place("data", "/srv/data", true);
-        let ro_data = place("data", "/srv/data", false);
+        let rw_data = ground("data", "/srv/data", true);
+        let ro_data = ground("data", "/srv/data", false);
         for (inner, outer, refused) in [
-            (place("x", "/srv/data/x", false), rw_data, true),
-            (place("x", "/srv/data/x", true), rw_data, true),
-            (place("x", "/srv/data/x", true), ro_data, false),
-            (place("x", "/srv/data", false), rw_data, false),
-            (place("x", "/srv/database", true), rw_data, false),
-            (place("x", "/srv", true), rw_data, false),
+            (ground("x", "/srv/data/x", false), rw_data, true),
+            (ground("x", "/srv/data/x", true), rw_data, true),
+            (ground("x", "/srv/data/x", true), ro_data, false),
+            (ground("x", "/srv/data", false), rw_data, false),
+            (ground("x", "/srv/database", true), rw_data, false),
+            (ground("x", "/srv", true), rw_data, false),
         ] {
             let finding = conflict(inner, &[inner, outer], None);
             assert_eq!(finding.is_some(), refused, "{inner:?} beside {outer:?}: {finding:?}");
@@ -79,7 +82,7 @@ mod tests {
             ("/etc/virtiofs/shares/below", true, true),
             ("/etc/virtiofs/shares-too", true, false),
         ] {
-            assert_eq!(conflict(place("x", path, writable), &[], Some(manifests)).is_some(), refused, "{path}");
+            assert_eq!(conflict(ground("x", path, writable), &[], Some(manifests)).is_some(), refused, "{path}");
         }
     }
 }

@@ -9,7 +9,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
+use crate::reconcile::Turn;
 use crate::report::Report;
 
 /// Version of the file's content.
@@ -55,6 +57,21 @@ impl Published {
     pub(crate) fn read(path: &Path) -> Option<Self> {
         let published: Published = serde_json::from_reader(io::BufReader::new(File::open(path).ok()?)).ok()?;
         (published.api_version == VERSION).then_some(published)
+    }
+}
+
+/// Publishes each report that differs from the one before. Ends with the loop that turns.
+pub(crate) async fn keep(mut turns: watch::Receiver<Turn>, path: PathBuf, shares_dir: PathBuf) {
+    let mut known = Report::default();
+    while turns.changed().await.is_ok() {
+        let report = turns.borrow_and_update().report.clone();
+        if report != known {
+            let published = Published::new(Some(shares_dir.clone()), report.clone());
+            if let Err(error) = published.write(&path) {
+                tracing::warn!(%error, path = %path.display(), "cannot publish");
+            }
+            known = report;
+        }
     }
 }
 

@@ -1,20 +1,21 @@
 //! The loop that keeps a host as declared: observe, plan, act, report. It decides nothing itself; see
-//! [`crate::plan`]. Where the declarations come from, and who reads the reports, it does not know.
+//! [`crate::plan`]. Where the declarations come from, and who reads the reports, it does not know: a source is
+//! whoever sends [`Desired`], a sink whoever waits for a [`Turn`].
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
-use virtiofs_contract::control::{Endpoint, EndpointStatus};
+use virtiofs_contract::control::{Endpoint, Status};
 
 use crate::broker::client::{Applied, Client, ClientError};
 use crate::broker::observer::Observer;
 use crate::desired::Desired;
-use crate::plan::{Action, Attempt, Look, Observed, Outcome, Progress, Site, plan};
+use crate::observed::{Attempt, Done, Look, Observed, Outcome};
+use crate::plan::{Action, Site, plan};
 use crate::report::{Report, report};
 use crate::source::{Source, look};
 
@@ -24,8 +25,6 @@ pub(crate) struct Reconciler {
     pub(crate) site: Site,
     /// What is declared, now and later.
     pub(crate) desired: watch::Receiver<Desired>,
-    /// Where reports go; the time is that of the last turn.
-    pub(crate) reports: watch::Sender<Turn>,
     /// Reads the broker's status, often enough that little is lost of what a broker that dies has counted.
     pub(crate) observer: Arc<Observer>,
 }
@@ -39,37 +38,47 @@ pub(crate) struct Turn {
     pub(crate) report: Report,
 }
 
-/// An action that has ended.
-enum Done {
-    Looked { share: String, declared: PathBuf, found: Look },
-    Tried(Box<Attempt>),
-    Withdrawn { share: String, error: Option<ClientError> },
+/// A loop that has not turned for this long hangs.
+const TURN_WITHIN: Duration = Duration::from_secs(60);
+
+impl Turn {
+    /// Is this recent enough for the loop to be alive, or has it not begun?
+    pub(crate) fn is_fresh(&self, now: Instant) -> bool {
+        self.at.is_none_or(|at| now.saturating_duration_since(at) <= TURN_WITHIN)
+    }
 }
 
 impl Reconciler {
-    /// Turns until the declarations have no sender any more.
-    pub(crate) async fn run(mut self) {
+    /// Starts the loop, which turns until the declarations have no sender any more. Every sink has a receiver of
+    /// its own.
+    pub(crate) fn start(self) -> watch::Receiver<Turn> {
+        let (sender, turns) = watch::channel(Turn::default());
+        tokio::spawn(self.run(sender));
+        turns
+    }
+
+    async fn run(mut self, turns: watch::Sender<Turn>) {
         let (ended, mut endings) = mpsc::unbounded_channel();
         let mut observed = Observed::default();
         loop {
             let desired = self.desired.borrow_and_update().clone();
-            observed.endpoints = self.endpoints().await;
+            let status = self.status().await;
             let now = Instant::now();
-            observed.silent_since = observed.endpoints.is_none().then(|| observed.silent_since.unwrap_or(now));
-            remember(now, &desired, &mut observed);
+            observed.hear(now, status.as_ref());
+            observed.remember(now, &desired);
             let plan = plan(now, &self.site, &desired, &observed);
             for action in plan.actions {
-                begin(now, &action, &mut observed);
-                self.perform(action, &desired, &observed, ended.clone());
+                observed.begin(now, &action);
+                self.perform(action, &observed, ended.clone());
             }
             let report = report(now, &self.site, &desired, &observed);
-            self.reports.send_replace(Turn { at: Some(now), report });
+            turns.send_replace(Turn { at: Some(now), report });
             tokio::select! {
                 changed = self.desired.changed() => if changed.is_err() { return },
                 Some(done) = endings.recv() => {
-                    finish(done, &mut observed);
+                    observed.finish(done);
                     while let Ok(done) = endings.try_recv() {
-                        finish(done, &mut observed);
+                        observed.finish(done);
                     }
                 }
                 () = sleep(plan.rest) => {}
@@ -77,9 +86,9 @@ impl Reconciler {
         }
     }
 
-    async fn endpoints(&self) -> Option<BTreeMap<String, EndpointStatus>> {
+    async fn status(&self) -> Option<Status> {
         match self.observer.observe().await.status {
-            Ok(status) => Some(status.endpoints.into_iter().map(|it| (it.endpoint.name.clone(), it)).collect()),
+            Ok(status) => Some(status),
             Err(error) => {
                 tracing::debug!(%error, "no status");
                 None
@@ -88,28 +97,27 @@ impl Reconciler {
     }
 
     /// Starts an action on a blocking thread of its own, so that a source that hangs holds up nobody else.
-    fn perform(&self, action: Action, desired: &Desired, observed: &Observed, ended: mpsc::UnboundedSender<Done>) {
+    fn perform(&self, action: Action, observed: &Observed, ended: mpsc::UnboundedSender<Done>) {
         let socket = self.site.runtime_dir.broker_socket();
-        let progress = observed.shares.get(action.share()).cloned().unwrap_or_default();
-        let declared =
-            desired.shares.get(action.share()).map(|it| it.source.as_path().to_path_buf()).unwrap_or_default();
-        spawn_blocking(move || {
-            let done = match action {
-                Action::Look { share } => {
-                    let found = look(&declared, progress.pinned.as_deref());
-                    Done::Looked { share, declared, found: Look { at: Instant::now(), found } }
-                }
-                Action::Apply { endpoint, source } => {
-                    Done::Tried(Box::new(attempt(&socket, *endpoint, source, progress.attempt)))
-                }
-                Action::Withdraw { share } => {
-                    let error = Client::connect(&socket).and_then(|mut client| client.remove(&share)).err();
-                    Done::Withdrawn { share, error }
-                }
-            };
-            // Nobody is there to hear of it only when the loop has ended.
-            let _ = ended.send(done);
-        });
+        let act: Box<dyn FnOnce() -> Done + Send> = match action {
+            Action::Look { share } => {
+                let place = observed.places.get(&share).cloned().unwrap_or_default();
+                Box::new(move || {
+                    let found = look(&place.declared, place.pinned.as_deref());
+                    Done::Looked { share, declared: place.declared, look: Look { at: Instant::now(), found } }
+                })
+            }
+            Action::Apply { endpoint, source } => {
+                let previous = observed.efforts.get(&endpoint.name).and_then(|effort| effort.attempt.clone());
+                Box::new(move || Done::Tried(Box::new(attempt(&socket, *endpoint, source, previous))))
+            }
+            Action::Withdraw { endpoint } => Box::new(move || {
+                withdraw(&socket, &endpoint);
+                Done::Withdrawn { endpoint }
+            }),
+        };
+        // Nobody is there to hear of it only when the loop has ended.
+        spawn_blocking(move || _ = ended.send(act()));
     }
 }
 
@@ -125,109 +133,21 @@ fn attempt(socket: &Path, endpoint: Endpoint, source: Source, previous: Option<A
     Attempt { at: Instant::now(), endpoint, source, repeated, outcome }
 }
 
-/// Keeps the memory in step with the declarations: what is gone is timed, what points elsewhere starts anew,
-/// what is of no use any more is forgotten.
-fn remember(now: Instant, desired: &Desired, observed: &mut Observed) {
-    let Observed { endpoints, shares, .. } = observed;
-    for name in endpoints.iter().flat_map(BTreeMap::keys).chain(desired.shares.keys()) {
-        shares.entry(name.clone()).or_default();
-    }
-    for (name, progress) in shares.iter_mut() {
-        match desired.shares.get(name) {
-            Some(share) => declared_at(share.source.as_path(), progress),
-            None => _ = progress.absent_since.get_or_insert(now),
-        }
-    }
-    let served = |name: &String| endpoints.as_ref().is_none_or(|endpoints| endpoints.contains_key(name));
-    shares.retain(|name, progress| desired.shares.contains_key(name) || progress.busy_since.is_some() || served(name));
-}
-
-fn declared_at(source: &Path, progress: &mut Progress) {
-    progress.absent_since = None;
-    if progress.declared.as_deref() == Some(source) {
-        return;
-    }
-    *progress = Progress {
-        declared: Some(source.to_path_buf()),
-        busy_since: progress.busy_since,
-        trying: progress.trying.take(),
-        ..Progress::default()
-    };
-}
-
-fn begin(now: Instant, action: &Action, observed: &mut Observed) {
-    let progress = observed.shares.entry(action.share().to_owned()).or_default();
-    progress.busy_since = Some(now);
-    if let Action::Apply { source, .. } = action {
-        progress.trying = Some(source.path.clone());
-    }
-}
-
-fn finish(done: Done, observed: &mut Observed) {
-    match done {
-        Done::Looked { share, declared, found } => {
-            let progress = observed.shares.entry(share).or_default();
-            progress.busy_since = None;
-            if progress.declared.as_ref() == Some(&declared) {
-                if let (None, Ok(source)) = (&progress.pinned, &found.found) {
-                    progress.pinned = Some(source.path.clone());
-                }
-                progress.look = Some(found);
-            }
-        }
-        Done::Tried(attempt) => {
-            let progress = observed.shares.entry(attempt.endpoint.name.clone()).or_default();
-            (progress.busy_since, progress.trying) = (None, None);
-            progress.attempt = Some(*attempt);
-        }
-        Done::Withdrawn { share, error } => {
-            if let Some(error) = error {
-                tracing::warn!(share, %error, "share is not withdrawn yet");
-            }
-            observed.shares.entry(share).or_default().busy_since = None;
-        }
+fn withdraw(socket: &Path, endpoint: &str) {
+    if let Err(error) = Client::connect(socket).and_then(|mut client| client.remove(endpoint)) {
+        tracing::warn!(endpoint, %error, "not withdrawn yet");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::desired::tests::{declared, desired};
-
-    fn wanted(path: &str) -> Desired {
-        desired([declared("a", path)])
-    }
-
-    fn found(at: Instant, path: &str) -> Look {
-        Look { at, found: Ok(Source { path: path.into(), identity: (1, 1) }) }
-    }
 
     #[test]
-    fn another_source_starts_anew_and_a_late_look_at_the_old_one_is_ignored() {
+    fn a_loop_that_does_not_turn_is_no_longer_alive() {
         let now = Instant::now();
-        let mut observed = Observed { endpoints: Some(BTreeMap::new()), ..Observed::default() };
-        remember(now, &wanted("/old"), &mut observed);
-        finish(Done::Looked { share: "a".into(), declared: "/old".into(), found: found(now, "/old") }, &mut observed);
-        assert_eq!(observed.shares["a"].pinned, Some("/old".into()));
-
-        remember(now, &wanted("/new"), &mut observed);
-        assert_eq!((&observed.shares["a"].pinned, &observed.shares["a"].look), (&None, &None));
-        finish(Done::Looked { share: "a".into(), declared: "/old".into(), found: found(now, "/old") }, &mut observed);
-        assert_eq!(observed.shares["a"].look, None);
-    }
-
-    #[test]
-    fn absence_is_timed_from_its_beginning_and_forgotten_with_the_endpoint() {
-        let now = Instant::now();
-        let mut observed = Observed::default();
-        remember(now, &wanted("/a"), &mut observed);
-        remember(now, &Desired::default(), &mut observed);
-        remember(now + Duration::from_secs(1), &Desired::default(), &mut observed);
-        assert_eq!(observed.shares["a"].absent_since, Some(now));
-        observed.endpoints = Some(BTreeMap::new());
-        remember(now, &Desired::default(), &mut observed);
-        assert!(observed.shares.is_empty());
+        let turn = Turn { at: Some(now), ..Turn::default() };
+        assert!(Turn::default().is_fresh(now) && turn.is_fresh(now) && turn.is_fresh(now + TURN_WITHIN));
+        assert!(!turn.is_fresh(now + TURN_WITHIN + Duration::from_secs(1)));
     }
 }

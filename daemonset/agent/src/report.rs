@@ -1,7 +1,7 @@
 //! How each share is doing: a pure function of what is wanted and observed. Every sink, be it a terminal,
 //! a file, a metric or one day an API server, shows this and nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,9 @@ use virtiofs_crds::Share;
 
 use crate::desired::{Desired, Problem};
 use crate::notice::{BROKER_REFUSED, BROKER_UNAVAILABLE, MANIFEST_INVALID, Notice, SESSION_FAILED};
-use crate::plan::{Observed, Outcome, Progress, Site, conflict, endpoint};
+use crate::observed::{Effort, Observed, Outcome, Place};
+use crate::offer::{offers_of, share_of};
+use crate::plan::{Site, conflict};
 use crate::source::hangs;
 
 /// A look at a source that takes longer than this is worth a word.
@@ -76,6 +78,9 @@ pub(crate) struct ShareReport {
 pub(crate) struct Report {
     /// Does a broker answer?
     pub(crate) broker: bool,
+    /// Has it been silent for longer than one takes to start?
+    #[serde(default)]
+    pub(crate) silent: bool,
     /// Shares in order of their names.
     pub(crate) shares: Vec<ShareReport>,
     /// Documents that were not accepted.
@@ -85,34 +90,38 @@ pub(crate) struct Report {
 /// Draws the report.
 pub(crate) fn report(now: Instant, site: &Site, desired: &Desired, observed: &Observed) -> Report {
     let declared = desired.shares.values().map(|it| declared_share(now, site, desired, observed, it));
-    let draining = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
-    let draining = draining.filter(|it| !desired.shares.contains_key(&it.endpoint.name)).map(draining_share);
+    let mut draining: BTreeMap<&str, &EndpointStatus> = BTreeMap::new();
+    for status in observed.endpoints.iter().flat_map(|endpoints| endpoints.values()) {
+        if !desired.shares.contains_key(share_name(status)) {
+            draining.entry(share_name(status)).or_insert(status);
+        }
+    }
+    let draining = draining.into_iter().map(|(name, status)| draining_share(name, status));
     let mut shares: Vec<_> = declared.chain(draining).collect();
     shares.extend(refused_shares(site, desired));
     shares.sort_by(|a, b| a.name.cmp(&b.name));
-    Report { broker: observed.endpoints.is_some(), shares, problems: desired.problems.clone() }
+    let silent = observed.silent_since.is_some_and(|since| now.saturating_duration_since(since) >= SILENCE);
+    Report { broker: observed.endpoints.is_some(), silent, shares, problems: desired.problems.clone() }
 }
 
 fn declared_share(now: Instant, site: &Site, desired: &Desired, observed: &Observed, share: &Share) -> ShareReport {
-    let idle = Progress::default();
-    let progress = observed.shares.get(share.name.as_str()).unwrap_or(&idle);
-    let known = observed.endpoints.as_ref().and_then(|endpoints| endpoints.get(share.name.as_str()));
-    let (mut state, mut notices) = match obstacle(now, observed, share, progress) {
+    let name = share.name.as_str();
+    let (mut state, mut notices) = match obstacle(now, observed, share) {
         Some(Obstacle::Unknown) => (ShareState::Pending, Vec::new()),
         Some(Obstacle::Notice(notice)) => (ShareState::NotReady, vec![notice]),
-        None => served(site, desired, observed, share, progress, known),
+        None => served(site, desired, observed, share),
     };
-    let complaints = complaints(share, &desired.problems, known);
+    let complaints = complaints(name, &desired.problems, observed);
     if state == ShareState::Ready && !complaints.is_empty() {
         state = ShareState::Degraded;
     }
     notices.extend(complaints);
     ShareReport {
-        name: share.name.to_string(),
+        name: name.to_owned(),
         state,
         notices,
         source: share.source.as_path().to_path_buf(),
-        socket: site.runtime_dir.share_socket(share.name.as_str()),
+        socket: site.runtime_dir.share_socket(name),
     }
 }
 
@@ -122,12 +131,15 @@ enum Obstacle {
 }
 
 /// What keeps a share from being served whatever the broker says about it.
-fn obstacle(now: Instant, observed: &Observed, share: &Share, progress: &Progress) -> Option<Obstacle> {
-    let waiting = progress.busy_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-    if waiting > PATIENCE {
+fn obstacle(now: Instant, observed: &Observed, share: &Share) -> Option<Obstacle> {
+    let place = observed.places.get(share.name.as_str());
+    let looking = place.and_then(|place| place.looking_since).into_iter();
+    let trying = efforts(observed, share.name.as_str()).filter_map(|effort| effort.busy_since);
+    let waiting = looking.chain(trying).map(|since| now.saturating_duration_since(since)).max();
+    if let Some(waiting) = waiting.filter(|waiting| *waiting > PATIENCE) {
         return Some(Obstacle::Notice(Notice::from(&hangs(share.source.as_path(), waiting.as_secs()))));
     }
-    match &progress.look {
+    match place.and_then(|place| place.look.as_ref()) {
         None => return Some(Obstacle::Unknown),
         Some(look) => {
             if let Err(finding) = &look.found {
@@ -139,30 +151,54 @@ fn obstacle(now: Instant, observed: &Observed, share: &Share, progress: &Progres
         if now.saturating_duration_since(since) < SILENCE {
             return Some(Obstacle::Unknown);
         }
-        let remedy = "see the broker's own log lines; it is started again by itself";
+        let remedy = "see the broker's own log lines; shares are offered as soon as it answers";
         return Some(Obstacle::Notice(Notice::new(BROKER_UNAVAILABLE, "the broker does not answer", remedy)));
     }
     None
 }
 
-/// What the broker has made of a share whose source is there.
-fn served(
-    site: &Site,
-    desired: &Desired,
-    observed: &Observed,
-    share: &Share,
-    progress: &Progress,
-    known: Option<&EndpointStatus>,
-) -> (ShareState, Vec<Notice>) {
-    let listening = known.filter(|it| it.listening);
+/// What was done about the endpoints of a share.
+fn efforts<'a>(observed: &'a Observed, share: &'a str) -> impl Iterator<Item = &'a Effort> {
+    let own = move |name: &str| name == share || share_of(name) == Some(share);
+    observed.efforts.iter().filter(move |(name, _)| own(name)).map(|(_, effort)| effort)
+}
+
+/// What the broker has made of a share whose source is there. How its own endpoint is doing is how the share is
+/// doing; one that was asked for beside it makes it no worse than `Degraded`.
+fn served(site: &Site, desired: &Desired, observed: &Observed, share: &Share) -> (ShareState, Vec<Notice>) {
+    let source = observed.places.get(share.name.as_str()).and_then(Place::source);
+    let mut all = offers_of(share, &observed.asked).map(|offer| {
+        let known = observed.endpoints.as_ref().and_then(|endpoints| endpoints.get(offer.name));
+        let listening = known.filter(|it| it.listening);
+        let as_declared =
+            listening.zip(source).is_some_and(|(it, source)| it.endpoint == offer.endpoint(&site.runtime_dir, source));
+        let attempt = observed.efforts.get(offer.name).and_then(|effort| effort.attempt.as_ref());
+        let refusal = attempt.and_then(|attempt| refusal(&attempt.outcome));
+        (offer.name, listening, offered(listening, as_declared, refusal))
+    });
+    let Some((_, listening, (mut state, mut notices))) = all.next() else {
+        return (ShareState::Pending, Vec::new());
+    };
     if let Some(finding) = conflict(site, desired, observed, share) {
         let state = if listening.is_some() { ShareState::Degraded } else { ShareState::NotReady };
         return (state, vec![Notice::from(&finding)]);
     }
-    let source = progress.look.as_ref().and_then(|look| look.found.as_ref().ok());
-    let as_declared =
-        listening.zip(source).is_some_and(|(it, source)| it.endpoint == endpoint(&site.runtime_dir, share, source));
-    let refusal = progress.attempt.as_ref().and_then(|attempt| refusal(&attempt.outcome));
+    for (name, _, (_, worse)) in all {
+        let said = worse.into_iter().filter(|notice| !notices.contains(notice)).collect::<Vec<_>>();
+        if state == ShareState::Ready && !said.is_empty() {
+            state = ShareState::Degraded;
+        }
+        notices.extend(said.into_iter().map(|it| Notice { message: format!("{name}: {}", it.message), ..it }));
+    }
+    (state, notices)
+}
+
+/// How one endpoint is doing.
+fn offered(
+    listening: Option<&EndpointStatus>,
+    as_declared: bool,
+    refusal: Option<Notice>,
+) -> (ShareState, Vec<Notice>) {
     match (listening, refusal) {
         (Some(it), None) if it.preflight.findings.is_empty() => match as_declared {
             true => (ShareState::Ready, Vec::new()),
@@ -188,24 +224,34 @@ fn refusal(outcome: &Outcome) -> Option<Notice> {
 }
 
 /// What is wrong around a share that may be served all the same.
-fn complaints(share: &Share, problems: &[Problem], known: Option<&EndpointStatus>) -> Vec<Notice> {
-    let documents = problems.iter().filter(|problem| problem.share.as_deref() == Some(share.name.as_str()));
-    let documents = documents.map(|problem| {
-        let message = format!("{problem}; the last good version stays in force");
-        Notice::new(MANIFEST_INVALID, message, "correct the document and save it")
-    });
-    documents.chain(known.into_iter().flat_map(session_notices)).collect()
-}
-
-/// What is wrong with sessions, each thing once: there may be many of them.
-fn session_notices(status: &EndpointStatus) -> Vec<Notice> {
-    let mut notices: Vec<Notice> = Vec::new();
-    for notice in status.sessions.iter().filter_map(session_notice) {
+fn complaints(share: &str, problems: &[Problem], observed: &Observed) -> Vec<Notice> {
+    let documents = problems.iter().filter(|problem| problem.share.as_deref() == Some(share));
+    let mut notices: Vec<_> = documents
+        .map(|problem| {
+            let message = format!("{problem}; the last good version stays in force");
+            Notice::new(MANIFEST_INVALID, message, "correct the document and save it")
+        })
+        .collect();
+    // Each thing once: there may be many sessions.
+    for notice in sessions(observed, share).filter_map(session_notice) {
         if !notices.contains(&notice) {
             notices.push(notice);
         }
     }
     notices
+}
+
+/// Sessions of a share, at whatever endpoint.
+fn sessions<'a>(observed: &'a Observed, share: &'a str) -> impl Iterator<Item = &'a SessionStatus> {
+    let endpoints = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
+    let own = move |it: &&EndpointStatus| share_name(it) == share;
+    endpoints.filter(own).flat_map(|it| &it.sessions)
+}
+
+/// The share that an endpoint belongs to.
+fn share_name(status: &EndpointStatus) -> &str {
+    let name = &status.endpoint.name;
+    share_of(name).unwrap_or(name)
 }
 
 fn session_notice(session: &SessionStatus) -> Option<Notice> {
@@ -221,9 +267,9 @@ fn session_notice(session: &SessionStatus) -> Option<Notice> {
     }
 }
 
-fn draining_share(status: &EndpointStatus) -> ShareReport {
+fn draining_share(name: &str, status: &EndpointStatus) -> ShareReport {
     ShareReport {
-        name: status.endpoint.name.clone(),
+        name: name.to_owned(),
         state: ShareState::Draining,
         notices: Vec::new(),
         source: status.endpoint.source.clone(),
@@ -259,8 +305,8 @@ mod tests {
 
     use super::*;
     use crate::desired::tests::{declared, desired};
-    use crate::plan::Look;
-    use crate::plan::tests::{attempt, finding, listening, observed, preflight, seen, site, source};
+    use crate::plan::endpoint;
+    use crate::plan::tests::{Progress, attempt, finding, listening, looked, observed, preflight, seen, site, source};
 
     /// State and reasons of the one share.
     fn of(now: Instant, desired: &Desired, observed: &Observed) -> (ShareState, Vec<String>) {
@@ -288,11 +334,11 @@ mod tests {
     fn how_a_share_is_doing_follows_from_what_was_found() {
         let now = Instant::now();
         let share = declared("a", "/srv/a");
-        let missing = || Progress { look: Some(Look { at: now, found: Err(finding()) }), ..Progress::default() };
-        let tried = |outcome| Progress { attempt: Some(attempt(now, &share, 0, outcome)), ..seen(now, "/srv/a") };
+        let missing = || looked(now, Err(finding()));
+        let tried = |outcome| seen(now, "/srv/a").tried(attempt(now, &share, 0, outcome));
         let fine = || Outcome::Served(Box::new(preflight(vec![])));
         let refused = || Outcome::Refused(finding());
-        let stuck = || Progress { busy_since: Some(now), ..seen(now, "/srv/a") };
+        let stuck = || seen(now, "/srv/a").busy(now, "/srv/a");
         let late = now + PATIENCE + Duration::from_secs(1);
         use ShareState::{Degraded, NotReady, Pending, Ready};
         for (what, at, endpoints, progress, state, reasons) in [

@@ -1,7 +1,5 @@
 //! `virtiofs-agent up`: agent and broker together, for a person at a shell.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -9,21 +7,15 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::announce::changes;
+use crate::announce::{self, Audience};
 use crate::args::UpArgs;
-use crate::broker::observer::Observer;
 use crate::broker::process::{BrokerCommand, find, supervise};
 use crate::logging::LogChoice;
-use crate::metrics;
 use crate::output::print;
-use crate::plan::Site;
-use crate::published::Published;
-use crate::reconcile::{Reconciler, Turn};
-use crate::report::Report;
-use crate::runtime_dir::RuntimeDir;
+use crate::serve;
 
 /// How long threads that wait for a source that hangs are waited for at the end.
-const LEAVE_BEHIND_AFTER: Duration = Duration::from_millis(200);
+pub(crate) const LEAVE_BEHIND_AFTER: Duration = Duration::from_millis(200);
 
 /// Serves until a signal. One thread runs everything that does not block: the broker's parent-death signal is
 /// bound to the thread that started it, and this one lives as long as the program.
@@ -37,32 +29,15 @@ pub(crate) fn up(args: UpArgs, log: LogChoice) -> anyhow::Result<()> {
 async fn serve(args: UpArgs, log: LogChoice) -> anyhow::Result<()> {
     let mut stop = Stop::listen().context("cannot listen for signals")?;
     let program = find(args.broker, &std::env::var("PATH").unwrap_or_default())?;
-    let shares_dir =
-        std::fs::canonicalize(&args.shares).with_context(|| format!("--shares {}", args.shares.display()))?;
-    let runtime_dir = RuntimeDir::prepare(&args.runtime_dir)?;
-    let _only_agent = runtime_dir.lock()?;
-    let listener = match args.metrics {
-        Some(address) => Some(metrics::bind(address).await?),
-        None => None,
-    };
-
-    let desired = crate::manifests::follow(&shares_dir)?;
-    let observer = Arc::new(Observer::new(runtime_dir.broker_socket()));
-    let (reports, turns) = watch::channel(Turn::default());
-    let site = Site { runtime_dir: runtime_dir.clone(), manifests: Some(shares_dir.clone()) };
-    tokio::spawn(Reconciler { site, desired, reports, observer: observer.clone() }.run());
-    if let Some(listener) = listener {
-        tokio::spawn(metrics::serve(listener, metrics::Serving { observer, turns: turns.clone() }));
-    }
-    print(&format!("serving the shares of {}; Ctrl-C ends it\n", shares_dir.display()))?;
+    let serving = serve::start(&args.serve).await?;
+    print(&format!("serving the shares of {}; Ctrl-C ends it\n", serving.shares_dir.display()))?;
 
     let (end, ending) = watch::channel(false);
-    let command = BrokerCommand { program, runtime_dir: runtime_dir.root().to_path_buf(), log };
+    let command = BrokerCommand { program, runtime_dir: serving.runtime_dir.root().to_path_buf(), log };
     let mut broker = tokio::spawn(supervise(command, ending));
-    let told = tell(turns.clone(), &runtime_dir, &shares_dir);
     let outcome = tokio::select! {
         () = stop.requested() => None,
-        () = told => None,
+        () = announce::follow(serving.turns.clone(), Audience::Person) => None,
         outcome = &mut broker => Some(outcome),
     };
     let outcome = match outcome {
@@ -73,29 +48,8 @@ async fn serve(args: UpArgs, log: LogChoice) -> anyhow::Result<()> {
             broker.await
         }
     };
-    runtime_dir.clear(turns.borrow().report.shares.iter().map(|share| share.name.clone()));
+    serving.runtime_dir.clear(serving.turns.borrow().report.shares.iter().map(|share| share.name.clone()));
     Ok(outcome.context("the broker is no longer looked after")??)
-}
-
-/// Tells everyone who wants to know what each turn has changed. Ends with the loop that turns.
-async fn tell(mut turns: watch::Receiver<Turn>, runtime_dir: &RuntimeDir, shares_dir: &Path) {
-    let mut known = Report::default();
-    while turns.changed().await.is_ok() {
-        let report = turns.borrow_and_update().report.clone();
-        for change in changes(&known, &report) {
-            change.log();
-            if let Err(error) = print(&format!("{}\n", change.text())) {
-                tracing::warn!(%error, "cannot write to standard output");
-            }
-        }
-        if report != known {
-            let published = Published::new(Some(shares_dir.to_path_buf()), report.clone());
-            if let Err(error) = published.write(&runtime_dir.published()) {
-                tracing::warn!(%error, path = %runtime_dir.published().display(), "cannot publish");
-            }
-            known = report;
-        }
-    }
 }
 
 /// The signals that end the program in good order.

@@ -54,6 +54,7 @@ impl LastGood {
         Desired {
             shares: self.documents.iter().map(|(name, document)| (name.clone(), document.share.clone())).collect(),
             problems: problems.into_iter().collect(),
+            partial: false,
         }
     }
 }

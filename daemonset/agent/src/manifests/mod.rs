@@ -3,4 +3,4 @@
 mod last_good;
 mod watch;
 
-pub(crate) use watch::follow;
+pub(crate) use watch::{Manifests, follow};

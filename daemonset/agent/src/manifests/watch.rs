@@ -1,14 +1,16 @@
 //! Follows a directory: reads it at once, and again whenever something in it has changed and then rested.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use std::os::fd::AsFd;
 use thiserror::Error;
 use tokio::sync::watch;
 use virtiofs_crds::read_directory;
@@ -37,28 +39,73 @@ pub(crate) enum WatchError {
     Resources(#[from] io::Error),
 }
 
-/// Reads the directory and keeps on following it for as long as there is a receiver.
-pub(crate) fn follow(directory: &Path) -> Result<watch::Receiver<Desired>, WatchError> {
+/// A directory that is followed.
+#[derive(Debug)]
+pub(crate) struct Manifests {
+    /// What it declares. It is followed for as long as there is a receiver.
+    pub(crate) desired: watch::Receiver<Desired>,
+    /// Asks for a reading at once.
+    nudge: Arc<EventFd>,
+    /// Counts the readings that were asked for.
+    nudged: watch::Receiver<u64>,
+}
+
+impl Manifests {
+    /// Has the directory read now, whatever the kernel tells of changes, and waits until it was.
+    pub(crate) async fn read_again(&mut self) {
+        self.nudged.mark_unchanged();
+        if let Err(errno) = self.nudge.write(1) {
+            tracing::warn!(error = errno.desc(), "cannot ask for a reading of the shares directory");
+            return;
+        }
+        // An error means that nobody reads any more.
+        _ = self.nudged.changed().await;
+    }
+}
+
+/// Reads the directory and keeps on following it.
+pub(crate) fn follow(directory: &Path) -> Result<Manifests, WatchError> {
+    let nudge = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?;
+    let nudge = Arc::new(nudge);
+    let (readings, nudged) = watch::channel(0);
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(io::Error::from)?;
-    let mut follower = Follower { directory: directory.to_path_buf(), inotify, last_good: LastGood::default() };
+    let mut follower = Follower {
+        directory: directory.to_path_buf(),
+        inotify,
+        nudge: nudge.clone(),
+        readings,
+        last_good: LastGood::default(),
+    };
     follower.arm();
     let first = follower.read().map_err(|error| WatchError::Directory { path: directory.to_path_buf(), error })?;
-    let (sender, receiver) = watch::channel(first);
+    let (sender, desired) = watch::channel(first);
     thread::Builder::new().name("manifests".to_owned()).spawn(move || follower.run(&sender))?;
-    Ok(receiver)
+    Ok(Manifests { desired, nudge, nudged })
 }
 
 struct Follower {
     directory: PathBuf,
     inotify: Inotify,
+    nudge: Arc<EventFd>,
+    readings: watch::Sender<u64>,
     last_good: LastGood,
+}
+
+/// What the follower was woken by.
+#[derive(Clone, Copy, Debug, Default)]
+struct Woken {
+    /// Something has changed.
+    change: bool,
+    /// Somebody wants a reading.
+    nudge: bool,
 }
 
 impl Follower {
     fn run(mut self, sender: &watch::Sender<Desired>) {
         while !sender.is_closed() {
-            if self.wait(READ_EVERY) {
-                self.let_rest();
+            let mut woken = self.wait(READ_EVERY);
+            if woken.change && !woken.nudge {
+                woken.nudge = self.let_rest();
             }
             self.arm();
             let desired = self.read().unwrap_or_else(|error| self.last_good.keep(self.unreadable(&error)));
@@ -69,6 +116,9 @@ impl Follower {
                 }
                 changed
             });
+            if woken.nudge {
+                self.readings.send_modify(|count| *count += 1);
+            }
         }
     }
 
@@ -92,23 +142,33 @@ impl Follower {
         }
     }
 
-    fn let_rest(&self) {
+    /// Waits until nothing changes any more. Does somebody want a reading meanwhile?
+    fn let_rest(&self) -> bool {
         let begun = Instant::now();
-        while begun.elapsed() < PUT_OFF_AT_MOST && self.wait(REST) {}
+        while begun.elapsed() < PUT_OFF_AT_MOST {
+            let woken = self.wait(REST);
+            if woken.nudge || !woken.change {
+                return woken.nudge;
+            }
+        }
+        false
     }
 
-    /// Waits for events and takes them. Were there any?
-    fn wait(&self, longest: Duration) -> bool {
+    /// Waits for events and takes them.
+    fn wait(&self, longest: Duration) -> Woken {
         let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
-        let mut polled = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+        let mut polled =
+            [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN), PollFd::new(self.nudge.as_fd(), PollFlags::POLLIN)];
         match poll(&mut polled, timeout) {
-            Ok(0) => false,
-            Ok(_) => self.take_events(),
-            Err(Errno::EINTR) => false,
+            Ok(0) | Err(Errno::EINTR) => Woken::default(),
+            Ok(_) => {
+                let [changed, nudged] = polled.map(|it| it.any().unwrap_or(false));
+                Woken { change: changed && self.take_events(), nudge: nudged && self.nudge.read().is_ok() }
+            }
             Err(errno) => {
                 tracing::warn!(error = errno.desc(), "cannot wait for changes of the shares directory");
                 thread::sleep(longest);
-                false
+                Woken::default()
             }
         }
     }
@@ -154,7 +214,7 @@ mod tests {
     async fn additions_changes_and_removals_are_seen() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a.yaml"), manifest("a")).unwrap();
-        let mut desired = follow(folder.path()).unwrap();
+        let mut desired = follow(folder.path()).unwrap().desired;
         assert!(desired.borrow().shares.contains_key("a"));
 
         fs::write(folder.path().join("b.yml"), manifest("b")).unwrap();
@@ -173,12 +233,23 @@ mod tests {
         let directory = folder.path().join("shares");
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("a.yaml"), manifest("a")).unwrap();
-        let mut desired = follow(&directory).unwrap();
+        let mut desired = follow(&directory).unwrap().desired;
 
         fs::rename(&directory, folder.path().join("elsewhere")).unwrap();
         until(&mut desired, &["a"], 1).await;
         fs::rename(folder.path().join("elsewhere"), &directory).unwrap();
         until(&mut desired, &["a"], 0).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_reading_that_is_asked_for_is_done_when_it_is_said_to_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut manifests = follow(folder.path()).unwrap();
+        for round in 1..=20 {
+            fs::write(folder.path().join(format!("{round}.yaml")), manifest(&format!("s{round}"))).unwrap();
+            manifests.read_again().await;
+            assert_eq!(manifests.desired.borrow().shares.len(), round);
+        }
     }
 
     #[test]

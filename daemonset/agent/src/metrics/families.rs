@@ -266,7 +266,7 @@ mod tests {
             source: "/srv".into(),
             socket: "/run/s".into(),
         };
-        let page = page(&Report { broker: true, shares: vec![share], problems: vec![] }, BTreeMap::new());
+        let page = page(&Report { broker: true, shares: vec![share], ..Report::default() }, BTreeMap::new());
         assert!(page.contains("virtiofs_share_ready{share=\"images\"} 1\n"), "{page}");
         assert!(page.contains("virtiofs_share_state{share=\"images\",state=\"Degraded\"} 1\n"));
         assert_eq!(page.matches("virtiofs_share_condition{share=\"images\",reason=\"SessionFailed\"} 1\n").count(), 1);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use axum::Router;
@@ -17,9 +17,6 @@ use tokio::sync::watch;
 use super::families::families;
 use crate::broker::observer::Observer;
 use crate::reconcile::Turn;
-
-/// A loop that has not turned for this long hangs.
-const TURN_WITHIN: Duration = Duration::from_secs(60);
 
 /// What the pages are made from.
 pub(crate) struct Serving {
@@ -57,9 +54,9 @@ async fn metrics(State(serving): State<Arc<Serving>>) -> Response {
 
 /// Alive: the loop turns.
 async fn healthz(State(serving): State<Arc<Serving>>) -> (StatusCode, &'static str) {
-    match serving.turns.borrow().at {
-        Some(at) if at.elapsed() > TURN_WITHIN => (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop hangs\n"),
-        _ => (StatusCode::OK, "ok\n"),
+    match serving.turns.borrow().is_fresh(Instant::now()) {
+        true => (StatusCode::OK, "ok\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "the agent's loop hangs\n"),
     }
 }
 

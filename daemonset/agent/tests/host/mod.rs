@@ -1,4 +1,5 @@
-//! One host in a directory: `virtiofs-agent up` with the real broker and engine, its manifests, its sources.
+//! One host in a directory: `virtiofs-agent up`, or `run` beside a broker, with the real broker and engine, its
+//! manifests, its sources.
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
@@ -42,6 +43,8 @@ pub(crate) fn broker() -> &'static Path {
 
 pub(crate) struct Host {
     agent: Child,
+    /// The broker, where it is a service of its own.
+    broker: Option<Child>,
     folder: TempDir,
     metrics: SocketAddr,
 }
@@ -79,29 +82,60 @@ impl Prepared {
         fs::write(self.0.path().join("shares").join(file), text).unwrap();
     }
 
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
     pub(crate) fn up(self) -> Host {
         self.up_without(&[])
     }
 
-    /// Starts the agent without some capabilities, named as setpriv(1) does.
+    /// Starts agent and broker without some capabilities, named as setpriv(1) does.
     pub(crate) fn up_without(self, capabilities: &[&str]) -> Host {
-        let metrics = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        let log = |name| Stdio::from(fs::File::create(self.0.path().join(name)).unwrap());
-        let agent = without(capabilities)
-            .arg("up")
-            .arg("--broker")
-            .arg(broker())
-            .arg("--shares")
-            .arg(self.0.path().join("shares"))
-            .arg("--runtime-dir")
-            .arg(self.0.path().join("run"))
-            .args(["--metrics", &metrics.to_string(), "--log-format", "json"])
-            .stdout(log("stdout"))
-            .stderr(log("stderr"))
-            .spawn()
-            .unwrap();
-        Host { agent, folder: self.0, metrics }
+        let mut command = without(capabilities);
+        command.arg("up").arg("--broker").arg(broker());
+        self.start(command, None)
     }
+
+    /// Starts a broker and, beside it, the agent for a service manager, with these variables in its environment.
+    pub(crate) fn run(self, environment: &[(&str, &str)]) -> Host {
+        let broker = start_broker(self.0.path());
+        self.run_beside(Some(broker), environment)
+    }
+
+    /// Starts the agent for a service manager, and no broker.
+    pub(crate) fn run_alone(self, environment: &[(&str, &str)]) -> Host {
+        self.run_beside(None, environment)
+    }
+
+    fn run_beside(self, broker: Option<Child>, environment: &[(&str, &str)]) -> Host {
+        let mut command = Command::new(AGENT);
+        command.arg("run").envs(environment.iter().copied());
+        self.start(command, broker)
+    }
+
+    fn start(self, command: Command, broker: Option<Child>) -> Host {
+        let metrics = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let agent = start_agent(command, self.0.path(), metrics);
+        Host { agent, broker, folder: self.0, metrics }
+    }
+}
+
+/// Its log goes on where an earlier agent's has ended.
+fn start_agent(mut command: Command, folder: &Path, metrics: SocketAddr) -> Child {
+    command.arg("--shares").arg(folder.join("shares")).arg("--runtime-dir").arg(folder.join("run"));
+    command.args(["--metrics", &metrics.to_string(), "--log-format", "json"]);
+    command.stdout(log(folder, "stdout")).stderr(log(folder, "stderr")).spawn().unwrap()
+}
+
+fn start_broker(folder: &Path) -> Child {
+    let mut command = Command::new(broker());
+    command.arg("--runtime-dir").arg(folder.join("run")).args(["--log-format", "json"]);
+    command.stdout(Stdio::null()).stderr(log(folder, "broker")).spawn().unwrap()
+}
+
+fn log(folder: &Path, name: &str) -> Stdio {
+    fs::OpenOptions::new().create(true).append(true).open(folder.join(name)).unwrap().into()
 }
 
 /// The agent's command; setpriv turns into it, so that the process that is started is the agent.
@@ -137,7 +171,22 @@ impl Host {
     }
 
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.path("stderr")).unwrap()
+        let broker = fs::read_to_string(self.path("broker")).unwrap_or_default();
+        fs::read_to_string(self.path("stderr")).unwrap() + &broker
+    }
+
+    /// The broker, where it is a service of its own.
+    pub(crate) fn broker(&self) -> Pid {
+        Pid::from_raw(self.broker.as_ref().unwrap().id().cast_signed())
+    }
+
+    /// Starts a broker as a service; one that ran before is killed.
+    pub(crate) fn new_broker(&mut self) {
+        if let Some(mut broker) = self.broker.take() {
+            broker.kill().unwrap();
+            broker.wait().unwrap();
+        }
+        self.broker = Some(start_broker(self.folder.path()));
     }
 
     pub(crate) fn status_output(&self, options: &[&str]) -> Output {
@@ -224,6 +273,10 @@ impl Drop for Host {
         // The broker has asked to be told of the agent's death, and its engines of the broker's.
         let _ = self.agent.kill();
         let _ = self.agent.wait();
+        if let Some(broker) = &mut self.broker {
+            let _ = broker.kill();
+            let _ = broker.wait();
+        }
     }
 }
 
