@@ -14,6 +14,7 @@
 //! | [`manifest`] | documents from files and directories |
 //! | [`share`] | the parsed share that the rest of the system works with |
 //! | [`resolve`] | from what is true of the content to one concrete engine configuration |
+//! | [`export`] | from a share to what is asked of a node, and back |
 //! | [`changes`] | which fields differ, and when a difference takes effect |
 //! | [`refusal`] | how a refusal names the field, the value and the remedy |
 //!
@@ -22,6 +23,7 @@
 
 pub mod changes;
 mod durations;
+pub mod export;
 pub mod manifest;
 pub mod refusal;
 pub mod resolve;
@@ -37,4 +39,7 @@ pub use manifest::{Document, Manifests, read_directory, read_files, read_text};
 pub use refusal::Refusal;
 pub use resolve::resolve;
 pub use share::{Share, ShareName, SocketSpec, SourcePath, StalenessPolicy};
-pub use v1alpha1::{Content, Remedy, VirtiofsShare, VirtiofsShareSpec, VirtiofsShareStatus};
+pub use v1alpha1::{
+    Content, ExportMode, Remedy, VirtiofsExport, VirtiofsExportSpec, VirtiofsExportStatus, VirtiofsShare,
+    VirtiofsShareSpec, VirtiofsShareStatus,
+};

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use crate::v1alpha1::VirtiofsShare;
+use crate::v1alpha1::{VirtiofsExport, VirtiofsShare};
 
 /// `apiVersion` of the documents that this crate reads.
 pub const API_VERSION: &str = "virtiofs.dev/v1alpha1";
@@ -17,13 +17,9 @@ pub const GROUP: &str = "virtiofs.dev";
 /// Their kind.
 pub const KIND: &str = "VirtiofsShare";
 
-static DEFINITION: LazyLock<Value> = LazyLock::new(|| {
-    let mut definition = json!(VirtiofsShare::crd());
-    for version in array_mut(&mut definition["spec"]["versions"]) {
-        tidy(&mut version["schema"]["openAPIV3Schema"]);
-    }
-    definition
-});
+static DEFINITION: LazyLock<Value> = LazyLock::new(|| tidied(json!(VirtiofsShare::crd())));
+
+static EXPORT_DEFINITION: LazyLock<Value> = LazyLock::new(|| tidied(json!(VirtiofsExport::crd())));
 
 static OBJECT: LazyLock<Value> = LazyLock::new(|| {
     let mut schema = DEFINITION["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
@@ -39,10 +35,22 @@ pub fn definition() -> &'static Value {
     &DEFINITION
 }
 
+/// The CustomResourceDefinition of `VirtiofsExport`.
+pub fn export_definition() -> &'static Value {
+    &EXPORT_DEFINITION
+}
+
 /// The schema of a whole `VirtiofsShare` object: that of the definition, and what the API server adds to
 /// every object by itself.
 pub fn object() -> &'static Value {
     &OBJECT
+}
+
+fn tidied(mut definition: Value) -> Value {
+    for version in array_mut(&mut definition["spec"]["versions"]) {
+        tidy(&mut version["schema"]["openAPIV3Schema"]);
+    }
+    definition
 }
 
 fn metadata() -> Value {

@@ -7,8 +7,11 @@
 // KubeSchema repeats each struct, `pub` included, inside a function.
 #![allow(unreachable_pub)]
 
+pub mod conditions;
 mod consumers;
 mod engine;
+mod export;
+mod export_status;
 mod nodes;
 mod rollout;
 mod rule;
@@ -21,6 +24,11 @@ mod status;
 
 pub use consumers::{Consumers, NamespaceConsumers};
 pub use engine::{EngineOptions, IdTranslation};
+pub use export::{Baseline, ExportMode, VirtiofsExport, VirtiofsExportSpec};
+pub use export_status::{
+    ExportFinding, ExportPreflight, FINDINGS_MAX, LastRemedy, MESSAGE_MAX, RecoveryCounts, StaleCount, USERS_MAX,
+    VirtiofsExportStatus,
+};
 pub use nodes::Nodes;
 pub use rollout::Rollout;
 pub use selector::{LabelSelector, Operator, Requirement};

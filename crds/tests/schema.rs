@@ -47,8 +47,10 @@ fn version() -> &'static Value {
     &schema::definition()["spec"]["versions"][0]
 }
 
-fn spec() -> &'static Value {
-    &version()["schema"]["openAPIV3Schema"]["properties"]["spec"]
+/// The schemas of a definition: of its kind as a whole.
+fn schemas() -> [(&'static str, &'static Value); 2] {
+    let of = |definition: &'static Value| &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+    [("VirtiofsShare", of(schema::definition())), ("VirtiofsExport", of(schema::export_definition()))]
 }
 
 #[test]
@@ -74,45 +76,75 @@ fn no_keyword_goes_unenforced() {
 
 #[test]
 fn every_node_says_its_type_and_every_field_what_it_means() {
-    walk(spec(), "spec", &mut |schema, path| {
-        assert!(schema.get("type").is_some() || schema["x-kubernetes-int-or-string"] == true, "{path} has no type");
-        let inner = path.ends_with("[]") || path.ends_with("{}");
-        assert!(inner || schema["description"].is_string(), "{path} has no description");
-    });
+    for (kind, object) in schemas() {
+        walk(object, kind, &mut |schema, path| {
+            assert!(schema.get("type").is_some() || schema["x-kubernetes-int-or-string"] == true, "{path} has no type");
+            let inner = path.ends_with("[]") || path.ends_with("{}") || !path.contains('.');
+            assert!(inner || schema["description"].is_string(), "{path} has no description");
+        });
+    }
 }
 
 /// The cost of a rule is estimated by the largest value that the schema lets through.
 #[test]
-fn everything_in_the_spec_is_bounded() {
-    walk(spec(), "spec", &mut |schema, path| {
-        let bound = match schema["type"].as_str() {
-            Some("string") => schema.get("maxLength").or(schema.get("enum")),
-            Some("array") => schema.get("maxItems"),
-            Some("object") if schema.get("additionalProperties").is_some() => schema.get("maxProperties"),
-            Some("integer") => schema.get("maximum"),
-            _ => return,
-        };
-        assert!(bound.is_some(), "{path} has no upper bound");
-    });
+fn everything_is_bounded() {
+    for (kind, object) in schemas() {
+        walk(&object["properties"]["spec"], &format!("{kind}.spec"), &mut |schema, path| {
+            let bounded = schema["type"] != "integer" || schema.get("maximum").is_some();
+            assert!(bounded && is_bounded(schema), "{path} has no upper bound");
+        });
+        walk(&object["properties"]["status"], &format!("{kind}.status"), &mut |schema, path| {
+            // Conditions are Kubernetes' own; what is in them has no bounds.
+            assert!(is_bounded(schema) || path.contains(".conditions[]"), "{path} has no upper bound");
+        });
+    }
+}
+
+/// Texts, lists and maps: what a writer could make as large as they like.
+fn is_bounded(schema: &Value) -> bool {
+    let bound = match schema["type"].as_str() {
+        Some("string") => schema.get("maxLength").or(schema.get("enum")).or(schema.get("format")),
+        Some("array") => schema.get("maxItems"),
+        Some("object") if schema.get("additionalProperties").is_some() => schema.get("maxProperties"),
+        _ => return true,
+    };
+    bound.is_some()
+}
+
+#[test]
+fn an_export_is_found_by_node_and_by_share() {
+    let definition = schema::export_definition();
+    assert_eq!(definition["metadata"]["name"], "virtiofsexports.virtiofs.dev");
+    assert_eq!(definition["spec"]["scope"], "Cluster");
+    assert_eq!(definition["spec"]["names"]["shortNames"], serde_json::json!(["vfe"]));
+    assert_eq!(definition["spec"]["names"]["categories"], serde_json::json!(["virtiofs"]));
+    let version = &definition["spec"]["versions"][0];
+    let selectable = serde_json::json!([{"jsonPath": ".spec.nodeName"}, {"jsonPath": ".spec.share"}]);
+    assert_eq!(version["selectableFields"], selectable);
+    assert!(version["subresources"]["status"].is_object());
 }
 
 #[test]
 fn rules_are_cheap() {
-    walk(schema::object(), "", &mut |schema, path| {
-        let compiled = compile_schema(schema);
-        for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
-            let warnings = estimate_rule_cost(rule["rule"].as_str().unwrap(), &compiled);
-            assert_eq!(warnings, [], "{path}");
-        }
-    });
+    for (kind, object) in schemas() {
+        walk(object, kind, &mut |schema, path| {
+            let compiled = compile_schema(schema);
+            for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+                let warnings = estimate_rule_cost(rule["rule"].as_str().unwrap(), &compiled);
+                assert_eq!(warnings, [], "{path}");
+            }
+        });
+    }
 }
 
 #[test]
 fn every_rule_says_what_is_wrong_and_what_would_be_right() {
-    walk(schema::object(), "", &mut |schema, path| {
-        for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
-            let says = rule["messageExpression"].as_str().unwrap_or_else(|| panic!("{path}: {rule}"));
-            assert!(says.contains("; ") || says.contains("needs"), "{path}: {says}");
-        }
-    });
+    for (kind, object) in schemas() {
+        walk(object, kind, &mut |schema, path| {
+            for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+                let says = rule["messageExpression"].as_str().unwrap_or_else(|| panic!("{path}: {rule}"));
+                assert!(says.contains("; ") || says.contains("needs"), "{path}: {says}");
+            }
+        });
+    }
 }

@@ -12,14 +12,22 @@ pub struct Rollout {
     #[serde(default = "default_max_unavailable")]
     #[schemars(extend("minimum" = 1, "pattern" = "^([1-9][0-9]?|100)%$"))]
     pub max_unavailable: IntOrString,
+    /// How many engines of a node may have to be recovered within ten minutes before a change goes no further.
+    #[serde(default = "default_max_recoveries")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub max_recoveries: u32,
 }
 
 fn default_max_unavailable() -> IntOrString {
     IntOrString::String("25%".to_owned())
 }
 
+fn default_max_recoveries() -> u32 {
+    5
+}
+
 impl Default for Rollout {
     fn default() -> Self {
-        Rollout { max_unavailable: default_max_unavailable() }
+        Rollout { max_unavailable: default_max_unavailable(), max_recoveries: default_max_recoveries() }
     }
 }

@@ -25,6 +25,7 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
     printcolumn(name = "Content", type_ = "string", json_path = ".spec.content"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes.selected"),
     printcolumn(name = "Serving", type_ = "integer", json_path = ".status.nodes.ready"),
+    printcolumn(name = "Updated", type_ = "integer", json_path = ".status.nodes.updated"),
     printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions"),
     printcolumn(
         name = "Ready",
@@ -34,8 +35,12 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
     printcolumn(
         name = "Reason",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Ready')].reason",
-        priority = 1
+        json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(
+        name = "Rollout",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Progressing')].reason"
     ),
     printcolumn(name = "Path", type_ = "string", json_path = ".spec.source.hostPath.path", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),

@@ -5,39 +5,76 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 use virtiofs_crds::resolve;
 use virtiofs_crds::v1alpha1::EngineOptions;
+use virtiofs_crds::v1alpha1::conditions::{EXPORT_REASONS, SHARE_REASONS};
 
 use crate::wording;
 
 /// The manifest of the introduction; it is one of the manifests that tests accept.
 const EXAMPLE: &str = include_str!("../../../tests/manifests/good/container-storage.yaml");
 
-/// Markdown for a definition.
-pub(crate) fn markdown(definition: &Value) -> String {
-    let names = &definition["spec"]["names"];
-    let version = &definition["spec"]["versions"][0];
-    let schema = &version["schema"]["openAPIV3Schema"];
-    let kind = text(&names["kind"]);
-    let mut page = format!(
-        "# API reference\n\n\
-         ## {kind}\n\n\
-         {}\n\n\
-         `apiVersion: {}/{}`, `kind: {kind}`; cluster-scoped; `kubectl get {}`, also by category `{}`.\n\n\
-         ```yaml\n{EXAMPLE}```\n\n\
+/// Markdown for the definitions of shares and exports.
+pub(crate) fn markdown(share: &Value, export: &Value) -> String {
+    let mut page = String::from("# API reference\n");
+    title(&mut page, share);
+    let _ = write!(
+        page,
+        "```yaml\n{EXAMPLE}```\n\n\
          A field that is not known, a value out of bounds and a combination that makes no sense are refused, by an API \
          server and for a manifest in a directory alike. A field left out or `null` has its default. Durations are written \
-         as `24h`, `1m30s` or `500ms`.\n",
-        text(&schema["description"]),
+         as `24h`, `1m30s` or `500ms`.\n"
+    );
+    let schema = object(share);
+    refusals(&mut page, schema);
+    consequences(&mut page, &schema["properties"]["spec"]);
+    sections(&mut page, schema);
+    page.push('\n');
+    title(&mut page, export);
+    page.push_str("Nobody writes one by hand: the operator makes one for each share on each selected node.\n");
+    refusals(&mut page, object(export));
+    sections(&mut page, object(export));
+    conditions(&mut page);
+    page
+}
+
+/// The heading of a kind, and how it is asked for.
+fn title(page: &mut String, definition: &Value) {
+    let names = &definition["spec"]["names"];
+    let kind = text(&names["kind"]);
+    let _ = write!(
+        page,
+        "\n## {kind}\n\n{}\n\n\
+         `apiVersion: {}/{}`, `kind: {kind}`; cluster-scoped; `kubectl get {}`, also by category `{}`.\n\n",
+        text(&object(definition)["description"]),
         text(&definition["spec"]["group"]),
-        text(&version["name"]),
+        text(&definition["spec"]["versions"][0]["name"]),
         text(&names["shortNames"][0]),
         text(&names["categories"][0]),
     );
-    refusals(&mut page, schema);
-    consequences(&mut page, &schema["properties"]["spec"]);
+}
+
+fn object(definition: &Value) -> &Value {
+    &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+}
+
+fn sections(page: &mut String, schema: &Value) {
     for root in ["spec", "status"] {
-        section(&mut page, &schema["properties"][root], root);
+        section(page, &schema["properties"][root], root);
     }
-    page
+}
+
+/// What the reasons of conditions mean.
+fn conditions(page: &mut String) {
+    page.push_str("\n## Conditions\n");
+    for (kind, reasons) in [("VirtiofsShare", SHARE_REASONS), ("VirtiofsExport", EXPORT_REASONS)] {
+        let _ = write!(page, "\n### Of a {kind}\n\n| condition | reason | meaning |\n|---|---|---|\n");
+        for (condition, reason, meaning) in reasons {
+            let _ = writeln!(page, "| `{condition}` | `{reason}` | {meaning} |");
+        }
+    }
+    page.push_str(
+        "\nAn export that is not served, or not as declared, has the finding of its node as reason; the \
+         [manual](MANUAL.md#when-something-is-wrong) has them all, with remedies.\n",
+    );
 }
 
 /// What each `content` leads to, by asking the code that decides it.
