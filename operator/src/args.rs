@@ -1,0 +1,55 @@
+//! The command line.
+
+use std::net::SocketAddr;
+
+use clap::{Parser, ValueEnum};
+
+/// Brings VirtiofsShares of a cluster to its nodes. Finds the API server as kubectl does: KUBECONFIG, ~/.kube/config,
+/// or the service account of its pod.
+#[derive(Debug, Parser)]
+#[command(name = "virtiofs-operator", version)]
+pub(crate) struct Arguments {
+    /// Namespace of the lease that tells which of several operators works, and of the agents' pods.
+    #[arg(long, value_name = "NAME", default_value = "virtiofs-system")]
+    pub(crate) namespace: String,
+    /// Name that this operator holds the lease by; a pod's name. Else one by chance.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) identity: Option<String>,
+    /// After how many seconds without a word from the operator that works another takes over.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(3..=300))]
+    pub(crate) lease_seconds: u64,
+    /// Labels of the agents' pods. A node whose agent is not ready then counts as unreachable; without this only a
+    /// node that is not ready does.
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) agent_selector: Option<String>,
+    /// Serve /metrics, /healthz and /readyz at this address, such as 0.0.0.0:8080.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Which log lines to write, such as `info` or `warn,virtiofs_operator=debug`.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub(crate) log: String,
+    /// How log lines look.
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One line of text each.
+    Text,
+    /// One JSON object each.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+}

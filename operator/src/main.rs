@@ -1,0 +1,32 @@
+//! `virtiofs-operator`: turns shares that are declared in a cluster into exports on its nodes, brings changes to the
+//! nodes a few at a time, and says how it goes. It holds nothing: killed at any moment, the next one goes on from
+//! what the API server has.
+
+mod args;
+mod cluster;
+#[cfg(feature = "die-at-write")]
+mod die_at_write;
+mod http;
+mod leadership;
+mod logging;
+mod metrics;
+mod node;
+mod pace;
+mod run;
+mod share;
+mod writer;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let arguments = args::Arguments::parse();
+    match logging::start(&arguments).and_then(|()| run::run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("virtiofs-operator: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

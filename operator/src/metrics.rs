@@ -1,0 +1,139 @@
+//! What the operator counts. Labels are bounded: kinds, verbs, outcomes, and names of shares.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::{Encoder, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use virtiofs_crds::v1alpha1::VirtiofsShareStatus;
+use virtiofs_crds::v1alpha1::conditions::{PROGRESSING, READY, ROLLOUT_HALTED};
+
+/// All metrics of this process.
+pub(crate) struct Metrics {
+    registry: Registry,
+    /// Looks at an object that were not put off, by kind and outcome.
+    pub(crate) reconciles: IntCounterVec,
+    /// Requests that change something, by kind and verb.
+    pub(crate) writes: IntCounterVec,
+    leader: IntGauge,
+    nodes: IntGaugeVec,
+    sessions: IntGaugeVec,
+    ready: IntGaugeVec,
+    halted: IntGaugeVec,
+    known: Mutex<BTreeSet<String>>,
+    reached: AtomicBool,
+}
+
+/// States of a share's nodes, as a label.
+const NODE_STATES: [&str; 4] = ["selected", "updated", "ready", "unreachable"];
+
+impl Metrics {
+    /// Metrics that are all at nought.
+    ///
+    /// # Errors
+    /// A name is taken twice, which a test would have shown.
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let gauge = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntGaugeVec> {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok(gauge)
+        };
+        let counter = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
+            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok(counter)
+        };
+        let leader = IntGauge::new("virtiofs_operator_leader", "1: this operator works; 0: it stands by.")?;
+        registry.register(Box::new(leader.clone()))?;
+        Ok(Metrics {
+            reconciles: counter(
+                "virtiofs_operator_reconciles_total",
+                "Looks at an object, by kind and outcome.",
+                &["kind", "outcome"],
+            )?,
+            writes: counter(
+                "virtiofs_operator_writes_total",
+                "Requests to the API server that change something, by kind and verb.",
+                &["kind", "verb"],
+            )?,
+            nodes: gauge("virtiofs_share_nodes", "Nodes of a share, by state.", &["share", "state"])?,
+            sessions: gauge("virtiofs_share_sessions", "VMs that are connected to a share.", &["share"])?,
+            ready: gauge("virtiofs_share_ready", "1: every reachable node serves the share.", &["share"])?,
+            halted: gauge("virtiofs_share_rollout_halted", "1: a change of the share goes no further.", &["share"])?,
+            registry,
+            leader,
+            known: Mutex::default(),
+            reached: AtomicBool::new(false),
+        })
+    }
+
+    /// The page for Prometheus.
+    pub(crate) fn text(&self) -> prometheus::Result<String> {
+        let mut page = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut page)?;
+        Ok(String::from_utf8_lossy(&page).into_owned())
+    }
+
+    /// Says that the API server has answered.
+    pub(crate) fn reached(&self) {
+        self.reached.store(true, Ordering::Relaxed);
+    }
+
+    /// Has the API server answered?
+    pub(crate) fn is_ready(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    /// Says that this operator works.
+    pub(crate) fn leads(&self) {
+        self.leader.set(1);
+    }
+
+    /// Shows how a share is doing.
+    pub(crate) fn share(&self, name: &str, status: &VirtiofsShareStatus) {
+        let nodes = status.nodes.unwrap_or_default();
+        for (state, count) in NODE_STATES.iter().zip([nodes.selected, nodes.updated, nodes.ready, nodes.unreachable]) {
+            self.nodes.with_label_values(&[name, state]).set(count);
+        }
+        let is = |kind: &str, what: &dyn Fn(&str, &str) -> bool| {
+            status.conditions.iter().any(|it| it.type_ == kind && what(&it.status, &it.reason))
+        };
+        self.sessions.with_label_values(&[name]).set(status.sessions.unwrap_or(0));
+        self.ready.with_label_values(&[name]).set(is(READY, &|status, _| status == "True").into());
+        self.halted.with_label_values(&[name]).set(is(PROGRESSING, &|_, reason| reason == ROLLOUT_HALTED).into());
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    /// Forgets shares that are gone.
+    pub(crate) fn keep_shares(&self, exists: impl Fn(&str) -> bool) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<String> = known.iter().filter(|name| !exists(name)).cloned().collect();
+        for name in gone {
+            // A label set that is not there is as good as removed.
+            for state in NODE_STATES {
+                let _ = self.nodes.remove_label_values(&[&name, state]);
+            }
+            for family in [&self.sessions, &self.ready, &self.halted] {
+                let _ = family.remove_label_values(&[&name]);
+            }
+            known.remove(&name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_that_is_gone_leaves_nothing() {
+        let metrics = Metrics::new().unwrap();
+        metrics.share("images", &VirtiofsShareStatus { sessions: Some(3), ..VirtiofsShareStatus::default() });
+        assert!(metrics.text().unwrap().contains("virtiofs_share_sessions{share=\"images\"} 3"));
+        metrics.keep_shares(|name| name == "images");
+        assert!(metrics.text().unwrap().contains("images"));
+        metrics.keep_shares(|_| false);
+        assert!(!metrics.text().unwrap().contains("images"));
+    }
+}

@@ -1,0 +1,59 @@
+//! Step 7: which of the news are worth an Event. A pure function of the status before and after.
+
+use kube::runtime::events::{Event, EventType};
+use virtiofs_crds::v1alpha1::VirtiofsShareStatus;
+use virtiofs_crds::v1alpha1::conditions::{
+    COMPLETE, DELETING, IN_USE, INVALID, NODES_NOT_READY, PROGRESSING, READY, ROLLING_OUT, ROLLOUT_HALTED,
+};
+
+/// Reasons that are worth an Event when a condition takes them, and whether they are a warning.
+const TOLD: &[(&str, &str, bool)] = &[
+    (READY, INVALID, true),
+    (PROGRESSING, ROLLING_OUT, false),
+    (PROGRESSING, ROLLOUT_HALTED, true),
+    (PROGRESSING, COMPLETE, false),
+    (DELETING, IN_USE, true),
+];
+
+/// The news of a change of status.
+pub(crate) fn events(before: Option<&VirtiofsShareStatus>, after: &VirtiofsShareStatus) -> Vec<Event> {
+    let reason_before = |kind: &str| {
+        let conditions = before.map(|status| status.conditions.as_slice()).unwrap_or_default();
+        conditions.iter().find(|condition| condition.type_ == kind).map(|condition| condition.reason.as_str())
+    };
+    let news = after.conditions.iter().filter(|now| reason_before(&now.type_) != Some(now.reason.as_str()));
+    news.filter_map(|now| {
+        let (.., warning) = TOLD.iter().find(|(kind, reason, _)| *kind == now.type_ && *reason == now.reason)?;
+        // A share that was never rolled out has nothing to complete.
+        if now.reason == COMPLETE && reason_before(PROGRESSING).is_none() {
+            return None;
+        }
+        let type_ = if *warning { EventType::Warning } else { EventType::Normal };
+        let note = Some(now.message.clone()).filter(|message| !message.is_empty());
+        Some(Event { type_, reason: now.reason.clone(), note, action: action(&now.type_).to_owned(), secondary: None })
+    })
+    .chain(lost_readiness(before, after))
+    .collect()
+}
+
+/// A share that served everywhere and does not any more.
+fn lost_readiness(before: Option<&VirtiofsShareStatus>, after: &VirtiofsShareStatus) -> Option<Event> {
+    let ready = |status: &VirtiofsShareStatus| status.conditions.iter().find(|it| it.type_ == READY).cloned();
+    let (then, now) = (before.and_then(ready)?, ready(after)?);
+    let lost = then.status == "True" && now.reason == NODES_NOT_READY;
+    lost.then(|| Event {
+        type_: EventType::Warning,
+        reason: now.reason.clone(),
+        note: Some(now.message),
+        action: action(READY).to_owned(),
+        secondary: None,
+    })
+}
+
+fn action(condition: &str) -> &'static str {
+    match condition {
+        PROGRESSING => "RollOut",
+        DELETING => "Delete",
+        _ => "Serve",
+    }
+}
