@@ -12,6 +12,7 @@ use common::fuse::{HangingMount, Hangs};
 use common::{Broker, boot, read_hello, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 
@@ -83,26 +84,52 @@ fn an_engine_with_a_stuck_request_is_not_replaced_by_an_exchange() {
     assert_eq!(guest.violations(), []);
 }
 
-#[test]
-fn an_engine_that_cannot_die_has_no_successor_until_it_has() {
+/// The lowest number that the broker's next descriptor can have.
+fn next_descriptor(broker: &Broker) -> u64 {
+    (0..).find(|number| fs::symlink_metadata(format!("/proc/{}/fd/{number}", broker.pid())).is_err()).unwrap()
+}
+
+/// Descriptors of the broker's have lower numbers than this from now on; or may be as many as before.
+fn limit_descriptors(broker: &Broker, limit: Option<u64>) {
+    // The broker has the hard limit of this process, and has raised the other one to it.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = limit.or(maximum);
+    prlimit(rustix::process::Pid::from_raw(broker.pid() as i32), Resource::Nofile, Rlimit { current, maximum })
+        .unwrap();
+}
+
+fn an_engine_that_cannot_die_has_no_successor(limited: bool) {
     let broker = Broker::start();
     let Some((endpoint, mount)) = hanging_endpoint(&broker, Hangs::Nothing) else { return };
     broker.control().apply(&endpoint).unwrap();
     let guest = boot(&endpoint);
     let engine = engine_of(&broker);
+    until("there is a spare", || broker.status_of("hung").engines_started == 2);
+    let mut control = broker.control();
+    let mut session = || control.status().endpoints.remove(0).sessions.remove(0);
     mount.set(Hangs::Reads);
     thread::scope(|scope| {
         let reading = scope.spawn(|| read_hello(&guest));
         until("the guest's read hangs", || mount.hanging() > 0);
+        limit_descriptors(&broker, limited.then(|| next_descriptor(&broker)));
         kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
-        until("it is said", || {
-            broker.session_of("hung").finding.is_some_and(|finding| finding.reason == Reason::EngineStuck)
-        });
+        until("it is said", || session().finding.is_some_and(|finding| finding.reason == Reason::EngineStuck));
         assert!(has_threads(engine), "the kernel lets it wait");
-        assert_eq!(broker.session_of("hung").engine_pid, None);
+        assert_eq!(session().engine_pid, None);
+        limit_descriptors(&broker, None);
         mount.set(Hangs::Nothing);
         assert_eq!(reading.join().unwrap(), "from the host\n");
     });
     assert_ne!(engine_of(&broker), engine);
     assert_eq!(guest.violations(), []);
+}
+
+#[test]
+fn an_engine_that_cannot_die_has_no_successor_until_it_has() {
+    an_engine_that_cannot_die_has_no_successor(false);
+}
+
+#[test]
+fn a_broker_that_can_open_nothing_does_not_take_an_engine_for_dead() {
+    an_engine_that_cannot_die_has_no_successor(true);
 }

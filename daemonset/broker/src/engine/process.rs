@@ -218,9 +218,10 @@ impl EngineProcess {
         Ok(())
     }
 
-    /// Does no thread of it run user code any more?
+    /// Does no thread of it run user code any more? Where that cannot be looked at (no descriptor left to do it
+    /// with), it is over once the kernel says that the whole process is.
     pub(crate) fn is_over(&self) -> bool {
-        all_threads_exiting(self.pid)
+        all_threads_exiting(self.pid).unwrap_or_else(|_| self.ended_within(Duration::ZERO).is_some())
     }
 
     /// How it ended, if it has within this time.
@@ -269,13 +270,27 @@ fn signal_name(signal: i32) -> String {
 }
 
 /// Does no thread run user code any more? Also true of a process that is gone.
-fn all_threads_exiting(pid: u32) -> bool {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
-    threads.flatten().all(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat"));
-        // A thread that vanished between the two reads has ended.
-        stat.map_or(true, |stat| flags_of(&stat).is_some_and(|flags| flags & PF_EXITING != 0))
-    })
+fn all_threads_exiting(pid: u32) -> io::Result<bool> {
+    let threads = match std::fs::read_dir(format!("/proc/{pid}/task")) {
+        Err(error) if is_gone(&error) => return Ok(true),
+        threads => threads?,
+    };
+    for thread in threads {
+        let exiting = match thread.and_then(|thread| std::fs::read_to_string(thread.path().join("stat"))) {
+            // It vanished between the two reads.
+            Err(error) if is_gone(&error) => true,
+            stat => flags_of(&stat?).is_some_and(|flags| flags & PF_EXITING != 0),
+        };
+        if !exiting {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Does this error of /proc say that there is no such thread? Any other says nothing about it.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 /// `PIDFD_THREAD` of linux/pidfd.h, which is `O_EXCL`.
