@@ -8,7 +8,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use common::{Broker, boot, read_hello, runs, until};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use testkit::guest::{Guest, GuestConfig};
 use testkit::processes::Holdings;
 use virtiofs_contract::config::Access;
@@ -130,6 +131,23 @@ fn a_rebooted_guest_begins_anew() {
         assert_eq!(read_hello(&guest), "from the host\n");
         guest.reboot().unwrap();
     }
+    assert_eq!(read_hello(&guest), "from the host\n");
+    assert_eq!(guest.violations(), []);
+}
+
+#[test]
+fn memory_that_was_unplugged_and_plugged_in_again_is_taken_over() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let config = GuestConfig { split_memory: Some(32 << 20), ..GuestConfig::new(&endpoint.socket.path).small() };
+    let guest = Guest::boot(config).unwrap();
+    let lower = guest.memory().regions()[0];
+    let bases = guest.pause().unwrap();
+    guest.front_end().unplug(&lower).unwrap();
+    guest.front_end().plug(guest.memory(), &lower).unwrap();
+    guest.resume(bases).unwrap();
+    let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
+    kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
     assert_eq!(read_hello(&guest), "from the host\n");
     assert_eq!(guest.violations(), []);
 }

@@ -152,11 +152,7 @@ impl FrontEnd {
     pub fn set_memory(&mut self, memory: &GuestMemory) -> Result<(), VhostError> {
         let regions = memory.regions();
         if self.negotiated.has_protocol(Protocol::CONFIGURE_MEM_SLOTS) {
-            for region in &regions {
-                let body = words(&[0], region);
-                self.tell_memory(Request::ADD_MEM_REG, &body, &[memory.fd()])?;
-            }
-            return Ok(());
+            return regions.iter().try_for_each(|region| self.plug(memory, region));
         }
         let mut body = (regions.len() as u64).to_le_bytes().to_vec();
         for region in &regions {
@@ -164,6 +160,16 @@ impl FrontEnd {
         }
         let fds = vec![memory.fd(); regions.len()];
         self.tell_memory(Request::SET_MEM_TABLE, &body, &fds)
+    }
+
+    /// Announces one region more, where CONFIGURE_MEM_SLOTS was agreed.
+    pub fn plug(&mut self, memory: &GuestMemory, region: &Region) -> Result<(), VhostError> {
+        self.tell_memory(Request::ADD_MEM_REG, &words(&[0], region), &[memory.fd()])
+    }
+
+    /// Takes one region back, where CONFIGURE_MEM_SLOTS was agreed.
+    pub fn unplug(&mut self, region: &Region) -> Result<(), VhostError> {
+        self.tell_memory(Request::REM_MEM_REG, &words(&[0], region), &[])
     }
 
     /// Sets up one ring; its kick makes it start.

@@ -132,7 +132,7 @@ fn stop_rings<F: Clone + PartialEq>(told: &Told<F>, record: &SessionRecord<F>, s
 fn change_memory<F: Clone + PartialEq>(told: &[Region<F>], wanted: &[Region<F>], steps: &mut Vec<Step<F>>) {
     if told.is_empty() {
         if !wanted.is_empty() {
-            steps.push(Step::Memory(wanted.to_vec()));
+            steps.push(Step::Memory(ascending(wanted)));
         }
         return;
     }
@@ -140,6 +140,14 @@ fn change_memory<F: Clone + PartialEq>(told: &[Region<F>], wanted: &[Region<F>],
     steps.extend(gone.cloned().map(Step::RemoveRegion));
     let new = wanted.iter().filter(|region| !told.contains(region));
     steps.extend(new.cloned().map(Step::AddRegion));
+}
+
+/// An engine takes a whole table in this order only, and a VMM may name its regions in any: memory that is
+/// unplugged and plugged in again comes last.
+fn ascending<F: Clone>(regions: &[Region<F>]) -> Vec<Region<F>> {
+    let mut table = regions.to_vec();
+    table.sort_by_key(|region| region.layout.guest_addr);
+    table
 }
 
 fn start_rings<F: Clone + PartialEq>(told: &Told<F>, record: &SessionRecord<F>, steps: &mut Vec<Step<F>>) {
@@ -293,6 +301,19 @@ mod tests {
         );
         let before = steps.iter().take_while(|step| is_before_rings(step)).count();
         assert_eq!(before, 3);
+    }
+
+    #[test]
+    fn a_new_engine_is_told_of_memory_in_ascending_order_whatever_order_it_came_in() {
+        let mut requests = set_up();
+        requests.extend([Request::AddMemReg(region(2)), Request::AddMemReg(region(1))]);
+        requests.extend([Request::RemMemReg(region(0).layout), Request::AddMemReg(region(0))]);
+        let steps = plan(&Told::default(), &record_after(requests));
+        let tables = steps.iter().filter_map(|step| match step {
+            Step::Memory(regions) => Some(regions.iter().map(|region| region.file).collect::<Vec<_>>()),
+            _ => None,
+        });
+        assert_eq!(tables.collect::<Vec<_>>(), [[100, 101, 102]]);
     }
 
     #[test]
