@@ -283,6 +283,14 @@ impl Guest {
         if front_end.can_reset() {
             front_end.reset_device()?;
         }
+        drop(front_end);
+        self.reboot_on_running_rings()
+    }
+
+    /// The same under a VMM that stops and resets nothing (cloud-hypervisor): it sets the rings up anew, in the same
+    /// place, while they run.
+    pub fn reboot_on_running_rings(&self) -> Result<(), GuestError> {
+        let mut front_end = self.front_end();
         for queue in &self.queues {
             queue.reset()?;
         }

@@ -8,11 +8,11 @@ use virtiofs_contract::channel::ChannelError;
 use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 
 use super::start::Engine;
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, ring_bell};
 use crate::guest_memory::{position, used_index};
 use crate::poll::{Interest, wait_readable};
 use crate::record::SessionRecord;
-use crate::record::plan::{RingEvent, RingStart, Step, Told, is_before_rings, plan};
+use crate::record::plan::{RingEvent, RingStart, Step, Told, is_before_rings, may_cost_a_kick, plan};
 use crate::session::journal::{Journal, JournalError};
 use crate::vhost_user::codec::Request;
 use crate::vhost_user::front_end::FrontEndError;
@@ -59,9 +59,13 @@ impl Attached {
         record: &mut SessionRecord<Descriptor>,
         journal: &mut Journal,
     ) -> Result<(), AttachError> {
-        for step in plan(&self.told, record) {
-            self.carry_out(&step, record, journal)?;
-            self.told.note(&step);
+        let steps = plan(&self.told, record);
+        for step in &steps {
+            self.carry_out(step, record, journal)?;
+            self.told.note(step);
+        }
+        if steps.iter().any(may_cost_a_kick) {
+            kick_all(record);
         }
         Ok(())
     }
@@ -193,7 +197,10 @@ impl Attached {
         let engine = self.engine.front_end.ask(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })? as u16;
         let used = used_index(record, ring).ok();
         let it = &mut record.rings[ring];
-        it.base = position(Some(engine), used, it.size, it.base);
+        // A VMM that set the ring up anew while it ran has said where it begins: that stands.
+        if it.served {
+            it.base = position(Some(engine), used, it.size, it.base);
+        }
         journal.write(record)?;
         self.resume()
     }
@@ -246,6 +253,12 @@ impl Attached {
             self.resuming = self.resuming.saturating_sub(1);
         }
     }
+}
+
+/// Guests do not kick twice: an engine may have heard one while it could not look at the ring.
+fn kick_all(record: &SessionRecord<Descriptor>) {
+    let servable = (0..record.rings.len()).filter(|ring| record.servable(*ring));
+    servable.filter_map(|ring| record.rings[ring].kick.as_ref()).for_each(ring_bell);
 }
 
 fn event_request(ring: usize, event: RingEvent, fd: Option<Descriptor>) -> Request<Descriptor> {

@@ -101,6 +101,12 @@ pub(crate) fn is_before_rings<F>(step: &Step<F>) -> bool {
     matches!(step, Step::Introduce | Step::Features(_) | Step::Memory(_) | Step::AddRegion(_) | Step::RemoveRegion(_))
 }
 
+/// May an engine that serves have heard the guest's kick in vain just before? With other memory or another
+/// position it finds something else in the ring.
+pub(crate) fn may_cost_a_kick<F>(step: &Step<F>) -> bool {
+    matches!(step, Step::Memory(_) | Step::AddRegion(_) | Step::RemoveRegion(_) | Step::Start { .. })
+}
+
 fn wanted<F: Clone>(record: &SessionRecord<F>, ring: usize) -> Option<RingStart<F>> {
     let Ring { size, address, kick, call, err, .. } = &record.rings[ring];
     if !record.servable(ring) {
