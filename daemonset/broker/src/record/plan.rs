@@ -135,17 +135,19 @@ fn stop_rings<F: Clone + PartialEq>(told: &Told<F>, record: &SessionRecord<F>, s
     }
 }
 
+/// What is replaced is replaced in one step: between a removal and an addition an engine that serves would find
+/// rings and buffers gone.
 fn change_memory<F: Clone + PartialEq>(told: &[Region<F>], wanted: &[Region<F>], steps: &mut Vec<Step<F>>) {
-    if told.is_empty() {
-        if !wanted.is_empty() {
-            steps.push(Step::Memory(ascending(wanted)));
-        }
+    let without = |these: &[Region<F>], those: &[Region<F>]| -> Vec<Region<F>> {
+        these.iter().filter(|region| !those.contains(region)).cloned().collect()
+    };
+    let (gone, new) = (without(told, wanted), without(wanted, told));
+    if !new.is_empty() && (told.is_empty() || !gone.is_empty()) {
+        steps.push(Step::Memory(ascending(wanted)));
         return;
     }
-    let gone = told.iter().filter(|region| !wanted.contains(region));
-    steps.extend(gone.cloned().map(Step::RemoveRegion));
-    let new = wanted.iter().filter(|region| !told.contains(region));
-    steps.extend(new.cloned().map(Step::AddRegion));
+    steps.extend(gone.into_iter().map(Step::RemoveRegion));
+    steps.extend(new.into_iter().map(Step::AddRegion));
 }
 
 /// An engine takes a whole table in this order only, and a VMM may name its regions in any: memory that is
@@ -326,12 +328,15 @@ mod tests {
     fn a_change_is_told_as_a_change() {
         let stop = Request::GetVringBase { ring: 1 };
         let call = Request::SetVringCall { ring: 0, fd: Some(30) };
-        let table: [(Vec<Request<u32>>, &[&str]); 7] = [
+        let grown = Region { layout: Layout { size: 2 << 20, ..region(0).layout }, file: 7 };
+        let table: [(Vec<Request<u32>>, &[&str]); 9] = [
             (vec![call.clone()], &["Call 0 Some(30)"]),
             (vec![Request::SetVringKick { ring: 0, fd: Some(31) }], &["Stop", "Start 0", "Enable 0 true"]),
             (vec![stop.clone()], &["Stop"]),
             (vec![Request::AddMemReg(region(1))], &["Add 101"]),
             (vec![Request::SetMemTable(vec![region(0), region(2)])], &["Add 102"]),
+            (vec![Request::SetMemTable(vec![grown])], &["Memory 1"]),
+            (vec![Request::SetMemTable(vec![])], &["Stop", "Stop", "Remove 100"]),
             (vec![Request::SetVringEnable { ring: 1, enable: false }], &["Enable 1 false"]),
             (vec![call, stop], &["Stop", "Call 0 Some(30)"]),
         ];
