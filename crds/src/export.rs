@@ -6,7 +6,7 @@
 use std::hash::Hasher;
 
 use kube::ResourceExt;
-use kube::api::ObjectMeta;
+use kube::core::ObjectMeta;
 use serde_json::{Value, json};
 use siphasher::sip::SipHasher24;
 
