@@ -1,10 +1,13 @@
 //! `virtiofs-broker`: gives VMs their shares, and keeps them through whatever happens to the engines.
 
+mod logging;
+
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use clap::Parser;
+use logging::LogFormat;
 use virtiofs_broker::{Config, run};
 
 /// Shares host directories with VMs over virtiofs. Told what to share on its control socket.
@@ -25,30 +28,23 @@ struct Args {
     log_format: LogFormat,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
 fn main() -> ExitCode {
     let args = Args::parse();
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("virtiofs-broker: {error:#}");
+            // Standard error may lead nowhere, and `eprintln!` would panic.
+            let _ = writeln!(std::io::stderr(), "virtiofs-broker: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn start(args: Args) -> anyhow::Result<()> {
-    let log = tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(&args.log)?).with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Text => log.with_ansi(false).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let log = logging::start(&args.log, args.log_format)?;
     let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("virtiofs-engine"));
     let engine = args.engine.map_or_else(beside, Ok)?;
-    Ok(run(&Config { runtime_dir: args.runtime_dir, engine })?)
+    let outcome = run(&Config { runtime_dir: args.runtime_dir, engine });
+    log.finish();
+    Ok(outcome?)
 }

@@ -4,10 +4,11 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -232,6 +233,34 @@ fn silent_connections_are_limited_and_do_not_last() {
     until("the others are given up", || broker.status_of("data").refused_connections == 30);
     drop(silent);
     assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+/// A guest goes on over the death of its engine, with the broker's log going there.
+fn recovers_while_logging_to(stderr: impl Into<Stdio>) {
+    let broker = Broker::start_logging_to(stderr);
+    let guest = boot(&broker.share("data"));
+    for _ in 0..3 {
+        let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
+        kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
+        assert_eq!(read_hello(&guest), "from the host\n");
+    }
+}
+
+#[test]
+fn a_log_line_that_cannot_be_written_costs_nobody_anything() {
+    recovers_while_logging_to(File::options().write(true).open("/dev/full").unwrap());
+    let (reader, nobody_reads) = std::io::pipe().unwrap();
+    drop(reader);
+    recovers_while_logging_to(nobody_reads);
+}
+
+#[test]
+fn a_log_that_is_not_read_costs_nobody_anything() {
+    let (_reader, mut unread) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&unread, true).unwrap();
+    while unread.write(&[b'x'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&unread, false).unwrap();
+    recovers_while_logging_to(unread);
 }
 
 #[test]

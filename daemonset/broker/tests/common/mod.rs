@@ -83,6 +83,13 @@ impl Broker {
         Self::start_as(command, folder, engine().into())
     }
 
+    /// A broker whose log goes elsewhere than to a file.
+    pub(crate) fn start_logging_to(stderr: impl Into<Stdio>) -> Self {
+        let folder = tempfile::Builder::new().prefix("broker-").tempdir().unwrap();
+        fs::write(folder.path().join("log"), "").unwrap();
+        Self::start_and_wait(Command::new(BROKER), folder, engine().into(), stderr.into())
+    }
+
     fn start_with(engine: PathBuf) -> Self {
         Self::start_in(tempfile::Builder::new().prefix("broker-").tempdir().unwrap(), engine)
     }
@@ -93,6 +100,10 @@ impl Broker {
 
     fn start_as(command: Command, folder: TempDir, engine: PathBuf) -> Self {
         let log = Stdio::from(fs::File::create(folder.path().join("log")).unwrap());
+        Self::start_and_wait(command, folder, engine, log)
+    }
+
+    fn start_and_wait(command: Command, folder: TempDir, engine: PathBuf, log: Stdio) -> Self {
         let process = spawn(command, folder.path(), &engine, log);
         let broker = Broker { process, folder, engine };
         until("the broker listens", || UnixStream::connect(broker.control_path()).is_ok());
