@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
-use crate::output::print;
+use crate::output::tell;
 use crate::reconcile::Turn;
 use crate::report::{Report, ShareReport, ShareState};
 
@@ -24,10 +24,8 @@ pub(crate) async fn follow(mut turns: watch::Receiver<Turn>, audience: Audience)
         let report = turns.borrow_and_update().report.clone();
         for change in changes(&known, &report) {
             change.log();
-            if audience == Audience::Person
-                && let Err(error) = print(&format!("{}\n", change.text()))
-            {
-                tracing::warn!(%error, "cannot write to standard output");
+            if audience == Audience::Person {
+                tell(&format!("{}\n", change.text()));
             }
         }
         known = report;

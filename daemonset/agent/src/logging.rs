@@ -41,8 +41,12 @@ impl LogChoice {
 /// Starts logging.
 pub(crate) fn start(choice: &LogChoice) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().parse(&choice.filter).with_context(|| format!("--log {}", choice.filter))?;
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    // A line that cannot be written is lost; the library would print so, and panic where that fails too.
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .log_internal_errors(false);
     match choice.format {
         Some(LogFormat::Json) => subscriber.json().flatten_event(true).init(),
         Some(LogFormat::Text) | None => subscriber.init(),

@@ -28,6 +28,7 @@ mod source;
 mod status;
 mod up;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -41,7 +42,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("virtiofs-agent: {error:#}");
+            // Standard error may lead nowhere, and `eprintln!` would panic.
+            let _ = writeln!(std::io::stderr(), "virtiofs-agent: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -15,6 +15,13 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Tells a person at a shell. That it cannot be told is no reason to stop serving.
+pub(crate) fn tell(text: &str) {
+    if let Err(error) = print(text) {
+        tracing::warn!(%error, "cannot write to standard output");
+    }
+}
+
 /// A value as the API writes it.
 pub(crate) fn word(value: &impl Serialize) -> String {
     match serde_json::to_value(value) {

@@ -11,7 +11,7 @@ use crate::announce::{self, Audience};
 use crate::args::UpArgs;
 use crate::broker::process::{BrokerCommand, find, supervise};
 use crate::logging::LogChoice;
-use crate::output::print;
+use crate::output::tell;
 use crate::serve;
 
 /// How long threads that wait for a source that hangs are waited for at the end.
@@ -30,7 +30,7 @@ async fn serve(args: UpArgs, log: LogChoice) -> anyhow::Result<()> {
     let mut stop = Stop::listen().context("cannot listen for signals")?;
     let program = find(args.broker, &std::env::var("PATH").unwrap_or_default())?;
     let serving = serve::start(&args.serve).await?;
-    print(&format!("serving the shares of {}; Ctrl-C ends it\n", serving.shares_dir.display()))?;
+    tell(&format!("serving the shares of {}; Ctrl-C ends it\n", serving.shares_dir.display()));
 
     let (end, ending) = watch::channel(false);
     let command = BrokerCommand { program, runtime_dir: serving.runtime_dir.root().to_path_buf(), log };
@@ -43,7 +43,7 @@ async fn serve(args: UpArgs, log: LogChoice) -> anyhow::Result<()> {
     let outcome = match outcome {
         Some(outcome) => outcome,
         None => {
-            print("ending\n")?;
+            tell("ending\n");
             end.send_replace(true);
             broker.await
         }

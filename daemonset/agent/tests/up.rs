@@ -5,10 +5,10 @@
 
 mod host;
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use host::{AGENT, has_reason, manifest, prepare, signalled};
 use nix::sys::signal::{Signal, kill};
@@ -158,6 +158,28 @@ fn ctrl_c_ends_everything_and_leaves_nothing() {
         assert_eq!(host.sockets(), [] as [std::path::PathBuf; 0]);
         assert!(!host.path("run/agent.json").exists());
     }
+}
+
+#[test]
+fn outputs_that_cannot_be_written_cost_nothing() {
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    for outputs in [[full(), full()], [unread_pipe(), unread_pipe()]] {
+        let host = prepare();
+        let source = host.source("a");
+        host.declare("a.yaml", &manifest("a", &source, ""));
+        let mut host = host.up_printing_to(outputs);
+        host.until_ready("a");
+        let children = descendants(host.agent().as_raw()).unwrap();
+        assert!(host.end(Signal::SIGINT).success());
+        host.until_gone(&children);
+        assert_eq!(host.sockets(), [] as [std::path::PathBuf; 0]);
+        assert!(!host.path("run/agent.json").exists());
+    }
+}
+
+/// A pipe whose reader has left.
+fn unread_pipe() -> Stdio {
+    std::io::pipe().unwrap().1.into()
 }
 
 #[test]

@@ -114,18 +114,30 @@ impl Prepared {
         self.start(command, broker)
     }
 
+    /// Starts agent and broker, standard output and error of both leading there.
+    pub(crate) fn up_printing_to(self, outputs: [Stdio; 2]) -> Host {
+        let mut command = Command::new(AGENT);
+        command.arg("up").arg("--broker").arg(broker());
+        self.start_printing_to(outputs, command, None)
+    }
+
     fn start(self, command: Command, broker: Option<Child>) -> Host {
+        let outputs = ["stdout", "stderr"].map(|name| log(self.0.path(), name));
+        self.start_printing_to(outputs, command, broker)
+    }
+
+    fn start_printing_to(self, outputs: [Stdio; 2], command: Command, broker: Option<Child>) -> Host {
         let metrics = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-        let agent = start_agent(command, self.0.path(), metrics);
+        let agent = start_agent(command, self.0.path(), metrics, outputs);
         Host { agent, broker, folder: self.0, metrics }
     }
 }
 
 /// Its log goes on where an earlier agent's has ended.
-fn start_agent(mut command: Command, folder: &Path, metrics: SocketAddr) -> Child {
+fn start_agent(mut command: Command, folder: &Path, metrics: SocketAddr, [stdout, stderr]: [Stdio; 2]) -> Child {
     command.arg("--shares").arg(folder.join("shares")).arg("--runtime-dir").arg(folder.join("run"));
     command.args(["--metrics", &metrics.to_string(), "--log-format", "json"]);
-    command.stdout(log(folder, "stdout")).stderr(log(folder, "stderr")).spawn().unwrap()
+    command.stdout(stdout).stderr(stderr).spawn().unwrap()
 }
 
 fn start_broker(folder: &Path) -> Child {
@@ -172,7 +184,7 @@ impl Host {
 
     pub(crate) fn log(&self) -> String {
         let broker = fs::read_to_string(self.path("broker")).unwrap_or_default();
-        fs::read_to_string(self.path("stderr")).unwrap() + &broker
+        fs::read_to_string(self.path("stderr")).unwrap_or_default() + &broker
     }
 
     /// The broker, where it is a service of its own.
