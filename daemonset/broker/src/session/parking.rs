@@ -24,9 +24,19 @@ const MAX_PARKED: usize = 4096;
 /// Files parked by all sessions together.
 static PARKED: AtomicUsize = AtomicUsize::new(0);
 
+/// How many files may be parked.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// By one session.
+    own: usize,
+    /// By all sessions together.
+    all: usize,
+}
+
 /// The files of one session, by the guest's number of the handle.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ParkingLot {
+    bounds: Bounds,
     files: Mutex<BTreeMap<u64, OwnedFd>>,
 }
 
@@ -71,7 +81,7 @@ impl Attendant {
         let (message, fds) = self.channel.receive::<ToParking>()?;
         match message {
             ToParking::Park { handle } => {
-                let accepted = park(files, handle, fds.into_iter().next());
+                let accepted = park(files, self.lot.bounds, handle, fds.into_iter().next());
                 self.channel.send(&FromParking::Parked { accepted }, &[])
             }
             ToParking::Fetch { handle } => {
@@ -92,6 +102,12 @@ impl Attendant {
     }
 }
 
+impl Default for ParkingLot {
+    fn default() -> Self {
+        ParkingLot { bounds: Bounds { own: MAX_PARKED, all: parked_files() }, files: Mutex::default() }
+    }
+}
+
 impl ParkingLot {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, OwnedFd>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
@@ -104,10 +120,17 @@ impl Drop for ParkingLot {
     }
 }
 
-fn park(files: &mut BTreeMap<u64, OwnedFd>, handle: u64, file: Option<OwnedFd>) -> bool {
+impl Bounds {
+    /// Is there room for one more beside these?
+    fn have_room(self, own: usize, all: usize) -> bool {
+        own < self.own && all < self.all
+    }
+}
+
+fn park(files: &mut BTreeMap<u64, OwnedFd>, bounds: Bounds, handle: u64, file: Option<OwnedFd>) -> bool {
     let Some(file) = file else { return false };
     if !files.contains_key(&handle) {
-        if files.len() >= MAX_PARKED || PARKED.load(Relaxed) >= parked_files() {
+        if !bounds.have_room(files.len(), PARKED.load(Relaxed)) {
             return false;
         }
         PARKED.fetch_add(1, Relaxed);
@@ -182,15 +205,24 @@ mod tests {
 
     #[test]
     fn a_session_keeps_so_many_and_no_more() {
-        let lot = Arc::new(ParkingLot::default());
+        let bounds = Bounds { own: 4, all: usize::MAX };
+        let lot = Arc::new(ParkingLot { bounds, files: Mutex::default() });
         let (channel, _attendant) = engine(&lot);
         let file = scratch("");
-        lot.lock().extend((0..MAX_PARKED as u64 - 1).map(|handle| (handle, file.try_clone().unwrap().into())));
-        PARKED.fetch_add(MAX_PARKED - 1, Relaxed);
-        assert!(park_with(&channel, u64::MAX, &file));
-        assert!(!park_with(&channel, u64::MAX - 1, &file));
-        assert!(park_with(&channel, u64::MAX, &file), "what is there may be parked again");
+        for handle in 0..4 {
+            assert!(park_with(&channel, handle, &file));
+        }
+        assert!(!park_with(&channel, 4, &file));
+        assert!(park_with(&channel, 3, &file), "what is there may be parked again");
         channel.send(&ToParking::ReleaseAll, &[]).unwrap();
-        assert!(park_with(&channel, u64::MAX - 1, &file));
+        assert!(park_with(&channel, 4, &file));
+    }
+
+    #[test]
+    fn room_ends_with_the_first_bound_that_is_reached() {
+        let bounds = Bounds { own: 4, all: 8 };
+        for (own, all, room) in [(0, 0, true), (3, 7, true), (4, 4, false), (0, 8, false), (3, 9, false)] {
+            assert_eq!(bounds.have_room(own, all), room, "{own} of this session, {all} of all");
+        }
     }
 }
