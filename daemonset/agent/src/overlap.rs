@@ -15,8 +15,29 @@ pub(crate) struct Ground<'a> {
     pub(crate) share: &'a str,
     /// Canonical path.
     pub(crate) path: &'a Path,
-    /// May a guest change what is below it?
+    /// May a guest change what is below it, as it is declared?
     pub(crate) writable: bool,
+    /// How it is served, or about to be.
+    pub(crate) served: Served,
+}
+
+/// How a share is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Served {
+    Not,
+    ReadOnly,
+    Writable,
+}
+
+impl Ground<'_> {
+    /// Can a guest change what is below it, or will it?
+    fn is_writable(&self) -> bool {
+        self.writable || self.served == Served::Writable
+    }
+
+    fn holds(&self, other: &Ground<'_>) -> bool {
+        self.share != other.share && self.path != other.path && other.path.starts_with(self.path)
+    }
 }
 
 /// Why `ground` must not be served beside `others`, if so. `manifests` is where shares are declared, where that is
@@ -26,13 +47,21 @@ pub(crate) fn conflict(ground: Ground<'_>, others: &[Ground<'_>], manifests: Opt
         let why = format!("is writable and overlaps {}, where shares are declared", manifests.display());
         return Some(forbidden(ground, &why));
     }
-    let outer = others.iter().find(|other| {
-        other.share != ground.share
-            && other.writable
-            && other.path != ground.path
-            && ground.path.starts_with(other.path)
-    })?;
-    Some(forbidden(ground, &format!("lies inside the writable share {} ({})", outer.share, outer.path.display())))
+    let within = |outer: &&Ground<'_>| outer.is_writable() && outer.holds(&ground);
+    if let Some(outer) = others.iter().filter(within).find(|outer| comes_after(&ground, outer)) {
+        let why = format!("lies inside the writable share {} ({})", outer.share, outer.path.display());
+        return Some(forbidden(ground, &why));
+    }
+    let around = |inner: &&Ground<'_>| ground.writable && ground.holds(inner);
+    let inner = others.iter().filter(around).find(|inner| !comes_after(inner, &ground))?;
+    let why = format!("is writable and holds share {} ({}), which is served", inner.share, inner.path.display());
+    Some(forbidden(ground, &why))
+}
+
+/// Of a share and a writable one around it, is it the inner one that must not be? That which is served already stays;
+/// where neither is, or both are, the inner one is at fault.
+fn comes_after(inner: &Ground<'_>, outer: &Ground<'_>) -> bool {
+    inner.served == Served::Not || outer.served == Served::Writable
 }
 
 fn overlap(a: &Path, b: &Path) -> bool {
@@ -43,7 +72,7 @@ fn forbidden(ground: Ground<'_>, why: &str) -> Finding {
     Finding {
         reason: Reason::SourceForbidden,
         message: format!("{} {why}", ground.path.display()),
-        remedy: "share a directory apart from it, or make the outer share ReadOnly".to_owned(),
+        remedy: "share directories apart from each other, or make the outer share ReadOnly".to_owned(),
     }
 }
 
@@ -52,7 +81,30 @@ mod tests {
     use super::*;
 
     fn ground<'a>(share: &'a str, path: &'a str, writable: bool) -> Ground<'a> {
-        Ground { share, path: Path::new(path), writable }
+        Ground { share, path: Path::new(path), writable, served: Served::Not }
+    }
+
+    #[test]
+    fn of_an_inner_and_a_writable_outer_share_the_one_that_is_served_stays() {
+        use Served::{Not, ReadOnly, Writable};
+        for (inner, outer, declared_writable, inner_refused, outer_refused) in [
+            (Not, Not, true, true, false),
+            (Not, Writable, true, true, false),
+            (ReadOnly, Not, true, false, true),
+            (Writable, Not, true, false, true),
+            // Edited from ReadOnly to ReadWrite, and back.
+            (ReadOnly, ReadOnly, true, false, true),
+            (Not, Writable, false, true, false),
+            (ReadOnly, Not, false, false, false),
+            // As an earlier agent left them.
+            (ReadOnly, Writable, true, true, false),
+        ] {
+            let inner = Ground { served: inner, ..ground("inner", "/srv/data/x", false) };
+            let outer = Ground { served: outer, ..ground("outer", "/srv/data", declared_writable) };
+            let all = [inner, outer];
+            let refused = all.map(|it| conflict(it, &all, None).is_some());
+            assert_eq!(refused, [inner_refused, outer_refused], "{all:?}");
+        }
     }
 
     #[test]

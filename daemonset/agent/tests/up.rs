@@ -142,6 +142,20 @@ fn a_share_inside_a_writable_one_is_refused() {
 }
 
 #[test]
+fn a_share_that_is_served_keeps_a_writable_one_around_it_from_being_served() {
+    let host = prepare();
+    let outer = host.source("outer");
+    let inner = host.source("outer/inner");
+    host.declare("inner.yaml", &manifest("inner", &inner, ""));
+    let host = host.up();
+    host.until_ready("inner");
+    host.declare("outer.yaml", &manifest("outer", &outer, "  access: ReadWrite"));
+    let share = host.until_not_ready("outer", "SourceForbidden");
+    assert!(share["notices"][0]["message"].as_str().unwrap().contains("inner"), "{share}");
+    assert_eq!(host.share("inner")["state"], "Ready");
+}
+
+#[test]
 fn ctrl_c_ends_everything_and_leaves_nothing() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let host = prepare();

@@ -11,8 +11,8 @@ use virtiofs_crds::Share;
 use crate::backoff::delay;
 use crate::desired::Desired;
 use crate::observed::{Attempt, Effort, Observed, Outcome};
-use crate::offer::{Offer, offers, offers_of};
-use crate::overlap::{self, Ground};
+use crate::offer::{Offer, offers, offers_of, share_of};
+use crate::overlap::{self, Ground, Served};
 use crate::runtime_dir::RuntimeDir;
 use crate::source::Source;
 
@@ -100,7 +100,26 @@ pub(crate) fn conflict(site: &Site, desired: &Desired, observed: &Observed, shar
 
 fn ground<'a>(observed: &'a Observed, share: &'a Share) -> Option<Ground<'a>> {
     let path = observed.places.get(share.name.as_str())?.pinned.as_deref()?;
-    Some(Ground { share: share.name.as_str(), path, writable: share.engine.writable() })
+    let (share, writable) = (share.name.as_str(), share.engine.writable());
+    Some(Ground { share, path, writable, served: served(observed, share, writable) })
+}
+
+/// How a share is served at any of its endpoints. What the broker is just asked for it may serve in a moment, and
+/// what an earlier one served the next is asked for.
+fn served(observed: &Observed, share: &str, writable: bool) -> Served {
+    let own = |endpoint: &str| endpoint == share || share_of(endpoint) == Some(share);
+    let endpoints = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
+    let in_force = endpoints.filter(|it| it.listening && own(&it.endpoint.name));
+    let efforts = || observed.efforts.iter().filter(|(name, _)| own(name)).map(|(_, effort)| effort);
+    let tried = efforts().filter(|effort| effort.trying.is_some()).map(|_| writable);
+    let before = efforts().filter_map(|effort| effort.attempt.as_ref());
+    let before = before.filter(|attempt| matches!(attempt.outcome, Outcome::Served(_)));
+    let before = before.map(|attempt| attempt.endpoint.engine.writable());
+    match in_force.map(|it| it.endpoint.engine.writable()).chain(tried).chain(before).max() {
+        None => Served::Not,
+        Some(false) => Served::ReadOnly,
+        Some(true) => Served::Writable,
+    }
 }
 
 struct Due {

@@ -255,6 +255,26 @@ fn a_share_inside_a_writable_one_is_not_applied() {
     assert!(matches!(&plan.actions[..], [Action::Apply { endpoint, .. }] if endpoint.name == "outer"));
 }
 
+#[test]
+fn a_writable_share_around_one_that_is_served_or_about_to_be_is_not_applied() {
+    let now = Instant::now();
+    let inner = declared("inner", "/srv/outer/inner");
+    let mut outer = declared("outer", "/srv/outer");
+    outer.engine = EngineConfig::stock(Access::ReadWrite);
+    let desired = desired([inner.clone(), outer]);
+    let plan = |endpoints, inner| {
+        let shares = vec![("inner", inner), ("outer", seen(now, "/srv/outer"))];
+        plan(now, &site(), &desired, &observed(endpoints, shares)).actions
+    };
+    let seen = seen(now, "/srv/outer/inner");
+    let there = endpoint(&site().runtime_dir, &inner, &source("/srv/outer/inner", 2));
+    assert_eq!(plan(vec![listening(there)], seen.clone()), []);
+    assert_eq!(plan(vec![], seen.clone().busy(now, "/srv/outer/inner")), []);
+    let by_another_broker = attempt(now, &inner, 0, Outcome::Served(Box::new(preflight(vec![]))));
+    let again = plan(vec![], seen.tried(by_another_broker));
+    assert!(matches!(&again[..], [Action::Apply { endpoint, .. }] if endpoint.name == "inner"), "{again:?}");
+}
+
 /// An endpoint of share `a` that somebody asked for.
 fn asked() -> Endpoint {
     let own = endpoint(&site().runtime_dir, &declared("a", "/srv/a"), &source("/srv/a", 2));
