@@ -1,10 +1,9 @@
 //! An invalid document never takes away what an earlier, valid one declared.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use virtiofs_crds::validate::validate;
-use virtiofs_crds::{Document, Manifests, Refusal};
+use virtiofs_crds::{Document, Manifests, Origin, Refusal};
 
 use crate::desired::{Desired, Problem};
 
@@ -29,15 +28,17 @@ impl LastGood {
             let kept = match self.documents.get(&name).map(|old| (old, forbidden_change(old, &document))) {
                 Some((old, found)) if !found.is_empty() => {
                     refusals.extend(found);
-                    old.clone()
+                    Document { origin: document.origin, ..old.clone() }
                 }
                 _ => document,
             };
             next.insert(name, kept);
         }
         for (name, document) in std::mem::take(&mut self.documents) {
-            if !next.contains_key(&name) && is_covered(&name, &document.origin.file, &refusals) {
-                next.insert(name, document);
+            if !next.contains_key(&name)
+                && let Some(origin) = stands_in(&name, &document.origin, &refusals)
+            {
+                next.insert(name, Document { origin: origin.clone(), ..document });
             }
         }
         self.documents = next;
@@ -59,12 +60,15 @@ impl LastGood {
     }
 }
 
-/// Was a document refused that may have declared this share?
-fn is_covered(name: &str, file: &Path, refusals: &[Refusal]) -> bool {
-    refusals.iter().any(|refusal| match &refusal.share {
-        Some(share) => share == name,
-        None => refusal.origin.as_ref().is_some_and(|origin| origin.file == file),
-    })
+/// Where the document stands, now refused, that declares this share; it may have been moved there. None: nowhere.
+fn stands_in<'a>(name: &str, before: &'a Origin, refusals: &'a [Refusal]) -> Option<&'a Origin> {
+    let mut own = refusals.iter().filter(|refusal| refusal.share.as_deref() == Some(name));
+    if let Some(refusal) = own.next() {
+        return Some(refusal.origin.as_ref().unwrap_or(before));
+    }
+    let in_its_file = |origin: &Origin| origin.file == before.file;
+    let nameless = refusals.iter().filter(|refusal| refusal.share.is_none());
+    nameless.filter_map(|refusal| refusal.origin.as_ref()).any(in_its_file).then_some(before)
 }
 
 /// What must not change while a share exists.
@@ -78,6 +82,8 @@ fn forbidden_change(old: &Document, new: &Document) -> Vec<Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use virtiofs_crds::read_text;
 
     use super::*;
@@ -116,6 +122,19 @@ mod tests {
         let desired = good.take(read_text(Path::new("both.yaml"), "{{{"));
         assert_eq!(names(&desired), ["a", "b"]);
         assert!(!desired.problems.is_empty());
+    }
+
+    #[test]
+    fn a_document_that_was_moved_and_turned_bad_is_kept_for_its_new_place() {
+        let elsewhere = "{source: {hostPath: {path: /srv/elsewhere}}}";
+        for bad in ["{source: {hostPath: {path: /srv/a}}, access: Sometimes}", elsewhere] {
+            let mut good = LastGood::default();
+            good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
+            for text in [document("a", bad), "{{{".to_owned()] {
+                let desired = good.take(read_text(Path::new("b.yaml"), &text));
+                assert_eq!(desired.shares["a"].source.as_path(), Path::new("/srv/a"), "{text}");
+            }
+        }
     }
 
     #[test]
