@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -270,4 +271,41 @@ fn a_paused_guest_is_exchanged_and_recovered_too() {
         guest.guest.resume(bases).unwrap();
         guest.use_all();
     }
+}
+
+/// Stops one thread of a process until it is killed. Not where that is not permitted.
+fn stop_thread(pid: u32, name: &str) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
+    let named = |path: &PathBuf| fs::read_to_string(path.join("comm")).unwrap().trim() == name;
+    let thread = threads.into_iter().find(named).unwrap();
+    let number: libc::pid_t = thread.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    let stopped = [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT].into_iter().all(|request| {
+        // SAFETY: these two requests look at no memory, here or there.
+        unsafe { libc::ptrace(request, number, 0, 0) == 0 }
+    });
+    let stands_still = || {
+        let stat = fs::read_to_string(thread.join("stat")).unwrap();
+        stat.rsplit_once(')').unwrap().1.trim_start().starts_with('t')
+    };
+    if stopped {
+        until("the thread stands still", stands_still);
+    }
+    stopped
+}
+
+#[test]
+fn an_engine_that_does_not_say_where_its_rings_have_stopped_is_given_up() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let mut guest = Holding::on(&endpoint);
+    let engine = engine_of(&broker);
+    until("there is a spare", || broker.status_of("data").engines_started == 2);
+    if !stop_thread(engine, "vhost-user") {
+        eprintln!("skipped: this place does not permit stopping a thread of another process");
+        return;
+    }
+    exchange(&broker);
+    until("another engine serves", || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine));
+    assert!(!runs(engine));
+    guest.use_all();
 }

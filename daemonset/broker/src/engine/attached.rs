@@ -38,6 +38,14 @@ pub(crate) enum AttachError {
     Poll(#[from] std::io::Error),
 }
 
+impl AttachError {
+    /// Is it only that the engine did not come to rest? It can go on then. After anything else it is not known which
+    /// rings it still serves: it may yet stop one that it was asked to stop in vain.
+    pub(crate) fn is_unrest(&self) -> bool {
+        matches!(self, AttachError::Restless(_))
+    }
+}
+
 /// An engine and what it has been told.
 #[derive(Debug)]
 pub(crate) struct Attached {

@@ -443,6 +443,10 @@ impl Engines {
         let begin = Instant::now();
         if let Err(error) = old.let_go(REST_DEADLINE) {
             self.spare = Some(new);
+            if !error.is_unrest() {
+                self.serving = Some(old);
+                return self.lose_serving(&format!("; {error}"), deeds);
+            }
             return self.stays(old, &error, deeds);
         }
         // Looked at again, now that no guest can mount any more.
