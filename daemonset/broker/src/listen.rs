@@ -3,12 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, chownat, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Gid, Uid};
 use thiserror::Error;
 use virtiofs_contract::control::SocketSpec;
@@ -115,12 +116,18 @@ fn make_way(directory: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), 
     }
 }
 
-/// Connects through a descriptor of the socket file: its name alone may be longer than `sun_path`.
+/// Connects through a descriptor of the socket file: its name alone may be longer than `sun_path`. Whoever listens there
+/// and accepts nobody is not waited for.
 fn answers(directory: BorrowedFd<'_>, name: &OsStr) -> bool {
     let Ok(file) = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) else {
         return false;
     };
-    UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd())).is_ok()
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let connected = SocketAddrUnix::new(format!("/proc/self/fd/{}", file.as_raw_fd())).and_then(|address| {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&socket, &address)
+    });
+    matches!(connected, Ok(()) | Err(Errno::AGAIN))
 }
 
 fn set_access_at(directory: BorrowedFd<'_>, name: &OsStr, spec: &SocketSpec) -> io::Result<()> {
@@ -146,6 +153,9 @@ fn unlink_if_there(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
 
@@ -186,6 +196,20 @@ mod tests {
         let socket = BoundSocket::bind(&spec(path.clone())).unwrap();
         assert!(matches!(BoundSocket::bind(&spec(path)), Err(ListenError::Taken(_))));
         assert!(socket.in_place());
+    }
+
+    #[test]
+    fn a_listener_that_accepts_nobody_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("s.sock");
+        let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let _waiting = UnixStream::connect(&path).unwrap();
+        let (answer, answered) = mpsc::channel();
+        std::thread::spawn(move || answer.send(BoundSocket::bind(&spec(path))));
+        let answer = answered.recv_timeout(Duration::from_secs(60)).expect("it waits for the listener");
+        assert!(matches!(answer, Err(ListenError::Taken(_))));
     }
 
     #[test]
