@@ -68,6 +68,8 @@ struct Live {
 /// Why a connection is turned away.
 #[derive(Debug, Error)]
 enum Refusal {
+    #[error("the endpoint has just been removed")]
+    Removed,
     #[error("the endpoint is exclusive and has a session")]
     Exclusive,
     #[error("{MAX_SESSIONS} sessions is the limit")]
@@ -287,6 +289,9 @@ impl Endpoint {
         }
         tracing::info!(session = id, reason = %end, "session ended");
         self.session_ended.notify_all();
+        // What the session kept goes with it, parked files too: to close one in a hung file system may take for ever.
+        drop(inner);
+        drop(live);
     }
 }
 
@@ -301,13 +306,20 @@ impl Inner {
 
     fn admit_one_more(&self) -> Result<(), Refusal> {
         let half_open = self.sessions.values().filter(|live| !live.shared.view().begun).count();
-        match self.sessions.len() {
-            0 => Ok(()),
-            _ if self.spec.exclusive => Err(Refusal::Exclusive),
-            _ if half_open >= MAX_HALF_OPEN => Err(Refusal::TooManyHalfOpen),
-            MAX_SESSIONS.. => Err(Refusal::TooManySessions),
-            _ => Ok(()),
-        }
+        admission(self.listening.is_some(), self.spec.exclusive, self.sessions.len(), half_open)
+    }
+}
+
+/// May there be one session more? A connection may have been accepted just before its endpoint was removed: nobody would
+/// ever find that session again.
+fn admission(listening: bool, exclusive: bool, sessions: usize, half_open: usize) -> Result<(), Refusal> {
+    match sessions {
+        _ if !listening => Err(Refusal::Removed),
+        0 => Ok(()),
+        _ if exclusive => Err(Refusal::Exclusive),
+        _ if half_open >= MAX_HALF_OPEN => Err(Refusal::TooManyHalfOpen),
+        MAX_SESSIONS.. => Err(Refusal::TooManySessions),
+        _ => Ok(()),
     }
 }
 
@@ -315,5 +327,29 @@ impl Listening {
     fn stop(self) {
         self.socket.unlink();
         self.stop.send(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_connects_is_admitted_or_told_why_not() {
+        for (listening, exclusive, sessions, half_open, refusal) in [
+            (true, true, 0, 0, None),
+            (true, false, MAX_SESSIONS - 1, MAX_HALF_OPEN - 1, None),
+            (true, true, 1, 0, Some("exclusive")),
+            (true, false, MAX_HALF_OPEN, MAX_HALF_OPEN, Some("16 connections")),
+            (true, false, MAX_SESSIONS, 0, Some("256 sessions")),
+            (false, false, 0, 0, Some("removed")),
+        ] {
+            let refused = admission(listening, exclusive, sessions, half_open).err().map(|refusal| refusal.to_string());
+            let as_expected = match (&refused, refusal) {
+                (Some(refused), Some(refusal)) => refused.contains(refusal),
+                (refused, refusal) => refused.is_none() && refusal.is_none(),
+            };
+            assert!(as_expected, "{refused:?} instead of {refusal:?}");
+        }
     }
 }
