@@ -57,6 +57,8 @@ pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
         max_inodes,
         queues,
         sandbox,
+        // Of no share: it is always on.
+        detect_staleness: _,
         uid_translation,
         gid_translation,
     } = new;
@@ -142,6 +144,7 @@ mod tests {
             max_inodes: 5000,
             queues: 2,
             sandbox: Sandbox::Chroot,
+            detect_staleness: true,
             uid_translation: vec![rule.clone()],
             gid_translation: vec![rule],
         }

@@ -174,6 +174,7 @@ mod tests {
             max_inodes: 5000,
             queues: 2,
             sandbox: Sandbox::Chroot,
+            detect_staleness: true,
             uid_translation: vec![IdTranslation { kind: IdTranslationKind::Map, from: 0, to: 1000, count: 10 }],
             gid_translation: vec![IdTranslation { kind: IdTranslationKind::ForbidGuest, from: 0, to: 0, count: 1 }],
         };

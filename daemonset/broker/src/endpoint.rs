@@ -8,11 +8,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use thiserror::Error;
 use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus};
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
+use crate::endpoint_watch;
+use crate::engine::root::{Root, departed};
 use crate::engine::start::Starter;
 use crate::listen::{BoundSocket, ListenError};
 use crate::mailbox::{Mailbox, Post, mailbox};
@@ -85,7 +88,7 @@ enum Refusal {
 impl Endpoint {
     /// An endpoint that does not listen yet.
     pub(crate) fn new(spec: Spec, preflight: Preflight, starter: Arc<Starter>) -> Arc<Self> {
-        Arc::new(Endpoint {
+        let endpoint = Arc::new(Endpoint {
             starter,
             inner: Mutex::new(Inner {
                 spec,
@@ -98,7 +101,27 @@ impl Endpoint {
                 ended: Totals::default(),
             }),
             session_ended: Condvar::new(),
-        })
+        });
+        if let Err(error) = endpoint_watch::begin(Arc::downgrade(&endpoint)) {
+            tracing::warn!(endpoint = endpoint.spec().name, %error, "nobody watches its source");
+        }
+        endpoint
+    }
+
+    /// The directories that sessions are served from.
+    pub(crate) fn served(&self) -> Vec<(String, Root)> {
+        let inner = self.inner();
+        inner.sessions.iter().filter_map(|(id, live)| Some((id.clone(), live.shared.view().root?))).collect()
+    }
+
+    /// The path of the source leads to this, and did while these directories were served.
+    pub(crate) fn path_leads_to(&self, found: Result<Root, Errno>, served: &[(String, Root)]) {
+        let inner = self.inner();
+        for (id, root) in served {
+            if let Some(live) = inner.sessions.get(id) {
+                live.shared.departed(*root, departed(*root, found));
+            }
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {

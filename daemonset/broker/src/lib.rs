@@ -3,6 +3,7 @@
 //! | module | |
 //! |---|---|
 //! | `control`, `broker`, `endpoint` | what the agent asks for: places where VMMs connect |
+//! | `endpoint_watch` | whether a source is still the directory that is served |
 //! | `session` | one VMM: its record, its engine, its answers |
 //! | `record` | what a VMM has set up; what an engine must be told; both pure |
 //! | `engine` | processes that serve, and the directory they serve |
@@ -15,6 +16,7 @@ mod broker;
 mod control;
 mod descriptor;
 mod endpoint;
+mod endpoint_watch;
 mod engine;
 mod guest_memory;
 mod limits;

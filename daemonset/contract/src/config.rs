@@ -138,6 +138,10 @@ pub struct EngineConfig {
     pub queues: u16,
     /// How the engine is confined.
     pub sandbox: Sandbox,
+    /// Is what the guest was told compared with what is there? Off only to measure what that costs: no share says so.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    #[schemars(skip)]
+    pub detect_staleness: bool,
     /// Translation of user ids, first match wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uid_translation: Vec<IdTranslation>,
@@ -172,6 +176,7 @@ impl EngineConfig {
             max_inodes: DEFAULT_MAX_INODES,
             queues: 1,
             sandbox: Sandbox::Auto,
+            detect_staleness: true,
             uid_translation: Vec::new(),
             gid_translation: Vec::new(),
         }
@@ -181,6 +186,10 @@ impl EngineConfig {
     pub fn writable(&self) -> bool {
         self.access == Access::ReadWrite
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[cfg(test)]

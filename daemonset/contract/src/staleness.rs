@@ -30,7 +30,7 @@ pub enum Cause {
     /// that was refused.
     HandleStale,
     /// The path of the share leads to another directory than the one that is served, or to none: unmounted, mounted
-    /// anew, replaced. Seen by the broker; an event is one change of the path's meaning for one session.
+    /// anew, replaced. Seen by the broker; an event is one session whose directory the path has left.
     SourceGone,
     /// A request takes longer than it may. No engine counts it: the age of the oldest request is in the counters,
     /// and whoever reads them has the threshold.

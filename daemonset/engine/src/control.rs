@@ -37,6 +37,9 @@ where
             device.pause();
             for ring in 0..QUEUES {
                 device.wait_for_rest(ring);
+                if ring + 1 == QUEUES {
+                    device.rest();
+                }
                 channel.send(&FromEngine::Quiesced { ring: ring as u16 }, &[])?;
             }
             Ok(())

@@ -13,6 +13,7 @@ mod limits;
 mod passthrough;
 mod preflight;
 mod prepare;
+mod root;
 mod sandbox;
 mod seccomp;
 mod serve;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
@@ -26,8 +27,9 @@ use crate::device::{Device, RESUME_EVENT};
 use crate::guard::Guard;
 use crate::ledger::Ledger;
 use crate::prepare::{Prepared, prepare};
+use crate::root::root_stamp;
 use crate::seccomp;
-use crate::tracked::{Core, Parking, Tracked};
+use crate::tracked::{Audit, Core, Parking, Tracked};
 
 /// Why an engine ends other than by its VMM's or broker's leaving.
 #[derive(Debug, Error)]
@@ -121,17 +123,27 @@ fn start(
     let ledger =
         Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, foreign_ledger(&error)))?;
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
-    let core = Arc::new(Core::new(ledger, Parking::new(PacketChannel::from_fd(fds.parking))));
     let Prepared { library, preflight, mounts } = prepare_or_tell(&channel, config, fds.source)?;
+    let root = root_stamp(Path::new(&library.root_dir)).map_err(ServeError::FileSystem)?;
+    let core = Arc::new(Core::new(ledger, Parking::new(PacketChannel::from_fd(fds.parking)), root));
     let adopted = AdoptedFiles::new(&library, config.writable()).map_err(ServeError::FileSystem)?;
-    let session = Session { channel, core: core.clone(), counters, listener: fds.listener, predecessor, preflight };
+    let session = Session {
+        channel,
+        core: core.clone(),
+        counters: counters.clone(),
+        listener: fds.listener,
+        predecessor,
+        preflight,
+    };
     // The library opens its own descriptors of /proc and of the root here, before the filter closes behind us.
     if config.writable() {
         let fs = PassthroughFs::new(library).map_err(ServeError::FileSystem)?;
-        serve(session, Tracked::new(fs, core, adopted, config, mounts).map_err(ServeError::SetUp)?, config)
+        let fs = Tracked::new(fs, core, counters, adopted, config, mounts).map_err(ServeError::SetUp)?;
+        serve(session, fs, config)
     } else {
         let fs = PassthroughFsRo::new(library).map_err(ServeError::FileSystem)?;
-        serve(session, Tracked::new(fs, core, adopted, config, mounts).map_err(ServeError::SetUp)?, config)
+        let fs = Tracked::new(fs, core, counters, adopted, config, mounts).map_err(ServeError::SetUp)?;
+        serve(session, fs, config)
     }
 }
 
@@ -139,11 +151,14 @@ fn serve<F>(session: Session, fs: Tracked<F>, config: &EngineConfig) -> Result<(
 where
     F: FileSystem + Send + Sync + 'static,
 {
+    let audit = fs.audit();
     seccomp::close_behind(config.writable())?;
     let Session { channel, core, counters, listener, predecessor, preflight } = session;
     let fs = Guard::new(fs, counters.clone());
     let device = Arc::new(Device::new(fs, core, counters, predecessor).map_err(ServeError::SetUp)?);
     device.replay_init().map_err(|error| refuse(&channel, next_mount(&error)))?;
+    // Once the INIT has been replayed, which the library takes settings from that lookups depend on.
+    audit.map_or(Ok(()), Audit::start).map_err(ServeError::SetUp)?;
     let mut daemon = connect(&device, listener, &channel, preflight)?;
     thread::Builder::new()
         .name("control".into())

@@ -11,6 +11,7 @@
 pub(crate) mod attached;
 pub(crate) mod log;
 pub(crate) mod process;
+pub(crate) mod root;
 pub(crate) mod source;
 pub(crate) mod start;
 

@@ -19,6 +19,7 @@ use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use super::finding;
 use super::log::{self, EngineLog};
 use super::process::{EngineProcess, Spawner};
+use super::root::Root;
 use super::source::{Reserved, open_source};
 use crate::poll::{Interest, wait_readable};
 use crate::session::estate::Estate;
@@ -44,6 +45,8 @@ pub(crate) struct Engine {
     pub(crate) log: EngineLog,
     pub(crate) config: EngineConfig,
     pub(crate) preflight: Preflight,
+    /// The directory that it was handed; none: the kernel would not say.
+    pub(crate) root: Option<Root>,
     /// [`Job::epoch`].
     pub(crate) epoch: u64,
     pub(crate) parking: Attendant,
@@ -107,8 +110,8 @@ impl Starter {
         let preflight = begun.verdict(&job.session)?;
         let front_end = FrontEnd::new(connection, MESSAGE_DEADLINE).map_err(|error| not_started(&error))?;
         let Begun { process, control, log } = begun;
-        let (config, epoch) = (job.config.clone(), job.epoch);
-        Ok(Engine { process, control, front_end, log, config, preflight, epoch, parking })
+        let (config, epoch, root) = (job.config.clone(), job.epoch, Root::of(&source).ok());
+        Ok(Engine { process, control, front_end, log, config, preflight, root, epoch, parking })
     }
 
     /// Tries a configuration on a source. A source that hangs costs the caller [`START_DEADLINE`] once, and

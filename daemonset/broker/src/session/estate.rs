@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use virtiofs_contract::counters::{Counters, Held, Totals};
-use virtiofs_contract::staleness::StaleEvent;
+use virtiofs_contract::staleness::{Cause, StaleEvent};
 
 use super::parking::ParkingLot;
 
@@ -49,6 +49,11 @@ impl Estate {
 
     pub(crate) fn totals(&self) -> Totals {
         self.counters.totals()
+    }
+
+    /// Counts that the path of the source leads elsewhere. Engines cannot see that.
+    pub(crate) fn source_gone(&self) {
+        self.counters.stale(Cause::SourceGone, b".");
     }
 
     pub(crate) fn stale_events(&self) -> Vec<StaleEvent> {

@@ -268,6 +268,7 @@ impl Session {
         view.exchanges.clone_from(self.engines.exchanges());
         let serving = self.engines.serving().map(|attached| &attached.engine);
         view.engine_pid = serving.map(|engine| engine.process.pid());
+        view.root = serving.and_then(|engine| engine.root);
         if let Some(engine) = serving {
             view.config.clone_from(&engine.config);
             view.preflight = Some(engine.preflight.clone());

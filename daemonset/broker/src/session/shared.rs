@@ -12,6 +12,7 @@ use virtiofs_contract::counters::{Exchanges, Totals};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
 use super::estate::Estate;
+use crate::engine::root::Root;
 
 /// The public side of one session.
 #[derive(Debug)]
@@ -39,6 +40,10 @@ pub(crate) struct View {
     pub(crate) preflight: Option<Preflight>,
     pub(crate) finding: Option<Finding>,
     pub(crate) exchanges: Exchanges,
+    /// The directory that its engine serves.
+    pub(crate) root: Option<Root>,
+    /// The directory that was served when the path of the source was seen to lead elsewhere, and how so.
+    pub(crate) departure: Option<(Root, String)>,
 }
 
 impl Shared {
@@ -58,6 +63,8 @@ impl Shared {
             preflight: None,
             finding: None,
             exchanges: Exchanges::default(),
+            root: None,
+            departure: None,
         };
         Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, estate, view: Mutex::new(view) })
     }
@@ -72,6 +79,20 @@ impl Shared {
 
     pub(crate) fn totals(&self) -> Totals {
         Totals { exchanges: self.view().exchanges.clone(), ..self.estate.totals() }
+    }
+
+    /// The path of the source does not lead to `served` any more, or it does: is that news, and does it still matter?
+    pub(crate) fn departed(&self, served: Root, departure: Option<String>) {
+        let mut view = self.view();
+        if view.root != Some(served) {
+            return;
+        }
+        let news = view.departure.as_ref().map(|(root, _)| *root) != Some(served);
+        if let Some(how) = departure.as_ref().filter(|_| news) {
+            tracing::warn!(session = self.id, "the source is not what is served any more: {how}");
+            self.estate.source_gone();
+        }
+        view.departure = departure.map(|how| (served, how));
     }
 
     pub(crate) fn status(&self) -> SessionStatus {
@@ -93,7 +114,7 @@ impl Shared {
             inodes_limit,
             totals: self.totals(),
             stale_events: self.estate.stale_events(),
-            source_gone: None,
+            source_gone: view.departure.filter(|(root, _)| Some(*root) == view.root).map(|(_, how)| how),
         }
     }
 }

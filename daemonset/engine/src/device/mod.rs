@@ -88,8 +88,14 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         drop(self.turn(ring));
     }
 
+    /// From now on, with all rings at rest, this engine writes nothing to the ledger.
+    pub(crate) fn rest(&self) {
+        self.core.rest();
+    }
+
     /// Serves the rings again, whatever the guest has queued meanwhile included.
     pub(crate) fn resume(&self) {
+        self.core.go_on();
         self.paused.store(false, Ordering::SeqCst);
         if let Err(error) = self.resumed.write(1) {
             tracing::warn!("resume: {error}");

@@ -62,7 +62,8 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
 
     /// Answers a request in guest memory, unless an engine before this one has done so. Returns the bytes written.
     fn answer_once(&self, ring: usize, position: u16, request: Request<'_>) -> u32 {
-        let bytes = match self.core.begin(ring, position, request.unique(), request.opcode()) {
+        let course = self.core.begin(ring, position, request.unique(), request.opcode());
+        let bytes = match course {
             Course::Answered { bytes } => return bytes,
             Course::Again { faults, kills } if is_deadly(faults, kills) => {
                 tracing::warn!(opcode = request.opcode(), faults, kills, "a request that kills engines is refused");
@@ -72,6 +73,9 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             Course::Fresh | Course::Again { .. } => self.answer(ring, &request),
         };
         self.log.finish(ring, bytes);
+        if let Course::Again { .. } = course {
+            self.core.settled(ring);
+        }
         self.counters.hold(self.log.held());
         bytes
     }

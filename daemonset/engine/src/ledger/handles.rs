@@ -91,6 +91,11 @@ impl Handle {
         }
     }
 
+    /// From now on nothing is known of which file it is.
+    pub(super) fn forget_file_handle(self, change: &mut Change<'_>) {
+        change.set_low(self.at + 2, 0);
+    }
+
     pub(super) fn end(self, change: &mut Change<'_>) {
         change.set_low(self.at, FREE);
     }

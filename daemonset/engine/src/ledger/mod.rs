@@ -22,6 +22,8 @@ mod names;
 mod nodes;
 mod parts;
 mod request;
+mod root;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -80,6 +82,8 @@ pub(crate) struct Ledger {
     handles: FreeList,
     ring: usize,
     max_nodes: u64,
+    /// Which directory this engine serves.
+    root: u64,
     /// Nodes that have ended since they were last asked for.
     ended: Vec<Slot>,
 }
@@ -106,6 +110,7 @@ impl Ledger {
             handles: FreeList::default(),
             ring: 0,
             max_nodes,
+            root: 0,
             ended: Vec::new(),
         })
     }
@@ -129,6 +134,11 @@ impl Ledger {
                 }
             }
         }
+    }
+
+    /// Has `ring` a request that was begun and not finished?
+    pub(crate) fn has_begun(&self, ring: usize) -> bool {
+        Flight::of(ring).is_started(&self.words)
     }
 
     fn format(&mut self) {
@@ -166,7 +176,7 @@ impl Ledger {
             change.set_half(table.identity_buckets, bucket, 0);
         }
         if let Some(root) = Node::at(&table, ROOT) {
-            root.begin(&mut change, 0, Identity::default());
+            root.begin(&mut change, 0, Identity { ino: self.root, domain: 0 });
         }
         change.commit();
         self.cells = Cells::attach(1);
@@ -261,19 +271,24 @@ impl Ledger {
 
     // --- what the guest is told ---
 
-    /// The guest is told that `name` below `parent` leads to `slot`.
-    pub(crate) fn tell(&mut self, parent: Slot, name: &[u8], slot: Slot) -> Result<(), Full> {
+    /// The guest is told that `name` below `parent` leads to `slot`. Returns the node that it was told before.
+    pub(crate) fn tell(&mut self, parent: Slot, name: &[u8], slot: Slot) -> Result<Option<Slot>, Full> {
         let words = self.words.clone();
         let mut change = Change::new(&words);
         let mut freed = Vec::new();
-        self.lead(&mut change, parent, name, slot, &mut freed)?;
+        let displaced = self.lead(&mut change, parent, name, slot, &mut freed)?;
         self.count_ref(&mut change, slot);
         self.commit(change, freed);
-        Ok(())
+        Ok(displaced)
     }
 
-    /// The guest is told of a node that it does not hold yet.
-    pub(crate) fn tell_new(&mut self, parent: Slot, name: &[u8], identity: Identity) -> Result<Slot, Full> {
+    /// The guest is told of a node that it does not hold yet. Returns it, and the node that `name` led to before.
+    pub(crate) fn tell_new(
+        &mut self,
+        parent: Slot,
+        name: &[u8],
+        identity: Identity,
+    ) -> Result<(Slot, Option<Slot>), Full> {
         if self.words.get(header::NODES) >= self.max_nodes {
             return Err(Full);
         }
@@ -287,13 +302,11 @@ impl Ledger {
         let nodes = change.get(header::NODES);
         self.by_identity().insert(&mut change, slot, nodes);
         let mut freed = Vec::new();
-        if let Err(full) = self.lead(&mut change, parent, name, slot, &mut freed) {
-            self.nodes.give_back(slot);
-            return Err(full);
-        }
+        let displaced =
+            self.lead(&mut change, parent, name, slot, &mut freed).inspect_err(|_| self.nodes.give_back(slot))?;
         self.count_ref(&mut change, slot);
         self.commit(change, freed);
-        Ok(slot)
+        Ok((slot, displaced))
     }
 
     /// The guest has forgotten `count` tellings; part number `part` (from 1) of the request at hand.
@@ -319,17 +332,18 @@ impl Ledger {
         self.release_if_idle(slot);
     }
 
-    /// `name` below `parent` leads nowhere any more.
-    pub(crate) fn remove(&mut self, parent: Slot, name: &[u8]) {
+    /// `name` below `parent` leads nowhere any more. Returns the node that it led to.
+    pub(crate) fn remove(&mut self, parent: Slot, name: &[u8]) -> Option<Slot> {
         let words = self.words.clone();
         let mut change = Change::new(&words);
-        let Some(cell) = self.find_cell(&change, parent, name) else { return };
+        let cell = self.find_cell(&change, parent, name)?;
         let node = Name::at(&self.geometry, cell).map_or(0, |name| name.node(&change));
         let mut freed = Vec::new();
         self.drop_name(&mut change, cell, &mut freed);
         self.commit(change, freed);
         self.release_if_idle(node);
         self.release_if_idle(parent);
+        Some(node)
     }
 
     /// The first name now leads where the second leads, and with `exchange` the other way round too.

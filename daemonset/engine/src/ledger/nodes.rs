@@ -72,6 +72,11 @@ impl Node {
         Identity { ino: change.get(self.at + 3), domain: change.high(self.at + 4) }
     }
 
+    pub(super) fn set_identity(self, change: &mut Change<'_>, identity: Identity) {
+        change.set(self.at + 3, identity.ino);
+        change.set_high(self.at + 4, identity.domain);
+    }
+
     /// First of its names (a cell); 0: none.
     pub(super) fn names(self, change: &Change<'_>) -> u32 {
         change.low(self.at + 4)

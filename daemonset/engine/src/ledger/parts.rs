@@ -40,7 +40,7 @@ impl Ledger {
         }
     }
 
-    /// Makes `name` lead to `slot`, whatever it led to before.
+    /// Makes `name` lead to `slot`. Returns the node that it led to before, if that was another one.
     pub(super) fn lead(
         &mut self,
         change: &mut Change<'_>,
@@ -48,10 +48,12 @@ impl Ledger {
         name: &[u8],
         slot: Slot,
         freed: &mut Vec<(u32, u32)>,
-    ) -> Result<(), Full> {
+    ) -> Result<Option<Slot>, Full> {
+        let mut displaced = None;
         if let Some(cell) = self.find_cell(change, parent, name) {
-            if Name::at(&self.geometry, cell).is_some_and(|known| known.node(change) == slot) {
-                return Ok(());
+            displaced = Name::at(&self.geometry, cell).map(|known| known.node(change));
+            if displaced == Some(slot) {
+                return Ok(None);
             }
             self.drop_name(change, cell, freed);
         }
@@ -68,7 +70,7 @@ impl Ledger {
         change.add(header::NAMES, 1);
         let count = change.get(header::NAMES);
         self.by_name().insert(change, cell, count);
-        Ok(())
+        Ok(displaced)
     }
 
     pub(super) fn drop_name(&self, change: &mut Change<'_>, cell: u32, freed: &mut Vec<(u32, u32)>) {

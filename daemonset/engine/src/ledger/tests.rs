@@ -150,7 +150,7 @@ fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
     match act {
         Act::New(parent, name, ino) => {
             let parent = holds.slot(ledger, *parent);
-            let slot = ledger.tell_new(parent, name, ident(*ino)).unwrap();
+            let slot = ledger.tell_new(parent, name, ident(*ino)).unwrap().0;
             holds.nodes.push(ledger.id(slot));
         }
         Act::Tell(parent, name, node) => {
@@ -160,7 +160,7 @@ fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
             }
         }
         Act::Forget(node, count) => ledger.forget(holds.slot(ledger, *node), *count, 1),
-        Act::Remove(parent, name) => ledger.remove(holds.slot(ledger, *parent), name),
+        Act::Remove(parent, name) => drop(ledger.remove(holds.slot(ledger, *parent), name)),
         Act::Rename(from, old, to, new, exchange) => {
             let (from, to) = (holds.slot(ledger, *from), holds.slot(ledger, *to));
             ledger.rename((from, old), (to, new), *exchange);
@@ -213,7 +213,7 @@ fn a_new_ledger_knows_the_root_and_nothing_else() {
 fn an_id_is_known_until_it_is_forgotten_and_never_again() {
     let (_fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
-    let slot = ledger.tell_new(ROOT, b"a", ident(5)).unwrap();
+    let slot = ledger.tell_new(ROOT, b"a", ident(5)).unwrap().0;
     let id = ledger.id(slot);
     ledger.tell(ROOT, b"a", slot).unwrap();
     ledger.forget(slot, 1, 1);
@@ -222,7 +222,7 @@ fn an_id_is_known_until_it_is_forgotten_and_never_again() {
     assert_eq!(ledger.take_ended(), [slot]);
     assert_eq!(ledger.slot(id), None);
     assert_eq!(ledger.find(ROOT, b"a"), None);
-    let again = ledger.tell_new(ROOT, b"a", ident(5)).unwrap();
+    let again = ledger.tell_new(ROOT, b"a", ident(5)).unwrap().0;
     assert_eq!(again, slot, "the slot is used again");
     assert_ne!(ledger.id(again), id, "its id is another");
 }
@@ -231,8 +231,8 @@ fn an_id_is_known_until_it_is_forgotten_and_never_again() {
 fn children_and_handles_keep_a_node() {
     let (_fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
-    let directory = ledger.tell_new(ROOT, b"d", ident(2)).unwrap();
-    let file = ledger.tell_new(directory, b"f", ident(3)).unwrap();
+    let directory = ledger.tell_new(ROOT, b"d", ident(2)).unwrap().0;
+    let file = ledger.tell_new(directory, b"f", ident(3)).unwrap().0;
     let fh = ledger.open(file, OpenKind::File, 0, &FileHandle::default()).unwrap();
     ledger.forget(directory, 1, 1);
     ledger.forget(file, 1, 1);
@@ -252,7 +252,7 @@ fn the_limit_of_nodes_is_kept() {
     let mut ledger = Ledger::map(&fd, 2).unwrap();
     ledger.take_over(Predecessor::AtRest);
     ledger.begin(0, &ticket(1));
-    let first = ledger.tell_new(ROOT, b"a", ident(1)).unwrap();
+    let first = ledger.tell_new(ROOT, b"a", ident(1)).unwrap().0;
     ledger.tell_new(ROOT, b"b", ident(2)).unwrap();
     assert_eq!(ledger.tell_new(ROOT, b"c", ident(3)), Err(Full));
     ledger.forget(first, 1, 1);
@@ -263,7 +263,7 @@ fn the_limit_of_nodes_is_kept() {
 fn a_request_run_again_gives_back_what_it_took() {
     let (fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
-    let kept = ledger.tell_new(ROOT, b"kept", ident(1)).unwrap();
+    let kept = ledger.tell_new(ROOT, b"kept", ident(1)).unwrap().0;
     ledger.log().finish(0, 16);
     ledger.log().published(0);
     let before = picture(&ledger);
@@ -320,7 +320,7 @@ fn a_mount_is_remembered_and_a_new_one_forgets_the_old() {
     let (fd, mut ledger) = fresh();
     assert_eq!(ledger.init(), None);
     ledger.begin(0, &ticket(1));
-    let slot = ledger.tell_new(ROOT, b"a", ident(1)).unwrap();
+    let slot = ledger.tell_new(ROOT, b"a", ident(1)).unwrap().0;
     let id = ledger.id(slot);
     ledger.record_init(b"request", b"reply!");
     let mut next = attach(&fd);
@@ -328,7 +328,7 @@ fn a_mount_is_remembered_and_a_new_one_forgets_the_old() {
     next.clear();
     assert_eq!((next.init(), next.slot(id), next.find(ROOT, b"a")), (None, None, None));
     next.begin(0, &ticket(2));
-    let again = next.tell_new(ROOT, b"a", ident(1)).unwrap();
+    let again = next.tell_new(ROOT, b"a", ident(1)).unwrap().0;
     assert_ne!(next.id(again), id);
     picture(&next);
 }
@@ -356,7 +356,7 @@ fn room_is_used_again() {
     for round in 0..20u64 {
         ledger.begin(0, &ticket(round));
         let slots: Vec<Slot> =
-            (0..500).map(|n| ledger.tell_new(ROOT, format!("{n}").as_bytes(), ident(n)).unwrap()).collect();
+            (0..500).map(|n| ledger.tell_new(ROOT, format!("{n}").as_bytes(), ident(n)).unwrap().0).collect();
         for slot in slots {
             ledger.forget(slot, 1, 1);
         }

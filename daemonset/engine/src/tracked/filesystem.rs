@@ -5,6 +5,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use virtiofs_contract::staleness::Cause;
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions, SetattrValid,
     SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
@@ -12,7 +13,7 @@ use virtiofsd::filesystem::{
 use virtiofsd::fuse::{Attr, Opcode, SetattrIn};
 
 use crate::adopted::{Place, Through, Write};
-use crate::ledger::OpenKind;
+use crate::ledger::{OpenKind, ROOT};
 
 use super::state::{Bindings, Live, Target};
 use super::{Tracked, errno, error};
@@ -32,6 +33,7 @@ impl<F: FileSystem> Tracked<F> {
     /// The guest holds nothing any more.
     fn forget_everything(&self) {
         let mut state = self.core.lock();
+        state.changes += 1;
         state.ledger.clear();
         state.bindings = Bindings::default();
         state.parking.release_all();
@@ -54,12 +56,18 @@ impl<F: FileSystem> Tracked<F> {
                 return Ok((Some(fh), options));
             }
         };
-        let (handle, options) = match kind {
-            OpenKind::File => self.inner.open(ctx, inode.into(), kill_priv, flags)?,
-            OpenKind::Directory => self.inner.opendir(ctx, inode.into(), flags)?,
+        let opened = match kind {
+            OpenKind::File => self.inner.open(ctx, inode.into(), kill_priv, flags),
+            OpenKind::Directory => self.inner.opendir(ctx, inode.into(), flags),
         };
+        let (handle, mut options) = opened.inspect_err(|error| self.node_refused(&mut state, node, error))?;
         let handle = handle.ok_or_else(|| error(libc::EBADF))?.into();
         let fh = self.enter(&mut state, node, kind, flags, (inode, handle))?;
+        self.opened_by_cached_name(&mut state, node);
+        if node == ROOT && state.root_changed {
+            // The root's id outlives a change of the source. Its listing, if the guest has kept one, must not.
+            options.remove(OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR);
+        }
         Ok((Some(fh), options))
     }
 }
@@ -90,13 +98,16 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
         let mut state = self.state();
         let place = self.place(&mut state, parent, name)?;
         match self.inner.lookup(ctx, place.inode.into(), name) {
-            Ok(entry) => self.tell(&mut state, place.slot, name.to_bytes(), entry),
+            Ok(entry) => self.tell(&mut state, place.slot, name.to_bytes(), entry, Cause::SourceReplaced),
             Err(gone) if errno(&gone) == libc::ENOENT => {
-                state.ledger.remove(place.slot, name.to_bytes());
+                self.name_is_gone(&mut state, (place.slot, name.to_bytes()));
                 self.settle(&mut state);
                 if self.negative_timeout.is_zero() { Err(gone) } else { Ok(self.negative_entry()) }
             }
-            Err(other) => Err(other),
+            Err(other) => {
+                self.lookup_refused(&mut state, place, &other);
+                Err(other)
+            }
         }
     }
 
@@ -133,7 +144,10 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
         let slot = self.slot(&state, id)?;
         // By the node, as the library does whatever the handle.
         let (attr, timeout) = match self.target(&mut state, slot)? {
-            Target::Library(inode) => self.inner.getattr(ctx, inode.into(), None)?,
+            Target::Library(inode) => self
+                .inner
+                .getattr(ctx, inode.into(), None)
+                .inspect_err(|error| self.node_refused(&mut state, slot, error))?,
             Target::Adopted(file) => self.adopted.getattr(&file)?,
         };
         Ok((self.outward(attr), timeout))
@@ -268,6 +282,7 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
         let mut state = self.state();
         let place = self.place(&mut state, parent, name)?;
         let (before, again) = self.before_making(&mut state, place);
+        state.changes += 1;
         let made = self.inner.create(ctx, place.inode.into(), name, mode, kill_priv, flags, umask, extensions);
         let (entry, handle, options) = match made {
             Err(error) if again => {
@@ -276,11 +291,11 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
                 let (handle, options) = self.inner.open(ctx, entry.inode.into(), kill_priv, flags)?;
                 (entry, handle, options)
             }
-            other => other?,
+            other => other.inspect_err(|error| self.lookup_refused(&mut state, place, error))?,
         };
         let inode = entry.inode;
         let handle = handle.ok_or_else(|| error(libc::EBADF))?.into();
-        let entry = self.tell(&mut state, place.slot, name.to_bytes(), entry)?;
+        let entry = self.tell(&mut state, place.slot, name.to_bytes(), entry, Cause::SourceReplaced)?;
         let node = self.slot(&state, entry.inode)?;
         let fh = self.enter(&mut state, node, OpenKind::File, flags, (inode, handle))?;
         Ok((entry, Some(fh), options))

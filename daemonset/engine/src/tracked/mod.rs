@@ -5,6 +5,7 @@
 //! before it is done, and recognised when it is asked again.
 
 mod attributes;
+mod audit;
 mod files;
 mod filesystem;
 mod names;
@@ -12,41 +13,54 @@ mod parking;
 mod replay;
 mod resolve;
 mod seams;
+mod staleness;
 mod state;
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::time::{ClockId, clock_gettime};
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::engine::Predecessor;
+use virtiofs_contract::counters::Counters;
+use virtiofs_contract::engine::{Predecessor, QUEUES};
 use virtiofsd::filesystem::{Context, FileSystem};
 use virtiofsd::soft_idmap::{GuestGid, GuestUid};
 
 use crate::adopted::AdoptedFiles;
 use crate::ledger::{Before, Course, Ledger, Log, Ticket};
+pub(crate) use audit::Audit;
+use audit::ToCheck;
 pub(crate) use parking::Parking;
 use state::{Bindings, Current, State};
 
 /// What device and file system share: the ledger, and what this engine knows beyond it.
 pub(crate) struct Core {
     state: Mutex<State>,
+    /// There is something to check.
+    wake: Condvar,
 }
 
 impl Core {
-    pub(crate) fn new(ledger: Ledger, parking: Parking) -> Self {
+    /// `root` stands for the directory that is served: equal for the same one, never 0.
+    pub(crate) fn new(mut ledger: Ledger, parking: Parking, root: u64) -> Self {
+        ledger.serve(root);
         let state = State {
             ledger,
             bindings: Bindings::default(),
             parking,
             current: Current::default(),
             replaying_init: false,
+            changes: 0,
+            unsettled: [false; QUEUES],
+            resting: true,
+            root_changed: false,
+            to_check: ToCheck::default(),
         };
-        Core { state: Mutex::new(state) }
+        Core { state: Mutex::new(state), wake: Condvar::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -55,7 +69,32 @@ impl Core {
 
     /// The engine before this one has come to its end: the ledger is this engine's now.
     pub(crate) fn take_over(&self, predecessor: Predecessor) {
-        self.lock().ledger.take_over(predecessor);
+        let mut state = self.lock();
+        state.ledger.take_over(predecessor);
+        state.unsettled = std::array::from_fn(|ring| state.ledger.has_begun(ring));
+        state.root_changed = state.ledger.accept_root();
+        state.resting = false;
+        if state.root_changed {
+            tracing::info!("the share's source is another directory now: the guest finds its way anew");
+        }
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// From now on this engine writes nothing to the ledger unless a ring asks.
+    pub(crate) fn rest(&self) {
+        self.lock().resting = true;
+    }
+
+    /// The ledger is this engine's again.
+    pub(crate) fn go_on(&self) {
+        self.lock().resting = false;
+        self.wake.notify_one();
+    }
+
+    /// A request of `ring` has been done that a dead engine had begun.
+    pub(crate) fn settled(&self, ring: usize) {
+        self.lock().unsettled[ring] = false;
     }
 
     /// `ring` is about to serve a request: is it a new one? If so, or if it is to run again, its record begins.
@@ -68,6 +107,7 @@ impl Core {
             Course::Again { .. } => state.ledger.begin_again(ring),
             Course::Answered { .. } => {}
         }
+        state.unsettled[ring] = matches!(course, Course::Again { .. });
         state.current = Current { opcode, again: matches!(course, Course::Again { .. }) };
         course
     }
@@ -100,8 +140,10 @@ fn now_coarse() -> u64 {
 
 /// A file system that tracks what the guest holds.
 pub(crate) struct Tracked<F: FileSystem> {
-    inner: F,
+    inner: Arc<F>,
     core: Arc<Core>,
+    /// Where stale events are counted; none: nobody looks for them.
+    stale: Option<Arc<Counters>>,
     adopted: AdoptedFiles,
     /// Where an append goes of which a part was written before.
     scratch: File,
@@ -119,14 +161,16 @@ impl<F: FileSystem> Tracked<F> {
     pub(crate) fn new(
         inner: F,
         core: Arc<Core>,
+        counters: Arc<Counters>,
         adopted: AdoptedFiles,
         config: &EngineConfig,
         mounts: Vec<File>,
     ) -> io::Result<Self> {
         let promised_unchanging = !config.writable() && config.negative_timeout_ms > 0;
         Ok(Tracked {
-            inner,
+            inner: Arc::new(inner),
             core,
+            stale: config.detect_staleness.then_some(counters),
             adopted,
             scratch: memfd_create(c"virtiofs-scratch", MFdFlags::MFD_CLOEXEC)?.into(),
             negative_timeout: Duration::from_millis(config.negative_timeout_ms),
@@ -135,6 +179,12 @@ impl<F: FileSystem> Tracked<F> {
             park_at_open: mounts.is_empty() && !promised_unchanging,
             mounts,
         })
+    }
+
+    /// What is to look through all that the guest holds, on a thread of its own.
+    pub(crate) fn audit(&self) -> Option<Audit<F>> {
+        let counters = self.stale.clone()?;
+        Some(Audit::new(self.inner.clone(), self.core.clone(), counters))
     }
 
     /// The state, with what has ended given back to the library.

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 
+use virtiofs_contract::staleness::Cause;
 use virtiofsd::filesystem::{Entry, FileSystem};
 
 use crate::ledger::{Before, Slot};
@@ -55,6 +56,7 @@ impl<F: FileSystem> Tracked<F> {
             self.before(state, |state| Before { existed: self.number_known(state, place) != 0, ..Before::default() });
         let victim = state.ledger.find(place.slot, place.name.to_bytes());
         self.park_last(state, victim);
+        state.changes += 1;
         match act() {
             Err(error) if again && replay::removed(&before, errno(&error)) => {}
             other => other?,
@@ -72,11 +74,13 @@ impl<F: FileSystem> Tracked<F> {
         act: impl FnOnce() -> io::Result<Entry>,
     ) -> io::Result<Entry> {
         let (before, again) = self.before_making(state, place);
+        state.changes += 1;
         let entry = match act() {
             Err(error) if again => self.made_before(state, place, &before, error)?,
             other => other?,
         };
-        self.tell(state, place.slot, place.name.to_bytes(), entry)
+        // What the guest held by that name was gone already, or the name could not have been made.
+        self.tell(state, place.slot, place.name.to_bytes(), entry, Cause::SourceRemoved)
     }
 
     pub(super) fn before_making(&self, state: &mut State, place: Place<'_>) -> (Before, bool) {
@@ -113,6 +117,7 @@ impl<F: FileSystem> Tracked<F> {
             second: self.number_known(state, to),
             ..Before::default()
         });
+        state.changes += 1;
         let now = || Now { from: self.number_at(from), to: self.number_at(to) };
         let done = again && replay::renamed(&before, now(), exchange);
         if !done {
@@ -135,6 +140,7 @@ impl<F: FileSystem> Tracked<F> {
 
     pub(super) fn link_name(&self, state: &mut State, inode: u64, place: Place<'_>) -> io::Result<Entry> {
         let (before, again) = self.before_making(state, place);
+        state.changes += 1;
         let entry = match self.inner.link(ourselves(), inode.into(), place.inode.into(), place.name) {
             Err(error) if again && errno(&error) == libc::EEXIST && !before.existed => {
                 let entry = self.inner.lookup(ourselves(), place.inode.into(), place.name)?;
@@ -146,6 +152,6 @@ impl<F: FileSystem> Tracked<F> {
             }
             other => other?,
         };
-        self.tell(state, place.slot, place.name.to_bytes(), entry)
+        self.tell(state, place.slot, place.name.to_bytes(), entry, Cause::SourceRemoved)
     }
 }

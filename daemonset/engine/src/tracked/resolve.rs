@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use virtiofs_contract::staleness::Cause;
 use virtiofsd::filesystem::{Entry, FileSystem};
 use virtiofsd::fuse::ATTR_SUBMOUNT;
 
@@ -21,7 +22,10 @@ impl<F: FileSystem> Tracked<F> {
     /// The node that the guest means. An id that was never given out, or has been forgotten, is answered ESTALE:
     /// the guest's VFS then walks again from the root by itself.
     pub(super) fn slot(&self, state: &State, id: u64) -> io::Result<Slot> {
-        state.ledger.slot(id).ok_or_else(|| error(libc::ESTALE))
+        state.ledger.slot(id).ok_or_else(|| {
+            self.fenced();
+            error(libc::ESTALE)
+        })
     }
 
     /// The library's number of a node.
@@ -94,29 +98,37 @@ impl<F: FileSystem> Tracked<F> {
     /// One step down: is what `name` leads to the node in `slot`?
     fn step(&self, state: &mut State, above: u64, name: &[u8], slot: Slot) -> io::Result<u64> {
         let name = component(name)?;
-        let entry = self.inner.lookup(ourselves(), above.into(), &name)?;
-        // The domain follows from the one above by the same rule as when the guest was told.
         let parent = state.bindings.slot_of(above).unwrap_or(ROOT);
-        if self.identity(state, parent, &entry) != state.ledger.identity(slot) {
+        let entry = self
+            .inner
+            .lookup(ourselves(), above.into(), &name)
+            .inspect_err(|error| self.name_not_resolved(state, (parent, name.to_bytes()), slot, error))?;
+        // The domain follows from the one above by the same rule as when the guest was told.
+        if identity(state.ledger.identity(parent), &entry) != state.ledger.identity(slot) {
             self.inner.forget(ourselves(), entry.inode.into(), 1);
+            self.name_leads_elsewhere(state, (parent, name.to_bytes()), slot);
             return Err(error(libc::ESTALE));
         }
         state.bindings.bind(slot, entry.inode);
         Ok(entry.inode)
     }
 
-    /// What an entry of the library's is known by.
-    fn identity(&self, state: &State, parent: Slot, entry: &Entry) -> Identity {
-        let above = state.ledger.identity(parent).domain;
-        let mount = entry.attr.flags & ATTR_SUBMOUNT != 0;
-        Identity { ino: entry.attr.ino, domain: if mount { below_mount(above, entry.attr.ino) } else { above } }
-    }
-
-    /// Tells the guest of an entry: from now on it holds the node once more.
-    pub(super) fn tell(&self, state: &mut State, parent: Slot, name: &[u8], mut entry: Entry) -> io::Result<Entry> {
-        let slot = self.recognise(state, parent, name, &entry).inspect_err(|_| {
+    /// Tells the guest of an entry: from now on it holds the node once more. `cause`: what it means if the guest held
+    /// another node by that name.
+    pub(super) fn tell(
+        &self,
+        state: &mut State,
+        parent: Slot,
+        name: &[u8],
+        mut entry: Entry,
+        cause: Cause,
+    ) -> io::Result<Entry> {
+        let (slot, displaced) = self.recognise(state, parent, name, &entry).inspect_err(|_| {
             self.inner.forget(ourselves(), entry.inode.into(), 1);
         })?;
+        if let Some(told) = displaced {
+            self.name_is_stale(state, (parent, name), told, cause);
+        }
         let id = state.ledger.id(slot);
         (entry.inode, entry.generation) = (id, id >> 32);
         entry.attr = self.outward(entry.attr);
@@ -124,28 +136,35 @@ impl<F: FileSystem> Tracked<F> {
     }
 
     /// Which of the guest's nodes an entry is, the truth being the library's own number; a new one if it is none.
-    fn recognise(&self, state: &mut State, parent: Slot, name: &[u8], entry: &Entry) -> io::Result<Slot> {
+    /// Also the node that the guest held by that name, where that is another one.
+    fn recognise(
+        &self,
+        state: &mut State,
+        parent: Slot,
+        name: &[u8],
+        entry: &Entry,
+    ) -> io::Result<(Slot, Option<Slot>)> {
         let full = |Full| error(libc::ENFILE);
         if let Some(slot) = state.bindings.slot_of(entry.inode) {
             state.bindings.count_extra(slot);
-            return state.ledger.tell(parent, name, slot).map(|()| slot).map_err(full);
+            return state.ledger.tell(parent, name, slot).map(|displaced| (slot, displaced)).map_err(full);
         }
         self.bind_look_alike(state, parent, name, entry);
         match state.bindings.slot_of(entry.inode) {
-            Some(slot) => state.ledger.tell(parent, name, slot).map(|()| slot).map_err(full),
+            Some(slot) => state.ledger.tell(parent, name, slot).map(|displaced| (slot, displaced)).map_err(full),
             None => {
-                let identity = self.identity(state, parent, entry);
-                let slot = state.ledger.tell_new(parent, name, identity).map_err(full)?;
+                let identity = identity(state.ledger.identity(parent), entry);
+                let (slot, displaced) = state.ledger.tell_new(parent, name, identity).map_err(full)?;
                 self.settle(state);
                 state.bindings.bind(slot, entry.inode);
-                Ok(slot)
+                Ok((slot, displaced))
             }
         }
     }
 
     /// An entry whose number is new to this engine may be a node that an earlier engine told the guest of.
     fn bind_look_alike(&self, state: &mut State, parent: Slot, name: &[u8], entry: &Entry) {
-        let identity = self.identity(state, parent, entry);
+        let identity = identity(state.ledger.identity(parent), entry);
         let same_name = state.ledger.find(parent, name);
         if let Some(slot) = same_name.filter(|slot| {
             *slot != ROOT && state.bindings.target(*slot).is_none() && state.ledger.identity(*slot) == identity
@@ -190,17 +209,29 @@ impl<F: FileSystem> Tracked<F> {
     }
 }
 
+/// What an entry of the library's is known by, below a node of this identity.
+pub(super) fn identity(above: Identity, entry: &Entry) -> Identity {
+    let mount = entry.attr.flags & ATTR_SUBMOUNT != 0;
+    let domain = if mount { below_mount(above.domain, entry.attr.ino) } else { above.domain };
+    Identity { ino: entry.attr.ino, domain }
+}
+
+/// Can a node of this identity stand below one of that? Not if the guest was told of it under another root.
+pub(super) fn belongs_below(above: Identity, node: Identity) -> bool {
+    node.domain == above.domain || node.domain == below_mount(above.domain, node.ino)
+}
+
 fn is_open_as(file: &AdoptedFile, entry: &Entry) -> bool {
     file.file().metadata().is_ok_and(|found| found.ino() == entry.attr.ino && found.nlink() > 0)
 }
 
 /// Errors that say: this name does not lead to it (any more). Others say nothing about the node.
-fn names_nothing(error: &io::Error) -> bool {
+pub(super) fn names_nothing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ESTALE | libc::ELOOP))
 }
 
 /// The names in a ledger were checked when they were written, by whichever engine wrote them.
-fn component(name: &[u8]) -> io::Result<CString> {
+pub(super) fn component(name: &[u8]) -> io::Result<CString> {
     if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
         return Err(error(libc::ESTALE));
     }
@@ -223,6 +254,15 @@ mod tests {
             assert_eq!(component(bad).unwrap_err().raw_os_error(), Some(libc::ESTALE), "{bad:?}");
         }
         assert_eq!(component(b"\xff").unwrap().to_bytes(), b"\xff");
+    }
+
+    #[test]
+    fn what_was_told_under_another_root_belongs_nowhere() {
+        let (root, node) = (Identity { ino: 1, domain: 7 }, Identity { ino: 12, domain: 7 });
+        assert!(belongs_below(root, node));
+        assert!(belongs_below(root, Identity { domain: below_mount(7, 12), ..node }), "a mount point");
+        assert!(!belongs_below(root, Identity { domain: below_mount(7, 13), ..node }));
+        assert!(!belongs_below(Identity { domain: 8, ..root }, node));
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
+use virtiofs_contract::engine::QUEUES;
 
 use crate::adopted::AdoptedFile;
-use crate::ledger::{FileHandle, Ledger, Slot};
+use crate::ledger::{FileHandle, Ledger, ROOT, Slot};
 
+use super::audit::ToCheck;
 use super::parking::Parking;
 
 /// The library's number of the root, FUSE_ROOT_ID.
@@ -51,6 +53,15 @@ pub(super) struct Bindings {
 impl Bindings {
     pub(super) fn target(&self, slot: Slot) -> Option<&Target> {
         self.nodes.get(&slot).map(|bound| &bound.target)
+    }
+
+    /// The library's number of a node that it serves.
+    pub(super) fn library(&self, slot: Slot) -> Option<u64> {
+        match self.target(slot) {
+            _ if slot == ROOT => Some(LIBRARY_ROOT),
+            Some(Target::Library(inode)) => Some(*inode),
+            _ => None,
+        }
     }
 
     /// The node that the library knows by this number.
@@ -127,4 +138,15 @@ pub(crate) struct State {
     pub(super) current: Current,
     /// Is the file system being told what the guest agreed on with an earlier engine?
     pub(super) replaying_init: bool,
+    /// Raised with each change of names by the guest itself: what was seen before it says nothing after it.
+    pub(super) changes: u64,
+    /// Rings whose request at hand a dead engine had begun: until it has been done again, what the ledger says of a
+    /// name and what is there may differ by the guest's own doing.
+    pub(super) unsettled: [bool; QUEUES],
+    /// Is the ledger another engine's, or about to be?
+    pub(super) resting: bool,
+    /// Does this engine serve another directory than the one before?
+    pub(super) root_changed: bool,
+    /// Nodes opened by a name that the guest had in its cache.
+    pub(super) to_check: ToCheck,
 }

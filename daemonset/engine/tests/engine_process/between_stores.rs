@@ -6,17 +6,13 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
 use testkit::fuse::call::CallError;
 use testkit::fuse::client::Fuse;
 use testkit::fuse::wire::ForgetOne;
-use testkit::guest::{Guest, GuestConfig};
-use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::counters::Held;
+use virtiofs_contract::staleness::Cause;
 
-use crate::rig::Engine;
-
-const ROOT: u64 = 1;
+use crate::bench::{Bench, ROOT, config, errno};
 
 /// A file to look up that no test works on.
 const PROBE: &str = "probe";
@@ -24,64 +20,55 @@ const PROBE: &str = "probe";
 /// More stores than any operation here makes.
 const MOST_STORES: u64 = 400;
 
-fn config() -> EngineConfig {
-    EngineConfig { xattr: true, ..EngineConfig::stock(Access::ReadWrite) }
+/// An engine that dies at a store, and the one after it.
+struct Dying {
+    bench: Bench,
 }
 
-struct Bench {
-    source: TempDir,
-    engine: Option<Engine>,
-    guest: Guest,
-}
-
-impl Bench {
+impl Dying {
     fn new() -> Self {
-        let source = tempfile::tempdir().unwrap();
-        fs::write(source.path().join(PROBE), "").unwrap();
-        let engine = Engine::start(source.path(), config()).unwrap();
-        let guest = Guest::boot(GuestConfig { busy_poll: true, ..engine.guest_config() }).unwrap();
-        let bench = Bench { source, engine: Some(engine), guest };
-        bench.expect_hang_ups();
-        bench
+        let bench = Bench::new(config());
+        bench.write(PROBE, "");
+        let dying = Dying { bench };
+        dying.expect_hang_ups();
+        dying
     }
 
     /// A real VMM is connected to the broker, which does not hang up.
     fn expect_hang_ups(&self) {
-        self.guest.queues().iter().for_each(|queue| queue.watch(None));
+        self.bench.guest.queues().iter().for_each(|queue| queue.watch(None));
     }
 
     fn exchange(&mut self, die_at: Option<u64>) {
-        let engine = self.engine.take().unwrap();
-        let engine = engine.killed_before(self.source.path(), config(), die_at).unwrap();
-        self.guest.reconnect_to(&engine.socket()).unwrap();
+        self.bench.exchange(config(), die_at);
         self.expect_hang_ups();
-        self.engine = Some(engine);
     }
 
-    fn held(&self) -> Held {
+    fn held(&mut self) -> Held {
+        let fuse = self.bench.guest.fuse();
         // A node whose end was cut off is found when room for others is looked for.
         for _ in 0..4 {
-            let probe = self.guest.fuse().lookup(ROOT, PROBE).unwrap().nodeid;
-            self.guest.fuse().forget(probe, 1).unwrap();
+            let probe = fuse.lookup(ROOT, PROBE).unwrap().nodeid;
+            fuse.forget(probe, 1).unwrap();
         }
         // The counts are written after the reply has been: a request later they are surely there.
-        self.guest.fuse().statfs(ROOT).unwrap();
-        self.engine.as_ref().unwrap().counters.held()
+        fuse.statfs(ROOT).unwrap();
+        self.bench.engine().counters.held()
     }
 
     /// Has an engine serve `act` that dies at a store of its, and another one finish it. True: it died.
     fn act<R: Send>(&mut self, die_at: u64, act: impl FnOnce(&Fuse) -> R + Send) -> (R, bool) {
         self.exchange(Some(die_at));
-        let fuse = self.guest.fuse().clone();
+        let fuse = self.bench.guest.fuse().clone();
         std::thread::scope(|scope| {
             let work = scope.spawn(move || act(&fuse));
             let patience = Instant::now() + Duration::from_secs(20);
-            while self.engine.as_mut().unwrap().lives() && !work.is_finished() && Instant::now() < patience {
+            while self.bench.engine().lives() && !work.is_finished() && Instant::now() < patience {
                 std::thread::sleep(Duration::from_micros(200));
             }
             // The last stores follow the reply.
             std::thread::sleep(Duration::from_millis(3));
-            let died = !self.engine.as_mut().unwrap().lives();
+            let died = !self.bench.engine().lives();
             self.exchange(None);
             (work.join().unwrap(), died)
         })
@@ -98,24 +85,23 @@ fn each_store<S, R>(
     S: Sync,
     R: Send,
 {
-    let mut bench = Bench::new();
+    let mut dying = Dying::new();
     for store in 0..MOST_STORES {
         let name = format!("round{store}");
-        let before = bench.held();
-        let prepared = prepare(bench.guest.fuse(), bench.source.path(), &name);
-        let (result, died) = bench.act(store, |fuse| act(fuse, &prepared, &name));
-        check(bench.guest.fuse(), bench.source.path(), &prepared, &name, result);
-        assert_eq!(bench.held(), before, "store {store}: everything is given back");
+        let before = dying.held();
+        let prepared = prepare(dying.bench.guest.fuse(), dying.bench.path(), &name);
+        let (result, died) = dying.act(store, |fuse| act(fuse, &prepared, &name));
+        check(dying.bench.guest.fuse(), dying.bench.path(), &prepared, &name, result);
+        assert_eq!(dying.held(), before, "store {store}: everything is given back");
+        // Some checks ask on purpose for what has been forgotten.
+        let stale: Vec<_> = dying.bench.stale().into_iter().filter(|(cause, _)| *cause != Cause::Fenced).collect();
+        assert_eq!(stale, [], "store {store}: the guest alone changes anything");
         if !died {
             assert!(store >= 8, "an operation stores more often than {store} times");
             return;
         }
     }
     panic!("the operation makes more than {MOST_STORES} stores");
-}
-
-fn errno<T>(result: Result<T, CallError>) -> Option<i32> {
-    result.err().map(|error| error.errno().unwrap() as i32)
 }
 
 fn make(fuse: &Fuse, name: &str) -> u64 {

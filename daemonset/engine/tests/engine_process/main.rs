@@ -3,7 +3,10 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod alone;
+mod bench;
 #[cfg(feature = "die-at-store")]
 mod between_stores;
+mod mounted;
 mod rig;
+mod staleness;
 mod succession;

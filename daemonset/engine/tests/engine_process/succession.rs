@@ -2,79 +2,27 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::bench::{Bench, ROOT, config, errno, walk};
+use crate::mounted::Mounted;
 use crate::rig::Engine;
 use rand::{Rng, SeedableRng};
-use tempfile::TempDir;
-use testkit::fuse::call::CallError;
 use testkit::guest::{Guest, GuestConfig};
 use testkit::workload::{Config, Limit, Workload};
-use virtiofs_contract::config::{Access, CachePolicy, EngineConfig, InodeFileHandles};
+use virtiofs_contract::config::{CachePolicy, EngineConfig, InodeFileHandles};
 use virtiofs_contract::preflight::Reason;
 
-const ROOT: u64 = 1;
-
-fn config() -> EngineConfig {
-    EngineConfig { xattr: true, ..EngineConfig::stock(Access::ReadWrite) }
-}
-
-/// A share, its engine and its guest.
-struct Bench {
-    source: TempDir,
-    engine: Option<Engine>,
-    guest: Guest,
-}
-
-impl Bench {
-    fn new(config: EngineConfig) -> Self {
-        let source = tempfile::tempdir().unwrap();
-        let engine = Engine::start(source.path(), config).unwrap();
-        // The call that a killed engine owed its guest is the broker's to make, and there is none here.
-        let guest = Guest::boot(GuestConfig { busy_poll: true, ..engine.guest_config() }).unwrap();
-        Bench { source, engine: Some(engine), guest }
-    }
-
-    fn path(&self) -> &Path {
-        self.source.path()
-    }
-
-    fn write(&self, name: &str, contents: &str) {
-        fs::write(self.path().join(name), contents).unwrap();
-    }
-
-    /// Kills the engine; the guest goes on with another.
-    fn kill(&mut self) {
-        self.kill_and_use(config());
-    }
-
-    fn kill_and_use(&mut self, config: EngineConfig) {
-        let engine = self.engine.take().unwrap().killed(self.source.path(), config).unwrap();
-        self.guest.reconnect_to(&engine.socket()).unwrap();
-        self.engine = Some(engine);
-    }
-
-    /// Waits until so many files are parked: giving one back is not answered, so it may take a moment.
-    fn expect_parked(&self, files: usize) {
-        let parked = || self.engine.as_ref().unwrap().session().parked();
-        for _ in 0..1000 {
-            if parked() == files {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
+/// Waits until so many files are parked: giving one back is not answered, so it may take a moment.
+fn expect_parked(bench: &mut Bench, files: usize) {
+    for _ in 0..1000 {
+        if bench.engine().session().parked() == files {
+            return;
         }
-        assert_eq!(parked(), files);
+        std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-fn walk(guest: &Guest, path: &str) -> u64 {
-    path.split('/').fold(ROOT, |above, name| guest.fuse().lookup(above, name).unwrap().nodeid)
-}
-
-fn errno<T>(result: Result<T, CallError>) -> Option<i32> {
-    result.err().map(|error| error.errno().unwrap() as i32)
+    assert_eq!(bench.engine().session().parked(), files);
 }
 
 #[test]
@@ -121,7 +69,7 @@ fn what_the_guest_has_unlinked_or_replaced_while_open_goes_on() {
     fuse.mknod(ROOT, "other", libc::S_IFREG | 0o600, 0).unwrap();
     fuse.unlink(ROOT, "gone").unwrap();
     fuse.rename(ROOT, "other", ROOT, "covered", 0).unwrap();
-    bench.expect_parked(2);
+    expect_parked(&mut bench, 2);
 
     for round in 0..3u64 {
         bench.kill();
@@ -138,7 +86,7 @@ fn what_the_guest_has_unlinked_or_replaced_while_open_goes_on() {
     fuse.release(gone.entry.nodeid, gone.open.fh, 0).unwrap();
     fuse.release(covered.entry.nodeid, covered.open.fh, 0).unwrap();
     // What is closed is not kept.
-    bench.expect_parked(0);
+    expect_parked(&mut bench, 0);
 }
 
 #[test]
@@ -198,7 +146,7 @@ fn an_open_file_is_not_mistaken_for_its_successor_of_the_same_number() {
     bench.write("f", "first");
     let node = bench.guest.fuse().lookup(ROOT, "f").unwrap();
     let fh = bench.guest.fuse().open(node.nodeid, libc::O_RDONLY).unwrap().fh;
-    let engine = bench.engine.as_ref().unwrap();
+    let engine = bench.engine();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(engine.pid() as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     fs::remove_file(bench.path().join("f")).unwrap();
@@ -234,11 +182,11 @@ fn hard_links_renames_and_forgotten_nodes() {
     fs::hard_link(bench.path().join("moved/one"), bench.path().join("three")).unwrap();
     bench.kill();
     assert_eq!(bench.guest.fuse().lookup(ROOT, "three").unwrap().nodeid, one, "found by its identity");
-    let held = || bench.engine.as_ref().unwrap().counters.held();
-    assert_eq!((held().inodes, held().handles), (3, 0));
+    let held = bench.engine().counters.held();
+    assert_eq!((held.inodes, held.handles), (3, 0));
     bench.guest.fuse().forget(one, 5).unwrap();
     bench.guest.fuse().getattr(ROOT, None).unwrap();
-    assert_eq!(held().inodes, 2);
+    assert_eq!(bench.engine().counters.held().inodes, 2);
     assert_eq!(errno(bench.guest.fuse().getattr(one, None)), Some(libc::ESTALE), "forgotten is unknown");
 }
 
@@ -263,8 +211,8 @@ fn the_next_engine_may_cache_otherwise_and_hold_inodes_otherwise() {
 #[test]
 fn what_only_a_new_mount_can_change_is_refused() {
     let mut bench = Bench::new(config());
-    let source = bench.source.path().to_owned();
-    let engine = bench.engine.take().unwrap();
+    let source = bench.path().to_owned();
+    let engine = bench.take_engine();
     let refused = engine.killed(&source, EngineConfig { killpriv: true, ..config() });
     assert_eq!(refused.err().unwrap().reason, Reason::NextMount);
 }
@@ -297,24 +245,6 @@ fn a_guest_that_mounts_again_starts_from_nothing() {
     bench.guest.fuse().lookup(ROOT, "f").unwrap();
 }
 
-/// A mount below the share, taken away again in the end.
-struct Mounted(std::path::PathBuf);
-
-impl Mounted {
-    fn tmpfs(at: &Path) -> Self {
-        fs::create_dir_all(at).unwrap();
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), flags, None::<&str>).unwrap();
-        Mounted(at.to_owned())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
 #[test]
 fn what_lies_on_submounts_goes_on() {
     let source = tempfile::tempdir().unwrap();
@@ -345,12 +275,12 @@ fn what_lies_on_submounts_goes_on() {
 /// Random work against a model, while the engine is killed at random moments.
 fn under_kills(seed: u64, kills: u32, config: &EngineConfig) {
     let mut bench = Bench::new(config.clone());
-    let source = bench.source.path().to_owned();
+    let source = bench.path().to_owned();
     let stop = AtomicBool::new(false);
     let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+    let engine = bench.take_engine();
     let guest = &bench.guest;
     guest.queues().iter().for_each(|queue| queue.watch(None));
-    let engine = bench.engine.take().unwrap();
     let (report, engine) = std::thread::scope(|scope| {
         let work = scope.spawn(|| {
             let mut workload = Workload::start(Config::new(seed).lanes(2).host(&source), &[guest.fuse()]);
@@ -373,7 +303,7 @@ fn under_kills(seed: u64, kills: u32, config: &EngineConfig) {
     });
     assert!(report.is_clean(), "seed {seed}: {report:#?}");
     assert!(guest.violations().is_empty());
-    drop(engine);
+    assert_eq!(engine.counters.totals().stale, [], "seed {seed}: nobody but the guest has changed anything");
 }
 
 #[test]

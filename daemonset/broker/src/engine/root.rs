@@ -1,0 +1,109 @@
+//! Does a path still lead to the directory that is served?
+//!
+//! An engine holds on to the directory that it was handed, whatever becomes of the path: unmounted, mounted over,
+//! replaced. It cannot notice, being in a mount namespace of its own; the broker can.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::io::Errno;
+
+/// STATX_MNT_ID_UNIQUE (Linux 6.8): a number that no later mount gets. Older kernels do not know it and give the
+/// other one, which a later mount may get; its device or inode number is another one then, as an engine holds on to
+/// the file system.
+const UNIQUE_MOUNT: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// Which directory something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Root {
+    mount: u64,
+    device: (u32, u32),
+    inode: u64,
+}
+
+impl Root {
+    /// The directory behind a descriptor.
+    pub(crate) fn of(directory: impl AsFd) -> Result<Root, Errno> {
+        let found = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::MNT_ID | UNIQUE_MOUNT)?;
+        let device = (found.stx_dev_major, found.stx_dev_minor);
+        Ok(Root { mount: found.stx_mnt_id, device, inode: found.stx_ino })
+    }
+
+    /// The directory that a path leads to, followed as for an engine's start. Blocks as long as its file system does.
+    pub(crate) fn at(path: &Path) -> Result<Root, Errno> {
+        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        Root::of(openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    }
+}
+
+/// What has become of a path that led to `served`; none: it still does.
+pub(crate) fn departed(served: Root, found: Result<Root, Errno>) -> Option<String> {
+    match found {
+        Ok(found) if found == served => None,
+        Ok(found) if found.device != served.device => Some("another file system is there now".into()),
+        Ok(found) if found.inode != served.inode => Some("another directory is there now".into()),
+        Ok(_) => Some("the same directory is there, mounted anew".into()),
+        Err(Errno::NOENT | Errno::NOTDIR) => Some("nothing is there any more".into()),
+        Err(errno) => Some(format!("it cannot be reached any more: {errno}")),
+    }
+}
+
+/// Changes of this process's mounts.
+pub(crate) struct Mounts(File);
+
+impl Mounts {
+    pub(crate) fn watch() -> io::Result<Self> {
+        Ok(Mounts(File::open("/proc/self/mountinfo")?))
+    }
+
+    /// Waits until something has been mounted or unmounted since the last time, at most so long.
+    pub(crate) fn wait(&self, longest: Duration) {
+        let mut table = [PollFd::new(&self.0, PollFlags::PRI)];
+        // Woken early or not at all: whoever waits looks at the path in either case.
+        let _ = poll(&mut table, Timespec::try_from(longest).ok().as_ref());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_departure_has_its_words() {
+        let served = Root { mount: 1, device: (8, 1), inode: 2 };
+        for (found, expected) in [
+            (Ok(served), None),
+            (Ok(Root { device: (8, 2), ..served }), Some("another file system")),
+            (Ok(Root { inode: 3, ..served }), Some("another directory")),
+            (Ok(Root { mount: 2, ..served }), Some("mounted anew")),
+            (Err(Errno::NOENT), Some("nothing")),
+            (Err(Errno::IO), Some("cannot be reached")),
+        ] {
+            let said = departed(served, found);
+            match expected {
+                None => assert_eq!(said, None),
+                Some(words) => assert!(said.as_ref().is_some_and(|said| said.contains(words)), "{found:?}: {said:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_directory_is_itself_and_no_other() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        std::fs::create_dir(root.join("a")).unwrap();
+        let served = Root::at(&root.join("a")).unwrap();
+        assert_eq!(Root::of(File::open(root.join("a")).unwrap()), Ok(served));
+        std::fs::rename(root.join("a"), root.join("b")).unwrap();
+        assert_eq!(Root::at(&root.join("a")), Err(Errno::NOENT));
+        std::fs::create_dir(root.join("a")).unwrap();
+        assert!(departed(served, Root::at(&root.join("a"))).is_some());
+        std::os::unix::fs::symlink("b", root.join("link")).unwrap();
+        assert!(departed(served, Root::at(&root.join("link"))).is_some(), "engines are not started there either");
+    }
+}

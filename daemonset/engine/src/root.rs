@@ -1,0 +1,57 @@
+//! Which directory the share's root is.
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+/// A number that stands for the directory: the same for whoever looks, and for another directory another one. Never 0.
+///
+/// The device and the inode number do not suffice: both are used again, by the next file system that is mounted and by
+/// the next directory that is made. With the time of its birth, where the file system keeps it, they do.
+pub(crate) fn root_stamp(root: &Path) -> io::Result<u64> {
+    let found = statx(CWD, root, AtFlags::empty(), StatxFlags::INO | StatxFlags::BTIME)?;
+    let born = if found.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { birth(&found) };
+    Ok(mix(&[u64::from(found.stx_dev_major), u64::from(found.stx_dev_minor), found.stx_ino, born.0, born.1]))
+}
+
+fn birth(found: &rustix::fs::Statx) -> (u64, u64) {
+    (found.stx_btime.tv_sec as u64, u64::from(found.stx_btime.tv_nsec))
+}
+
+fn mix(numbers: &[u64]) -> u64 {
+    let mixed = numbers.iter().fold(0u64, |mixed, number| {
+        (mixed.rotate_left(23) ^ number).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    });
+    mixed.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_keeps_its_number_and_another_has_another() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (one, other) = (scratch.path().join("one"), scratch.path().join("other"));
+        std::fs::create_dir(&one).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        let before = root_stamp(&one).unwrap();
+        std::fs::write(one.join("file"), "").unwrap();
+        assert_eq!(root_stamp(&one).unwrap(), before);
+        assert_ne!(root_stamp(&other).unwrap(), before);
+        std::fs::rename(&one, scratch.path().join("elsewhere")).unwrap();
+        assert_eq!(root_stamp(&scratch.path().join("elsewhere")).unwrap(), before);
+    }
+
+    #[test]
+    fn every_number_counts() {
+        let numbers = [8, 1, 2, 3, 4];
+        for at in 0..numbers.len() {
+            let mut others = numbers;
+            others[at] += 1;
+            assert_ne!(mix(&numbers), mix(&others), "{at}");
+        }
+        assert_ne!(mix(&[0, 1]), mix(&[1, 0]));
+    }
+}
