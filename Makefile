@@ -15,7 +15,7 @@ STEP = @printf '\n==> %s\n' "$(1)"
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build tools-kubernetes peer-1.13 build check kills test guest demo bench chaos generate
+.PHONY: help setup setup-build tools-kubernetes api peer-1.13 build check kills test guest demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -42,7 +42,7 @@ check: setup ## format, lints, unit and component tests, generated files, depend
 	@cargo fmt --all --check
 	$(call STEP,lints)
 	@shellcheck $(SETUP)/*.sh .ci/run
-	@cargo clippy $(LOCKED) --workspace --all-targets --features virtiofs-engine/die-at-store -- -D warnings
+	@cargo clippy $(LOCKED) --workspace --all-targets --features virtiofs-engine/die-at-store,virtiofs-operator/die-at-write -- -D warnings
 	$(call STEP,unit and component tests)
 	@$(STOCK) cargo test $(LOCKED) --workspace --exclude e2e
 	@cargo test $(LOCKED) -p e2e --lib
@@ -53,13 +53,20 @@ check: setup ## format, lints, unit and component tests, generated files, depend
 
 guest: setup build ## the tests that boot real guests in QEMU
 	$(call STEP,guests)
-	@cargo test $(LOCKED) -p e2e --test '*' -- --show-output
+	@cargo test $(LOCKED) -p e2e --test 'guest_*' -- --show-output
+
+api: setup-build tools-kubernetes ## the operator against a real API server; KUBECONFIG=FILE for a cluster of yours; API='name' for some tests
+	$(call STEP,chart)
+	@tools=$$($(SETUP)/kubernetes-tools.sh) && "$$tools/helm" lint --strict charts/virtiofs-operator
+	$(call STEP,API server)
+	@cargo build $(LOCKED) -q -p virtiofs-operator --features die-at-write
+	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
 
 kills: setup-build ## each operation, its engine dying before each single store to the ledger (3 minutes)
 	$(call STEP,deaths between any two stores)
 	@cargo test $(LOCKED) -p virtiofs-engine --features die-at-store --test engine_process between_stores
 
-test: setup check kills guest tools-kubernetes ## everything that CI runs
+test: setup check kills guest api ## everything that CI runs
 
 demo: setup build ## a share, a VM on it, its engine killed and replaced, error count and metrics; SHARE=/some/dir for your own
 	$(call STEP,demo)

@@ -6,6 +6,7 @@
 pub mod accelerator;
 mod broker;
 mod channel;
+pub mod cluster;
 pub mod exchange;
 pub mod guest;
 mod initramfs;

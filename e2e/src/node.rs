@@ -180,13 +180,13 @@ fn install(parts: &Parts, directory: &Path) -> Result<PathBuf> {
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> Result<SocketAddr> {
+pub(crate) fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
     listener.local_addr().context("looking for a free port")
 }
 
 /// HTTP/1.0, where the end of the connection is the end of the answer.
-fn scrape(server: SocketAddr) -> Result<String> {
+pub(crate) fn scrape(server: SocketAddr) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&server, SCRAPE)?;
     stream.set_read_timeout(Some(SCRAPE))?;
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;

@@ -46,7 +46,7 @@ impl Writer {
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        self.begin::<K>("apply");
+        let _under_way = self.begin::<K>("apply").await;
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         Api::all(self.client.clone()).patch(name, &parameters, &Patch::Apply(object)).await
     }
@@ -56,7 +56,7 @@ impl Writer {
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        self.begin::<K>("apply_status");
+        let _under_way = self.begin::<K>("apply_status").await;
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         Api::all(self.client.clone()).patch_status(name, &parameters, &Patch::Apply(object)).await
     }
@@ -66,7 +66,7 @@ impl Writer {
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        self.begin::<K>("merge");
+        let _under_way = self.begin::<K>("merge").await;
         let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         Api::all(self.client.clone()).patch(name, &parameters, &Patch::Merge(difference)).await
     }
@@ -76,7 +76,7 @@ impl Writer {
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        self.begin::<K>("delete");
+        let _under_way = self.begin::<K>("delete").await;
         let preconditions = Preconditions { uid: object.uid(), resource_version: None };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match Api::<K>::all(self.client.clone()).delete(&object.name_any(), &parameters).await {
@@ -85,11 +85,23 @@ impl Writer {
         }
     }
 
-    fn begin<K: Resource<DynamicType = ()>>(&self, verb: &str) {
-        #[cfg(feature = "die-at-write")]
-        crate::die_at_write::step();
+    async fn begin<K: Resource<DynamicType = ()>>(&self, verb: &str) -> Step {
+        let step = step().await;
         self.metrics.writes.with_label_values(&[K::kind(&()).as_ref(), verb]).inc();
+        step
     }
+}
+
+#[cfg(feature = "die-at-write")]
+use crate::die_at_write::{Step, step};
+
+/// A write that is under way; in tests there may be no next one.
+#[cfg(not(feature = "die-at-write"))]
+struct Step;
+
+#[cfg(not(feature = "die-at-write"))]
+async fn step() -> Step {
+    Step
 }
 
 /// Is the object that this was about gone, or another one of that name?

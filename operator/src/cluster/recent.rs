@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long something written is believed without having been seen. A watch that is later than that has other troubles.
-const BELIEVED: Duration = Duration::from_secs(10);
+const BELIEVED: Duration = Duration::from_secs(5);
 
 /// Values written a moment ago, by name.
 #[derive(Debug)]
@@ -27,6 +27,11 @@ impl<K: Eq + Hash, V: Clone> Recent<K, V> {
         let mut written = self.lock();
         written.retain(|_, (at, _)| now.saturating_duration_since(*at) < BELIEVED);
         written.insert(key, (now, value));
+    }
+
+    /// Forgets what was written: a watch has brought it back.
+    pub(crate) fn forget(&self, key: &K) {
+        self.lock().remove(key);
     }
 
     /// What was written, unless that is long ago.
@@ -61,5 +66,7 @@ mod tests {
         assert_eq!((recent.get(&"a", now + BELIEVED), recent.all(now + BELIEVED).len()), (None, 0));
         recent.put("c", 3, now + BELIEVED);
         assert_eq!(recent.lock().len(), 1);
+        recent.forget(&"c");
+        assert_eq!(recent.get(&"c", now + BELIEVED), None);
     }
 }

@@ -19,10 +19,11 @@ use super::deletion::FINALIZER;
 use super::exports::Changes;
 use super::observe::Written;
 
-/// How many exports of a share are written at a time.
-const AT_A_TIME: usize = 16;
 /// The label of exports by which those of a share are found.
 const SHARE_LABEL: &str = "virtiofs.dev/share";
+
+/// How many exports of a share are written at a time.
+const AT_A_TIME: usize = 16;
 
 /// Makes sure that the share does not go before its exports have.
 pub(crate) async fn protect(context: &Context, object: &VirtiofsShare) -> kube::Result<()> {

@@ -43,7 +43,7 @@ pub(crate) use self::health::is_ready;
 /// How long a share rests between two looks. What happens to its exports meanwhile is seen by the next.
 pub(crate) const REST: Duration = Duration::from_millis(500);
 /// When something is looked at again that a watch should have confirmed.
-const CONFIRM: Duration = Duration::from_secs(11);
+const CONFIRM: Duration = Duration::from_secs(6);
 /// When a look that failed is repeated.
 const RETRY: Duration = Duration::from_secs(5);
 

@@ -44,7 +44,9 @@ pub(crate) fn observe(context: &Context, object: Arc<VirtiofsShare>) -> Observed
     };
     let watched = context.cluster.exports_of(&name);
     let written = context.exports_written.all(instant).into_iter().filter(|it| it.export().spec.share == name);
-    let (exports, ahead) = overlay(watched, written);
+    let Overlaid { exports, ahead, confirmed } = overlay(watched, written);
+    // From here on the watch is right about them, their deletion included.
+    confirmed.iter().for_each(|name| context.exports_written.forget(name));
     // What another share of this name has left is for the garbage collector.
     let own = |export: &Arc<VirtiofsExport>| is_owned(export, &object);
     let exports = exports.into_iter().filter(own).collect();
@@ -52,13 +54,18 @@ pub(crate) fn observe(context: &Context, object: Arc<VirtiofsShare>) -> Observed
 }
 
 /// Exports as watched, with what was written since.
-fn overlay(
-    watched: Vec<Arc<VirtiofsExport>>,
-    written: impl Iterator<Item = Written>,
-) -> (Vec<Arc<VirtiofsExport>>, bool) {
+struct Overlaid {
+    exports: Vec<Arc<VirtiofsExport>>,
+    /// Is there something in them that no watch has brought?
+    ahead: bool,
+    /// Names of those whose write a watch has brought.
+    confirmed: Vec<String>,
+}
+
+fn overlay(watched: Vec<Arc<VirtiofsExport>>, written: impl Iterator<Item = Written>) -> Overlaid {
     let mut exports: HashMap<String, Arc<VirtiofsExport>> =
         watched.into_iter().map(|export| (export.name_any(), export)).collect();
-    let mut ahead = false;
+    let (mut ahead, mut confirmed) = (false, Vec::new());
     for write in written {
         let name = write.export().name_any();
         let seen = exports.get(&name);
@@ -71,10 +78,10 @@ fn overlay(
                 ahead = true;
                 exports.remove(&name);
             }
-            _ => {}
+            _ => confirmed.push(name),
         }
     }
-    (exports.into_values().collect(), ahead)
+    Overlaid { exports: exports.into_values().collect(), ahead, confirmed }
 }
 
 /// Is `a` a later state than `b`? Resource versions are numbers that grow, as Kubernetes promises since 1.35 and has
@@ -92,6 +99,47 @@ impl Written {
     fn export(&self) -> &Arc<VirtiofsExport> {
         match self {
             Written::Applied(export) | Written::Deleted(export) => export,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn export(name: &str, version: &str) -> Arc<VirtiofsExport> {
+        let export = json!({
+            "apiVersion": "virtiofs.dev/v1alpha1",
+            "kind": "VirtiofsExport",
+            "metadata": {"name": name, "uid": name, "resourceVersion": version},
+            "spec": {"share": "s", "nodeName": "n", "revision": "1", "access": "ReadOnly", "content": "Shared",
+                     "source": {"hostPath": {"path": "/srv"}}},
+        });
+        Arc::new(serde_json::from_value(export).unwrap())
+    }
+
+    #[test]
+    fn what_was_written_counts_until_the_watch_has_brought_it() {
+        use Written::{Applied, Deleted};
+        // watched version, written -> seen version, ahead, confirmed
+        for (watched, written, seen, ahead, confirmed) in [
+            (None, Applied(export("a", "9")), Some("9"), true, false),
+            (Some("8"), Applied(export("a", "9")), Some("9"), true, false),
+            (Some("9"), Applied(export("a", "9")), Some("9"), false, true),
+            (Some("10"), Applied(export("a", "9")), Some("10"), false, true),
+            (Some("8"), Deleted(export("a", "8")), None, true, false),
+            (None, Deleted(export("a", "8")), None, false, true),
+        ] {
+            let known = watched.map(|version| export("a", version)).into_iter().collect();
+            let overlaid = overlay(known, std::iter::once(written));
+            let found = overlaid.exports.first().and_then(|it| it.resource_version());
+            assert_eq!(
+                (found.as_deref(), overlaid.ahead, overlaid.confirmed.len()),
+                (seen, ahead, usize::from(confirmed)),
+                "{watched:?}"
+            );
         }
     }
 }

@@ -1,0 +1,50 @@
+//! Kubeconfigs of service accounts, with tokens that the API server issues.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{Cluster, Kubectl, NAMESPACE};
+
+impl Cluster {
+    /// kubectl with the rights of a service account of the chart's.
+    ///
+    /// # Errors
+    /// When the API server issues no token.
+    pub fn service_account(&self, account: &str) -> Result<Kubectl> {
+        let token = self.admin.run(&["create", "token", account, "-n", NAMESPACE, "--duration=2h"])?;
+        self.kubectl_with(account, token.trim())
+    }
+
+    /// kubectl with the rights of a node's agent: its token says for which node it was issued, as that of a pod there.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn agent_of(&self, node: &str) -> Result<Kubectl> {
+        let uid = self.admin.get("node", node)?.context("there is no such node")?["metadata"]["uid"].clone();
+        let token = self.admin.run(&[
+            "create",
+            "token",
+            "virtiofs-agent",
+            "-n",
+            NAMESPACE,
+            "--duration=2h",
+            "--bound-object-kind=Node",
+            &format!("--bound-object-name={node}"),
+            &format!("--bound-object-uid={}", uid.as_str().unwrap_or_default()),
+        ])?;
+        // A node's name may be longer than a file's.
+        let short: String = node.chars().take(100).collect();
+        self.kubectl_with(&format!("agent-{short}"), token.trim())
+    }
+
+    fn kubectl_with(&self, name: &str, token: &str) -> Result<Kubectl> {
+        let text = self.admin.run(&["config", "view", "--raw", "--minify", "--flatten", "-o", "json"])?;
+        let mut kubeconfig: Value = serde_json::from_str(&text)?;
+        kubeconfig["users"][0]["user"] = json!({"token": token});
+        let path = self.dir().join(format!("{name}.kubeconfig"));
+        fs::write(&path, kubeconfig.to_string()).context("writing a kubeconfig")?;
+        Ok(self.admin.with(path))
+    }
+}

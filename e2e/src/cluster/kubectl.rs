@@ -1,0 +1,126 @@
+//! kubectl, as somebody.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// kubectl with the rights of one kubeconfig.
+#[derive(Clone, Debug)]
+pub struct Kubectl {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+}
+
+impl Kubectl {
+    /// kubectl with this kubeconfig.
+    pub(crate) fn new(program: PathBuf, kubeconfig: PathBuf) -> Self {
+        Kubectl { program, kubeconfig }
+    }
+
+    /// The same program with the rights of another kubeconfig.
+    pub(crate) fn with(&self, kubeconfig: PathBuf) -> Self {
+        Kubectl { program: self.program.clone(), kubeconfig }
+    }
+
+    /// The kubeconfig.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Runs it and returns what it prints.
+    ///
+    /// # Errors
+    /// When it fails; the message is what it said.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        self.run_with(arguments, "")
+    }
+
+    /// Runs it with a text to read.
+    ///
+    /// # Errors
+    /// When it fails; the message is what it said.
+    pub fn run_with(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let output = self.output(arguments, input)?;
+        if !output.status.success() {
+            bail!("kubectl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What it prints before it fails, as it should.
+    ///
+    /// # Errors
+    /// When it does not fail.
+    pub fn run_in_vain(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.output(arguments, "")?;
+        ensure!(!output.status.success(), "kubectl {} did not fail", arguments.join(" "));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn output(&self, arguments: &[&str], input: &str) -> Result<Output> {
+        let mut child = Command::new(&self.program)
+            .arg("--kubeconfig")
+            .arg(&self.kubeconfig)
+            // Its cache of what the API has would otherwise lie in somebody's home.
+            .arg("--cache-dir")
+            .arg(self.kubeconfig.with_extension("cache"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("running {}", self.program.display()))?;
+        let mut stdin = child.stdin.take().context("kubectl has no standard input")?;
+        // A program that ends without reading all of it says itself why.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        child.wait_with_output().context("waiting for kubectl")
+    }
+
+    /// An object; none if there is none of that name.
+    ///
+    /// # Errors
+    /// When the API server does not answer or permit it.
+    pub fn get(&self, kind: &str, name: &str) -> Result<Option<Value>> {
+        let text = self.run(&["get", kind, name, "--ignore-not-found", "-o", "json"])?;
+        if text.trim().is_empty() { Ok(None) } else { Ok(Some(serde_json::from_str(&text)?)) }
+    }
+
+    /// All objects of a kind that further options select.
+    ///
+    /// # Errors
+    /// When the API server does not answer or permit it.
+    pub fn list(&self, kind: &str, options: &[&str]) -> Result<Vec<Value>> {
+        let text = self.run(&[&["get", kind, "-o", "json"], options].concat())?;
+        let mut list: Value = serde_json::from_str(&text)?;
+        Ok(serde_json::from_value(list["items"].take())?)
+    }
+
+    /// Applies an object, or a list of them.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn apply(&self, object: &Value) -> Result<()> {
+        self.apply_text(&object.to_string())
+    }
+
+    /// Applies documents.
+    ///
+    /// # Errors
+    /// When one is refused.
+    pub fn apply_text(&self, documents: &str) -> Result<()> {
+        self.run_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], documents).map(drop)
+    }
+
+    /// Applies the status of an object.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn apply_status(&self, object: &Value) -> Result<()> {
+        let arguments = ["apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-"];
+        self.run_with(&arguments, &object.to_string()).map(drop)
+    }
+}

@@ -1,0 +1,116 @@
+//! The operator as a process, with its own service account's rights and no more.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::wait::until;
+use super::{Cluster, NAMESPACE};
+use crate::node::{free_port, scrape};
+use crate::process::Process;
+
+/// It gives its lease back.
+const FAREWELL: Duration = Duration::from_secs(20);
+/// Short, so that a test need not wait long for another to take over.
+const LEASE_SECONDS: &str = "4";
+
+/// An operator. Dropped, it is asked to end.
+pub struct Operator {
+    process: Process,
+    metrics: std::net::SocketAddr,
+}
+
+impl Operator {
+    /// Starts an operator by this name.
+    ///
+    /// # Errors
+    /// When it is not built or does not start.
+    pub fn start(cluster: &Cluster, name: &str) -> Result<Self> {
+        Self::start_with(cluster, name, |_| {})
+    }
+
+    /// Starts one that dies before its write of this number.
+    ///
+    /// # Errors
+    /// When it is not built or does not start.
+    pub fn start_mortal(cluster: &Cluster, name: &str, write: usize) -> Result<Self> {
+        Self::start_with(cluster, name, |command| {
+            command.env("VIRTIOFS_DIE_AT_WRITE", write.to_string());
+        })
+    }
+
+    fn start_with(cluster: &Cluster, name: &str, prepare: impl FnOnce(&mut Command)) -> Result<Self> {
+        let access = cluster.service_account("virtiofs-operator")?;
+        let metrics = free_port()?;
+        let mut command = Command::new(binary()?);
+        command.env("KUBECONFIG", access.kubeconfig());
+        command.args(["--namespace", NAMESPACE, "--identity", name, "--lease-seconds", LEASE_SECONDS]);
+        command.args(["--metrics", &metrics.to_string(), "--log", "info,virtiofs_operator=debug"]);
+        prepare(&mut command);
+        let process = Process::start(command, &cluster.dir().join(format!("operator-{name}.log")), FAREWELL)?;
+        Ok(Operator { process, metrics })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// When the system cannot tell.
+    pub fn ended(&self) -> Result<Option<ExitStatus>> {
+        self.process.ended()
+    }
+
+    /// Asks it to end in good order.
+    ///
+    /// # Errors
+    /// When it does not, or not with success.
+    pub fn stop(self) -> Result<()> {
+        let status = self.process.stop()?.with_context(|| format!("it does not end\n{}", self.log_tail()))?;
+        ensure!(status.success(), "the operator ended with {status}\n{}", self.log_tail());
+        Ok(())
+    }
+
+    /// What it said last.
+    pub fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+
+    /// The sum of a metric over all its labels; none while nobody answers.
+    pub fn metric(&self, name: &str) -> Option<u64> {
+        let page = scrape(self.metrics).ok()?;
+        let line = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with(['{', ' ']).then(|| rest.rsplit(' ').next()?.parse::<u64>().ok()).flatten()
+        };
+        Some(page.lines().filter_map(line).sum())
+    }
+
+    /// Waits until it holds the lease.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn until_working(&self) -> Result<()> {
+        until(
+            "an operator to work",
+            || self.log_tail(),
+            || {
+                ensure!(self.ended()?.is_none(), "the operator has ended\n{}", self.log_tail());
+                Ok(self.metric("virtiofs_operator_leader").filter(|leader| *leader == 1).map(drop))
+            },
+        )
+    }
+}
+
+/// The operator for tests, built by `make api`.
+fn binary() -> Result<PathBuf> {
+    let given = std::env::var_os("VIRTIOFS_OPERATOR").map(PathBuf::from);
+    let path = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/virtiofs-operator"));
+    ensure!(path.exists(), "{} is not there: use `make api`", path.display());
+    Ok(path)
+}

@@ -1,0 +1,111 @@
+//! Operators that die, several of them, and an API server that is away.
+
+use std::os::unix::process::ExitStatusExt;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::cluster::{Operator, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::world::{How, World};
+
+/// More writes than the scenario takes.
+const WRITES_MAX: usize = 60;
+
+/// A share is declared, served, changed and deleted; whichever write an operator dies before, the next one goes on.
+pub(crate) fn an_operator_killed_before_any_write_is_replaced(world: &mut World) -> Result<()> {
+    end_operator(world)?;
+    world.nodes("mortal", &["m1", "m2"])?;
+    let mut deaths = 0;
+    // Each operator does one write and dies before the next.
+    let mut operator = Operator::start_mortal(&world.cluster, "mortal", 2)?;
+    let mut survive = |world: &World, what: &str, done: &dyn Fn(&World) -> Result<bool>| -> Result<()> {
+        let explain = || world.explain();
+        until(what, explain, || {
+            if let Some(status) = operator.ended()? {
+                ensure!(status.signal() == Some(6), "it ended with {status}\n{}", operator.log_tail());
+                deaths += 1;
+                ensure!(deaths < WRITES_MAX, "{deaths} operators died, and it is not done\n{}", operator.log_tail());
+                operator = Operator::start_mortal(&world.cluster, "mortal", 2)?;
+            }
+            Ok(done(world)?.then_some(()))
+        })
+    };
+    world.declare("mortal", json!({}))?;
+    survive(world, "both exports", &|world| Ok(world.exports("mortal")?.len() == 2))?;
+    world.answer_all("mortal")?;
+    survive(world, "everybody served", &|world| Ok(world.share("mortal")?["status"]["nodes"]["ready"] == 2))?;
+    world.declare("mortal", json!({"content": "Immutable", "rollout": {"maxUnavailable": "100%"}}))?;
+    survive(world, "both asked", &|world| Ok(world.asked("mortal").unwrap_or_default().len() == 2))?;
+    world.answer_all("mortal")?;
+    survive(world, "both updated", &|world| {
+        let share = world.share("mortal")?;
+        let labelled = world.admin().list("nodes", &["-l", "share.virtiofs.dev/mortal=true"])?;
+        Ok(share["status"]["nodes"]["updated"] == 2 && labelled.len() == 2)
+    })?;
+    world.admin().run(&["delete", "vfs", "mortal", "--wait=false"])?;
+    survive(world, "both draining", &|world| {
+        Ok(world.exports("mortal")?.values().all(|export| export["spec"]["mode"] == "Drain"))
+    })?;
+    for node in ["m1", "m2"] {
+        world.answer("mortal", node, How::Drained)?;
+    }
+    survive(world, "the share gone", &|world| Ok(world.share("mortal")?.is_null()))?;
+    ensure!(deaths >= 8, "only {deaths} operators died");
+    println!("{deaths} operators died on the way");
+    Ok(())
+}
+
+pub(crate) fn of_two_operators_one_works(world: &mut World) -> Result<()> {
+    let second = Operator::start(&world.cluster, "two")?;
+    world.served("pair", &["t1"], json!({}))?;
+    ensure!(second.metric("virtiofs_operator_leader") == Some(0), "both work\n{}", second.log_tail());
+    ensure!(second.metric("virtiofs_operator_writes_total").unwrap_or(0) == 0, "{}", second.log_tail());
+    // The one that works is killed, and can give nothing back.
+    let first = world.operator()?.id();
+    kill(Pid::from_raw(first.cast_signed()), Signal::SIGKILL)?;
+    second.until_working()?;
+    world.declare("pair", json!({"content": "Immutable"}))?;
+    world.until_asked("pair", &["t1"])?;
+    // A third takes over at once from one that ends in good order.
+    let third = Operator::start(&world.cluster, "three")?;
+    second.stop()?;
+    third.until_working()?;
+    world.operator = Some(third);
+    Ok(())
+}
+
+/// Watches break, writes fail, and then everything goes on: with the same operator, or with the next one where the
+/// lease could not be kept.
+pub(crate) fn the_api_server_goes_away_and_comes_back(world: &mut World) -> Result<()> {
+    if !world.cluster.is_own() {
+        println!("the API server is not ours to stop");
+        return Ok(());
+    }
+    world.served("away", &["a1"], json!({}))?;
+    let World { cluster, operator, .. } = world;
+    let operator = operator.as_ref().context("no operator")?;
+    cluster.without_api_server(|| {
+        until(
+            "the operator to notice",
+            || operator.log_tail(),
+            || Ok(operator.log_tail().contains("cannot watch").then_some(())),
+        )
+    })?;
+    world.declare("away", json!({"content": "Immutable"}))?;
+    let ended = world.operator()?.ended()?;
+    if let Some(status) = ended {
+        ensure!(status.code() == Some(1), "the operator ended with {status}\n{}", world.operator()?.log_tail());
+        world.ready()?;
+    }
+    world.until_asked("away", &["a1"])
+}
+
+/// Ends the operator that works, in good order.
+fn end_operator(world: &mut World) -> Result<()> {
+    match world.operator.take() {
+        Some(operator) => operator.stop(),
+        None => bail!("no operator was started"),
+    }
+}

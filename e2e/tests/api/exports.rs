@@ -1,0 +1,109 @@
+//! From a share to its exports, and from their status to the share's.
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::{until, wait_for};
+use serde_json::json;
+
+use crate::world::{How, World};
+
+pub(crate) fn a_share_reaches_its_nodes_and_says_so(world: &mut World) -> Result<()> {
+    world.nodes("images", &["n1", "n2", "n3"])?;
+    world.cluster.add_node("other", &[("pool", "none")])?;
+    world.declare("images", json!({"content": "Immutable"}))?;
+    let exports = world.until_exports("images", "three", |exports| exports.len() == 3)?;
+    let spec = &exports["n1"]["spec"];
+    ensure!(spec["engine"]["cache"] == "Always" && spec["mode"] == "Serve", "{spec:#}");
+    world.until_reason("images", "Ready", "NodesNotReady")?;
+    for (node, sessions) in [("n1", 2), ("n2", 1)] {
+        world.answer("images", node, How::Used(sessions))?;
+    }
+    world.answer("images", "n3", How::SourceMissing)?;
+    let share = world.until_share("images", "counted", |share| share["status"]["nodes"]["ready"] == 2)?;
+    ensure!(share["status"]["sessions"] == 3, "{:#}", share["status"]);
+    let table = world.admin().run(&["get", "vfs,vfe"])?;
+    println!("{table}");
+    for word in ["images", "Immutable", "NodesNotReady", "SourceMissing", "Serving", "n3"] {
+        ensure!(table.contains(word), "no {word} in\n{table}");
+    }
+    world.answer("images", "n3", How::Serving)?;
+    world.until_reason("images", "Ready", "AllNodesReady")?;
+    for node in ["n1", "n2", "n3"] {
+        wait_for("a label", || {
+            let found = world.admin().get("node", node)?.context("no node")?;
+            Ok((found["metadata"]["labels"]["share.virtiofs.dev/images"] == "true").then_some(()))
+        })?;
+    }
+    let of_a_node = world.admin().list("vfe", &["--field-selector=spec.nodeName=n2"])?;
+    ensure!(of_a_node.len() == 1, "{of_a_node:#?}");
+    Ok(())
+}
+
+/// After everything has been looked at once more, nothing has been written.
+pub(crate) fn nothing_is_written_when_nothing_changes(world: &mut World) -> Result<()> {
+    world.served("quiet", &["q1", "q2"], json!({}))?;
+    let operator = world.operator()?;
+    let labelled = || -> Result<bool> {
+        let nodes = world.admin().list("nodes", &["-l", "share.virtiofs.dev/quiet=true"])?;
+        Ok(nodes.len() == 2)
+    };
+    wait_for("both labels", || Ok(labelled()?.then_some(())))?;
+    let count = |name: &str| operator.metric(name).context("no answer from the operator");
+    let (looks, writes) = (count("virtiofs_operator_reconciles_total")?, count("virtiofs_operator_writes_total")?);
+    for value in ["a", "b", "c"] {
+        // Of no interest to anybody, and yet a change of a node that has to be looked at.
+        world.admin().run(&["label", "--overwrite", "node", "q1", &format!("unrelated={value}")])?;
+        let before = count("virtiofs_operator_reconciles_total")?;
+        until(
+            "another look",
+            || operator.log_tail(),
+            || Ok((count("virtiofs_operator_reconciles_total")? > before).then_some(())),
+        )?;
+    }
+    let (looked, wrote) = (count("virtiofs_operator_reconciles_total")?, count("virtiofs_operator_writes_total")?);
+    ensure!(looked >= looks + 3, "{looked} looks after {looks}");
+    ensure!(wrote == writes, "{} writes without a reason\n{}", wrote - writes, operator.log_tail());
+    Ok(())
+}
+
+pub(crate) fn two_shares_of_one_path_and_long_names(world: &mut World) -> Result<()> {
+    let (first, second) = ("s".repeat(63), format!("{}t", "s".repeat(62)));
+    let node = format!("{}.{}.{}.example", "n".repeat(63), "o".repeat(63), "p".repeat(63));
+    ensure!(node.len() >= 199, "{}", node.len());
+    world.cluster.add_node(&node, &[("pool", "long")])?;
+    for share in [&first, &second] {
+        let placed = json!({
+            "nodes": {"selector": {"matchLabels": {"pool": "long"}}},
+            "source": {"hostPath": {"path": "/srv/same"}},
+        });
+        world.declare(share, placed)?;
+        world.until_exports(share, "one", |exports| exports.len() == 1)?;
+        world.answer(share, &node, How::Serving)?;
+        world.until_reason(share, "Ready", "AllNodesReady")?;
+    }
+    wait_for("both labels", || {
+        let found = world.admin().get("node", &node)?.context("no node")?;
+        let labels = &found["metadata"]["labels"];
+        let labelled = |share: &str| labels[format!("share.virtiofs.dev/{share}")] == "true";
+        Ok((labelled(&first) && labelled(&second)).then_some(()))
+    })?;
+    // A name that no label could carry is refused where it is given.
+    let refused =
+        world.declare(&"u".repeat(64), json!({"nodes": {}})).expect_err("a name of 64 was accepted").to_string();
+    ensure!(refused.contains("is not a name of 1 to 63"), "{refused}");
+    Ok(())
+}
+
+pub(crate) fn an_export_that_was_tampered_with_is_put_right(world: &mut World) -> Result<()> {
+    world.served("whole", &["w1"], json!({}))?;
+    let name = world.exports("whole")?["w1"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let patch = r#"{"spec":{"engine":{"maxInodes":1234},"access":"ReadWrite"}}"#;
+    world.admin().run(&["patch", "vfe", &name, "--type=merge", "-p", patch])?;
+    world.until_exports("whole", "as declared", |exports| {
+        let spec = &exports["w1"]["spec"];
+        spec["access"] == "ReadOnly" && spec["engine"]["maxInodes"] != 1234
+    })?;
+    world.admin().run(&["delete", "vfe", &name])?;
+    world
+        .until_exports("whole", "there again", |exports| exports.get("w1").is_some_and(|it| it["status"].is_null()))?;
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! The operator against a real API server: one control plane, one test after the other. The test plays the agents of
+//! kwok's nodes, each with a token that was issued for its node; a real agent has tests of its own.
+//!
+//! Arguments choose tests by parts of their names.
+
+mod crash;
+mod deletion;
+mod exports;
+mod nodes;
+mod permissions;
+mod rollouts;
+mod schema;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::world::World;
+
+type Test = (&'static str, fn(&mut World) -> Result<()>);
+
+const TESTS: &[Test] = &[
+    ("the_api_server_accepts_and_refuses_what_check_does", schema::the_api_server_accepts_and_refuses_what_check_does),
+    ("what_a_share_says_cannot_be_moved", schema::what_a_share_says_cannot_be_moved),
+    ("a_share_reaches_its_nodes_and_says_so", exports::a_share_reaches_its_nodes_and_says_so),
+    ("nothing_is_written_when_nothing_changes", exports::nothing_is_written_when_nothing_changes),
+    ("two_shares_of_one_path_and_long_names", exports::two_shares_of_one_path_and_long_names),
+    ("an_export_that_was_tampered_with_is_put_right", exports::an_export_that_was_tampered_with_is_put_right),
+    ("an_agent_writes_about_its_own_node_only", permissions::an_agent_writes_about_its_own_node_only),
+    ("the_operator_may_do_no_more_than_it_does", permissions::the_operator_may_do_no_more_than_it_does),
+    ("labels_that_admit_are_for_those_who_may_share", permissions::labels_that_admit_are_for_those_who_may_share),
+    ("a_change_halts_and_goes_on", rollouts::a_change_halts_and_goes_on),
+    ("a_share_edited_during_a_roll_out_ends_at_the_last_word", rollouts::a_share_edited_during_a_roll_out),
+    ("a_node_goes_down_and_comes_back", nodes::a_node_goes_down_and_comes_back),
+    ("a_node_is_deleted_and_comes_back", nodes::a_node_is_deleted_and_comes_back),
+    ("a_node_loses_its_label", nodes::a_node_loses_its_label),
+    ("a_share_in_use_stays", deletion::a_share_in_use_stays),
+    ("a_forced_deletion_waits_for_nobody", deletion::a_forced_deletion_waits_for_nobody),
+    ("an_operator_killed_before_any_write_is_replaced", crash::an_operator_killed_before_any_write_is_replaced),
+    ("of_two_operators_one_works", crash::of_two_operators_one_works),
+    ("the_api_server_goes_away_and_comes_back", crash::the_api_server_goes_away_and_comes_back),
+];
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    match run(&TESTS.iter().filter(|(name, _)| is_wanted(name)).copied().collect::<Vec<_>>()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("the cluster did not start: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs these tests. Have all passed?
+fn run(tests: &[Test]) -> Result<bool> {
+    let began = Instant::now();
+    let mut world = World::start()?;
+    println!("a cluster within {:.0} s", began.elapsed().as_secs_f64());
+    let mut failed = 0;
+    for (name, test) in tests {
+        let began = Instant::now();
+        let result = world.ready().and_then(|()| test(&mut world));
+        let took = began.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => println!("test {name} ... ok ({took:.1} s)"),
+            Err(error) => {
+                failed += 1;
+                println!("test {name} ... FAILED ({took:.1} s)\n{error:?}\n{}", world.explain());
+            }
+        }
+        world.clean_up();
+    }
+    println!("\n{} passed, {failed} failed", tests.len() - failed);
+    Ok(failed == 0)
+}

@@ -1,0 +1,57 @@
+//! A change reaches nodes a few at a time, and no further than the first that does worse.
+
+use anyhow::{Result, ensure};
+use e2e::cluster::{condition_of, wait_for};
+use serde_json::{Value, json};
+
+use crate::world::{How, World};
+
+fn one_at_a_time(more: Value) -> Value {
+    let mut spec = json!({"rollout": {"maxUnavailable": 1}});
+    if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
+        spec.extend(more.clone());
+    }
+    spec
+}
+
+pub(crate) fn a_change_halts_and_goes_on(world: &mut World) -> Result<()> {
+    world.served("steps", &["r1", "r2", "r3"], one_at_a_time(json!({})))?;
+    world.declare("steps", one_at_a_time(json!({"content": "Immutable"})))?;
+    world.until_asked("steps", &["r1"])?;
+    world.until_reason("steps", "Progressing", "RollingOut")?;
+    world.answer("steps", "r1", How::SourceMissing)?;
+    let share = world.until_reason("steps", "Progressing", "RolloutHalted")?;
+    let message = condition_of(&share, "Progressing")["message"].as_str().unwrap_or_default().to_owned();
+    ensure!(message.contains("r1 does worse: it serves no more: SourceMissing"), "{message}");
+    println!("{}", world.admin().run(&["get", "vfs,vfe"])?);
+    wait_for("an Event", || {
+        let events = world.admin().run(&["get", "events.events.k8s.io", "-n", "default"])?;
+        Ok(events.contains("RolloutHalted").then_some(()))
+    })?;
+    ensure!(world.asked("steps")? == ["r1"], "it went on");
+    // The admin mends the node.
+    world.answer("steps", "r1", How::Serving)?;
+    world.until_asked("steps", &["r1", "r2"])?;
+    world.answer("steps", "r2", How::Serving)?;
+    world.until_asked("steps", &["r1", "r2", "r3"])?;
+    world.answer("steps", "r3", How::Serving)?;
+    let share = world.until_reason("steps", "Progressing", "Complete")?;
+    ensure!(share["status"]["nodes"]["updated"] == 3, "{:#}", share["status"]);
+    Ok(())
+}
+
+pub(crate) fn a_share_edited_during_a_roll_out(world: &mut World) -> Result<()> {
+    world.served("edits", &["e1", "e2", "e3"], one_at_a_time(json!({})))?;
+    world.declare("edits", one_at_a_time(json!({"content": "Immutable"})))?;
+    world.until_asked("edits", &["e1"])?;
+    // Before the first node has answered, the admin thinks again.
+    world.declare("edits", one_at_a_time(json!({"content": "Exclusive"})))?;
+    for nodes in [&["e1"][..], &["e1", "e2"], &["e1", "e2", "e3"]] {
+        world.until_asked("edits", nodes)?;
+        world.answer("edits", nodes[nodes.len() - 1], How::Serving)?;
+    }
+    world.until_reason("edits", "Progressing", "Complete")?;
+    let exports = world.exports("edits")?;
+    ensure!(exports.values().all(|export| export["spec"]["content"] == "Exclusive"), "{exports:#?}");
+    Ok(())
+}

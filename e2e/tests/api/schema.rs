@@ -1,0 +1,43 @@
+//! What the API server enforces is what `check` and `up` enforce.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+
+use crate::world::{World, in_tree, share};
+
+const NAMESPACE_GIVEN: &str = "namespace-given.yaml";
+
+pub(crate) fn the_api_server_accepts_and_refuses_what_check_does(world: &mut World) -> Result<()> {
+    let admin = world.admin();
+    let good = in_tree("crds/tests/manifests/good");
+    admin.run(&["create", "--dry-run=server", "--validate=strict", "-f", &good.display().to_string()])?;
+    let mut arguments = vec!["create".to_owned(), "--dry-run=server".to_owned(), "--validate=strict".to_owned()];
+    for entry in fs::read_dir(in_tree("crds/tests/manifests/bad"))? {
+        let path = entry?.path();
+        // kubectl itself drops a namespace that a share cannot have.
+        let is_tried = fs::read_to_string(&path)?.contains("kind: VirtiofsShare") && !path.ends_with(NAMESPACE_GIVEN);
+        if is_tried {
+            arguments.extend(["-f".to_owned(), path.display().to_string()]);
+        }
+    }
+    let tried = arguments.len() / 2;
+    let accepted = admin.run_in_vain(&arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+    ensure!(tried > 50 && accepted.is_empty(), "of {tried} manifests the API server accepts\n{accepted}");
+    Ok(())
+}
+
+pub(crate) fn what_a_share_says_cannot_be_moved(world: &mut World) -> Result<()> {
+    world.served("fixed", &["f1"], serde_json::json!({}))?;
+    let moved = share("fixed", serde_json::json!({"source": {"hostPath": {"path": "/srv/elsewhere"}}}));
+    let refusal = world.admin().apply(&moved).expect_err("a source was moved").to_string();
+    ensure!(refusal.contains("/srv/fixed cannot be changed; declare another share"), "{refusal}");
+    let export = world.exports("fixed")?.remove("f1").unwrap_or_default();
+    let name = export["metadata"]["name"].as_str().unwrap_or_default();
+    for (field, value) in [("nodeName", "f2"), ("share", "other")] {
+        let patch = format!("{{\"spec\":{{\"{field}\":\"{value}\"}}}}");
+        let refusal = world.admin().run(&["patch", "vfe", name, "--type=merge", "-p", &patch]);
+        ensure!(refusal.is_err(), "{field} of an export was changed");
+    }
+    Ok(())
+}

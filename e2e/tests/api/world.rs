@@ -1,0 +1,224 @@
+//! What every test has: a cluster, an operator, and the words in which tests are told.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::{Cluster, Kubectl, Operator, condition_of, until};
+use serde_json::{Value, json};
+
+pub(crate) struct World {
+    // Dropped first: it gives its lease back to an API server that still answers.
+    pub(crate) operator: Option<Operator>,
+    agents: HashMap<String, Kubectl>,
+    pub(crate) cluster: Cluster,
+}
+
+impl World {
+    pub(crate) fn start() -> Result<Self> {
+        Ok(World { operator: None, agents: HashMap::new(), cluster: Cluster::start()? })
+    }
+
+    /// There is an operator at work, whatever the test before has done to it.
+    pub(crate) fn ready(&mut self) -> Result<()> {
+        let alive = match &self.operator {
+            Some(operator) => operator.ended()?.is_none(),
+            None => false,
+        };
+        if !alive {
+            self.operator = None;
+            self.operator = Some(Operator::start(&self.cluster, "one")?);
+        }
+        self.operator()?.until_working()
+    }
+
+    pub(crate) fn operator(&self) -> Result<&Operator> {
+        self.operator.as_ref().context("no operator was started")
+    }
+
+    pub(crate) fn admin(&self) -> &Kubectl {
+        &self.cluster.admin
+    }
+
+    /// Removes what a test has made; the next begins with an empty cluster.
+    pub(crate) fn clean_up(&mut self) {
+        let admin = self.admin();
+        // What fails here shows in the next test, with an explanation.
+        let _ = admin.run(&["annotate", "vfs", "--all", "virtiofs.dev/force-delete=true", "--overwrite"]);
+        let _ = admin.run(&["delete", "vfs", "--all", "--timeout=60s"]);
+        let _ = admin.run(&["delete", "vfe", "--all", "--timeout=60s"]);
+        let _ = admin.run(&["delete", "nodes", "--all", "--timeout=60s"]);
+        self.agents.clear();
+    }
+
+    pub(crate) fn explain(&self) -> String {
+        let objects = self.admin().run(&["get", "vfs,vfe,nodes", "-o", "wide"]).unwrap_or_default();
+        let operator = self.operator.as_ref().map(Operator::log_tail).unwrap_or_default();
+        format!("{objects}\n{operator}\n{}", self.cluster.logs())
+    }
+
+    /// Declares a share for the nodes that have the label `pool` with its name.
+    pub(crate) fn declare(&self, name: &str, more: Value) -> Result<()> {
+        self.admin().apply(&share(name, more))
+    }
+
+    /// Nodes of that pool.
+    pub(crate) fn nodes(&self, pool: &str, names: &[&str]) -> Result<()> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        self.cluster.add_nodes(&names, &[("pool", pool)])
+    }
+
+    /// The share; `Null` where there is none.
+    pub(crate) fn share(&self, name: &str) -> Result<Value> {
+        Ok(self.admin().get("vfs", name)?.unwrap_or_default())
+    }
+
+    /// The exports of a share, by node.
+    pub(crate) fn exports(&self, share: &str) -> Result<HashMap<String, Value>> {
+        let found = self.admin().list("vfe", &[&format!("--field-selector=spec.share={share}")])?;
+        Ok(found.into_iter().map(|it| (it["spec"]["nodeName"].as_str().unwrap_or_default().to_owned(), it)).collect())
+    }
+
+    /// Waits until a share's exports are as they should be, and returns them.
+    pub(crate) fn until_exports(
+        &self,
+        share: &str,
+        what: &str,
+        wanted: impl Fn(&HashMap<String, Value>) -> bool,
+    ) -> Result<HashMap<String, Value>> {
+        until(
+            &format!("exports of {share}: {what}"),
+            || self.explain(),
+            || Ok(Some(self.exports(share)?).filter(|exports| wanted(exports))),
+        )
+    }
+
+    /// Waits until a share is as it should be, and returns it.
+    pub(crate) fn until_share(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        until(
+            &format!("share {name}: {what}"),
+            || self.explain(),
+            || Ok(Some(self.share(name)?).filter(|share| wanted(share))),
+        )
+    }
+
+    /// Waits until a condition of a share has this reason.
+    pub(crate) fn until_reason(&self, name: &str, condition: &str, reason: &str) -> Result<Value> {
+        self.until_share(name, reason, |share| condition_of(share, condition)["reason"] == reason)
+    }
+
+    /// kubectl as the agent of a node.
+    pub(crate) fn agent(&mut self, node: &str) -> Result<Kubectl> {
+        if !self.agents.contains_key(node) {
+            self.agents.insert(node.to_owned(), self.cluster.agent_of(node)?);
+        }
+        Ok(self.agents[node].clone())
+    }
+
+    /// A node's agent has taken up what it was asked for a share.
+    pub(crate) fn answer(&mut self, share: &str, node: &str, how: How) -> Result<()> {
+        let export = self.exports(share)?.remove(node).with_context(|| format!("{node} has no export of {share}"))?;
+        self.agent(node)?.apply_status(&answer(&export, how))
+    }
+
+    /// All of them have, and serve.
+    pub(crate) fn answer_all(&mut self, share: &str) -> Result<()> {
+        for (node, export) in self.exports(share)? {
+            self.agent(&node)?.apply_status(&answer(&export, How::Serving))?;
+        }
+        Ok(())
+    }
+
+    /// A share that all nodes of its pool serve.
+    pub(crate) fn served(&mut self, name: &str, nodes: &[&str], more: Value) -> Result<()> {
+        self.nodes(name, nodes)?;
+        self.declare(name, more)?;
+        self.until_exports(name, "one for each node", |exports| exports.len() == nodes.len())?;
+        self.answer_all(name)?;
+        self.until_reason(name, "Ready", "AllNodesReady").map(drop)
+    }
+
+    /// Which nodes have been asked for the revision that the share now has.
+    pub(crate) fn asked(&self, name: &str) -> Result<Vec<String>> {
+        let share = self.share(name)?;
+        ensure!(share["status"]["observedGeneration"] == share["metadata"]["generation"], "not looked at yet");
+        let exports = self.exports(name)?;
+        let asked = exports.iter().filter(|(_, it)| it["spec"]["revision"] == share["status"]["revision"]);
+        let mut nodes: Vec<String> = asked.map(|(node, _)| node.clone()).collect();
+        nodes.sort();
+        Ok(nodes)
+    }
+
+    /// Waits until exactly these nodes have been asked.
+    pub(crate) fn until_asked(&self, name: &str, nodes: &[&str]) -> Result<()> {
+        until(
+            &format!("{nodes:?} to be asked for {name}"),
+            || self.explain(),
+            || Ok(self.asked(name).ok().filter(|asked| asked == nodes).map(drop)),
+        )
+    }
+}
+
+/// How an agent says that an export does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum How {
+    Serving,
+    Used(usize),
+    SourceMissing,
+    Drained,
+    Draining(usize),
+}
+
+/// A share for the nodes of the pool of its name.
+pub(crate) fn share(name: &str, more: Value) -> Value {
+    let mut share = json!({
+        "apiVersion": "virtiofs.dev/v1alpha1",
+        "kind": "VirtiofsShare",
+        "metadata": {"name": name},
+        "spec": {
+            "source": {"hostPath": {"path": format!("/srv/{name}")}},
+            "nodes": {"selector": {"matchLabels": {"pool": name}}},
+        },
+    });
+    if let (Some(spec), Some(more)) = (share["spec"].as_object_mut(), more.as_object()) {
+        spec.extend(more.clone());
+    }
+    share
+}
+
+/// What an agent would apply.
+pub(crate) fn answer(export: &Value, how: How) -> Value {
+    let (ready, reason, message, sessions) = match how {
+        How::Serving => ("True", "Serving", "", 0),
+        How::Used(sessions) => ("True", "Serving", "", sessions),
+        How::SourceMissing => ("False", "SourceMissing", "the directory does not exist (create it)", 0),
+        How::Drained => ("False", "Drained", "", 0),
+        How::Draining(sessions) => ("False", "Draining", "", sessions),
+    };
+    let now = time_now();
+    json!({
+        "apiVersion": "virtiofs.dev/v1alpha1",
+        "kind": "VirtiofsExport",
+        "metadata": {"name": export["metadata"]["name"], "uid": export["metadata"]["uid"]},
+        "status": {
+            "observedGeneration": export["metadata"]["generation"],
+            "observedRevision": export["spec"]["revision"],
+            "sessions": sessions,
+            "users": (0..sessions).map(|n| format!("vms/vm-{n}")).collect::<Vec<_>>(),
+            "conditions": [{
+                "type": "Ready", "status": ready, "reason": reason, "message": message, "lastTransitionTime": now,
+            }],
+        },
+    })
+}
+
+/// Now, as conditions have it.
+fn time_now() -> String {
+    let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]).output();
+    output.map(|it| String::from_utf8_lossy(&it.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+/// A file of this workspace.
+pub(crate) fn in_tree(path: &str) -> PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
