@@ -1,5 +1,5 @@
-# The tasks of this project. Each brings its own set-up: on a fresh Debian-like machine with Rust, every
-# one of them works as the first command after a clone.
+# The tasks of this project. Each brings its own set-up: on a fresh Debian-like machine with Rust, and with Go for
+# `test`, `api` and `tools-kubernetes`, every one of them works as the first command after a clone.
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -11,11 +11,14 @@ SETUP := e2e/setup
 STOCK = VIRTIOFSD_STOCK=$$(sed -n 's/^virtiofsd=//p' target/e2e/parts)
 STEP = @printf '\n==> %s\n' "$(1)"
 
+# Where the parts of this project look for each other, whatever is configured for other projects.
+export CARGO_TARGET_DIR := $(CURDIR)/target
+
 # A failing guest test is explained by logs; backtraces of the error itself only bury them.
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build tools-kubernetes api peer-1.13 build check kills test guest demo bench chaos generate
+.PHONY: help setup setup-build setup-go tools-kubernetes api build check kills test guest demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -23,15 +26,15 @@ help: ## lists these tasks
 setup: ## packages, guest kernel, stock virtiofsd: what builds and guests need
 	@$(SETUP)/all.sh
 
+setup-go:
+	@$(SETUP)/go.sh
+
 setup-build:
 	@$(SETUP)/packages.sh build
 
 tools-kubernetes: ## a Kubernetes node: packages, and its programs from Go modules (9 minutes on 2 cores, once)
 	@$(SETUP)/packages.sh node
 	@$(SETUP)/kubernetes-tools.sh
-
-peer-1.13: ## stock virtiofsd 1.13.0, with which the report that started this is reproduced
-	@$(SETUP)/cargo-tool.sh virtiofsd 1.13.0
 
 build: setup-build ## release binaries of the agent, the broker and the engine in target/release
 	$(call STEP,build)
@@ -66,7 +69,7 @@ kills: setup-build ## each operation, its engine dying before each single store 
 	$(call STEP,deaths between any two stores)
 	@cargo test $(LOCKED) -p virtiofs-engine --features die-at-store --test engine_process between_stores
 
-test: setup check kills guest api ## everything that CI runs
+test: setup-go setup check kills guest api ## everything that CI runs
 
 demo: setup build ## a share, a VM on it, its engine killed and replaced, error count and metrics; SHARE=/some/dir for your own
 	$(call STEP,demo)

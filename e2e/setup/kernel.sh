@@ -15,13 +15,15 @@ newest_offered() {
         cut -d' ' -f1 | sort -V | tail -n 1
 }
 
+# Lists of some weeks ago name packages that are offered no more.
+lists_are_fresh() {
+    [[ -n $(newest_offered) && -n $(find /var/lib/apt/lists -maxdepth 1 -name '*Packages*' -ctime -1 -print -quit) ]]
+}
+
 offered_after_update() {
     local package
+    lists_are_fresh || (as_root apt-get update >/dev/null) || say "the lists of packages may be out of date"
     package=$(newest_offered)
-    if [[ -z $package ]]; then
-        as_root apt-get update >/dev/null
-        package=$(newest_offered)
-    fi
     [[ -n $package ]] || fail "apt offers no linux-image-6.12.*+deb12-amd64-unsigned: is bookworm-security among its sources?"
     echo "$package"
 }

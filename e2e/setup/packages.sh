@@ -24,12 +24,14 @@ missing() {
     done
 }
 
+# Nothing that is installed is removed for it: Debian's containerd and runc would take Docker's place. A new machine's
+# own updates hold the lock for a while.
 install_packages() {
     say "installing $*"
     local log
     log=$(mktemp)
     if ! { as_root apt-get update && as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y --no-install-recommends "$@"; } >"$log" 2>&1; then
+        apt-get -o DPkg::Lock::Timeout=300 install -y --no-remove --no-install-recommends "$@"; } >"$log" 2>&1; then
         tail -n 40 "$log" >&2
         fail "apt-get could not install $*"
     fi
