@@ -6,14 +6,17 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use common::{Broker, boot, read_hello, runs, until};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::{Guest, GuestConfig};
 use testkit::processes::Holdings;
-use virtiofs_contract::config::Access;
+use virtiofs_contract::config::{Access, Sandbox};
 use virtiofs_contract::control::SessionState;
+use virtiofs_contract::preflight::Reason;
 
 #[test]
 fn a_guest_works_on_a_share() {
@@ -197,6 +200,50 @@ fn a_share_that_may_not_be_written_is_not() {
     assert_eq!(read_hello(&guest), "from the host\n");
     let refused = guest.fuse().create(1, "new", libc::O_WRONLY, 0o644).unwrap_err();
     assert_eq!(refused.errno(), Some(nix::errno::Errno::EROFS));
+}
+
+/// A file system mounted at a directory until it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    /// None where mounting is not permitted.
+    fn at(directory: PathBuf, kind: &str) -> Option<Self> {
+        fs::create_dir_all(&directory).unwrap();
+        mount(Some(kind), &directory, Some(kind), MsFlags::empty(), None::<&str>).ok()?;
+        Some(Mounted(directory))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn file_systems_of_the_kernel_below_a_source_are_not_shared() {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    let places = ["a dir/proc", "tmp", "tmp/sys"].map(|place| endpoint.source.join(place));
+    let [proc, tmp, sys] = places.each_ref();
+    let mounts = [(proc, "proc"), (tmp, "tmpfs"), (sys, "sysfs")].map(|(at, kind)| Mounted::at(at.clone(), kind));
+    if mounts.iter().any(Option::is_none) {
+        eprintln!("skipped: this place does not permit mounting");
+        return;
+    }
+    fs::write(tmp.join("kept"), "").unwrap();
+    let told = broker.control().apply(&endpoint).unwrap().findings;
+    let told: Vec<_> = told.iter().filter(|finding| finding.reason == Reason::SourceForbidden).collect();
+    assert!(matches!(&told[..], [one] if one.message.contains("a dir/proc, tmp/sys")), "{told:?}");
+    let guest = boot(&endpoint);
+    let inside = |parent: u64, name: &str| guest.fuse().lookup(parent, name).map(|entry| entry.nodeid);
+    let proc = inside(inside(1, "a dir").unwrap(), "proc").unwrap();
+    let tmp = inside(1, "tmp").unwrap();
+    assert!(inside(proc, "version").is_err() && inside(inside(tmp, "sys").unwrap(), "kernel").is_err());
+    inside(tmp, "kept").unwrap();
+
+    endpoint.engine.sandbox = Sandbox::Chroot;
+    assert_eq!(broker.control().apply(&endpoint).unwrap_err().reason, Reason::SourceForbidden);
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod capabilities;
 mod control;
 mod device;
 mod guard;
+mod kernel_mounts;
 mod ledger;
 mod limits;
 mod passthrough;

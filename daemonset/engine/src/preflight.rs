@@ -17,6 +17,7 @@ use virtiofsd::passthrough::file_handle::FileHandle;
 use virtiofsd::passthrough::mount_fd::MountFds;
 use virtiofsd::passthrough::util::reopen_fd_through_proc;
 
+use crate::kernel_mounts;
 use crate::sandbox::Jail;
 
 /// How many directory entries are looked at, per file system, in search of a regular file.
@@ -39,6 +40,7 @@ pub(crate) fn try_out(config: &EngineConfig, jail: &Jail, findings: &mut Vec<Fin
     fs::read_dir(root).map_err(|error| unreadable(&error))?;
     let mounts = mounts_below(jail).map_err(|error| unreadable(&error))?;
     check_writable(config, root)?;
+    check_kernel_mounts(config, jail, &mounts, findings)?;
     let mounts: Vec<_> = mounts.into_iter().take(MOST_MOUNTS).map(|mount| try_mount(config, jail, mount)).collect();
     findings.extend(mounts.iter().find(|mount| !keeps_positions(&mount.fs_type, kernel())).map(unstable_positions));
     let inode_file_handles = decide(config.inode_file_handles, &mounts, jail.initial_user_namespace, findings)?;
@@ -107,17 +109,44 @@ fn check_writable(config: &EngineConfig, root: &Path) -> Result<(), Finding> {
     Ok(())
 }
 
+/// A guest must not get at the kernel of the host: where its file systems cannot be hidden, a writable share is refused.
+fn check_kernel_mounts(
+    config: &EngineConfig,
+    jail: &Jail,
+    mounts: &[Mount],
+    findings: &mut Vec<Finding>,
+) -> Result<(), Finding> {
+    let below = mounts.iter().filter(|mount| mount.relative != "." && kernel_mounts::is_kernel(&mount.fs_type));
+    let in_view: Vec<String> = below.map(|mount| mount.relative.clone()).collect();
+    match kernel_mounts::in_view(&in_view) {
+        Some(finding) if config.writable() => return Err(finding),
+        finding => findings.extend(finding),
+    }
+    findings.extend(kernel_mounts::hidden(&jail.hidden));
+    Ok(())
+}
+
 struct Mount {
     relative: String,
     path: PathBuf,
     fs_type: String,
 }
 
+/// Mount points of a mountinfo, and the types of what is mounted there.
+pub(crate) fn mount_points(mountinfo: &File) -> io::Result<Vec<(String, String)>> {
+    let text = read_again(mountinfo)?;
+    Ok(text.lines().filter_map(mount_point_and_type).map(|(point, fs_type)| (point, fs_type.to_owned())).collect())
+}
+
+fn read_again(mountinfo: &File) -> io::Result<String> {
+    let mut table = mountinfo.try_clone()?;
+    table.rewind()?;
+    io::read_to_string(&table)
+}
+
 /// The root's own mount and every mount below it.
 fn mounts_below(jail: &Jail) -> io::Result<Vec<Mount>> {
-    let mut table = jail.mountinfo.try_clone()?;
-    table.rewind()?;
-    let text = io::read_to_string(&table)?;
+    let text = read_again(&jail.mountinfo)?;
     let prefix = match (&jail.mountinfo_prefix, jail.root_dir.as_str()) {
         (Some(prefix), _) => prefix.as_str(),
         (None, "/") => "",

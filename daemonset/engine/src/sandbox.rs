@@ -19,6 +19,9 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use virtiofs_contract::config::{EngineConfig, Sandbox};
 use virtiofs_contract::preflight::{Finding, Reason};
 
+use crate::kernel_mounts;
+use crate::preflight::mount_points;
+
 /// What the library needs to work inside the sandbox, opened before the way back was closed.
 pub(crate) struct Jail {
     /// The sandbox that was built; never `Auto`.
@@ -35,6 +38,8 @@ pub(crate) struct Jail {
     pub(crate) mountinfo: File,
     /// What to strip from mount points in it.
     pub(crate) mountinfo_prefix: Option<String>,
+    /// Where, below the root, file systems of the kernel were mounted that this process does not see.
+    pub(crate) hidden: Vec<String>,
 }
 
 /// One step that failed, in words that tell which.
@@ -129,14 +134,17 @@ fn namespace(config: &EngineConfig, source: &OwnedFd, root: bool) -> Result<Jail
     make_root(&tree)?;
     let mountinfo =
         openat(&proc_self, "mountinfo", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).step("open mountinfo")?;
+    let mountinfo = File::from(mountinfo);
+    let hidden = kernel_mounts::hide(|| mount_points(&mountinfo)).step("read mountinfo")?;
     Ok(Jail {
         mode: Sandbox::Namespace,
         user_namespace: !root,
         initial_user_namespace,
         root_dir: "/".into(),
         proc_self_fd: proc_self_fd.into(),
-        mountinfo: mountinfo.into(),
+        mountinfo,
         mountinfo_prefix: None,
+        hidden,
     })
 }
 
@@ -233,6 +241,7 @@ fn chroot_only(source: &OwnedFd) -> Result<Jail, StepError> {
         proc_self_fd,
         mountinfo,
         mountinfo_prefix: Some(prefix.to_string_lossy().into_owned()),
+        hidden: Vec::new(),
     })
 }
 
@@ -246,6 +255,7 @@ fn none(source: &OwnedFd) -> Result<Jail, StepError> {
         proc_self_fd,
         mountinfo,
         mountinfo_prefix: None,
+        hidden: Vec::new(),
     })
 }
 
