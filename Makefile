@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build setup-go tools-kubernetes api build check kills test guest demo bench chaos generate
+.PHONY: help setup setup-build setup-go tools-kubernetes api build check kills test guest rules demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -69,7 +69,13 @@ kills: setup-build ## each operation, its engine dying before each single store 
 	$(call STEP,deaths between any two stores)
 	@cargo test $(LOCKED) -p virtiofs-engine --features die-at-store --test engine_process between_stores
 
-test: setup-go setup check kills guest api ## everything that CI runs
+rules: tools-kubernetes ## alerts are valid, and each fires when it should and not when it should not
+	$(call STEP,alerts)
+	@tools=$$($(SETUP)/kubernetes-tools.sh) && \
+	    "$$tools/promtool" check rules charts/virtiofs-operator/files/alerts.yaml && \
+	    "$$tools/promtool" test rules e2e/rules/alerts.test.yaml
+
+test: setup-go setup check kills guest api rules ## everything that CI runs
 
 demo: setup build ## a share, a VM on it, its engine killed and replaced, error count and metrics; SHARE=/some/dir for your own
 	$(call STEP,demo)
