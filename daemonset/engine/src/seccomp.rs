@@ -81,6 +81,8 @@ const READING: &[c_long] = &[
     SYS_readlinkat,
     SYS_readv,
     SYS_recvmsg,
+    // A wait with a time to it, after the process was stopped and goes on.
+    SYS_restart_syscall,
     SYS_rseq,
     SYS_rt_sigaction,
     SYS_rt_sigprocmask,
