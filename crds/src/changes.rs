@@ -61,6 +61,7 @@ pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
         detect_staleness: _,
         uid_translation,
         gid_translation,
+        limits,
     } = new;
     use Effect::{AtHandover, AtNextMount};
     // A guest that was answered ENOSYS never asks for extended attributes again; one that has them is
@@ -91,6 +92,7 @@ pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
         changed("sandbox", &old.sandbox, sandbox, AtHandover),
         changed("uidTranslation", &old.uid_translation, uid_translation, AtNextMount),
         changed("gidTranslation", &old.gid_translation, gid_translation, AtNextMount),
+        changed("limits", &old.limits, limits, AtHandover),
     ]
     .into_iter()
     .flatten()
@@ -111,7 +113,9 @@ fn changed<T: PartialEq + Serialize>(field: &'static str, old: &T, new: &T, effe
 mod tests {
     use std::collections::BTreeMap;
 
-    use virtiofs_contract::config::{Access, CachePolicy, IdTranslation, IdTranslationKind, InodeFileHandles, Sandbox};
+    use virtiofs_contract::config::{
+        Access, CachePolicy, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox,
+    };
 
     use super::*;
 
@@ -147,6 +151,7 @@ mod tests {
             detect_staleness: true,
             uid_translation: vec![rule.clone()],
             gid_translation: vec![rule],
+            limits: Limits { cpu_millis: Some(500), ..Limits::default() },
         }
     }
 

@@ -79,6 +79,7 @@ fn overridden(base: EngineConfig, engine: &EngineOptions) -> EngineConfig {
         sandbox: engine.sandbox.unwrap_or(base.sandbox),
         uid_translation: engine.uid_translation.iter().map(Into::into).collect(),
         gid_translation: engine.gid_translation.iter().map(Into::into).collect(),
+        limits: engine.limits.as_ref().map(Into::into).unwrap_or_default(),
         ..base
     }
 }
@@ -86,7 +87,7 @@ fn overridden(base: EngineConfig, engine: &EngineOptions) -> EngineConfig {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use virtiofs_contract::config::{Access, IdTranslation, IdTranslationKind, InodeFileHandles, Sandbox};
+    use virtiofs_contract::config::{Access, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox};
 
     use super::*;
 
@@ -149,6 +150,11 @@ mod tests {
             "fileCapabilities": true, "openFiles": 4096, "maxInodes": 5000, "queues": 2, "sandbox": "Chroot",
             "uidTranslation": [{"kind": "Map", "from": 0, "to": 1000, "count": 10}],
             "gidTranslation": [{"kind": "ForbidGuest", "from": 0, "count": 1}],
+            "limits": {
+                "memoryBytes": 1_073_741_824, "cpuMillis": 1500, "cpuWeight": 50, "ioWeight": 200,
+                "readBytesPerSecond": 1_048_576, "writeBytesPerSecond": 2_097_152, "readsPerSecond": 100,
+                "writesPerSecond": 200,
+            },
         });
         let config = resolve(&spec(json!({"access": "ReadWrite", "content": "Exclusive", "engine": engine})));
         let expected = EngineConfig {
@@ -177,6 +183,16 @@ mod tests {
             detect_staleness: true,
             uid_translation: vec![IdTranslation { kind: IdTranslationKind::Map, from: 0, to: 1000, count: 10 }],
             gid_translation: vec![IdTranslation { kind: IdTranslationKind::ForbidGuest, from: 0, to: 0, count: 1 }],
+            limits: Limits {
+                memory_bytes: Some(1 << 30),
+                cpu_millis: Some(1500),
+                cpu_weight: Some(50),
+                io_weight: Some(200),
+                read_bytes_per_second: Some(1 << 20),
+                write_bytes_per_second: Some(2 << 20),
+                reads_per_second: Some(100),
+                writes_per_second: Some(200),
+            },
         };
         assert_eq!(config, expected);
         // And back: what is in force is said in the words in which it was asked for.

@@ -23,7 +23,7 @@ mod staleness;
 mod status;
 
 pub use consumers::{Consumers, NamespaceConsumers};
-pub use engine::{EngineOptions, IdTranslation};
+pub use engine::{EngineLimits, EngineOptions, IdTranslation};
 pub use export::{Baseline, ExportMode, VirtiofsExport, VirtiofsExportSpec};
 pub use export_status::{
     ExportFinding, ExportPreflight, FINDINGS_MAX, LastRemedy, MESSAGE_MAX, RecoveryCounts, StaleCount, USERS_MAX,

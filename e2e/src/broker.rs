@@ -37,8 +37,8 @@ impl Broker {
 
     /// Gives every session of a share a new engine.
     pub(crate) fn exchange(&mut self, name: &str) -> Result<()> {
-        match self.ask(&Request::Exchange { name: name.to_owned() })? {
-            Response::Done => Ok(()),
+        match self.ask(&Request::Exchange { name: name.to_owned(), session: None })? {
+            Response::Exchanging { .. } => Ok(()),
             other => bail!("the broker answered the order to exchange engines with {other:?}"),
         }
     }

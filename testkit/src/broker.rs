@@ -71,7 +71,7 @@ impl Broker {
     pub fn endpoint(&self, name: &str, source: &Path, engine: EngineConfig) -> Endpoint {
         let path = self.runtime.join("shares").join(format!("{name}.sock"));
         let socket = SocketSpec { path, owner: None, group: None, mode: 0o600 };
-        Endpoint { name: name.into(), source: source.into(), socket, engine, exclusive: false }
+        Endpoint { name: name.into(), source: source.into(), sub_path: None, socket, engine, exclusive: false }
     }
 }
 
@@ -108,8 +108,8 @@ impl Control {
 
     /// Orders new engines for all sessions of an endpoint.
     pub fn exchange(&mut self, name: &str) -> Result<(), BrokerError> {
-        match self.ask(&Request::Exchange { name: name.into() })? {
-            Response::Done => Ok(()),
+        match self.ask(&Request::Exchange { name: name.into(), session: None })? {
+            Response::Exchanging { .. } => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

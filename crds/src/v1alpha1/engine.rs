@@ -130,6 +130,9 @@ pub struct EngineOptions {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub gid_translation: Vec<IdTranslation>,
+    /// What each engine may use of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<EngineLimits>,
 }
 
 /// No guest is told to trust anything for longer than stock virtiofsd's `cache=always` tells it to.
@@ -156,6 +159,45 @@ fn needs_xattr(switch: &str) -> Rule {
         format!("!has(self.{switch}) || !self.{switch} || (has(self.xattr) && self.xattr)"),
         "'true is stored in extended attributes, which are off; write xattr: true, or remove it'",
     )
+}
+
+/// What each engine may use of the host. Left out: no limit of its own. CPU and I/O are limited where the broker may
+/// make cgroups; where it may not, the share says `LimitUnavailable`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EngineLimits {
+    /// Private memory in bytes; the guest's own memory is not part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 67_108_864, max = 1_099_511_627_776_u64))]
+    pub memory_bytes: Option<u64>,
+    /// CPU time, in thousandths of one CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 1_024_000))]
+    pub cpu_millis: Option<u64>,
+    /// Share of the CPU against others that want it at the same time; 100 is what others have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub cpu_weight: Option<u64>,
+    /// Share of the source's block device likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub io_weight: Option<u64>,
+    /// Bytes a second read from the source's block device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 4096, max = 1_099_511_627_776_u64))]
+    pub read_bytes_per_second: Option<u64>,
+    /// Bytes a second written to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 4096, max = 1_099_511_627_776_u64))]
+    pub write_bytes_per_second: Option<u64>,
+    /// Reads a second of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub reads_per_second: Option<u64>,
+    /// Writes a second to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub writes_per_second: Option<u64>,
 }
 
 /// One rule of id translation.
@@ -223,6 +265,37 @@ impl From<&EngineConfig> for EngineOptions {
             sandbox: Some(config.sandbox),
             uid_translation: config.uid_translation.iter().map(Into::into).collect(),
             gid_translation: config.gid_translation.iter().map(Into::into).collect(),
+            limits: (config.limits != config::Limits::default()).then(|| (&config.limits).into()),
+        }
+    }
+}
+
+impl From<&config::Limits> for EngineLimits {
+    fn from(limits: &config::Limits) -> Self {
+        EngineLimits {
+            memory_bytes: limits.memory_bytes,
+            cpu_millis: limits.cpu_millis,
+            cpu_weight: limits.cpu_weight,
+            io_weight: limits.io_weight,
+            read_bytes_per_second: limits.read_bytes_per_second,
+            write_bytes_per_second: limits.write_bytes_per_second,
+            reads_per_second: limits.reads_per_second,
+            writes_per_second: limits.writes_per_second,
+        }
+    }
+}
+
+impl From<&EngineLimits> for config::Limits {
+    fn from(limits: &EngineLimits) -> Self {
+        config::Limits {
+            memory_bytes: limits.memory_bytes,
+            cpu_millis: limits.cpu_millis,
+            cpu_weight: limits.cpu_weight,
+            io_weight: limits.io_weight,
+            read_bytes_per_second: limits.read_bytes_per_second,
+            write_bytes_per_second: limits.write_bytes_per_second,
+            reads_per_second: limits.reads_per_second,
+            writes_per_second: limits.writes_per_second,
         }
     }
 }

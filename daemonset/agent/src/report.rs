@@ -263,6 +263,7 @@ fn session_notice(session: &SessionStatus) -> Option<Notice> {
         (SessionState::Failed, None) => {
             Some(Notice::new(SESSION_FAILED, "its engine is gone", "another is started; see the log for why"))
         }
+        (SessionState::Recovering, _) => None,
         (_, finding) => finding.as_ref().map(Notice::from),
     }
 }
@@ -405,6 +406,13 @@ mod tests {
                 connected_at: 0,
                 engine_pid: None,
                 engines: 1,
+                engine_binary: None,
+                generation: 0,
+                wanted_generation: 0,
+                last_exchange: None,
+                oldest_request: None,
+                trace: None,
+                parked_files: 0,
                 engine: status.endpoint.engine.clone(),
                 guest_memory: 0,
                 preflight: None,

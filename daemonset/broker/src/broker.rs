@@ -1,20 +1,27 @@
 //! All endpoints of this broker.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::control::{Endpoint as Spec, Response, Status};
+use virtiofs_contract::control::{
+    Endpoint as Spec, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status, Traced,
+};
 use virtiofs_contract::preflight::{Finding, Reason};
+use virtiofs_contract::trace::MAX_RATE;
 
 use crate::endpoint::Endpoint;
 use crate::engine::finding;
 use crate::engine::process::Population;
+use crate::engine::source::Place;
 use crate::engine::start::Starter;
 use crate::listen::ListenError;
+use crate::poll::monotonic_ns;
+use crate::session::shared::Shared;
+use crate::store::Store;
 
 /// How long sessions may take to end when they are asked to.
 const END_DEADLINE: Duration = Duration::from_secs(5);
@@ -27,6 +34,8 @@ pub(crate) struct Broker {
     endpoints: Mutex<BTreeMap<String, Arc<Endpoint>>>,
     /// Held while endpoints change, never while anything is tried or waited for.
     changing: Mutex<()>,
+    /// What the agent has put here.
+    pub(crate) store: Store,
 }
 
 /// What is wrong with an endpoint that cannot be.
@@ -36,6 +45,8 @@ pub(crate) enum InvalidEndpoint {
     Name(String),
     #[error("source {0}: an absolute path is expected")]
     Source(String),
+    #[error("subPath {0}: a relative path without `.` and `..` is expected")]
+    SubPath(String),
     #[error("socket path {0}: an absolute path is expected")]
     Socket(String),
     #[error("socket mode {0:o}: permission bits up to 777 are expected")]
@@ -46,9 +57,13 @@ pub(crate) enum InvalidEndpoint {
     SourceInUse { name: String, source_now: String, sessions: usize },
 }
 
+/// What is wrong with a request that can mean nothing here.
+#[derive(Debug)]
+pub(crate) struct Senseless(pub(crate) String);
+
 impl Broker {
     pub(crate) fn new(starter: Arc<Starter>, engines: Arc<Population>) -> Self {
-        Broker { starter, engines, endpoints: Mutex::default(), changing: Mutex::default() }
+        Broker { starter, engines, endpoints: Mutex::default(), changing: Mutex::default(), store: Store::default() }
     }
 
     fn endpoints(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Endpoint>>> {
@@ -66,7 +81,8 @@ impl Broker {
             return Response::Invalid { message: invalid.to_string() };
         }
         // The slow part, which may hang with the source, before anything is locked.
-        let preflight = match self.starter.preflight(&spec.source, &spec.engine) {
+        let place = Place { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
+        let preflight = match self.starter.preflight(&place, &spec.engine) {
             Ok(preflight) => preflight,
             Err(finding) => return Response::Refused { finding },
         };
@@ -92,8 +108,9 @@ impl Broker {
             let other = endpoint.spec();
             let sessions = endpoint.sessions();
             if other.name == spec.name {
-                if other.source != spec.source && sessions > 0 {
-                    let source_now = other.source.display().to_string();
+                let same = (&other.source, &other.sub_path) == (&spec.source, &spec.sub_path);
+                if !same && sessions > 0 {
+                    let source_now = endpoint.place().path().display().to_string();
                     return Err(InvalidEndpoint::SourceInUse { name: other.name, source_now, sessions });
                 }
             } else if other.socket.path == spec.socket.path && endpoint.is_listening() {
@@ -104,12 +121,11 @@ impl Broker {
         Ok(self.endpoints().get(&spec.name).cloned())
     }
 
-    pub(crate) fn preflight(&self, source: &Path, config: &EngineConfig) -> Response {
-        if !source.is_absolute() {
-            let message = InvalidEndpoint::Source(source.display().to_string()).to_string();
-            return Response::Invalid { message };
+    pub(crate) fn preflight(&self, source: PathBuf, sub_path: Option<PathBuf>, config: &EngineConfig) -> Response {
+        if let Err(invalid) = check_place(&source, sub_path.as_deref()) {
+            return Response::Invalid { message: invalid.to_string() };
         }
-        match self.starter.preflight(source, config) {
+        match self.starter.preflight(&Place { source, sub_path }, config) {
             Ok(preflight) => Response::Tried { preflight },
             Err(finding) => Response::Refused { finding },
         }
@@ -128,14 +144,80 @@ impl Broker {
         Response::Done
     }
 
-    pub(crate) fn exchange(&self, name: &str) -> Response {
+    fn endpoint(&self, name: &str) -> Result<Arc<Endpoint>, Senseless> {
         let endpoint = self.endpoints().get(name).cloned();
-        match endpoint {
-            Some(endpoint) => {
-                endpoint.exchange();
-                Response::Done
-            }
-            None => Response::Invalid { message: format!("there is no endpoint {name}") },
+        endpoint.ok_or_else(|| Senseless(format!("there is no endpoint {name}")))
+    }
+
+    /// An endpoint, and if only one of its sessions is meant, one that has it.
+    fn endpoint_with(&self, name: &str, session: Option<&str>) -> Result<Arc<Endpoint>, Senseless> {
+        let endpoint = self.endpoint(name)?;
+        match session.filter(|session| endpoint.session(session).is_none()) {
+            Some(session) => Err(Senseless(format!("endpoint {name} has no session {session}"))),
+            None => Ok(endpoint),
+        }
+    }
+
+    fn session(&self, id: &str) -> Result<Arc<Shared>, Senseless> {
+        let found = self.all().iter().find_map(|endpoint| endpoint.session(id));
+        found.ok_or_else(|| Senseless(format!("there is no session {id}")))
+    }
+
+    pub(crate) fn exchange(&self, name: &str, session: Option<&str>) -> Result<Response, Senseless> {
+        let sessions = self.endpoint_with(name, session)?.exchange(session);
+        Ok(Response::Exchanging { sessions })
+    }
+
+    pub(crate) fn close(&self, name: &str, session: Option<&str>) -> Result<Response, Senseless> {
+        let sessions = self.endpoint_with(name, session)?.close(session, END_DEADLINE);
+        Ok(Response::Closed { sessions })
+    }
+
+    pub(crate) fn release(&self, name: &str, deadline_ms: u64, force: bool) -> Result<Response, Senseless> {
+        let endpoint = self.endpoint(name)?;
+        let longest = duration("deadlineMs", deadline_ms, SHORTEST_RELEASE_MS, LONGEST_RELEASE_MS)?;
+        match endpoint.release(longest, force, &self.engines) {
+            Ok((sessions, until)) => Ok(Response::Released { sessions, until }),
+            Err(finding) => Ok(Response::Refused { finding }),
+        }
+    }
+
+    pub(crate) fn resume(&self, name: &str) -> Result<Response, Senseless> {
+        let endpoint = self.endpoint(name)?;
+        if let Err(finding) = self.starter.look_at(&endpoint.place(), endpoint.mounted_at()) {
+            return Ok(Response::Refused { finding });
+        }
+        endpoint.resume();
+        Ok(Response::Done)
+    }
+
+    pub(crate) fn trace(&self, session: &str, duration_ms: u64, rate: u32) -> Result<Response, Senseless> {
+        let session = self.session(session)?;
+        let longest = duration("durationMs", duration_ms, 0, LONGEST_TRACE_MS)?;
+        if rate > MAX_RATE {
+            return Err(Senseless(format!("rate {rate}: at most {MAX_RATE} a second are logged")));
+        }
+        let now = monotonic_ns();
+        let until_ns = if duration_ms == 0 { now } else { now + longest.as_nanos() as u64 };
+        session.estate.trace.want(until_ns, rate);
+        let until = (SystemTime::now() + longest).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Ok(Response::Tracing { until })
+    }
+
+    pub(crate) fn read_trace(&self, session: &str, after: u64) -> Result<Response, Senseless> {
+        let session = self.session(session)?;
+        let trace = &session.estate.trace;
+        // Asked before it is read: what is logged until then is in the piece.
+        let over = !trace.is_wanted(monotonic_ns());
+        let piece = trace.read(after);
+        let (entries, next, lost) = (piece.entries, piece.next, piece.lost);
+        Ok(Response::Traced(Traced { entries, next, lost, left_out: trace.left_out(), over }))
+    }
+
+    pub(crate) fn put(&self, key: String, value: Option<String>) -> Response {
+        match self.store.put(key, value) {
+            Ok(()) => Response::Done,
+            Err(error) => Response::Invalid { message: error.to_string() },
         }
     }
 
@@ -154,7 +236,7 @@ impl Broker {
         for endpoint in &endpoints {
             endpoint.wait_until_empty(END_DEADLINE);
         }
-        match self.engines.wait_until_gone(END_DEADLINE) {
+        match self.engines.wait_until_all_are_gone(END_DEADLINE) {
             0 => {}
             left => tracing::warn!(engines = left, "engines are still ending: a hung source keeps them"),
         }
@@ -166,9 +248,7 @@ fn check(spec: &Spec) -> Result<(), InvalidEndpoint> {
     if spec.name.is_empty() || spec.name.len() > 253 || !spec.name.chars().all(allowed) {
         return Err(InvalidEndpoint::Name(spec.name.clone()));
     }
-    if !spec.source.is_absolute() {
-        return Err(InvalidEndpoint::Source(spec.source.display().to_string()));
-    }
+    check_place(&spec.source, spec.sub_path.as_deref())?;
     if !spec.socket.path.is_absolute() {
         return Err(InvalidEndpoint::Socket(spec.socket.path.display().to_string()));
     }
@@ -176,6 +256,27 @@ fn check(spec: &Spec) -> Result<(), InvalidEndpoint> {
         return Err(InvalidEndpoint::Mode(spec.socket.mode));
     }
     Ok(())
+}
+
+fn check_place(source: &Path, sub_path: Option<&Path>) -> Result<(), InvalidEndpoint> {
+    if !source.is_absolute() {
+        return Err(InvalidEndpoint::Source(source.display().to_string()));
+    }
+    let is_plain = |path: &Path| {
+        let normal = path.components().all(|component| matches!(component, Component::Normal(_)));
+        normal && !path.as_os_str().is_empty()
+    };
+    match sub_path.filter(|sub_path| !is_plain(sub_path)) {
+        Some(sub_path) => Err(InvalidEndpoint::SubPath(sub_path.display().to_string())),
+        None => Ok(()),
+    }
+}
+
+fn duration(field: &str, milliseconds: u64, least: u64, most: u64) -> Result<Duration, Senseless> {
+    if (least..=most).contains(&milliseconds) {
+        return Ok(Duration::from_millis(milliseconds));
+    }
+    Err(Senseless(format!("{field} {milliseconds}: {least} to {most} are expected")))
 }
 
 fn no_socket(error: &ListenError) -> Finding {
@@ -202,6 +303,7 @@ mod tests {
         Spec {
             name: "share".into(),
             source: "/srv".into(),
+            sub_path: None,
             socket: SocketSpec { path: "/run/s.sock".into(), owner: None, group: None, mode: 0o660 },
             engine: EngineConfig::stock(Access::ReadOnly),
             exclusive: false,
@@ -216,6 +318,10 @@ mod tests {
             table.push((Spec { name: name.into(), ..spec() }, InvalidEndpoint::Name(name.into())));
         }
         table.push((Spec { source: "srv".into(), ..spec() }, InvalidEndpoint::Source("srv".into())));
+        for sub_path in ["", "/abs", "../up", "a/../b", "."] {
+            let spec = Spec { sub_path: Some(sub_path.into()), ..spec() };
+            table.push((spec, InvalidEndpoint::SubPath(sub_path.into())));
+        }
         let socket = |path: &str, mode| SocketSpec { path: path.into(), mode, ..spec().socket };
         table.push((Spec { socket: socket("s", 0o600), ..spec() }, InvalidEndpoint::Socket("s".into())));
         table.push((Spec { socket: socket("/s", 0o4755), ..spec() }, InvalidEndpoint::Mode(0o4755)));

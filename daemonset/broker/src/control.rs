@@ -11,7 +11,7 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
 use virtiofs_contract::control::{Request, Response};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Senseless};
 
 /// Most connections at a time. The agent needs one; a person at a shell another.
 const MAX_CONNECTIONS: usize = 32;
@@ -84,11 +84,23 @@ fn answer(broker: &Broker, request: Request) -> Response {
     match request {
         Request::Apply { endpoint } => broker.apply(endpoint),
         Request::Remove { name, force } => broker.remove(&name, force),
-        Request::Exchange { name } => broker.exchange(&name),
-        Request::Preflight { source, engine } => broker.preflight(&source, &engine),
+        Request::Exchange { name, session } => either(broker.exchange(&name, session.as_deref())),
+        Request::Close { name, session } => either(broker.close(&name, session.as_deref())),
+        Request::Release { name, deadline_ms, force } => either(broker.release(&name, deadline_ms, force)),
+        Request::Resume { name } => either(broker.resume(&name)),
+        Request::Trace { session, duration_ms, rate } => either(broker.trace(&session, duration_ms, rate)),
+        Request::ReadTrace { session, after } => either(broker.read_trace(&session, after)),
+        Request::Put { key, value } => broker.put(key, value),
+        Request::Get { key } => Response::Value { value: broker.store.get(&key) },
+        Request::ListKeys { prefix } => Response::Keys { keys: broker.store.keys(&prefix) },
+        Request::Preflight { source, sub_path, engine } => broker.preflight(source, sub_path, &engine),
         Request::Status => Response::Status(Box::new(broker.status())),
         Request::Hello { .. } => not_greeted(),
     }
+}
+
+fn either(result: Result<Response, Senseless>) -> Response {
+    result.unwrap_or_else(|Senseless(message)| Response::Invalid { message })
 }
 
 fn other_version(theirs: u32) -> Response {

@@ -1,21 +1,25 @@
 //! One endpoint: a socket, what is served behind it, and the sessions that began there.
 
+mod release;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use thiserror::Error;
-use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus};
+use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, Exchanging, OldestRequest, Turned};
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
 use crate::endpoint_watch;
+use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, departed};
+use crate::engine::source::Place;
 use crate::engine::start::Starter;
 use crate::listen::{BoundSocket, ListenError};
 use crate::mailbox::{Mailbox, Post, mailbox};
@@ -23,6 +27,7 @@ use crate::poll::{Interest, wait_readable};
 use crate::session::shared::Shared;
 use crate::session::{Command, End, Service, Session};
 use crate::vhost_user::socket::VmmSocket;
+use release::Released;
 
 /// Most sessions of one socket. Each costs an engine process.
 const MAX_SESSIONS: usize = 256;
@@ -33,6 +38,9 @@ const MAX_HALF_OPEN: usize = 16;
 /// How long to wait when no connection can be accepted (no descriptors left).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
+/// A request in progress for longer than this is worth a question: which file is it about?
+const LONG_MS: u64 = 1000;
+
 /// Session numbers are never used twice in one broker.
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
@@ -42,6 +50,8 @@ pub(crate) struct Endpoint {
     starter: Arc<Starter>,
     inner: Mutex<Inner>,
     session_ended: Condvar,
+    /// Held while its source is being released.
+    releasing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -51,6 +61,9 @@ struct Inner {
     listening: Option<Listening>,
     sessions: BTreeMap<String, Live>,
     refused_connections: u64,
+    refused_exclusive: u64,
+    last_refusal: Option<Turned>,
+    released: Option<Released>,
     sessions_started: u64,
     engines_ended: u64,
     ended: Totals,
@@ -96,11 +109,15 @@ impl Endpoint {
                 listening: None,
                 sessions: BTreeMap::new(),
                 refused_connections: 0,
+                refused_exclusive: 0,
+                last_refusal: None,
+                released: None,
                 sessions_started: 0,
                 engines_ended: 0,
                 ended: Totals::default(),
             }),
             session_ended: Condvar::new(),
+            releasing: Mutex::default(),
         });
         if let Err(error) = endpoint_watch::begin(Arc::downgrade(&endpoint)) {
             tracing::warn!(endpoint = endpoint.spec().name, %error, "nobody watches its source");
@@ -166,16 +183,45 @@ impl Endpoint {
         inner.spec = spec;
         inner.preflight = preflight;
         for live in inner.sessions.values() {
-            live.post.send(Command::Reconfigure(Box::new(inner.spec.engine.clone())));
+            live.post.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), live.shared.next_order()));
         }
         Ok(())
     }
 
-    /// Gives every session a new engine.
-    pub(crate) fn exchange(&self) {
-        for live in self.inner().sessions.values() {
-            live.post.send(Command::Exchange);
-        }
+    /// Gives every session, or only one, a new engine; says which, and by which number they know it.
+    pub(crate) fn exchange(&self, session: Option<&str>) -> Vec<Exchanging> {
+        let inner = self.inner();
+        let order = |(id, live): (&String, &Live)| {
+            let generation = live.shared.next_order();
+            live.post.send(Command::Exchange(generation));
+            Exchanging { session: id.clone(), generation }
+        };
+        inner.chosen(session).map(order).collect()
+    }
+
+    /// Ends every session, or only one; says which.
+    pub(crate) fn close(&self, session: Option<&str>, longest: Duration) -> Vec<String> {
+        let inner = self.inner();
+        let ended: Vec<String> = inner.chosen(session).map(|(id, _)| id.clone()).collect();
+        inner.chosen(session).for_each(|(_, live)| live.post.send(Command::End));
+        let waiting = |inner: &mut Inner| ended.iter().any(|id| inner.sessions.contains_key(id));
+        drop(self.session_ended.wait_timeout_while(inner, longest, waiting));
+        ended
+    }
+
+    /// The public side of a session.
+    pub(crate) fn session(&self, id: &str) -> Option<Arc<Shared>> {
+        let inner = self.inner();
+        inner.chosen(Some(id)).next().map(|(_, live)| live.shared.clone())
+    }
+
+    /// Where the file system of its source was mounted when a session took it up last.
+    pub(crate) fn mounted_at(&self) -> Option<MountPoint> {
+        self.inner().sessions.values().find_map(|live| live.shared.estate.mounted_at())
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.inner().place()
     }
 
     fn listen(self: &Arc<Self>, spec: &Spec) -> Result<Listening, ListenError> {
@@ -227,6 +273,7 @@ impl Endpoint {
         for live in inner.sessions.values() {
             let status = live.shared.status();
             totals.add(&status.totals);
+            live.ask_for_path(status.oldest_request.as_ref());
             let view = live.shared.view();
             engines_started += view.engines_started;
             if view.begun {
@@ -240,6 +287,9 @@ impl Endpoint {
             sessions_started: inner.sessions_started + sessions.len() as u64,
             sessions,
             refused_connections: inner.refused_connections,
+            refused_exclusive: inner.refused_exclusive,
+            last_refusal: inner.last_refusal.clone(),
+            released: inner.released().map(|released| released.status()),
             engines_started,
             totals,
         }
@@ -271,6 +321,9 @@ impl Endpoint {
         if let Err(refusal) = self.open_session(stream) {
             let mut inner = self.inner();
             inner.refused_connections += 1;
+            inner.refused_exclusive += u64::from(matches!(refusal, Refusal::Exclusive));
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            inner.last_refusal = Some(Turned { at, message: refusal.to_string() });
             tracing::warn!(endpoint = inner.spec.name, %refusal, "connection refused");
         }
     }
@@ -284,8 +337,9 @@ impl Endpoint {
         let service = Service {
             starter: self.starter.clone(),
             endpoint: inner.spec.name.clone(),
-            source: inner.spec.source.clone(),
+            place: inner.place(),
             config: inner.spec.engine.clone(),
+            released_until: inner.released().map(|released| released.until),
         };
         let session = Session::new(VmmSocket::new(stream)?, service, shared.clone(), (post.clone(), mail))?;
         let endpoint = self.clone();
@@ -319,6 +373,21 @@ impl Endpoint {
 }
 
 impl Inner {
+    fn place(&self) -> Place {
+        Place { source: self.spec.source.clone(), sub_path: self.spec.sub_path.clone() }
+    }
+
+    /// Sessions that have begun: all, or the one of this name.
+    fn chosen(&self, session: Option<&str>) -> impl Iterator<Item = (&String, &Live)> {
+        let chosen = move |id: &str| session.is_none_or(|session| session == id);
+        self.sessions.iter().filter(move |(id, live)| chosen(id) && live.shared.view().begun)
+    }
+
+    /// Is the source released, and until when?
+    fn released(&self) -> Option<Released> {
+        self.released.filter(|released| released.until > Instant::now())
+    }
+
     fn set_access(&self, spec: &Spec) -> Result<(), ListenError> {
         let Some(listening) = self.listening.as_ref().filter(|_| self.spec.socket != spec.socket) else {
             return Ok(());
@@ -343,6 +412,15 @@ fn admission(listening: bool, exclusive: bool, sessions: usize, half_open: usize
         _ if half_open >= MAX_HALF_OPEN => Err(Refusal::TooManyHalfOpen),
         MAX_SESSIONS.. => Err(Refusal::TooManySessions),
         _ => Ok(()),
+    }
+}
+
+impl Live {
+    /// Has the engine asked which file a request is about that takes long. The answer is there the next time.
+    fn ask_for_path(&self, oldest: Option<&OldestRequest>) {
+        if let Some(oldest) = oldest.filter(|oldest| oldest.age_ms > LONG_MS && oldest.path.is_none()) {
+            self.post.send(Command::Describe(oldest.node));
+        }
     }
 }
 

@@ -20,12 +20,15 @@ pub(crate) fn begin(endpoint: Weak<Endpoint>) -> std::io::Result<()> {
 
 fn watch(endpoint: &Weak<Endpoint>, mounts: &Mounts) {
     // Nothing of the endpoint is held while the file system is asked.
-    while let Some(path) = endpoint.upgrade().map(|endpoint| endpoint.spec().source) {
+    while let Some(path) = endpoint.upgrade().map(|endpoint| endpoint.place().path()) {
         // Who serves another directory by the time of the answer is not meant by it.
         let served = endpoint.upgrade().map_or_else(Vec::new, |endpoint| endpoint.served());
-        let found = Root::at(&path);
-        if let Some(endpoint) = endpoint.upgrade() {
-            endpoint.path_leads_to(found, &served);
+        // A source that nobody serves may be about to be unmounted: it is not to be touched.
+        if !served.is_empty() {
+            let found = Root::at(&path);
+            if let Some(endpoint) = endpoint.upgrade() {
+                endpoint.path_leads_to(found, &served);
+            }
         }
         mounts.wait(LOOK_EVERY);
     }

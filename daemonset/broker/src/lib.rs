@@ -8,6 +8,7 @@
 //! | `record` | what a VMM has set up; what an engine must be told; both pure |
 //! | `engine` | processes that serve, and the directory they serve |
 //! | `vhost_user` | the protocol between all of them |
+//! | `store` | what the agent has the broker keep |
 //! | `listen`, `runtime_dir` | sockets and directories on this host |
 //! | `descriptor`, `guest_memory` | what a VMM hands in, and the one thing read from it |
 //! | `mailbox`, `poll` | waiting |
@@ -27,6 +28,7 @@ mod record;
 mod run;
 mod runtime_dir;
 mod session;
+mod store;
 mod vhost_user;
 
 pub use run::{Config, RunError, run};

@@ -21,6 +21,13 @@ impl<'a> Interest<'a> {
     }
 }
 
+/// CLOCK_MONOTONIC in nanoseconds, as engines write it into shared pages.
+pub(crate) fn monotonic_ns() -> u64 {
+    // The clock cannot fail on Linux.
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| std::time::Duration::from(now).as_nanos() as u64)
+}
+
 /// Waits until one of them is readable or hung up, or until the deadline; says for each whether it is.
 pub(crate) fn wait_readable<const N: usize>(
     interests: &[Interest<'_>; N],

@@ -11,6 +11,7 @@ use virtiofs_contract::control::SocketSpec;
 
 use crate::broker::Broker;
 use crate::control;
+use crate::engine::limits::cgroup::Cgroups;
 use crate::engine::process::{Population, Spawner};
 use crate::engine::source::Reserved;
 use crate::engine::start::Starter;
@@ -59,7 +60,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let population = Arc::new(Population::default());
     let spawner = Spawner::start(engine, population.clone())?;
     let reserved = Reserved::new(runtime_dir.path().into());
-    let starter = Arc::new(Starter::new(spawner, runtime_dir.engine_sockets(), reserved));
+    let starter = Arc::new(Starter::new(spawner, runtime_dir.engine_sockets(), Cgroups::find(), reserved));
     let broker = Arc::new(Broker::new(starter, population));
     let control = bind_control(&runtime_dir)?;
     control::serve(control.listener().try_clone()?, broker.clone())?;

@@ -18,7 +18,6 @@ use rand::{Rng, SeedableRng};
 use testkit::guest::Guest;
 use testkit::processes::Holdings;
 use testkit::workload::{Config, Limit, Workload};
-use virtiofs_contract::control::Request;
 
 /// What happens to engines, and how often.
 struct Chaos {
@@ -51,7 +50,7 @@ fn torment(broker: &Broker, chaos: &Chaos) -> (u64, u64) {
                 kills += u64::from(kill(Pid::from_raw(engine as i32), Signal::SIGKILL).is_ok());
             }
         } else {
-            control.ask(&Request::Exchange { name: "data".into() });
+            control.exchange("data");
             exchanges += 1;
         }
     }

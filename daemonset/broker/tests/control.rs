@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use common::{Broker, boot, read_hello, runs, until};
+use testkit::guest::{Guest, GuestConfig};
 use virtiofs_contract::channel::FramedStream;
 use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::control::{Request, Response, SessionState};
@@ -91,6 +92,54 @@ fn force_ends_sessions() {
 }
 
 #[test]
+fn closing_ends_the_sessions_that_are_meant_and_goes_on_listening() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guests = [boot(&endpoint), boot(&endpoint), boot(&endpoint)];
+    let ids: Vec<String> = broker.status_of("data").sessions.into_iter().map(|session| session.id).collect();
+    let close = |session: Option<&String>| {
+        let request = Request::Close { name: "data".into(), session: session.cloned() };
+        match broker.control().ask(&request) {
+            Response::Closed { sessions } => sessions,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(close(Some(&ids[1])), [ids[1].clone()]);
+    let left: Vec<String> = broker.status_of("data").sessions.into_iter().map(|session| session.id).collect();
+    assert_eq!(left, [ids[0].clone(), ids[2].clone()]);
+    assert_eq!(close(None).len(), 2);
+    assert!(broker.status_of("data").sessions.is_empty());
+    assert!(guests.iter().all(|guest| guest.pause().is_err()));
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn an_exclusive_endpoint_says_whom_it_has_turned_away() {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    endpoint.exclusive = true;
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    assert!(Guest::boot(GuestConfig::new(&endpoint.socket.path).small()).is_err());
+    let status = broker.status_of("data");
+    assert_eq!(status.refused_exclusive, 1);
+    assert!(status.last_refusal.unwrap().message.contains("exclusive"));
+    assert_eq!(read_hello(&guest), "from the host\n");
+}
+
+#[test]
+fn what_the_agent_puts_there_is_kept() {
+    let broker = Broker::start();
+    let put = Request::Put { key: "shares/a".into(), value: Some("{}".into()) };
+    assert_eq!(broker.control().ask(&put), Response::Done);
+    let got = broker.control().ask(&Request::Get { key: "shares/a".into() });
+    assert_eq!(got, Response::Value { value: Some("{}".into()) });
+    let keys = broker.control().ask(&Request::ListKeys { prefix: "shares/".into() });
+    assert_eq!(keys, Response::Keys { keys: vec!["shares/a".into()] });
+    assert_eq!(broker.control().ask(&Request::Get { key: "b".into() }), Response::Value { value: None });
+}
+
+#[test]
 fn wrong_sources_are_refused_by_reason_and_change_nothing() {
     let broker = Broker::start();
     let good = broker.share("data");
@@ -110,7 +159,7 @@ fn wrong_sources_are_refused_by_reason_and_change_nothing() {
         let finding = broker.control().apply(&bad).unwrap_err();
         assert_eq!(finding.reason, reason, "{finding}");
         assert!(!finding.remedy.is_empty());
-        let request = Request::Preflight { source: bad.source, engine: bad.engine };
+        let request = Request::Preflight { source: bad.source, sub_path: None, engine: bad.engine };
         assert_eq!(broker.control().ask(&request), Response::Refused { finding });
     }
     assert_eq!(broker.status_of("data").endpoint, good);
@@ -160,7 +209,7 @@ fn requests_that_make_no_sense_are_invalid() {
         Request::Apply { endpoint: other_name },
         Request::Apply { endpoint: bad_name },
         Request::Apply { endpoint: other_source },
-        Request::Preflight { source: "relative".into(), engine: EngineConfig::stock(Access::ReadOnly) },
+        Request::Preflight { source: "relative".into(), sub_path: None, engine: EngineConfig::stock(Access::ReadOnly) },
     ];
     for request in requests {
         let response = broker.control().ask(&request);

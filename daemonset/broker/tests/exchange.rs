@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::Guest;
 use virtiofs_contract::config::{Access, CachePolicy};
-use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
+use virtiofs_contract::control::{Endpoint, ExchangeOutcome, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 
 /// A guest with an open file, an unlinked open file and a node it holds.
@@ -69,7 +69,7 @@ fn kill_engine(pid: u32, signal: Signal) {
 }
 
 fn exchange(broker: &Broker) {
-    assert_eq!(broker.control().ask(&Request::Exchange { name: "data".into() }), Response::Done);
+    assert_eq!(broker.control().exchange("data").len(), 1);
 }
 
 #[test]
@@ -308,4 +308,30 @@ fn an_engine_that_does_not_say_where_its_rings_have_stopped_is_given_up() {
     until("another engine serves", || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine));
     assert!(!runs(engine));
     guest.use_all();
+}
+
+#[test]
+fn an_exchange_tells_whom_it_concerns_and_when_it_is_done() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let guests = [boot(&endpoint), boot(&endpoint)];
+    guests.iter().for_each(|guest| drop(read_hello(guest)));
+    let before = broker.status_of("data").sessions;
+    let only = before[0].id.clone();
+    let request = Request::Exchange { name: "data".into(), session: Some(only.clone()) };
+    let Response::Exchanging { sessions } = broker.control().ask(&request) else { panic!() };
+    assert_eq!(sessions.iter().map(|it| &it.session).collect::<Vec<_>>(), [&only]);
+    until("it is done", || broker.status_of("data").sessions[0].generation >= sessions[0].generation);
+    let after = broker.status_of("data").sessions;
+    let last = after[0].last_exchange.clone().unwrap();
+    assert_eq!((last.outcome, last.finding), (ExchangeOutcome::HandedOver, None));
+    assert!(last.pause_ns > 0 && after[0].engine_binary.is_some());
+    assert_eq!(after[0].wanted_generation, after[0].generation);
+    assert_ne!(after[0].engine_pid, before[0].engine_pid);
+    assert_eq!(after[1].engine_pid, before[1].engine_pid, "the other session was not meant");
+    assert_eq!(after[1].last_exchange, None);
+    kill_engine(after[1].engine_pid.unwrap(), Signal::SIGKILL);
+    assert_eq!(read_hello(&guests[1]), "from the host\n");
+    let recovered = broker.status_of("data").sessions.remove(1).last_exchange.unwrap();
+    assert_eq!(recovered.outcome, ExchangeOutcome::Recovered);
 }

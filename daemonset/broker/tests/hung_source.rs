@@ -13,7 +13,8 @@ use common::{Broker, boot, read_hello, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
-use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
+use virtiofs_contract::control::{Endpoint, OldestRequest, SessionState};
+use virtiofs_contract::counters::OPERATION_NAMES;
 use virtiofs_contract::preflight::Reason;
 
 /// An endpoint on a mount that hangs when told to; none where mounting is not permitted.
@@ -63,6 +64,7 @@ fn a_hung_source_is_a_finding_and_costs_nobody_else_anything() {
 #[test]
 fn an_engine_with_a_stuck_request_is_not_replaced_by_an_exchange() {
     let broker = Broker::start();
+    let other = broker.share("other");
     let Some((endpoint, mount)) = hanging_endpoint(&broker, Hangs::Nothing) else { return };
     broker.control().apply(&endpoint).unwrap();
     let guest = boot(&endpoint);
@@ -72,15 +74,22 @@ fn an_engine_with_a_stuck_request_is_not_replaced_by_an_exchange() {
     thread::scope(|scope| {
         let reading = scope.spawn(|| read_hello(&guest));
         until("the guest's read hangs", || mount.hanging() > 0);
-        assert_eq!(broker.control().ask(&Request::Exchange { name: "hung".into() }), Response::Done);
+        until("it is named, with its age", || {
+            let oldest = broker.session_of("hung").oldest_request;
+            let named = |it: &OldestRequest| OPERATION_NAMES[it.opcode as usize] == "read" && it.age_ms > 1000;
+            oldest.is_some_and(|it| named(&it) && it.path.as_deref() == Some("/hello"))
+        });
+        assert_eq!(broker.control().exchange("hung").len(), 1);
         until("it is said", || {
             broker.session_of("hung").finding.is_some_and(|finding| finding.reason == Reason::EngineStuck)
         });
         let session = broker.session_of("hung");
         assert_eq!((session.state, session.engine_pid), (SessionState::Serving, Some(engine)));
+        assert_eq!(read_hello(&boot(&other)), "from the host\n");
         mount.set(Hangs::Nothing);
         assert_eq!(reading.join().unwrap(), "from the host\n");
     });
+    until("nothing is in progress", || broker.session_of("hung").oldest_request.is_none());
     assert_eq!(guest.violations(), []);
 }
 

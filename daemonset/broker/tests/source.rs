@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use common::{Broker, boot, until};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use testkit::guest::Guest;
-use virtiofs_contract::control::{Request, Response, SessionState, SessionStatus};
+use virtiofs_contract::control::{SessionState, SessionStatus};
+use virtiofs_contract::preflight::Reason;
 use virtiofs_contract::staleness::Cause;
 
 /// File systems mounted at one place, taken away in the end.
@@ -57,8 +58,7 @@ fn until_gone(broker: &Broker, name: &str, words: &str, times: u64) {
 
 fn hand_over(broker: &Broker, name: &str) {
     let engines = broker.session_of(name).engines;
-    let answer = broker.control().ask(&Request::Exchange { name: name.into() });
-    assert!(matches!(answer, Response::Done), "{answer:?}");
+    assert_eq!(broker.control().exchange(name).len(), 1);
     until("another engine serves", || broker.session_of(name).engines > engines);
 }
 
@@ -89,12 +89,19 @@ fn another_file_system_is_noticed_and_the_guest_goes_on_there_without_mounting()
     until("it is the source again", || broker.session_of("moving").source_gone.is_none());
     assert_eq!(gone(&broker.session_of("moving")), 1);
 
-    // Unmounted and not mounted again: what lies below is another directory, until a hand-over goes there.
+    // Unmounted and not mounted again: what lies below is no source, and the guest keeps what it has.
     mounts.pop();
     until_gone(&broker, "moving", "another file system", 2);
+    broker.control().exchange("moving");
+    until("it is said", || {
+        broker.session_of("moving").finding.is_some_and(|finding| finding.reason == Reason::SourceMissing)
+    });
+    assert_eq!(read(&guest), "second\n");
+    mounts.push("third\n");
     hand_over(&broker, "moving");
-    assert_eq!(read(&guest), "from the host\n");
+    assert_eq!(read(&guest), "third\n");
     until("it is the source again", || broker.session_of("moving").source_gone.is_none());
+    mounts.pop();
     assert_eq!(guest.violations(), []);
 }
 

@@ -87,6 +87,36 @@ pub struct IdTranslation {
     pub count: u32,
 }
 
+/// What one engine may use of the host. None: no limit of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Limits {
+    /// Private memory, in bytes (RLIMIT_DATA). The guest's own memory, which the engine maps, is not part of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// CPU time, in thousandths of one CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<u64>,
+    /// Share of the CPU against others that want it at the same time, 1 to 10000; 100 is what others have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u64>,
+    /// Share of the source's block device likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_weight: Option<u64>,
+    /// Bytes a second read from the source's block device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes_per_second: Option<u64>,
+    /// Bytes a second written to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_bytes_per_second: Option<u64>,
+    /// Reads a second of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads_per_second: Option<u64>,
+    /// Writes a second to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes_per_second: Option<u64>,
+}
+
 /// The complete configuration of one engine. Nothing is left to a default of the engine's own, so two
 /// equal values mean two engines that behave alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -148,6 +178,9 @@ pub struct EngineConfig {
     /// Translation of group ids, first match wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gid_translation: Vec<IdTranslation>,
+    /// What the engine may use of the host.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 impl EngineConfig {
@@ -179,6 +212,7 @@ impl EngineConfig {
             detect_staleness: true,
             uid_translation: Vec::new(),
             gid_translation: Vec::new(),
+            limits: Limits::default(),
         }
     }
 

@@ -135,9 +135,23 @@ struct Page {
     open_handles: AtomicU64,
     /// Start of the request in progress per ring, nanoseconds of CLOCK_MONOTONIC; 0: none.
     in_progress_since: [AtomicU64; crate::engine::QUEUES],
+    /// Its opcode, and the node it is about.
+    in_progress_opcode: [AtomicU64; crate::engine::QUEUES],
+    in_progress_node: [AtomicU64; crate::engine::QUEUES],
     /// Stale events, by the causes' order.
     stale: [AtomicU64; CAUSES.len()],
     stale_events: EventRing,
+}
+
+/// A request that an engine is working on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InProgress {
+    /// When it began (CLOCK_MONOTONIC, nanoseconds).
+    pub since_ns: u64,
+    /// Its FUSE opcode.
+    pub opcode: u32,
+    /// FUSE's number of the node it is about.
+    pub node: u64,
 }
 
 /// A mapped counter page.
@@ -226,11 +240,16 @@ impl Counters {
         Held { inodes: self.page().held_inodes.load(Relaxed), handles: self.page().open_handles.load(Relaxed) }
     }
 
-    /// Notes when the request that `ring` is working on began (CLOCK_MONOTONIC); 0: none any more.
-    pub fn in_progress(&self, ring: usize, since_ns: u64) {
-        if let Some(slot) = self.page().in_progress_since.get(ring) {
-            slot.store(since_ns, Relaxed);
+    /// Notes what `ring` is working on; none: nothing any more.
+    pub fn in_progress(&self, ring: usize, request: Option<InProgress>) {
+        let page = self.page();
+        if ring >= crate::engine::QUEUES {
+            return;
         }
+        let InProgress { since_ns, opcode, node } = request.unwrap_or(InProgress { since_ns: 0, opcode: 0, node: 0 });
+        page.in_progress_opcode[ring].store(opcode.into(), Relaxed);
+        page.in_progress_node[ring].store(node, Relaxed);
+        page.in_progress_since[ring].store(since_ns, Relaxed);
     }
 
     /// How often the guest has mounted, and unmounted: its FUSE_INITs and FUSE_DESTROYs.
@@ -276,9 +295,16 @@ impl Counters {
         }
     }
 
-    /// When the oldest request in progress began (CLOCK_MONOTONIC, nanoseconds).
-    pub fn oldest_in_progress(&self) -> Option<u64> {
-        self.page().in_progress_since.iter().map(|since| since.load(Relaxed)).filter(|since| *since != 0).min()
+    /// The request in progress that began first. Of one that ends just now, opcode and node may be those of the
+    /// next.
+    pub fn oldest_in_progress(&self) -> Option<InProgress> {
+        let page = self.page();
+        let at = |ring: usize| InProgress {
+            since_ns: page.in_progress_since[ring].load(Relaxed),
+            opcode: page.in_progress_opcode[ring].load(Relaxed) as u32,
+            node: page.in_progress_node[ring].load(Relaxed),
+        };
+        (0..crate::engine::QUEUES).map(at).filter(|request| request.since_ns != 0).min_by_key(|it| it.since_ns)
     }
 }
 
@@ -519,6 +545,20 @@ mod tests {
         assert!(File::from(fd.try_clone().unwrap()).set_len(0).is_err());
         let short = memfd_create(c"short", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
         assert!(Counters::map(&short).is_err());
+    }
+
+    #[test]
+    fn the_oldest_request_in_progress_is_told_until_it_is_done() {
+        let (_fd, counters) = Counters::create().unwrap();
+        let at = |since_ns, opcode| InProgress { since_ns, opcode, node: 7 };
+        counters.in_progress(0, Some(at(20, 1)));
+        counters.in_progress(1, Some(at(10, 2)));
+        counters.in_progress(usize::MAX, Some(at(1, 3)));
+        assert_eq!(counters.oldest_in_progress(), Some(at(10, 2)));
+        counters.in_progress(1, None);
+        assert_eq!(counters.oldest_in_progress(), Some(at(20, 1)));
+        counters.in_progress(0, None);
+        assert_eq!(counters.oldest_in_progress(), None);
     }
 
     #[test]

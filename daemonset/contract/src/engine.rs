@@ -29,7 +29,8 @@ pub const MAX_MEMORY_REGIONS: usize = 32;
 pub enum ToEngine {
     /// The first message. File descriptors: the source directory (`O_PATH`), a listening socket on
     /// which the broker has already connected (vhost-user), the session's counter page, the session's ledger
-    /// (a memfd of whole pages, sealed against shrinking, zeros at first), one end of the parking channel.
+    /// (a memfd of whole pages, sealed against shrinking, zeros at first), one end of the parking channel, the
+    /// session's trace.
     Start {
         /// Must be [`VERSION`](crate::VERSION).
         version: u32,
@@ -54,6 +55,11 @@ pub enum ToEngine {
     Quiesce,
     /// Serve the rings again.
     Resume,
+    /// Which file is this? Answered with [`FromEngine::Described`].
+    Describe {
+        /// FUSE's number of the node.
+        node: u64,
+    },
 }
 
 /// Engine to broker.
@@ -76,6 +82,13 @@ pub enum FromEngine {
     },
     /// The rings are served again.
     Resumed,
+    /// To `Describe`.
+    Described {
+        /// FUSE's number of the node.
+        node: u64,
+        /// Its path below the share's root; none: it is not known, or cannot be told at once.
+        path: Option<String>,
+    },
 }
 
 /// How the engine before this one came to its end.

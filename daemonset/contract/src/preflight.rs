@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{InodeFileHandles, Sandbox};
+use crate::config::{InodeFileHandles, Limits, Sandbox};
 
 /// Why a share cannot be served, or not as asked. The same word stands in conditions, metrics and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +39,12 @@ pub enum Reason {
     EngineFailed,
     /// The engine does not come to rest, or does not end: a request is stuck in the source.
     EngineStuck,
+    /// The source was released, so that the host can unmount it; guests wait until it is taken up again.
+    SourceReleased,
+    /// The source cannot be released without guests losing files: they have files open that no name leads to.
+    FilesHeld,
+    /// A limit that was asked for is not in force: the host's cgroups do not allow it.
+    LimitUnavailable,
 }
 
 impl Reason {
@@ -60,6 +66,9 @@ impl Reason {
             Reason::NextMount => "NextMount",
             Reason::EngineFailed => "EngineFailed",
             Reason::EngineStuck => "EngineStuck",
+            Reason::SourceReleased => "SourceReleased",
+            Reason::FilesHeld => "FilesHeld",
+            Reason::LimitUnavailable => "LimitUnavailable",
         }
     }
 }
@@ -128,6 +137,9 @@ pub struct Preflight {
     pub open_files: u64,
     /// How many of them a guest may use.
     pub guest_open_files: u64,
+    /// Limits in force, read back from the kernel.
+    #[serde(default)]
+    pub limits: Limits,
     /// What is not as it should be, but does not keep the share from being served.
     pub findings: Vec<Finding>,
 }

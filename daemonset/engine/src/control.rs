@@ -48,6 +48,10 @@ where
             device.resume();
             channel.send(&FromEngine::Resumed, &[])
         }
+        ToEngine::Describe { node } => {
+            let path = device.path_at_once(node).map(|path| String::from_utf8_lossy(&path).into_owned());
+            channel.send(&FromEngine::Described { node, path }, &[])
+        }
         ToEngine::Start { .. } | ToEngine::Preflight { .. } => {
             tracing::warn!("a second Start or Preflight was ignored");
             Ok(())

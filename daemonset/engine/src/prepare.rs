@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_contract::config::{EngineConfig, Limits};
 use virtiofs_contract::preflight::{Finding, Preflight};
 use virtiofsd::passthrough::Config as LibraryConfig;
 
@@ -39,6 +39,7 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
         mounts: tried.mounts,
         open_files: open_files.limit,
         guest_open_files: open_files.guest,
+        limits: Limits::default(),
         findings,
     };
     let effective = EngineConfig { inode_file_handles: preflight.inode_file_handles, ..config.clone() };

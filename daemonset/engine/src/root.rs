@@ -3,16 +3,21 @@
 use std::io;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statvfs, statx};
 
 /// A number that stands for the directory: the same for whoever looks, and for another directory another one. Never 0.
 ///
 /// The device and the inode number do not suffice: both are used again, by the next file system that is mounted and by
-/// the next directory that is made. With the time of its birth, where the file system keeps it, they do.
+/// the next directory that is made. With the time of its birth, where the file system keeps it, they do. The device may
+/// be another one when the same file system is mounted again (btrfs, a loop device): where the file system has a number
+/// of its own, that counts instead.
 pub(crate) fn root_stamp(root: &Path) -> io::Result<u64> {
     let found = statx(CWD, root, AtFlags::empty(), StatxFlags::INO | StatxFlags::BTIME)?;
     let born = if found.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { birth(&found) };
-    Ok(mix(&[u64::from(found.stx_dev_major), u64::from(found.stx_dev_minor), found.stx_ino, born.0, born.1]))
+    let number = statvfs(root)?.f_fsid;
+    let device = u64::from(found.stx_dev_major) << 32 | u64::from(found.stx_dev_minor);
+    let file_system = if number == 0 || born == (0, 0) { (0, device) } else { (1, number) };
+    Ok(mix(&[file_system.0, file_system.1, found.stx_ino, born.0, born.1]))
 }
 
 fn birth(found: &rustix::fs::Statx) -> (u64, u64) {

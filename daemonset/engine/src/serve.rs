@@ -15,6 +15,7 @@ use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
+use virtiofs_contract::trace::TraceRing;
 use virtiofsd::filesystem::{FileSystem, FsOptions};
 use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
@@ -46,6 +47,9 @@ pub(crate) enum ServeError {
     /// The counter page cannot be used.
     #[error("counter page: {0}")]
     Counters(io::Error),
+    /// The request log cannot be used.
+    #[error("trace: {0}")]
+    Trace(io::Error),
     /// The system call filter was not accepted.
     #[error("system call filter: {0}")]
     Seccomp(#[from] seccomp::SeccompError),
@@ -67,12 +71,13 @@ struct StartFds {
     counters: OwnedFd,
     ledger: OwnedFd,
     parking: OwnedFd,
+    trace: OwnedFd,
 }
 
 impl StartFds {
     fn take(fds: Vec<OwnedFd>) -> Option<Self> {
-        let [source, listener, counters, ledger, parking] = <[OwnedFd; 5]>::try_from(fds).ok()?;
-        Some(StartFds { source, listener, counters, ledger, parking })
+        let [source, listener, counters, ledger, parking, trace] = <[OwnedFd; 6]>::try_from(fds).ok()?;
+        Some(StartFds { source, listener, counters, ledger, parking, trace })
     }
 }
 
@@ -81,6 +86,7 @@ struct Session {
     channel: PacketChannel,
     core: Arc<Core>,
     counters: Arc<Counters>,
+    trace: TraceRing,
     listener: OwnedFd,
     predecessor: Predecessor,
     preflight: Preflight,
@@ -120,6 +126,7 @@ fn start(
     predecessor: Predecessor,
 ) -> Result<(), ServeError> {
     let counters = Arc::new(Counters::map(&fds.counters).map_err(ServeError::Counters)?);
+    let trace = TraceRing::map(&fds.trace).map_err(ServeError::Trace)?;
     let ledger =
         Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, foreign_ledger(&error)))?;
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
@@ -131,6 +138,7 @@ fn start(
         channel,
         core: core.clone(),
         counters: counters.clone(),
+        trace,
         listener: fds.listener,
         predecessor,
         preflight,
@@ -153,9 +161,9 @@ where
 {
     let audit = fs.audit();
     seccomp::close_behind(config.writable())?;
-    let Session { channel, core, counters, listener, predecessor, preflight } = session;
+    let Session { channel, core, counters, trace, listener, predecessor, preflight } = session;
     let fs = Guard::new(fs, counters.clone());
-    let device = Arc::new(Device::new(fs, core, counters, predecessor).map_err(ServeError::SetUp)?);
+    let device = Arc::new(Device::new(fs, core, counters, trace, predecessor).map_err(ServeError::SetUp)?);
     device.replay_init().map_err(|error| refuse(&channel, next_mount(&error)))?;
     // Once the INIT has been replayed, which the library takes settings from that lookups depend on.
     audit.map_or(Ok(()), Audit::start).map_err(ServeError::SetUp)?;

@@ -151,9 +151,9 @@ fn sessions(endpoints: &[EndpointStatus]) -> [Family; 4] {
     let mut limit = Family::gauge("virtiofs_fullest_engine_open_files_limit", "Limit of open files of that engine.");
     for endpoint in endpoints {
         let labels = [("share", endpoint.endpoint.name.as_str())];
-        for (state, word) in SESSION_STATES {
+        for state in SessionState::ALL {
             let count = endpoint.sessions.iter().filter(|session| session.state == state).count();
-            sessions.value(&[labels[0], ("state", word)], count as f64);
+            sessions.value(&[labels[0], ("state", state.as_str())], count as f64);
         }
         open.value(&labels, endpoint.sessions.iter().map(|session| session.open_files).sum::<u64>() as f64);
         if let Some((files, most)) = endpoint.sessions.iter().filter_map(usage).max_by(|a, b| fuller(*a, *b)) {
@@ -187,13 +187,6 @@ fn holdings(endpoints: &[EndpointStatus]) -> [Family; 4] {
     }
     [inodes, handles, fullest, limit]
 }
-
-const SESSION_STATES: [(SessionState, &str); 4] = [
-    (SessionState::Connecting, "Connecting"),
-    (SessionState::Serving, "Serving"),
-    (SessionState::Stopped, "Stopped"),
-    (SessionState::Failed, "Failed"),
-];
 
 /// Open files and their limit.
 fn usage(session: &SessionStatus) -> Option<(u64, u64)> {

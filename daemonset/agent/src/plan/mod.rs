@@ -79,6 +79,7 @@ pub(crate) fn plan(now: Instant, site: &Site, desired: &Desired, observed: &Obse
 /// What the broker is to be told about a share's own endpoint, when its source was found.
 pub(crate) fn endpoint(runtime_dir: &RuntimeDir, share: &Share, source: &Source) -> Endpoint {
     Endpoint {
+        sub_path: None,
         name: share.name.to_string(),
         source: source.path.clone(),
         socket: SocketSpec {

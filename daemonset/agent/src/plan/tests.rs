@@ -61,6 +61,7 @@ pub(crate) fn preflight(findings: Vec<Finding>) -> Preflight {
         inode_file_handles: InodeFileHandles::Prefer,
         mounts: Vec::new(),
         open_files: 1024,
+        limits: virtiofs_contract::config::Limits::default(),
         guest_open_files: 1000,
         findings,
     }
@@ -73,6 +74,9 @@ pub(crate) fn listening(endpoint: Endpoint) -> EndpointStatus {
         preflight: preflight(Vec::new()),
         sessions: Vec::new(),
         refused_connections: 0,
+        refused_exclusive: 0,
+        last_refusal: None,
+        released: None,
         sessions_started: 0,
         engines_started: 0,
         totals: Totals::default(),

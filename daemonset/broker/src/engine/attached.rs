@@ -53,11 +53,15 @@ pub(crate) struct Attached {
     told: Told<Descriptor>,
     /// Resumes that the engine has not acknowledged yet.
     resuming: u32,
+    /// Has it been asked for the path of a node, and not answered yet?
+    asked_for_path: bool,
+    /// What it answered last: a node and its path.
+    described: Option<(u64, Option<String>)>,
 }
 
 impl Attached {
     pub(crate) fn new(engine: Engine) -> Self {
-        Attached { engine, told: Told::default(), resuming: 0 }
+        Attached { engine, told: Told::default(), resuming: 0, asked_for_path: false, described: None }
     }
 
     /// Tells the engine whatever it does not know yet. A new engine is taken through the whole handshake by
@@ -119,6 +123,20 @@ impl Attached {
         tracing::debug!(?message, engine_pid = self.engine.process.pid(), "late answer of the engine");
         self.note_word(&message);
         Ok(())
+    }
+
+    /// Asks for the path of a node; it is told when the engine gets to it. One question at a time: an engine that is
+    /// busy coming to rest must not be sent more than it has room for.
+    pub(crate) fn ask_for_path(&mut self, node: u64) -> Result<(), AttachError> {
+        if !std::mem::replace(&mut self.asked_for_path, true) {
+            self.engine.control.send(&ToEngine::Describe { node }, &[])?;
+        }
+        Ok(())
+    }
+
+    /// The node that was asked for last, and its path.
+    pub(crate) fn described(&self) -> Option<&(u64, Option<String>)> {
+        self.described.as_ref()
     }
 
     /// Has this engine been told to serve a ring?
@@ -257,8 +275,13 @@ impl Attached {
     }
 
     fn note_word(&mut self, message: &FromEngine) {
-        if *message == FromEngine::Resumed {
-            self.resuming = self.resuming.saturating_sub(1);
+        match message {
+            FromEngine::Resumed => self.resuming = self.resuming.saturating_sub(1),
+            FromEngine::Described { node, path } => {
+                self.asked_for_path = false;
+                self.described = Some((*node, path.clone()));
+            }
+            _ => {}
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Processes: fork, exec, death.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,8 +15,10 @@ use rustix::fs::OFlags;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
+use virtiofs_contract::control::EngineBinary;
 use virtiofs_contract::engine::{CONTROL_FD, Predecessor};
 
+use super::limits::cgroup::EngineGroups;
 use crate::poll::{Interest, wait_readable};
 
 /// Flag of a thread that runs no more user code (`PF_EXITING` of linux/sched.h).
@@ -25,35 +29,56 @@ const SIGKILL: u64 = libc::SIGKILL as u64;
 /// How often the threads of a killed engine are looked at.
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
 
-/// How many engine processes there are, killed ones that still tear down included.
+/// How many engine processes there are for what, killed ones that still tear down included.
 #[derive(Debug, Default)]
 pub(crate) struct Population {
-    count: Mutex<usize>,
+    counts: Mutex<BTreeMap<Purpose, usize>>,
     changed: Condvar,
 }
 
+/// What an engine process is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Sessions of the endpoint of this name.
+    Endpoint(String),
+    /// Trials on this directory.
+    Trial(PathBuf),
+}
+
 impl Population {
-    fn count(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<Purpose, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self) {
-        *self.count() += 1;
+    fn enter(&self, purpose: Purpose) {
+        *self.counts().entry(purpose).or_default() += 1;
     }
 
-    fn leave(&self) {
-        *self.count() -= 1;
+    fn leave(&self, purpose: &Purpose) {
+        let mut counts = self.counts();
+        if let Some(count) = counts.get_mut(purpose) {
+            *count -= 1;
+        }
+        counts.retain(|_, count| *count > 0);
         self.changed.notify_all();
     }
 
-    /// Waits until there is none, at most this long; says how many are left.
-    pub(crate) fn wait_until_gone(&self, longest: Duration) -> usize {
-        let waited = self.changed.wait_timeout_while(self.count(), longest, |count| *count > 0);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+    /// Waits until there is none for any of these purposes, at most this long; says how many are left.
+    pub(crate) fn wait_until_gone(&self, purposes: &[Purpose], longest: Duration) -> usize {
+        let left = |counts: &BTreeMap<Purpose, usize>| purposes.iter().filter_map(|purpose| counts.get(purpose)).sum();
+        let waited = self.changed.wait_timeout_while(self.counts(), longest, |counts| left(counts) > 0usize);
+        left(&waited.unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// Waits until there is none at all, at most this long; says how many are left.
+    pub(crate) fn wait_until_all_are_gone(&self, longest: Duration) -> usize {
+        let waited = self.changed.wait_timeout_while(self.counts(), longest, |counts| !counts.is_empty());
+        waited.unwrap_or_else(PoisonError::into_inner).0.values().sum()
     }
 }
 
 struct Order {
+    purpose: Purpose,
     control: OwnedFd,
     output: OwnedFd,
     answer: mpsc::Sender<io::Result<EngineProcess>>,
@@ -72,9 +97,9 @@ impl Spawner {
         let occupied = occupy_control_fd()?;
         thread::Builder::new().name("spawner".into()).spawn(move || {
             let _occupied = occupied;
-            for Order { control, output, answer } in queue {
+            for Order { purpose, control, output, answer } in queue {
                 // Whoever ordered may have given up; the process is then dropped, and so killed.
-                let _ = answer.send(spawn(&engine, &control, output, &population));
+                let _ = answer.send(spawn(&engine, purpose, &control, output, &population));
             }
         })?;
         Ok(Spawner { orders })
@@ -82,10 +107,10 @@ impl Spawner {
 
     /// A new engine process: `control` becomes its only descriptor above the standard ones, `output` its
     /// standard output and error.
-    pub(crate) fn spawn(&self, control: OwnedFd, output: OwnedFd) -> io::Result<EngineProcess> {
+    pub(crate) fn spawn(&self, purpose: Purpose, control: OwnedFd, output: OwnedFd) -> io::Result<EngineProcess> {
         let (answer, answered) = mpsc::channel();
         let gone = |_| io::Error::other("the spawner thread has ended");
-        self.orders.send(Order { control, output, answer }).map_err(|_| gone(()))?;
+        self.orders.send(Order { purpose, control, output, answer }).map_err(|_| gone(()))?;
         answered.recv().map_err(|_| gone(()))?
     }
 }
@@ -98,7 +123,13 @@ fn occupy_control_fd() -> io::Result<OwnedFd> {
     Ok(rustix::io::fcntl_dupfd_cloexec(&null, CONTROL_FD)?)
 }
 
-fn spawn(engine: &Path, control: &OwnedFd, output: OwnedFd, population: &Arc<Population>) -> io::Result<EngineProcess> {
+fn spawn(
+    engine: &Path,
+    purpose: Purpose,
+    control: &OwnedFd,
+    output: OwnedFd,
+    population: &Arc<Population>,
+) -> io::Result<EngineProcess> {
     let mut command = Command::new(engine);
     command.env_clear().stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     let control = control.as_raw_fd();
@@ -106,19 +137,27 @@ fn spawn(engine: &Path, control: &OwnedFd, output: OwnedFd, population: &Arc<Pop
     // SAFETY: `prepare_child` makes system calls only; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(move || prepare_child(control, broker)) };
     let child = command.spawn()?;
-    population.enter();
+    population.enter(purpose.clone());
     let pid = child.id();
     let pidfd =
         Pid::from_raw(pid as i32).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
     match pidfd {
         Ok(pidfd) => {
-            Ok(EngineProcess { pid, pidfd: Some(pidfd), threads: Default::default(), population: population.clone() })
+            let population = population.clone();
+            Ok(EngineProcess {
+                pid,
+                pidfd: Some(pidfd),
+                threads: Default::default(),
+                purpose,
+                groups: EngineGroups::default(),
+                population,
+            })
         }
         Err(errno) => {
             let mut child = child;
             let _ = child.kill();
             let _ = child.wait();
-            population.leave();
+            population.leave(&purpose);
             Err(errno.into())
         }
     }
@@ -156,12 +195,26 @@ pub(crate) struct EngineProcess {
     pidfd: Option<OwnedFd>,
     /// Two of its threads.
     threads: [Option<OwnedFd>; 2],
+    purpose: Purpose,
+    groups: EngineGroups,
     population: Arc<Population>,
 }
 
 impl EngineProcess {
+    /// Its control groups, which are removed once it is gone.
+    pub(crate) fn keep(&mut self, groups: EngineGroups) {
+        self.groups = groups;
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// The file it was started from.
+    pub(crate) fn binary(&self) -> Option<EngineBinary> {
+        let metadata = std::fs::metadata(format!("/proc/{}/exe", self.pid)).ok()?;
+        let modified = u64::try_from(metadata.mtime()).unwrap_or(0);
+        Some(EngineBinary { inode: metadata.ino(), size: metadata.size(), modified })
     }
 
     pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
@@ -245,10 +298,12 @@ impl Drop for EngineProcess {
     fn drop(&mut self) {
         self.kill();
         let Some(pidfd) = self.pidfd.take() else { return };
-        let population = self.population.clone();
+        let groups = std::mem::take(&mut self.groups);
+        let (population, purpose) = (self.population.clone(), self.purpose.clone());
         let reaper = thread::Builder::new().name("reaper".into()).spawn(move || {
             while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
-            population.leave();
+            drop(groups);
+            population.leave(&purpose);
         });
         if let Err(error) = reaper {
             tracing::error!(engine_pid = self.pid, %error, "no thread to reap the engine with");
@@ -328,7 +383,7 @@ mod tests {
     fn spawn_with(spawner: &Spawner) -> (io::Result<EngineProcess>, io::PipeReader) {
         let (output, input) = io::pipe().unwrap();
         let (control, _) = io::pipe().unwrap();
-        (spawner.spawn(control.into(), input.into()), output)
+        (spawner.spawn(Purpose::Endpoint("test".into()), control.into(), input.into()), output)
     }
 
     #[test]
@@ -336,7 +391,7 @@ mod tests {
         let (spawner, population) = spawner("/nonexistent/virtiofs-engine");
         let (result, _) = spawn_with(&spawner);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert_eq!(population.wait_until_gone(Duration::ZERO), 0);
+        assert_eq!(population.wait_until_all_are_gone(Duration::ZERO), 0);
     }
 
     #[test]
@@ -363,8 +418,11 @@ mod tests {
         assert_eq!(process.ended_within(Duration::ZERO), None);
         process.stop_for_good(Duration::from_secs(10)).unwrap();
         assert_eq!(process.ended_within(Duration::from_secs(10)).as_deref(), Some("it was killed by SIGKILL"));
+        let ours = [Purpose::Endpoint("test".into())];
+        assert_eq!(population.wait_until_gone(&ours, Duration::ZERO), 1);
+        assert_eq!(population.wait_until_gone(&[Purpose::Endpoint("other".into())], Duration::ZERO), 0);
         drop(process);
-        assert_eq!(population.wait_until_gone(Duration::from_secs(10)), 0);
+        assert_eq!(population.wait_until_gone(&ours, Duration::from_secs(10)), 0);
     }
 
     #[test]

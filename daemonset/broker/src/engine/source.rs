@@ -35,8 +35,24 @@ impl Reserved {
     }
 }
 
-/// Opens the source (`O_PATH`), or says what is wrong with it.
-pub(crate) fn open_source(path: &Path, reserved: &Reserved) -> Result<OwnedFd, Finding> {
+/// The directory that engines of an endpoint serve.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    /// Canonical path.
+    pub(crate) source: PathBuf,
+    /// A directory below it that is served instead.
+    pub(crate) sub_path: Option<PathBuf>,
+}
+
+impl Place {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.sub_path.as_ref().map_or_else(|| self.source.clone(), |sub_path| self.source.join(sub_path))
+    }
+}
+
+/// Opens the directory (`O_PATH`), or says what is wrong with it.
+pub(crate) fn open_source(place: &Place, reserved: &Reserved) -> Result<OwnedFd, Finding> {
+    let path = &place.path();
     if let Some(kernel) = KERNEL_DIRECTORIES.iter().find(|kernel| path.starts_with(kernel)) {
         return Err(forbidden(path, &format!("lies below {kernel}"), "share a directory of an ordinary file system"));
     }
@@ -48,9 +64,15 @@ pub(crate) fn open_source(path: &Path, reserved: &Reserved) -> Result<OwnedFd, F
             "move the runtime directory out of the share, or share a directory beside it",
         ));
     }
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let fd = openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
-        .map_err(|errno| not_opened(path, errno))?;
+    let no_links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mut fd = openat2(CWD, &place.source, flags, Mode::empty(), no_links)
+        .map_err(|errno| not_opened(&place.source, errno))?;
+    if let Some(sub_path) = &place.sub_path {
+        // Guests that have the whole source can rename and replace whatever lies on the way.
+        fd = openat2(&fd, sub_path, flags, Mode::empty(), no_links | ResolveFlags::BENEATH)
+            .map_err(|errno| not_opened(path, errno))?;
+    }
     let stat = fstat(&fd).map_err(|errno| not_opened(path, errno))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return Err(not_a_directory(path));
@@ -86,6 +108,7 @@ fn not_opened(path: &Path, errno: Errno) -> Finding {
             "leads through a symbolic link, which could be changed under the share",
             "name the directory by its canonical path (realpath)",
         ),
+        Errno::XDEV => forbidden(path, "leads out of the source", "name a directory below the source, without `..`"),
         Errno::ACCESS | Errno::PERM => finding(
             Reason::SourceUnreadable,
             format!("source {shown} may not be entered or read by the broker"),
@@ -118,7 +141,12 @@ mod tests {
     use super::*;
 
     fn reason_of(path: &Path, runtime_dir: &Path) -> Option<Reason> {
-        open_source(path, &Reserved::new(runtime_dir.into())).err().map(|finding| finding.reason)
+        reason_below(path, None, runtime_dir)
+    }
+
+    fn reason_below(path: &Path, sub_path: Option<&str>, runtime_dir: &Path) -> Option<Reason> {
+        let place = Place { source: path.into(), sub_path: sub_path.map(PathBuf::from) };
+        open_source(&place, &Reserved::new(runtime_dir.into())).err().map(|finding| finding.reason)
     }
 
     #[test]
@@ -148,6 +176,31 @@ mod tests {
         ];
         for (path, reason) in table {
             assert_eq!(reason_of(&path, &run), reason, "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_directory_below_the_source_is_never_outside_of_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("share/a/b")).unwrap();
+        std::fs::create_dir_all(root.join("secret")).unwrap();
+        std::fs::write(root.join("share/file"), "").unwrap();
+        symlink("../secret", root.join("share/out")).unwrap();
+        symlink("a", root.join("share/in")).unwrap();
+        symlink("/", root.join("share/root")).unwrap();
+        let run = root.join("run");
+        for (sub_path, reason) in [
+            ("a/b", None),
+            ("missing", Some(Reason::SourceMissing)),
+            ("file", Some(Reason::SourceNotDirectory)),
+            ("out", Some(Reason::SourceForbidden)),
+            ("in/b", Some(Reason::SourceForbidden)),
+            ("root", Some(Reason::SourceForbidden)),
+            ("../secret", Some(Reason::SourceForbidden)),
+            ("a/../../secret", Some(Reason::SourceForbidden)),
+        ] {
+            assert_eq!(reason_below(&root.join("share"), Some(sub_path), &run), reason, "{sub_path}");
         }
     }
 

@@ -1,26 +1,30 @@
 //! From a configuration to an engine that is ready, or to a finding that says what would help.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_contract::config::{EngineConfig, Limits};
+use virtiofs_contract::control::EngineBinary;
 use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 
 use super::finding;
+use super::limits::cgroup::Cgroups;
+use super::limits::{self, Applied};
 use super::log::{self, EngineLog};
-use super::process::{EngineProcess, Spawner};
+use super::mount_point::{self, MountPoint};
+use super::process::{EngineProcess, Purpose, Spawner};
 use super::root::Root;
-use super::source::{Reserved, open_source};
+use super::source::{Place, Reserved, open_source};
 use crate::poll::{Interest, wait_readable};
 use crate::session::estate::Estate;
 use crate::session::parking::Attendant;
@@ -44,6 +48,7 @@ pub(crate) struct Engine {
     pub(crate) front_end: FrontEnd,
     pub(crate) log: EngineLog,
     pub(crate) config: EngineConfig,
+    pub(crate) binary: Option<EngineBinary>,
     pub(crate) preflight: Preflight,
     /// The directory that it was handed; none: the kernel would not say.
     pub(crate) root: Option<Root>,
@@ -55,10 +60,11 @@ pub(crate) struct Engine {
 /// What an engine is to be started for.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
-    /// Name of the session, or of the trial.
+    /// Name of the session.
     pub(crate) session: String,
-    /// Canonical path of the directory.
-    pub(crate) source: PathBuf,
+    /// Name of its endpoint.
+    pub(crate) endpoint: String,
+    pub(crate) place: Place,
     pub(crate) config: EngineConfig,
     /// Which wish of the session's this engine fulfils; a later one makes it out of date.
     pub(crate) epoch: u64,
@@ -71,10 +77,20 @@ pub(crate) struct Job {
 pub(crate) struct Starter {
     spawner: Spawner,
     sockets: PathBuf,
+    cgroups: Cgroups,
     reserved: Reserved,
     serial: AtomicU64,
-    /// Sources whose last trial has not come back yet.
-    trials: Mutex<HashSet<PathBuf>>,
+    trials: Mutex<Trials>,
+    trial_ended: Condvar,
+}
+
+/// Trials on directories.
+#[derive(Debug, Default)]
+struct Trials {
+    /// Those that have not come back yet.
+    under_way: HashSet<Place>,
+    /// Directories on which there must be none until then: their sources are released.
+    barred: HashMap<Place, Instant>,
 }
 
 /// A process that has been given its first message.
@@ -82,17 +98,30 @@ struct Begun {
     process: EngineProcess,
     control: PacketChannel,
     log: EngineLog,
+    limits: Limits,
+    /// What of its limits is not in force.
+    findings: Vec<Finding>,
 }
 
 impl Starter {
     /// `sockets` is a directory that nobody else can enter.
-    pub(crate) fn new(spawner: Spawner, sockets: PathBuf, reserved: Reserved) -> Self {
-        Starter { spawner, sockets, reserved, serial: AtomicU64::new(0), trials: Mutex::default() }
+    pub(crate) fn new(spawner: Spawner, sockets: PathBuf, cgroups: Cgroups, reserved: Reserved) -> Self {
+        Starter {
+            spawner,
+            sockets,
+            cgroups,
+            reserved,
+            serial: AtomicU64::new(0),
+            trials: Mutex::default(),
+            trial_ended: Condvar::new(),
+        }
     }
 
     /// Starts an engine. Blocks as long as the source does: to be called from a thread that may.
     pub(crate) fn start(&self, job: &Job, estate: &Estate) -> Result<Engine, Finding> {
-        let source = open_source(&job.source, &self.reserved)?;
+        let source = open_source(&job.place, &self.reserved)?;
+        let mounted_at = MountPoint::of(&source);
+        mount_point::check(estate.mounted_at().as_ref(), mounted_at.as_ref())?;
         let (listener, connection) = self.connected_pair().map_err(|error| not_started(&error))?;
         let (lot, parking) = bounded_pair().map_err(|error| not_started(&error))?;
         let first = ToEngine::Start {
@@ -101,55 +130,116 @@ impl Starter {
             config: job.config.clone(),
             predecessor: job.predecessor,
         };
-        let fds =
-            [source.as_fd(), listener.as_fd(), estate.counter_page.as_fd(), estate.ledger.as_fd(), parking.as_fd()];
-        let mut begun = self.begin(&first, &fds)?;
+        let fds = [
+            source.as_fd(),
+            listener.as_fd(),
+            estate.counter_page.as_fd(),
+            estate.ledger.as_fd(),
+            parking.as_fd(),
+            estate.trace_file.as_fd(),
+        ];
+        let mut begun = self.begin(Purpose::Endpoint(job.endpoint.clone()), &job.config.limits, &first, &fds)?;
         // The engine has its end; were ours left open, the attendant would never see the engine go.
         drop(parking);
         let parking = Attendant::start(estate.parking.clone(), lot).map_err(|error| not_started(&error))?;
         let preflight = begun.verdict(&job.session)?;
         let front_end = FrontEnd::new(connection, MESSAGE_DEADLINE).map_err(|error| not_started(&error))?;
-        let Begun { process, control, log } = begun;
-        let (config, epoch, root) = (job.config.clone(), job.epoch, Root::of(&source).ok());
-        Ok(Engine { process, control, front_end, log, config, preflight, root, epoch, parking })
+        let Begun { process, control, log, .. } = begun;
+        estate.was_mounted_at(mounted_at);
+        let (config, epoch, binary) = (job.config.clone(), job.epoch, process.binary());
+        let root = Root::of(&source).ok();
+        Ok(Engine { process, control, front_end, log, config, binary, preflight, root, epoch, parking })
     }
 
     /// Tries a configuration on a source. A source that hangs costs the caller [`START_DEADLINE`] once, and
     /// nothing while the trial before is still stuck in it.
-    pub(crate) fn preflight(self: &Arc<Self>, source: &Path, config: &EngineConfig) -> Result<Preflight, Finding> {
-        if !self.trials().insert(source.into()) {
-            return Err(hung(source));
-        }
-        let (answer, answered) = mpsc::channel();
-        let (starter, path, config) = (self.clone(), source.to_path_buf(), config.clone());
-        let trial = thread::Builder::new().name("trial".into()).spawn(move || {
-            let result = starter.try_out(&path, config);
-            starter.trials().remove(&path);
-            // Nobody waits any more if the deadline has passed.
-            let _ = answer.send(result);
+    pub(crate) fn preflight(self: &Arc<Self>, place: &Place, config: &EngineConfig) -> Result<Preflight, Finding> {
+        self.begin_trial(place)?;
+        let (starter, tried, config) = (self.clone(), place.clone(), config.clone());
+        let trial = aside("trial", 2 * START_DEADLINE, move || {
+            let result = starter.try_out(&tried, config);
+            starter.end_trial(&tried);
+            result
         });
-        if let Err(error) = trial {
-            self.trials().remove(source);
-            return Err(not_started(&error));
+        match trial {
+            Ok(result) => result.unwrap_or_else(|| Err(hung(&place.path()))),
+            Err(error) => {
+                self.end_trial(place);
+                Err(not_started(&error))
+            }
         }
-        answered.recv_timeout(2 * START_DEADLINE).unwrap_or_else(|_| Err(hung(source)))
     }
 
-    fn trials(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+    /// Is the directory there, and if it was mounted somewhere, still or again? Costs no more than
+    /// [`START_DEADLINE`], whatever the source does.
+    pub(crate) fn look_at(&self, place: &Place, mounted_at: Option<MountPoint>) -> Result<(), Finding> {
+        let (reserved, looked_at) = (self.reserved.clone(), place.clone());
+        let look = aside("look", START_DEADLINE, move || {
+            let source = open_source(&looked_at, &reserved)?;
+            mount_point::check(mounted_at.as_ref(), MountPoint::of(&source).as_ref())
+        });
+        look.map_err(|error| not_started(&error))?.unwrap_or_else(|| Err(hung(&place.path())))
+    }
+
+    fn trials(&self) -> MutexGuard<'_, Trials> {
         self.trials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn try_out(&self, source: &Path, config: EngineConfig) -> Result<Preflight, Finding> {
-        let source = open_source(source, &self.reserved)?;
-        let first = ToEngine::Preflight { version: VERSION, config };
-        self.begin(&first, &[source.as_fd()])?.verdict("trial")
+    fn begin_trial(&self, place: &Place) -> Result<(), Finding> {
+        let mut trials = self.trials();
+        trials.barred.retain(|_, until| *until > Instant::now());
+        if trials.barred.contains_key(place) {
+            return Err(released(&place.path()));
+        }
+        match trials.under_way.insert(place.clone()) {
+            true => Ok(()),
+            false => Err(hung(&place.path())),
+        }
     }
 
-    fn begin(&self, first: &ToEngine, fds: &[BorrowedFd<'_>]) -> Result<Begun, Finding> {
+    fn end_trial(&self, place: &Place) {
+        self.trials().under_way.remove(place);
+        self.trial_ended.notify_all();
+    }
+
+    /// From now on until then there is no trial on this directory but one that is under way.
+    pub(crate) fn bar_trials(&self, place: &Place, until: Instant) {
+        self.trials().barred.insert(place.clone(), until);
+    }
+
+    /// Undoes [`Starter::bar_trials`].
+    pub(crate) fn unbar_trials(&self, place: &Place) {
+        self.trials().barred.remove(place);
+    }
+
+    /// Waits until no trial on this directory is under way, at most so long; says whether that is so.
+    pub(crate) fn wait_for_trial(&self, place: &Place, longest: Duration) -> bool {
+        let under_way = |trials: &mut Trials| trials.under_way.contains(place);
+        let waited = self.trial_ended.wait_timeout_while(self.trials(), longest, under_way);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.under_way.contains(place)
+    }
+
+    fn try_out(&self, place: &Place, config: EngineConfig) -> Result<Preflight, Finding> {
+        let source = open_source(place, &self.reserved)?;
+        let limits = config.limits.clone();
+        let first = ToEngine::Preflight { version: VERSION, config };
+        self.begin(Purpose::Trial(place.path()), &limits, &first, &[source.as_fd()])?.verdict("trial")
+    }
+
+    /// Starts a process, limits it, and gives it its first message. The source comes first beside that.
+    fn begin(
+        &self,
+        purpose: Purpose,
+        wanted: &Limits,
+        first: &ToEngine,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Begun, Finding> {
         let (ours, theirs) = bounded_pair().map_err(|error| not_started(&error))?;
         let (log, output) = log::pipe().map_err(|error| not_started(&error))?;
-        let process = self.spawner.spawn(theirs.into(), output).map_err(|error| not_started(&error))?;
-        let mut begun = Begun { process, control: ours, log };
+        let mut process = self.spawner.spawn(purpose, theirs.into(), output).map_err(|error| not_started(&error))?;
+        let Applied { limits, findings, groups } = limits::apply(wanted, process.pid(), fds[0], &self.cgroups);
+        process.keep(groups);
+        let mut begun = Begun { process, control: ours, log, limits, findings };
         // It fails only if the other end is closed, and there the reason is told by how it ended.
         match begun.control.send(first, fds) {
             Ok(()) => Ok(begun),
@@ -167,6 +257,20 @@ impl Starter {
         std::fs::remove_file(&path)?;
         Ok((listener.into(), connection?))
     }
+}
+
+/// Has something done that may hang, and waits for it so long; none: it still hangs.
+fn aside<T: Send + 'static>(
+    name: &str,
+    longest: Duration,
+    act: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Option<T>> {
+    let (answer, answered) = mpsc::channel();
+    thread::Builder::new().name(name.into()).spawn(move || {
+        // Nobody waits any more if the deadline has passed.
+        let _ = answer.send(act());
+    })?;
+    Ok(answered.recv_timeout(longest).ok())
 }
 
 /// A channel to an engine. What is sent there is small: an engine that reads nothing must not hold us up for ever.
@@ -217,11 +321,18 @@ impl Begun {
 
     fn first_word(&mut self, session: &str) -> Result<Preflight, Finding> {
         match self.control.receive::<FromEngine>() {
-            Ok((FromEngine::Ready { preflight }, _)) => Ok(preflight),
+            Ok((FromEngine::Ready { preflight }, _)) => Ok(self.with_limits(preflight)),
             Ok((FromEngine::Failed { finding }, _)) => Err(finding),
             Ok((other, _)) => Err(not_started(&io::Error::other(format!("it began with {other:?}")))),
             Err(_) => Err(self.last_words(session)),
         }
+    }
+
+    /// What the engine found, and what became of its limits, which it knows nothing of.
+    fn with_limits(&mut self, mut preflight: Preflight) -> Preflight {
+        preflight.limits = std::mem::take(&mut self.limits);
+        preflight.findings.append(&mut self.findings);
+        preflight
     }
 
     fn last_words(&mut self, session: &str) -> Finding {
@@ -256,6 +367,15 @@ fn not_started(error: &io::Error) -> Finding {
         format!("the engine could not be started: {error}"),
         "see that virtiofs-engine lies beside virtiofs-broker or name it with --engine, and that processes and \
          open files are not at their limit",
+    )
+}
+
+/// The finding for a source that is not to be touched.
+fn released(source: &Path) -> Finding {
+    finding(
+        Reason::SourceReleased,
+        format!("source {} is released, so that the host can unmount it", source.display()),
+        "resume it, or wait until the time for which it was released is over",
     )
 }
 

@@ -3,19 +3,24 @@
 //! Start, hand-over and recovery are the same movement: an engine that has been prepared is told of the rings.
 //! They differ in what comes before. What to do next is decided by [`policy`]; here it is done.
 
+pub(crate) mod release;
+
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use virtiofs_contract::config::EngineConfig;
+use virtiofs_contract::control::{ExchangeOutcome, LastExchange};
 use virtiofs_contract::counters::Exchanges;
 use virtiofs_contract::engine::Predecessor;
 use virtiofs_contract::preflight::{Finding, Reason};
 
 use super::estate::Estate;
 use super::journal::Journal;
+use release::Hold;
+
 use super::policy::{Act, Age, STUCK_PAUSE, Situation, Spare, decide, pause_after_death, pause_after_failure};
 use super::{Command, Service};
 use crate::descriptor::{Descriptor, ring_bell};
@@ -111,14 +116,18 @@ pub(super) struct Engines {
     /// When the last engine was lost, until there is another.
     lost: Option<Instant>,
     trouble: Option<Finding>,
+    /// The source is not to be touched.
+    hold: Option<Hold>,
     started: u64,
     served: u64,
     exchanges: Exchanges,
+    last_exchange: Option<LastExchange>,
 }
 
 impl Engines {
     pub(super) fn new(session: String, service: Service, estate: Arc<Estate>, post: Post<Command>) -> Self {
         let wish = Wish { config: service.config.clone(), epoch: 0 };
+        let hold = service.released_until.map(Hold::from_the_start);
         Engines {
             in_force: None,
             wish,
@@ -139,9 +148,11 @@ impl Engines {
             since: Instant::now(),
             lost: None,
             trouble: None,
+            hold,
             started: 0,
             served: 0,
             exchanges: Exchanges::default(),
+            last_exchange: None,
         }
     }
 
@@ -168,6 +179,22 @@ impl Engines {
         &self.exchanges
     }
 
+    pub(super) fn last_exchange(&self) -> Option<&LastExchange> {
+        self.last_exchange.as_ref()
+    }
+
+    /// The last order that engines are to fulfil, and the one that is fulfilled.
+    pub(super) fn generations(&self) -> (u64, u64) {
+        (self.wish.epoch, self.in_force.as_ref().map_or(0, |wish| wish.epoch))
+    }
+
+    /// Has the engine died, and nothing speaks against another one at once?
+    pub(super) fn is_about_to_recover(&self) -> bool {
+        let overdue = self.order.as_ref().is_some_and(|order| order.overdue);
+        let hindered = self.dying.is_some() || overdue || self.history.failures > 0;
+        self.lost.is_some() && !hindered && pause_after_death(self.history.deaths).is_none()
+    }
+
     /// Is an engine being replaced that will soon be there?
     pub(super) fn is_recovering(&self) -> bool {
         self.lost.is_some_and(|lost| lost.elapsed() < RECOVERY_PATIENCE)
@@ -186,11 +213,13 @@ impl Engines {
         let spare = self.spare_is_due_at().filter(|_| self.order.is_none() && self.spare.is_none());
         let dying = self.dying.as_ref().map(|_| Instant::now() + DYING_LOOK);
         let unmount = self.awaited_unmount.map(|_| Instant::now() + UNMOUNT_LOOK);
-        [overdue, self.not_before, self.put_off, spare, dying, unmount, self.lost.map(|lost| lost + RECOVERY_PATIENCE)]
+        let patience = self.lost.map(|lost| lost + RECOVERY_PATIENCE);
+        let ahead = [overdue, self.not_before, self.put_off, spare, dying, unmount, patience]
             .into_iter()
             .flatten()
-            .filter(|deadline| *deadline > Instant::now())
-            .min()
+            .filter(|deadline| *deadline > Instant::now());
+        // The end of a release counts also if it is past: it may have come while the source was let go of.
+        ahead.chain(self.hold.as_ref().map(|hold| hold.until)).min()
     }
 
     /// A spare is worth its process once there is a guest that has something to lose.
@@ -200,17 +229,26 @@ impl Engines {
 
     // Events.
 
-    /// Engines are to be like this.
-    pub(super) fn reconfigure(&mut self, config: EngineConfig) {
-        if self.wish.config != config {
-            self.wish.config = config;
-            self.renew();
+    /// Somebody wants to know which file a request is about that takes long.
+    pub(super) fn ask_for_path(&mut self, node: u64, deeds: &mut Deeds<'_>) {
+        if let Some(serving) = &mut self.serving
+            && let Err(error) = serving.ask_for_path(node)
+        {
+            self.lose_serving(&format!("; {error}"), deeds);
         }
     }
 
-    /// The engine is to be replaced by a new one, and so is the spare.
-    pub(super) fn renew(&mut self) {
-        self.wish.epoch += 1;
+    /// Engines are to be like this; the order has that number.
+    pub(super) fn reconfigure(&mut self, config: EngineConfig, number: u64) {
+        if self.wish.config != config {
+            self.wish.config = config;
+            self.renew(number);
+        }
+    }
+
+    /// The engine is to be replaced by a new one, and so is the spare. Numbers of orders grow.
+    pub(super) fn renew(&mut self, number: u64) {
+        self.wish.epoch = number;
         self.put_off = None;
         self.awaited_unmount = None;
         self.not_before = None;
@@ -235,7 +273,7 @@ impl Engines {
     /// An ordered engine has come, or cannot.
     pub(super) fn arrived(&mut self, result: Result<Engine, Finding>, deeds: &mut Deeds<'_>) {
         let order = self.order.take();
-        if order.as_ref().is_some_and(|order| order.misinformed) {
+        if order.as_ref().is_some_and(|order| order.misinformed) || self.hold.is_some() {
             return;
         }
         self.spare_mounts = order.map_or((0, 0), |order| order.mounts);
@@ -282,6 +320,9 @@ impl Engines {
         let fulfilled = self.in_force.as_ref().is_none_or(|wish| wish.epoch == self.wish.epoch);
         let falls_back = self.put_off.is_none() && !fulfilled;
         tracing::warn!(session = self.session, %finding, ?pause, falls_back, "engine could not be started");
+        if self.serving.is_some() && !fulfilled {
+            self.note_exchange(ExchangeOutcome::PutOff, Duration::ZERO, Some(finding.clone()));
+        }
         if falls_back {
             self.put_off = until;
             self.awaited_unmount = (finding.reason == Reason::NextMount).then_some(self.spare_mounts.1);
@@ -323,6 +364,9 @@ impl Engines {
     /// Does whatever is to be done now.
     pub(super) fn act(&mut self, deeds: &mut Deeds<'_>) {
         self.look_at_the_clock();
+        if self.hold.is_some() {
+            return self.let_go_of_the_source(deeds);
+        }
         loop {
             if self.spare.as_ref().is_some_and(|spare| self.is_for_another_mount(spare)) {
                 self.spare = None;
@@ -340,6 +384,7 @@ impl Engines {
 
     fn look_at_the_clock(&mut self) {
         let now = Instant::now();
+        self.look_at_the_hold();
         for pause in [&mut self.not_before, &mut self.put_off] {
             *pause = pause.filter(|until| *until > now);
         }
@@ -352,7 +397,7 @@ impl Engines {
         }
         if let Some(order) = self.order.as_mut().filter(|order| !order.overdue && order.until <= now) {
             order.overdue = true;
-            let late = hung(&self.service.source);
+            let late = hung(&self.service.place.path());
             tracing::warn!(session = self.session, finding = %late, "engine overdue");
             self.trouble = Some(late);
         }
@@ -380,7 +425,8 @@ impl Engines {
     fn order(&mut self) {
         let job = Job {
             session: self.session.clone(),
-            source: self.service.source.clone(),
+            endpoint: self.service.endpoint.clone(),
+            place: self.service.place.clone(),
             config: self.target().config.clone(),
             epoch: self.target().epoch,
             predecessor: self.next_predecessor(),
@@ -425,6 +471,7 @@ impl Engines {
         if let Some(lost) = self.lost.take() {
             let pause = lost.elapsed();
             self.exchanges.recoveries.note(pause.as_nanos() as u64);
+            self.note_exchange(ExchangeOutcome::Recovered, pause, None);
             tracing::info!(session = self.session, engine_pid, ?pause, "session recovered");
         }
         let epoch = engine.engine.epoch;
@@ -447,7 +494,7 @@ impl Engines {
                 self.serving = Some(old);
                 return self.lose_serving(&format!("; {error}"), deeds);
             }
-            return self.stays(old, &error, deeds);
+            return self.stays(old, &error, begin, deeds);
         }
         // Looked at again, now that no guest can mount any more.
         if self.is_for_another_mount(&new) {
@@ -459,12 +506,13 @@ impl Engines {
                 ring_all(deeds.record);
                 let pause = begin.elapsed();
                 self.exchanges.hand_overs.note(pause.as_nanos() as u64);
+                self.note_exchange(ExchangeOutcome::HandedOver, pause, None);
                 tracing::info!(session = self.session, engine_pid = new.engine.process.pid(), ?pause, "handed over");
                 self.serves_now(new);
             }
             Err(error) if !new.serves() => {
                 drop(new);
-                self.stays(old, &error, deeds);
+                self.stays(old, &error, begin, deeds);
             }
             // It may have answered requests already; what the old one knows is out of date.
             Err(error) => {
@@ -476,7 +524,7 @@ impl Engines {
     }
 
     /// The old engine goes on: it did not come to rest, or its successor failed before it served.
-    fn stays(&mut self, old: Attached, why: &AttachError, deeds: &mut Deeds<'_>) {
+    fn stays(&mut self, old: Attached, why: &AttachError, begin: Instant, deeds: &mut Deeds<'_>) {
         let (reason, pause) = match why {
             AttachError::Restless(_) => (Reason::EngineStuck, STUCK_PAUSE),
             _ => (Reason::EngineFailed, pause_after_failure(1)),
@@ -489,8 +537,17 @@ impl Engines {
         tracing::warn!(session = self.session, %finding, ?pause, "hand-over put off");
         self.exchanges.put_off += 1;
         self.not_before = Some(Instant::now() + pause);
-        self.trouble = Some(finding);
         self.goes_on(old, deeds);
+        self.note_exchange(ExchangeOutcome::PutOff, begin.elapsed(), Some(finding.clone()));
+        if self.serving.is_some() {
+            self.trouble = Some(finding);
+        }
+    }
+
+    fn note_exchange(&mut self, outcome: ExchangeOutcome, pause: Duration, finding: Option<Finding>) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let pause_ns = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
+        self.last_exchange = Some(LastExchange { at, outcome, pause_ns, finding });
     }
 
     fn goes_on(&mut self, mut old: Attached, deeds: &mut Deeds<'_>) {

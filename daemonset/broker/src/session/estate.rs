@@ -2,13 +2,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use virtiofs_contract::counters::{Counters, Held, Totals};
+use virtiofs_contract::counters::{Counters, Held, InProgress, Totals};
 use virtiofs_contract::staleness::{Cause, StaleEvent};
+use virtiofs_contract::trace::TraceRing;
 
 use super::parking::ParkingLot;
+use crate::engine::mount_point::MountPoint;
 
 /// Bytes of ledger for each node a guest may hold, names and handles included, and for everything that does not
 /// depend on their number. Reserved, not used: pages nobody writes cost nothing.
@@ -28,6 +30,11 @@ pub(crate) struct Estate {
     pub(crate) room: u64,
     /// Its open files without a name.
     pub(crate) parking: Arc<ParkingLot>,
+    /// Where its requests are logged while somebody wants that.
+    pub(crate) trace_file: OwnedFd,
+    pub(crate) trace: TraceRing,
+    /// Where the file system of its source was mounted when the last engine was started.
+    mounted_at: Mutex<Option<MountPoint>>,
 }
 
 impl Estate {
@@ -35,12 +42,37 @@ impl Estate {
     pub(crate) fn new(max_inodes: u64) -> io::Result<Self> {
         let (counter_page, counters) = Counters::create()?;
         let ledger = new_ledger(max_inodes)?;
-        Ok(Estate { counter_page, counters, ledger, room: max_inodes, parking: Arc::default() })
+        let (trace_file, trace) = TraceRing::create()?;
+        let parking = Arc::default();
+        Ok(Estate {
+            counter_page,
+            counters,
+            ledger,
+            room: max_inodes,
+            parking,
+            trace_file,
+            trace,
+            mounted_at: Mutex::default(),
+        })
     }
 
     /// How often the guest has mounted, and unmounted.
     pub(crate) fn mounts(&self) -> (u64, u64) {
         self.counters.mounts()
+    }
+
+    /// Where the file system of its source was mounted.
+    pub(crate) fn mounted_at(&self) -> Option<MountPoint> {
+        self.mounted_at.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn was_mounted_at(&self, mount_point: Option<MountPoint>) {
+        *self.mounted_at.lock().unwrap_or_else(PoisonError::into_inner) = mount_point;
+    }
+
+    /// The request in progress that began first.
+    pub(crate) fn oldest_request(&self) -> Option<InProgress> {
+        self.counters.oldest_in_progress()
     }
 
     pub(crate) fn held(&self) -> Held {

@@ -4,7 +4,7 @@
 //! engine is brought into line with the record and the VMM is answered. Where there is no engine the VMM is
 //! answered all the same: it must never see an error or a close that is not its own doing.
 
-mod engines;
+pub(crate) mod engines;
 pub(crate) mod estate;
 pub(crate) mod journal;
 pub(crate) mod parking;
@@ -12,7 +12,6 @@ mod policy;
 pub(crate) mod shared;
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use virtiofs_contract::control::SessionState;
 use virtiofs_contract::preflight::Finding;
 
 use crate::descriptor::{Descriptor, Numbering, Unacceptable};
+use crate::engine::source::Place;
 use crate::engine::start::{Engine, Starter};
 use crate::guest_memory::{is_whole, position, used_index};
 use crate::mailbox::{Mailbox, Post};
@@ -31,6 +31,7 @@ use crate::record::transition::{Answer, Violation, apply};
 use crate::vhost_user::codec::{Reply, ReplyValue};
 use crate::vhost_user::offer;
 use crate::vhost_user::socket::{ConnectionError, VmmSocket};
+use engines::release::ReleaseOrder;
 use engines::{Deeds, Engines};
 use journal::{Journal, JournalError};
 use shared::Shared;
@@ -43,10 +44,16 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 pub(crate) enum Command {
     /// An engine that was ordered is ready, or cannot be.
     EngineStarted(Box<Result<Engine, Finding>>),
-    /// Engines are to be like this from now on, the one that serves included.
-    Reconfigure(Box<EngineConfig>),
-    /// The engine that serves is to be replaced by a new one.
-    Exchange,
+    /// Engines are to be like this from now on, the one that serves included: order of that number.
+    Reconfigure(Box<EngineConfig>, u64),
+    /// The engine that serves is to be replaced by a new one: order of that number.
+    Exchange(u64),
+    /// Let go of the source.
+    Release(ReleaseOrder),
+    /// Take the source up again.
+    Resume,
+    /// Ask the engine for the path of a node.
+    Describe(u64),
     /// End the session.
     End,
 }
@@ -88,8 +95,10 @@ impl From<ConnectionError> for End {
 pub(crate) struct Service {
     pub(crate) starter: Arc<Starter>,
     pub(crate) endpoint: String,
-    pub(crate) source: PathBuf,
+    pub(crate) place: Place,
     pub(crate) config: EngineConfig,
+    /// The source is released; this is when it is taken up again.
+    pub(crate) released_until: Option<Instant>,
 }
 
 /// One VMM's session.
@@ -186,8 +195,11 @@ impl Session {
             match command {
                 Command::End => return Err(End::Asked),
                 Command::EngineStarted(result) => self.with_engines(|engines, deeds| engines.arrived(*result, deeds)),
-                Command::Reconfigure(config) => self.engines.reconfigure(*config),
-                Command::Exchange => self.engines.renew(),
+                Command::Reconfigure(config, number) => self.engines.reconfigure(*config, number),
+                Command::Exchange(number) => self.engines.renew(number),
+                Command::Release(order) => self.engines.release(order),
+                Command::Resume => self.engines.resume(),
+                Command::Describe(node) => self.with_engines(|engines, deeds| engines.ask_for_path(node, deeds)),
             }
         }
         Ok(())
@@ -246,6 +258,8 @@ impl Session {
     fn state(&self) -> SessionState {
         let started = (0..self.record.rings.len()).any(|ring| self.record.servable(ring));
         match self.engines.serving() {
+            None if self.engines.is_released() => SessionState::Released,
+            None if self.engines.is_about_to_recover() => SessionState::Recovering,
             None if self.engines.trouble().is_some() => SessionState::Failed,
             Some(engine) if engine.serves() => SessionState::Serving,
             _ if self.has_served && !started => SessionState::Stopped,
@@ -264,11 +278,15 @@ impl Session {
         view.guest_memory = self.record.guest_memory();
         view.engines = self.engines.served();
         view.engines_started = self.engines.started();
+        (view.wanted_generation, view.generation) = self.engines.generations();
+        view.last_exchange = self.engines.last_exchange().cloned();
+        view.described = self.engines.serving().and_then(|engine| engine.described().cloned());
         view.finding = self.engines.trouble().cloned();
         view.exchanges.clone_from(self.engines.exchanges());
         let serving = self.engines.serving().map(|attached| &attached.engine);
         view.engine_pid = serving.map(|engine| engine.process.pid());
         view.root = serving.and_then(|engine| engine.root);
+        view.engine_binary = serving.and_then(|engine| engine.binary.clone());
         if let Some(engine) = serving {
             view.config.clone_from(&engine.config);
             view.preflight = Some(engine.preflight.clone());

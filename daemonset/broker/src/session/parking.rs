@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use virtiofs_contract::channel::{ChannelError, PacketChannel};
 use virtiofs_contract::engine::{FromParking, ToParking};
 
@@ -109,6 +110,27 @@ impl Default for ParkingLot {
 }
 
 impl ParkingLot {
+    /// How many files are kept.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// How many of them no name leads to any more. What is known here is enough: a source that hangs is not asked.
+    pub(crate) fn nameless(&self) -> usize {
+        let gone = |file: &&OwnedFd| {
+            let stat = statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::NLINK);
+            stat.is_ok_and(|stat| stat.stx_nlink == 0)
+        };
+        self.lock().values().filter(gone).count()
+    }
+
+    /// Lets go of all of them.
+    pub(crate) fn clear(&self) {
+        let mut files = self.lock();
+        release(files.len());
+        files.clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, OwnedFd>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }

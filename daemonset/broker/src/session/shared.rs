@@ -1,18 +1,20 @@
 //! What others may see of a session while its thread works.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::control::{SessionState, SessionStatus};
-use virtiofs_contract::counters::{Exchanges, Totals};
+use virtiofs_contract::control::{EngineBinary, LastExchange, OldestRequest, SessionState, SessionStatus, Trace};
+use virtiofs_contract::counters::{Exchanges, InProgress, Totals};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
 use super::estate::Estate;
 use crate::engine::root::Root;
+use crate::poll::monotonic_ns;
 
 /// The public side of one session.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(crate) struct Shared {
     connected_at: u64,
     /// What this session's engines leave to each other.
     pub(crate) estate: Arc<Estate>,
+    /// Number of the last order to its engines.
+    orders: AtomicU64,
     view: Mutex<View>,
 }
 
@@ -44,6 +48,12 @@ pub(crate) struct View {
     pub(crate) root: Option<Root>,
     /// The directory that was served when the path of the source was seen to lead elsewhere, and how so.
     pub(crate) departure: Option<(Root, String)>,
+    pub(crate) last_exchange: Option<LastExchange>,
+    pub(crate) wanted_generation: u64,
+    pub(crate) generation: u64,
+    pub(crate) engine_binary: Option<EngineBinary>,
+    /// The node that the engine was asked for last, and its path.
+    pub(crate) described: Option<(u64, Option<String>)>,
 }
 
 impl Shared {
@@ -65,12 +75,37 @@ impl Shared {
             exchanges: Exchanges::default(),
             root: None,
             departure: None,
+            last_exchange: None,
+            wanted_generation: 0,
+            generation: 0,
+            engine_binary: None,
+            described: None,
         };
-        Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, estate, view: Mutex::new(view) })
+        let (orders, view) = (AtomicU64::new(0), Mutex::new(view));
+        Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, estate, orders, view })
     }
 
     pub(crate) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of a new order. Orders are sent in the order of their numbers: by whoever holds the endpoint.
+    pub(crate) fn next_order(&self) -> u64 {
+        self.orders.fetch_add(1, Relaxed) + 1
+    }
+
+    /// The oldest request in progress.
+    fn oldest_request(&self, view: &View) -> Option<OldestRequest> {
+        let InProgress { since_ns, opcode, node } = self.estate.oldest_request()?;
+        let age_ms = monotonic_ns().saturating_sub(since_ns) / 1_000_000;
+        let path = view.described.as_ref().filter(|(described, _)| *described == node);
+        Some(OldestRequest { age_ms, opcode, node, path: path.and_then(|(_, path)| path.clone()) })
+    }
+
+    fn trace(&self) -> Option<Trace> {
+        let left = Duration::from_nanos(self.estate.trace.wanted_until().checked_sub(monotonic_ns())?);
+        let until = (SystemTime::now() + left).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Some(Trace { until })
     }
 
     pub(crate) fn vmm_pid(&self) -> i32 {
@@ -105,6 +140,13 @@ impl Shared {
             connected_at: self.connected_at,
             engine_pid: view.engine_pid,
             engines: view.engines,
+            oldest_request: self.oldest_request(&view),
+            trace: self.trace(),
+            parked_files: self.estate.parking.count() as u64,
+            engine_binary: view.engine_binary,
+            generation: view.generation,
+            wanted_generation: view.wanted_generation,
+            last_exchange: view.last_exchange,
             engine: view.config,
             guest_memory: view.guest_memory,
             preflight: view.preflight,

@@ -19,7 +19,7 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::FramedStream;
 use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::control::{
-    Endpoint, EndpointStatus, Request, Response, SessionState, SessionStatus, SocketSpec, Status,
+    Endpoint, EndpointStatus, Exchanging, Request, Response, SessionState, SessionStatus, SocketSpec, Status,
 };
 use virtiofs_contract::preflight::{Finding, Preflight};
 
@@ -156,6 +156,7 @@ impl Broker {
         Endpoint {
             name: name.into(),
             source: self.source(name),
+            sub_path: None,
             socket: SocketSpec {
                 path: self.runtime_dir().join(format!("shares/{name}.sock")),
                 owner: None,
@@ -196,11 +197,13 @@ impl Broker {
 
     /// Waits until the only session of an endpoint is in this state.
     pub(crate) fn until_state(&self, name: &str, state: SessionState) -> SessionStatus {
+        let mut seen = None;
         until(&format!("a session of {name} that is {state:?}"), || {
-            let sessions = self.status_of(name).sessions;
-            sessions.len() == 1 && sessions[0].state == state
+            let mut sessions = self.status_of(name).sessions;
+            seen = sessions.pop().filter(|session| sessions.is_empty() && session.state == state);
+            seen.is_some()
         });
-        self.session_of(name)
+        seen.unwrap()
     }
 
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
@@ -245,6 +248,14 @@ impl Control {
         match self.ask(&Request::Apply { endpoint: endpoint.clone() }) {
             Response::Applied { preflight } => Ok(preflight),
             Response::Refused { finding } => Err(finding),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Orders new engines for all sessions of an endpoint.
+    pub(crate) fn exchange(&mut self, name: &str) -> Vec<Exchanging> {
+        match self.ask(&Request::Exchange { name: name.into(), session: None }) {
+            Response::Exchanging { sessions } => sessions,
             other => panic!("{other:?}"),
         }
     }

@@ -7,6 +7,7 @@
 mod init;
 mod request;
 mod ring;
+mod trace;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -20,6 +21,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{MAX_QUEUE_SIZE, Predecessor, QUEUES};
+use virtiofs_contract::trace::TraceRing;
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::server::Server;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
@@ -48,6 +50,7 @@ pub(crate) struct Device<F: FileSystem + Sync> {
     core: Arc<Core>,
     log: Log,
     counters: Arc<Counters>,
+    trace: TraceRing,
     /// How the engine before this one ended, until this one has taken over.
     predecessor: Mutex<Option<Predecessor>>,
     /// The FUSE_INIT that `server` was last told of.
@@ -61,12 +64,19 @@ pub(crate) struct Device<F: FileSystem + Sync> {
 }
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
-    pub(crate) fn new(fs: F, core: Arc<Core>, counters: Arc<Counters>, predecessor: Predecessor) -> io::Result<Self> {
+    pub(crate) fn new(
+        fs: F,
+        core: Arc<Core>,
+        counters: Arc<Counters>,
+        trace: TraceRing,
+        predecessor: Predecessor,
+    ) -> io::Result<Self> {
         Ok(Device {
             server: Server::new(fs),
             log: core.log(),
             core,
             counters,
+            trace,
             predecessor: Mutex::new(Some(predecessor)),
             told: Mutex::new(None),
             memory: OnceLock::new(),
@@ -107,11 +117,18 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         self.resumed.as_raw_fd()
     }
 
+    /// The path of a node, if it can be told at once.
+    pub(crate) fn path_at_once(&self, node: u64) -> Option<Vec<u8>> {
+        self.core.path_at_once(node)
+    }
+
     /// The first ring starts, so the engine before this one has come to its end: the ledger is ours from here on.
     fn take_over(&self) {
         let mut predecessor = self.predecessor.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(predecessor) = predecessor.take() {
             self.core.take_over(predecessor);
+            // What that engine was working on is not in progress any more; what it has not finished begins anew.
+            (0..QUEUES).for_each(|ring| self.counters.in_progress(ring, None));
             // The guest may have mounted anew after this engine was prepared.
             if let Err(error) = self.replay_init() {
                 tracing::error!("the guest's mount cannot be taken over as it was agreed: {error}");

@@ -49,6 +49,11 @@ impl<'a> Request<'a> {
         self.header.map_or(0, |header| header.unique)
     }
 
+    /// FUSE's number of the node that the request is about; 0 where it has no header.
+    pub(super) fn node(&self) -> u64 {
+        self.header.map_or(0, |header| header.nodeid)
+    }
+
     /// The first bytes of the request as the guest sent it, at most `most`.
     pub(super) fn sent(&self, most: usize) -> Vec<u8> {
         let Some(mut reader) = self.reader.clone() else { return Vec::new() };

@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use virtiofs_contract::counters::InProgress;
 use virtiofsd::filesystem::FileSystem;
 use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
 
@@ -83,14 +84,17 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     /// Has the request answered by the library and counts it.
     fn answer(&self, ring: usize, request: &Request<'_>) -> u32 {
         let start = monotonic_ns();
-        self.counters.in_progress(ring, start);
+        let (opcode, node) = (request.opcode(), request.node());
+        self.counters.in_progress(ring, Some(InProgress { since_ns: start, opcode, node }));
         let reply = request.answer(&self.server);
         if reply.malformed {
             self.counters.malformed();
         }
         self.record_init(request, &reply);
-        self.counters.finished(request.opcode(), reply.errno, monotonic_ns().saturating_sub(start));
-        self.counters.in_progress(ring, 0);
+        let duration = monotonic_ns().saturating_sub(start);
+        self.counters.finished(opcode, reply.errno, duration);
+        self.counters.in_progress(ring, None);
+        self.trace(ring, request, &reply, start, duration);
         reply.bytes
     }
 

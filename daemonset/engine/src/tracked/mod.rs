@@ -10,6 +10,7 @@ mod files;
 mod filesystem;
 mod names;
 mod parking;
+mod paths;
 mod replay;
 mod resolve;
 mod seams;

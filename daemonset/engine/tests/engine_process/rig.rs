@@ -21,11 +21,13 @@ use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{CONTROL_FD, FromEngine, FromParking, Predecessor, ToEngine, ToParking};
 use virtiofs_contract::preflight::{Finding, Preflight};
+use virtiofs_contract::trace::TraceRing;
 
 /// What outlives an engine of a session: the memory it leaves to the next, and the files it had parked.
 pub(crate) struct Session {
     page: OwnedFd,
     ledger: OwnedFd,
+    trace: OwnedFd,
     parked: Arc<Mutex<HashMap<u64, OwnedFd>>>,
 }
 
@@ -36,7 +38,8 @@ impl Session {
         ledger.set_len(64 << 20).unwrap();
         fcntl(&ledger, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK)).unwrap();
         let page = Counters::create().unwrap().0;
-        Session { page, ledger: ledger.into(), parked: Arc::default() }
+        let trace = TraceRing::create().unwrap().0;
+        Session { page, ledger: ledger.into(), trace, parked: Arc::default() }
     }
 
     /// How many files are parked.
@@ -128,8 +131,8 @@ impl Engine {
         let (process, control) = spawn(die_at);
         let start = ToEngine::Start { version: VERSION, session: "test".into(), config, predecessor };
         let (source, parking) = (open_path(source), session.parking());
-        let (page, ledger) = (session.page.as_fd(), session.ledger.as_fd());
-        control.send(&start, &[source.as_fd(), listener.as_fd(), page, ledger, parking.as_fd()]).unwrap();
+        let (page, ledger, trace) = (session.page.as_fd(), session.ledger.as_fd(), session.trace.as_fd());
+        control.send(&start, &[source.as_fd(), listener.as_fd(), page, ledger, parking.as_fd(), trace]).unwrap();
         let mut engine = Engine { process, session, control, counters, preflight: no_preflight(), directory };
         match engine.control.receive::<FromEngine>().unwrap().0 {
             FromEngine::Ready { preflight } => {
@@ -232,6 +235,7 @@ fn no_preflight() -> Preflight {
         mounts: Vec::new(),
         open_files: 0,
         guest_open_files: 0,
+        limits: virtiofs_contract::config::Limits::default(),
         findings: Vec::new(),
     }
 }

@@ -1,0 +1,231 @@
+//! Control groups for engines, below the broker's own, where the host lets it make them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use super::settings::{Controller, Setting, Version};
+
+/// How names of groups begin. What is left of a broker that was killed is known by it.
+const PREFIX: &str = "virtiofs-engine-";
+
+/// Where the broker goes when its own group is to have groups below it: version 2 has no processes in between.
+const OWN: &str = "virtiofs-broker";
+
+/// How often a group is tried to be removed whose process has just been reaped.
+const REMOVALS: u32 = 50;
+
+/// A hierarchy in which groups for engines are made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    version: Version,
+    /// The broker's own group in it.
+    base: PathBuf,
+}
+
+/// The hierarchies of this host.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    cpu: Option<Hierarchy>,
+    io: Option<Hierarchy>,
+    serial: AtomicU64,
+}
+
+impl Cgroups {
+    /// Looks where the broker is, and removes what an earlier one left.
+    pub(crate) fn find() -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let (mounts, own) = (read("/proc/self/mountinfo"), read("/proc/self/cgroup"));
+        let of = |controller| hierarchy(controller, &mounts, &own, &|path| fs::read_to_string(path).ok());
+        let found = Cgroups { cpu: of(Controller::Cpu), io: of(Controller::Io), serial: AtomicU64::new(0) };
+        found.all().for_each(|hierarchy| sweep(&hierarchy.base));
+        if let Some(base) = group_of(&mounts, &own, "cgroup2", None) {
+            spare_the_others(&base);
+        }
+        found
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Hierarchy> {
+        [&self.cpu, &self.io].into_iter().flatten()
+    }
+
+    /// A name for the groups of one engine.
+    pub(super) fn next_name(&self) -> String {
+        format!("{PREFIX}{}-{}", std::process::id(), self.serial.fetch_add(1, Relaxed))
+    }
+
+    /// The group of this name in the hierarchy of a controller, made if it is not there.
+    pub(super) fn group(&self, controller: Controller, name: &str) -> io::Result<(Version, PathBuf)> {
+        let hierarchy = match controller {
+            Controller::Cpu => &self.cpu,
+            Controller::Io => &self.io,
+        };
+        let Some(Hierarchy { version, base }) = hierarchy else {
+            return Err(io::Error::other(format!("no control groups with {}", controller.name(Version::Two))));
+        };
+        if *version == Version::Two {
+            delegate(base, controller.name(Version::Two))?;
+        }
+        let group = base.join(name);
+        match fs::create_dir(&group) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok((*version, group)),
+        }
+    }
+}
+
+/// Groups of one engine. Removed when dropped, which must come after the engine's end.
+#[derive(Debug, Default)]
+pub(crate) struct EngineGroups(pub(super) Vec<PathBuf>);
+
+impl Drop for EngineGroups {
+    fn drop(&mut self) {
+        for group in &self.0 {
+            // The kernel takes a moment after the process was reaped.
+            let removed = (0..REMOVALS).any(|_| match fs::remove_dir(group) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                    thread::sleep(Duration::from_millis(10));
+                    false
+                }
+                _ => true,
+            });
+            if !removed {
+                tracing::warn!(group = %group.display(), "control group not removed");
+            }
+        }
+    }
+}
+
+/// Writes a setting and reads it back.
+pub(super) fn set(group: &Path, setting: &Setting) -> io::Result<()> {
+    let file = setting.files.iter().map(|file| group.join(file)).find(|file| file.exists());
+    let file = file.ok_or_else(|| io::Error::other(format!("{} has no {}", group.display(), setting.files[0])))?;
+    let told = |error: io::Error| io::Error::other(format!("{}: {error}", file.display()));
+    fs::write(&file, &setting.value).map_err(told)?;
+    let found = fs::read_to_string(&file).map_err(told)?;
+    if setting.is_in(&found) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{} says {:?} after {:?} was written", file.display(), found.trim(), setting.value)))
+}
+
+/// Puts a process into a group.
+pub(super) fn enter(group: &Path, pid: u32) -> io::Result<()> {
+    fs::write(group.join("cgroup.procs"), pid.to_string())
+}
+
+/// Lets groups below `base` have a controller. Where processes stand in the way that are all the broker's own, it
+/// makes way.
+fn delegate(base: &Path, controller: &str) -> io::Result<()> {
+    let switches = base.join("cgroup.subtree_control");
+    if has_word(&fs::read_to_string(&switches)?, controller) {
+        return Ok(());
+    }
+    let on = format!("+{controller}");
+    if fs::write(&switches, &on).is_ok() {
+        return Ok(());
+    }
+    let own = base.join(OWN);
+    fs::create_dir_all(&own)?;
+    fs::write(own.join("cgroup.procs"), std::process::id().to_string())?;
+    fs::write(&switches, &on)
+}
+
+/// Kubernetes has all processes of a container killed with one that runs out of memory: here that would be all
+/// guests of the host for one engine.
+fn spare_the_others(base: &Path) {
+    let switch = base.join("memory.oom.group");
+    if fs::read_to_string(&switch).is_ok_and(|value| value.trim() == "1")
+        && let Err(error) = fs::write(&switch, "0")
+    {
+        tracing::warn!(file = %switch.display(), %error, "one engine that runs out of memory ends all of them");
+    }
+}
+
+/// Removes groups without processes; of others the kernel says that they are busy.
+fn sweep(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+/// Where a controller is: version 2 if it is there, else version 1.
+fn hierarchy(
+    controller: Controller,
+    mounts: &str,
+    own: &str,
+    read: &dyn Fn(&Path) -> Option<String>,
+) -> Option<Hierarchy> {
+    let two = group_of(mounts, own, "cgroup2", None).map(|base| Hierarchy { version: Version::Two, base });
+    let offers = |it: &Hierarchy| {
+        let offered = read(&it.base.join("cgroup.controllers")).unwrap_or_default();
+        has_word(&offered, controller.name(Version::Two))
+    };
+    two.filter(offers).or_else(|| {
+        let name = controller.name(Version::One);
+        let base = group_of(mounts, own, "cgroup", Some(name))?;
+        Some(Hierarchy { version: Version::One, base })
+    })
+}
+
+/// The directory of the own group, from proc_pid_mountinfo(5) and proc_pid_cgroup(5).
+fn group_of(mounts: &str, own: &str, fs_type: &str, controller: Option<&str>) -> Option<PathBuf> {
+    let path = own.lines().find_map(|line| {
+        let (names, path) = line.split_once(':')?.1.split_once(':')?;
+        let meant = controller.map_or(names.is_empty(), |name| names.split(',').any(|it| it == name));
+        meant.then_some(path)
+    })?;
+    let (root, at) = mounts.lines().find_map(|line| {
+        let (mount, rest) = line.split_once(" - ")?;
+        let (found, options) = rest.split_once(' ')?;
+        let meant = controller.is_none_or(|name| options.split([' ', ',']).any(|it| it == name));
+        let fields: Vec<&str> = mount.split(' ').collect();
+        (found == fs_type && meant).then_some((*fields.get(3)?, *fields.get(4)?))
+    })?;
+    // In a container the mount may begin at the own group.
+    let below = Path::new(path).strip_prefix(root).unwrap_or(Path::new(""));
+    Some(Path::new(at).join(below))
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    text.split_whitespace().any(|it| it == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+38 31 0:35 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio
+42 31 0:39 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+";
+    const UNIFIED: &str = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const CONTAINER: &str = "30 23 0:26 /kube/pod1/c1 /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
+
+    fn found(controller: Controller, mounts: &str, own: &str, offered: &str) -> Option<(Version, String)> {
+        let it = hierarchy(controller, mounts, own, &|_| Some(offered.into()))?;
+        Some((it.version, it.base.display().to_string()))
+    }
+
+    #[test]
+    fn the_own_group_is_found_in_either_version() {
+        let own = "7:blkio:/\n1:cpu,cpuacct:/a\n0::/\n";
+        let at = |path: &str, version| Some((version, path.to_owned()));
+        assert_eq!(found(Controller::Cpu, HYBRID, own, "hugetlb"), at("/sys/fs/cgroup/cpu,cpuacct/a", Version::One));
+        assert_eq!(found(Controller::Io, HYBRID, own, ""), at("/sys/fs/cgroup/blkio/", Version::One));
+        let own = "0::/system.slice/virtiofs.service\n";
+        let slice = "/sys/fs/cgroup/system.slice/virtiofs.service";
+        assert_eq!(found(Controller::Io, UNIFIED, own, "cpu io memory"), at(slice, Version::Two));
+        assert_eq!(found(Controller::Io, UNIFIED, own, "cpu memory"), None);
+        let own = "0::/kube/pod1/c1\n";
+        assert_eq!(found(Controller::Cpu, CONTAINER, own, "cpu"), at("/sys/fs/cgroup/", Version::Two));
+        assert_eq!(found(Controller::Cpu, "", "", "cpu"), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! What one engine may use of the host: set before it is told what to do, read back, and said where it is not in
+//! force.
+//!
+//! | module | |
+//! |---|---|
+//! | [`settings`] | limits as kernels want them written; pure |
+//! | [`cgroup`] | where groups for engines can be made |
+
+pub(crate) mod cgroup;
+mod settings;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{fstat, major, minor};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use virtiofs_contract::config::Limits;
+use virtiofs_contract::preflight::{Finding, Reason};
+
+use self::cgroup::{Cgroups, EngineGroups};
+use self::settings::{Device, KNOBS, Knob};
+use super::finding;
+
+/// How much sooner than the broker an engine is killed when the host runs out of memory: it can be replaced.
+const OOM_ADJUSTMENT: i32 = 300;
+
+/// What came of an engine's limits.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// In force, read back.
+    pub(crate) limits: Limits,
+    /// What is not.
+    pub(crate) findings: Vec<Finding>,
+    /// To be kept until the engine has ended.
+    pub(crate) groups: EngineGroups,
+}
+
+/// Limits a process that serves a directory.
+pub(crate) fn apply(wanted: &Limits, pid: u32, source: BorrowedFd<'_>, cgroups: &Cgroups) -> Applied {
+    let mut applied = Applied::default();
+    // Without it the kernel's own choice stands, which is no reason not to serve.
+    if let Err(error) = prefer_for_oom(pid) {
+        tracing::debug!(engine_pid = pid, %error, "oom_score_adj");
+    }
+    if let Some(bytes) = wanted.memory_bytes {
+        match limit_memory(pid, bytes) {
+            Ok(()) => applied.limits.memory_bytes = Some(bytes),
+            Err(error) => applied.findings.push(unavailable("memoryBytes", &error)),
+        }
+    }
+    let name = cgroups.next_name();
+    for (knob, field, of) in KNOBS {
+        let Some(value) = *of(&mut wanted.clone()) else { continue };
+        match turn(knob, value, pid, source, cgroups, &name, &mut applied.groups) {
+            Ok(()) => *of(&mut applied.limits) = Some(value),
+            Err(error) => applied.findings.push(unavailable(field, &error)),
+        }
+    }
+    applied
+}
+
+fn turn(
+    knob: Knob,
+    value: u64,
+    pid: u32,
+    source: BorrowedFd<'_>,
+    cgroups: &Cgroups,
+    name: &str,
+    groups: &mut EngineGroups,
+) -> io::Result<()> {
+    let device = if knob.needs_device() { disk_of(source)? } else { Device { major: 0, minor: 0 } };
+    if knob == Knob::IoWeight {
+        check_scheduler(device)?;
+    }
+    let (version, group) = cgroups.group(knob.controller(), name)?;
+    if !groups.0.contains(&group) {
+        groups.0.push(group.clone());
+        cgroup::enter(&group, pid)?;
+    }
+    cgroup::set(&group, &knob.setting(version, value, device))
+}
+
+fn limit_memory(pid: u32, bytes: u64) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let wanted = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    prlimit(pid, Resource::Data, wanted)?;
+    // Setting it once more tells what was in force.
+    match prlimit(pid, Resource::Data, wanted)? == wanted {
+        true => Ok(()),
+        false => Err(io::Error::other("the kernel did not take the limit")),
+    }
+}
+
+fn prefer_for_oom(pid: u32) -> io::Result<()> {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj")?;
+    let own: i32 = own.trim().parse().map_err(io::Error::other)?;
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), (own + OOM_ADJUSTMENT).min(1000).to_string())
+}
+
+/// The whole disk below a directory: that is what limits are about, also where a partition is mounted.
+fn disk_of(source: BorrowedFd<'_>) -> io::Result<Device> {
+    let device = fstat(source)?.st_dev;
+    let device = Device { major: major(device), minor: minor(device) };
+    let known = std::path::PathBuf::from(format!("/sys/dev/block/{device}"));
+    if device.major == 0 || !known.exists() {
+        return Err(io::Error::other("the source's file system is not on one block device"));
+    }
+    if !known.join("partition").exists() {
+        return Ok(device);
+    }
+    let whole = std::fs::read_to_string(known.join("../dev"))?;
+    let numbers = whole
+        .trim()
+        .split_once(':')
+        .and_then(|(major, minor)| Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? }));
+    numbers.ok_or_else(|| io::Error::other(format!("{whole:?} is no device number")))
+}
+
+/// Weights are what one I/O scheduler goes by; the others take no notice.
+fn check_scheduler(device: Device) -> io::Result<()> {
+    let schedulers = std::fs::read_to_string(format!("/sys/dev/block/{device}/queue/scheduler"))?;
+    match schedulers.contains("[bfq]") {
+        true => Ok(()),
+        false => Err(io::Error::other(format!(
+            "device {device} has the I/O scheduler {}, and only bfq knows weights",
+            schedulers.trim()
+        ))),
+    }
+}
+
+fn unavailable(field: &str, error: &io::Error) -> Finding {
+    finding(
+        Reason::LimitUnavailable,
+        format!("limits.{field} is not in force: {error}"),
+        "let the broker make control groups below its own (Delegate=yes under systemd), or remove the limit",
+    )
+}

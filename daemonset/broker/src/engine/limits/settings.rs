@@ -1,0 +1,180 @@
+//! Limits as a kernel wants them written, in either version of control groups. Pure.
+
+use std::fmt;
+
+use virtiofs_contract::config::Limits;
+
+/// Length of the period in which CPU time is counted, in microseconds.
+const PERIOD_US: u64 = 100_000;
+
+/// Version of a hierarchy of control groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    One,
+    Two,
+}
+
+/// What accounts for a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Controller {
+    Cpu,
+    Io,
+}
+
+impl Controller {
+    /// Its name in a hierarchy.
+    pub(super) fn name(self, version: Version) -> &'static str {
+        match (self, version) {
+            (Controller::Cpu, _) => "cpu",
+            (Controller::Io, Version::One) => "blkio",
+            (Controller::Io, Version::Two) => "io",
+        }
+    }
+}
+
+/// A block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// A limit of [`Limits`] that is kept by a control group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Knob {
+    CpuMillis,
+    CpuWeight,
+    IoWeight,
+    ReadBytes,
+    WriteBytes,
+    Reads,
+    Writes,
+}
+
+/// All of them, with the field of [`Limits`] and its name in the API.
+pub(super) type Field = fn(&mut Limits) -> &mut Option<u64>;
+pub(super) const KNOBS: [(Knob, &str, Field); 7] = [
+    (Knob::CpuMillis, "cpuMillis", |limits| &mut limits.cpu_millis),
+    (Knob::CpuWeight, "cpuWeight", |limits| &mut limits.cpu_weight),
+    (Knob::IoWeight, "ioWeight", |limits| &mut limits.io_weight),
+    (Knob::ReadBytes, "readBytesPerSecond", |limits| &mut limits.read_bytes_per_second),
+    (Knob::WriteBytes, "writeBytesPerSecond", |limits| &mut limits.write_bytes_per_second),
+    (Knob::Reads, "readsPerSecond", |limits| &mut limits.reads_per_second),
+    (Knob::Writes, "writesPerSecond", |limits| &mut limits.writes_per_second),
+];
+
+/// One thing to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    /// Files that take it, the first that exists.
+    pub(super) files: &'static [&'static str],
+    pub(super) value: String,
+    /// What one line of that file then holds, in words.
+    pub(super) shown: String,
+}
+
+impl Knob {
+    pub(super) fn controller(self) -> Controller {
+        match self {
+            Knob::CpuMillis | Knob::CpuWeight => Controller::Cpu,
+            _ => Controller::Io,
+        }
+    }
+
+    /// Is it about one device?
+    pub(super) fn needs_device(self) -> bool {
+        self.controller() == Controller::Io
+    }
+
+    /// How it is written.
+    pub(super) fn setting(self, version: Version, value: u64, device: Device) -> Setting {
+        let one = |file: &'static [&'static str], value: u64| Setting {
+            files: file,
+            value: value.to_string(),
+            shown: value.to_string(),
+        };
+        let throttle = |file: &'static [&'static str]| {
+            let line = format!("{device} {value}");
+            Setting { files: file, value: line.clone(), shown: line }
+        };
+        let most = |key: &str| {
+            let line = format!("{device} {key}={value}");
+            Setting { files: &["io.max"], value: line.clone(), shown: line }
+        };
+        match (self, version) {
+            (Knob::CpuMillis, Version::One) => one(&["cpu.cfs_quota_us"], value * PERIOD_US / 1000),
+            (Knob::CpuMillis, Version::Two) => {
+                let line = format!("{} {PERIOD_US}", value * PERIOD_US / 1000);
+                Setting { files: &["cpu.max"], value: line.clone(), shown: line }
+            }
+            // 1024 shares are what a weight of 100 is.
+            (Knob::CpuWeight, Version::One) => one(&["cpu.shares"], (value * 1024 / 100).max(2)),
+            (Knob::CpuWeight, Version::Two) => one(&["cpu.weight"], value),
+            (Knob::IoWeight, Version::One) => one(&["blkio.bfq.weight", "blkio.weight"], value.clamp(1, 1000)),
+            (Knob::IoWeight, Version::Two) => one(&["io.bfq.weight", "io.weight"], value),
+            (Knob::ReadBytes, Version::One) => throttle(&["blkio.throttle.read_bps_device"]),
+            (Knob::WriteBytes, Version::One) => throttle(&["blkio.throttle.write_bps_device"]),
+            (Knob::Reads, Version::One) => throttle(&["blkio.throttle.read_iops_device"]),
+            (Knob::Writes, Version::One) => throttle(&["blkio.throttle.write_iops_device"]),
+            (Knob::ReadBytes, Version::Two) => most("rbps"),
+            (Knob::WriteBytes, Version::Two) => most("wbps"),
+            (Knob::Reads, Version::Two) => most("riops"),
+            (Knob::Writes, Version::Two) => most("wiops"),
+        }
+    }
+}
+
+impl Setting {
+    /// Does the file, read back, hold it?
+    pub(super) fn is_in(&self, contents: &str) -> bool {
+        contents.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            self.shown.split_whitespace().all(|word| words.contains(&word))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICE: Device = Device { major: 8, minor: 16 };
+
+    #[test]
+    fn each_limit_is_written_as_its_kernel_reads_it() {
+        use Version::{One, Two};
+        for (knob, value, version, file, written) in [
+            (Knob::CpuMillis, 1500, One, "cpu.cfs_quota_us", "150000"),
+            (Knob::CpuMillis, 50, Two, "cpu.max", "5000 100000"),
+            (Knob::CpuWeight, 100, One, "cpu.shares", "1024"),
+            (Knob::CpuWeight, 1, One, "cpu.shares", "10"),
+            (Knob::CpuWeight, 7, Two, "cpu.weight", "7"),
+            (Knob::IoWeight, 10_000, One, "blkio.bfq.weight", "1000"),
+            (Knob::IoWeight, 200, Two, "io.bfq.weight", "200"),
+            (Knob::ReadBytes, 4096, One, "blkio.throttle.read_bps_device", "8:16 4096"),
+            (Knob::Writes, 9, One, "blkio.throttle.write_iops_device", "8:16 9"),
+            (Knob::WriteBytes, 4096, Two, "io.max", "8:16 wbps=4096"),
+        ] {
+            let setting = knob.setting(version, value, DEVICE);
+            assert_eq!((setting.files[0], setting.value.as_str()), (file, written));
+        }
+    }
+
+    #[test]
+    fn what_is_read_back_is_compared_word_by_word() {
+        let bytes = Knob::ReadBytes.setting(Version::Two, 4096, DEVICE);
+        assert!(bytes.is_in("8:0 rbps=1 wbps=max\n8:16 rbps=4096 wbps=max riops=max wiops=max\n"));
+        assert!(!bytes.is_in("8:0 rbps=4096 wbps=max\n8:16 rbps=40960 wbps=max\n"));
+        assert!(Knob::IoWeight.setting(Version::Two, 200, DEVICE).is_in("default 200\n"));
+        assert!(Knob::CpuMillis.setting(Version::One, 10, DEVICE).is_in("1000\n"));
+        assert!(!Knob::CpuMillis.setting(Version::One, 10, DEVICE).is_in("-1\n"));
+        let throttle = Knob::Reads.setting(Version::One, 5, DEVICE);
+        assert!(throttle.is_in("8:16 5\n") && !throttle.is_in(""));
+    }
+}

@@ -1,0 +1,112 @@
+//! What an engine may use of the host: in force as the kernel says, or said not to be.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::{Broker, boot, read_hello, runs, until};
+use virtiofs_contract::config::Limits;
+use virtiofs_contract::control::SessionState;
+use virtiofs_contract::preflight::Reason;
+
+/// Directories of the control groups that a process is in, by /proc/PID/cgroup, that engines alone are in.
+fn groups_of(pid: u32) -> Vec<PathBuf> {
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    own.lines()
+        .filter_map(|line| line.rsplit_once(':').map(|(names, path)| (names.to_owned(), path.to_owned())))
+        .filter(|(_, path)| path.contains("virtiofs-engine-"))
+        .map(|(names, path)| {
+            let controller = names.rsplit_once(':').map_or("", |(_, controller)| controller).to_owned();
+            [format!("/sys/fs/cgroup/{controller}{path}"), format!("/sys/fs/cgroup{path}")]
+                .map(PathBuf::from)
+                .into_iter()
+                .find(|path| path.exists())
+                .unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn limits_are_in_force_or_said_not_to_be_and_leave_nothing_behind() {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    let asked = Limits {
+        memory_bytes: Some(512 << 20),
+        cpu_millis: Some(1500),
+        cpu_weight: Some(50),
+        read_bytes_per_second: Some(64 << 20),
+        writes_per_second: Some(5000),
+        ..Limits::default()
+    };
+    endpoint.engine.limits = asked.clone();
+    let tried = broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    assert_eq!(read_hello(&guest), "from the host\n");
+    let session = broker.until_state("data", SessionState::Serving);
+    let (engine, found) = (session.engine_pid.unwrap(), session.preflight.unwrap());
+    assert_eq!(found.limits, tried.limits, "the trial said what came of it");
+    let missing = found.findings.iter().filter(|finding| finding.reason == Reason::LimitUnavailable).count();
+    let in_force = serde_json::to_value(&found.limits).unwrap().as_object().unwrap().len();
+    assert_eq!(in_force + missing, 5, "{found:?}");
+    let memory = fs::read_to_string(format!("/proc/{engine}/limits")).unwrap();
+    let data = memory.lines().find(|line| line.starts_with("Max data size")).unwrap();
+    assert!(data.contains(&(512u64 << 20).to_string()), "{data}");
+    let groups = groups_of(engine);
+    if let Some(millis) = found.limits.cpu_millis {
+        let quota = groups.iter().find_map(|group| {
+            let one = fs::read_to_string(group.join("cpu.cfs_quota_us"));
+            one.or_else(|_| fs::read_to_string(group.join("cpu.max"))).ok()
+        });
+        assert!(quota.unwrap().starts_with(&(millis * 100).to_string()));
+    } else {
+        eprintln!("no control groups here: {:?}", found.findings);
+    }
+    let adjusted = fs::read_to_string(format!("/proc/{engine}/oom_score_adj")).unwrap();
+    let own = fs::read_to_string(format!("/proc/{}/oom_score_adj", broker.pid())).unwrap();
+    assert!(adjusted.trim().parse::<i32>().unwrap() > own.trim().parse::<i32>().unwrap().min(999));
+
+    endpoint.engine.limits = Limits::default();
+    broker.control().apply(&endpoint).unwrap();
+    until("an engine without limits serves", || broker.session_of("data").engine.limits == Limits::default());
+    assert_eq!(read_hello(&guest), "from the host\n");
+    until("the old one and its groups are gone", || !runs(engine) && groups.iter().all(|group| !group.exists()));
+}
+
+#[test]
+fn a_limit_that_cannot_be_kept_is_said_and_the_share_is_served() {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    let Ok(()) =
+        nix::mount::mount(Some("memory"), &endpoint.source, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>)
+    else {
+        eprintln!("skipped: this place does not permit mounting");
+        return;
+    };
+    fs::write(endpoint.source.join("hello"), "from the host\n").unwrap();
+    // A file system in memory is on no block device.
+    endpoint.engine.limits = Limits { read_bytes_per_second: Some(1 << 20), ..Limits::default() };
+    let applied = broker.control().apply(&endpoint).unwrap();
+    let said = applied.findings.iter().any(|finding| {
+        finding.reason == Reason::LimitUnavailable && finding.message.contains("limits.readBytesPerSecond")
+    });
+    let read = read_hello(&boot(&endpoint));
+    let _ = nix::mount::umount2(&endpoint.source, nix::mount::MntFlags::MNT_DETACH);
+    assert!(said, "{:?}", applied.findings);
+    assert_eq!((applied.limits, read.as_str()), (Limits::default(), "from the host\n"));
+}
+
+#[test]
+fn an_engine_that_needs_more_memory_than_it_may_have_does_not_take_the_mount_with_it() {
+    let broker = Broker::start();
+    let mut endpoint = broker.endpoint("data");
+    endpoint.engine.limits = Limits { memory_bytes: Some(64 << 20), ..Limits::default() };
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    for _ in 0..20 {
+        assert_eq!(read_hello(&guest), "from the host\n");
+    }
+    assert_eq!(guest.violations(), []);
+}

@@ -1,0 +1,391 @@
+//! The request log of one session, in a ring that the engine writes while it is wanted and the broker reads.
+//!
+//! The broker makes the ring (a sealed memfd) and hands it to each engine of the session, so that a trace goes on
+//! across engines. While nobody traces, an engine looks at one word per request. While somebody does, it fills the
+//! next slot and never waits: who reads too slowly loses entries. A hostile engine can put nonsense there, which
+//! costs whoever traces its guest wrong lines and nothing else.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
+
+/// Most requests that are logged in one second.
+pub const MAX_RATE: u32 = 100_000;
+
+/// How many entries the ring holds.
+pub const CAPACITY: u64 = 4096;
+
+/// Most bytes of path and name together that an entry holds.
+pub const MAX_TEXT: usize = TEXT_WORDS * 8;
+
+const TEXT_WORDS: usize = 25;
+const SECOND: u64 = 1_000_000_000;
+
+/// One request as it was answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TraceEntry {
+    /// When it was answered, in nanoseconds since the Unix epoch.
+    pub at_ns: u64,
+    /// How long it took, in nanoseconds.
+    pub duration_ns: u64,
+    /// FUSE's number of the request.
+    pub unique: u64,
+    /// FUSE's number of the node it is about.
+    pub node: u64,
+    /// FUSE opcode; [`OPERATION_NAMES`](crate::counters::OPERATION_NAMES) has its name.
+    pub opcode: u32,
+    /// The error number it was answered with, positive; 0: success.
+    pub errno: u32,
+    /// The queue it came by.
+    pub queue: u32,
+    /// Path of the node below the share's root (`/` is the root itself), where it is known. The guest chose it:
+    /// it is to be escaped before a terminal sees it. Bytes that are no UTF-8 are replaced.
+    pub path: Option<String>,
+    /// The name in the request, for operations that have one. The same holds for it.
+    pub name: Option<String>,
+    /// Were path or name cut short?
+    pub truncated: bool,
+}
+
+/// What an engine logs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record<'a> {
+    /// As in [`TraceEntry`].
+    pub at_ns: u64,
+    /// As in [`TraceEntry`].
+    pub duration_ns: u64,
+    /// As in [`TraceEntry`].
+    pub unique: u64,
+    /// As in [`TraceEntry`].
+    pub node: u64,
+    /// As in [`TraceEntry`].
+    pub opcode: u32,
+    /// As in [`TraceEntry`].
+    pub errno: u32,
+    /// As in [`TraceEntry`].
+    pub queue: u32,
+    /// As in [`TraceEntry`].
+    pub path: Option<&'a [u8]>,
+    /// As in [`TraceEntry`].
+    pub name: Option<&'a [u8]>,
+}
+
+/// What a reader gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// In the order in which they were logged.
+    pub entries: Vec<TraceEntry>,
+    /// Where to go on.
+    pub next: u64,
+    /// Entries that were overwritten before they were read, or never finished.
+    pub lost: u64,
+}
+
+#[repr(C)]
+struct Slot {
+    /// Number of the entry, plus one; 0 while it is written.
+    complete: AtomicU64,
+    at: AtomicU64,
+    duration: AtomicU64,
+    unique: AtomicU64,
+    node: AtomicU64,
+    /// Opcode, errno, queue: 32, 16, 16 bits from below.
+    what: AtomicU64,
+    /// Bytes of path and name, plus one each (0: none), and whether they were cut: 16, 16, 1 bits.
+    lengths: AtomicU64,
+    text: [AtomicU64; TEXT_WORDS],
+}
+
+#[repr(C)]
+struct Ring {
+    /// Until when it is wanted (CLOCK_MONOTONIC, nanoseconds); 0: not.
+    until: AtomicU64,
+    /// Most entries in a second.
+    rate: AtomicU64,
+    /// Number of the next entry.
+    head: AtomicU64,
+    left_out: AtomicU64,
+    /// The second at hand, and how many entries it has.
+    second: AtomicU64,
+    in_second: AtomicU64,
+    slots: [Slot; CAPACITY as usize],
+}
+
+/// A mapped ring.
+#[derive(Debug)]
+pub struct TraceRing {
+    map: MmapRaw,
+}
+
+impl TraceRing {
+    /// A new ring: the memfd to hand to engines, sealed against change of size, and its mapping. Its pages cost
+    /// nothing before they are written.
+    pub fn create() -> io::Result<(OwnedFd, Self)> {
+        let fd = memfd_create(c"virtiofs-trace", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        let file = File::from(fd);
+        file.set_len(size_of::<Ring>() as u64)?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL))?;
+        let ring = Self::map(&file)?;
+        Ok((file.into(), ring))
+    }
+
+    /// Maps a ring that the broker made.
+    ///
+    /// # Errors
+    /// A file of another size, or one that could still shrink under the mapping.
+    pub fn map(fd: &impl AsFd) -> io::Result<Self> {
+        let file = File::from(fd.as_fd().try_clone_to_owned()?);
+        let seals = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS)?);
+        if file.metadata()?.len() != size_of::<Ring>() as u64 || !seals.contains(SealFlag::F_SEAL_SHRINK) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a sealed trace of this version"));
+        }
+        Ok(TraceRing { map: MmapOptions::new().map_raw(&file)? })
+    }
+
+    fn ring(&self) -> &Ring {
+        // SAFETY: the mapping is as long as `Ring` and page-aligned, its file cannot shrink (checked in `map`),
+        // and every field is an atomic, for which any bit pattern is a value.
+        unsafe { &*self.map.as_ptr().cast::<Ring>() }
+    }
+
+    /// Has requests logged until then (CLOCK_MONOTONIC, nanoseconds; 0: no more), so many in a second.
+    pub fn want(&self, until_ns: u64, rate: u32) {
+        let ring = self.ring();
+        ring.rate.store(rate.into(), Ordering::Relaxed);
+        if ring.until.swap(until_ns, Ordering::Relaxed) == 0 {
+            ring.left_out.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Until when requests are wanted; 0: they are not.
+    pub fn wanted_until(&self) -> u64 {
+        self.ring().until.load(Ordering::Relaxed)
+    }
+
+    /// Are requests wanted at this moment?
+    pub fn is_wanted(&self, now_ns: u64) -> bool {
+        now_ns < self.wanted_until()
+    }
+
+    /// How many requests were left out since the trace began because they came too fast.
+    pub fn left_out(&self) -> u64 {
+        self.ring().left_out.load(Ordering::Relaxed)
+    }
+
+    /// Logs a request, unless too many have been in this second.
+    pub fn log(&self, record: &Record<'_>) {
+        let ring = self.ring();
+        if !ring.has_room_at(record.at_ns / SECOND) {
+            ring.left_out.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let number = ring.head.fetch_add(1, Ordering::Relaxed);
+        let slot = &ring.slots[(number % CAPACITY) as usize];
+        slot.complete.store(0, Ordering::Relaxed);
+        // Nothing of the new entry may be seen before the old one is known to be gone.
+        std::sync::atomic::fence(Ordering::Release);
+        slot.fill(record);
+        slot.complete.store(number.wrapping_add(1), Ordering::Release);
+    }
+
+    /// What was logged from number `after` on.
+    pub fn read(&self, after: u64) -> Piece {
+        let ring = self.ring();
+        let head = ring.head.load(Ordering::Acquire);
+        let oldest = head.saturating_sub(CAPACITY);
+        let first = after.clamp(oldest, head);
+        let read: Vec<Option<TraceEntry>> = (first..head).map(|number| ring.entry(number)).collect();
+        // One that is being written is waited for, unless later ones are there: its engine has died of it.
+        let until = read.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let entries: Vec<TraceEntry> = read.into_iter().take(until).flatten().collect();
+        let next = first + until as u64;
+        let lost = next.saturating_sub(after).saturating_sub(entries.len() as u64);
+        Piece { entries, next, lost }
+    }
+}
+
+impl Ring {
+    /// Two rings of a guest may both begin a second: then it is a little longer, which does no harm.
+    fn has_room_at(&self, second: u64) -> bool {
+        if self.second.swap(second, Ordering::Relaxed) != second {
+            self.in_second.store(0, Ordering::Relaxed);
+        }
+        self.in_second.fetch_add(1, Ordering::Relaxed) < self.rate.load(Ordering::Relaxed)
+    }
+
+    fn entry(&self, number: u64) -> Option<TraceEntry> {
+        let slot = &self.slots[(number % CAPACITY) as usize];
+        let complete = || slot.complete.load(Ordering::Acquire) == number.wrapping_add(1);
+        let entry = complete().then(|| slot.read())?;
+        std::sync::atomic::fence(Ordering::Acquire);
+        complete().then_some(entry)
+    }
+}
+
+impl Slot {
+    fn fill(&self, record: &Record<'_>) {
+        let path = record.path.unwrap_or_default();
+        let name = record.name.unwrap_or_default();
+        // The end of a path says more than its beginning, and the name more than both.
+        let name_bytes = name.len().min(MAX_TEXT);
+        let path_bytes = path.len().min(MAX_TEXT - name_bytes);
+        let cut = name_bytes < name.len() || path_bytes < path.len();
+        let text = path[path.len() - path_bytes..].iter().chain(&name[..name_bytes]).copied().collect::<Vec<u8>>();
+        for (word, bytes) in self.text.iter().zip(text.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            word.store(u64::from_le_bytes(whole), Ordering::Relaxed);
+        }
+        let length = |given: bool, bytes: usize| if given { bytes as u64 + 1 } else { 0 };
+        let lengths = length(record.path.is_some(), path_bytes)
+            | length(record.name.is_some(), name_bytes) << 16
+            | u64::from(cut) << 32;
+        let what =
+            u64::from(record.opcode) | u64::from(record.errno as u16) << 32 | u64::from(record.queue as u16) << 48;
+        for (cell, value) in [
+            (&self.at, record.at_ns),
+            (&self.duration, record.duration_ns),
+            (&self.unique, record.unique),
+            (&self.node, record.node),
+            (&self.what, what),
+            (&self.lengths, lengths),
+        ] {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn read(&self) -> TraceEntry {
+        let word = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let text: Vec<u8> = self.text.iter().flat_map(|cell| word(cell).to_le_bytes()).collect();
+        let (what, lengths) = (word(&self.what), word(&self.lengths));
+        let path = usize::from(lengths as u16);
+        let name = usize::from((lengths >> 16) as u16);
+        let start = path.saturating_sub(1).min(MAX_TEXT);
+        let end = start.saturating_add(name.saturating_sub(1)).min(MAX_TEXT);
+        let string = |given: usize, bytes: &[u8]| (given > 0).then(|| String::from_utf8_lossy(bytes).into_owned());
+        TraceEntry {
+            at_ns: word(&self.at),
+            duration_ns: word(&self.duration),
+            unique: word(&self.unique),
+            node: word(&self.node),
+            opcode: what as u32,
+            errno: u32::from((what >> 32) as u16),
+            queue: u32::from((what >> 48) as u16),
+            path: string(path, &text[..start]),
+            name: string(name, &text[start..end]),
+            truncated: lengths >> 32 & 1 != 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(unique: u64) -> Record<'static> {
+        Record { at_ns: SECOND, unique, path: Some(b"/a"), name: Some(b"b"), opcode: 1, errno: 2, ..Record::default() }
+    }
+
+    fn wanted() -> (OwnedFd, TraceRing) {
+        let (fd, ring) = TraceRing::create().unwrap();
+        ring.want(u64::MAX, MAX_RATE);
+        (fd, ring)
+    }
+
+    #[test]
+    fn another_mapping_reads_what_was_logged_and_goes_on_from_there() {
+        let (fd, ring) = wanted();
+        ring.log(&record(7));
+        let reader = TraceRing::map(&fd).unwrap();
+        let piece = reader.read(0);
+        let entry = &piece.entries[0];
+        assert_eq!((entry.unique, entry.opcode, entry.errno), (7, 1, 2));
+        assert_eq!((entry.path.as_deref(), entry.name.as_deref(), entry.truncated), (Some("/a"), Some("b"), false));
+        assert_eq!((piece.entries.len(), piece.next, piece.lost), (1, 1, 0));
+        assert_eq!(reader.read(piece.next), Piece { next: 1, ..Piece::default() });
+    }
+
+    #[test]
+    fn who_reads_too_slowly_is_told_how_much_was_lost() {
+        let (_fd, ring) = wanted();
+        (0..CAPACITY + 10).for_each(|unique| ring.log(&record(unique)));
+        let piece = ring.read(0);
+        assert_eq!((piece.entries.len() as u64, piece.lost, piece.next), (CAPACITY, 10, CAPACITY + 10));
+        assert_eq!(piece.entries[0].unique, 10);
+    }
+
+    #[test]
+    fn what_comes_too_fast_is_counted_and_left_out() {
+        let (_fd, ring) = TraceRing::create().unwrap();
+        ring.want(u64::MAX, 3);
+        (0..5).for_each(|unique| ring.log(&record(unique)));
+        ring.log(&Record { at_ns: 2 * SECOND, ..record(9) });
+        assert_eq!(ring.read(0).entries.iter().map(|entry| entry.unique).collect::<Vec<_>>(), [0, 1, 2, 9]);
+        assert_eq!(ring.left_out(), 2);
+    }
+
+    #[test]
+    fn an_entry_whose_engine_died_over_it_is_lost_and_holds_nobody_up() {
+        let (_fd, ring) = wanted();
+        ring.log(&record(1));
+        ring.log(&record(2));
+        ring.ring().slots[1].complete.store(0, Ordering::Relaxed);
+        let before = ring.read(0);
+        assert_eq!((before.entries.len(), before.next), (1, 1));
+        ring.log(&record(3));
+        let after = ring.read(before.next);
+        assert_eq!((after.entries.len(), after.lost, after.next), (1, 1, 3));
+    }
+
+    #[test]
+    fn long_texts_lose_the_beginning_of_the_path() {
+        let (_fd, ring) = wanted();
+        let path = [b"/long".repeat(100), b"/end".to_vec()].concat();
+        ring.log(&Record { path: Some(&path), name: Some(&[b'n'; 255]), ..record(1) });
+        ring.log(&Record { path: Some(&path), name: None, ..record(2) });
+        let entries = ring.read(0).entries;
+        assert_eq!(entries[0].name.as_ref().map(String::len), Some(MAX_TEXT));
+        assert!(entries[0].truncated && entries[1].truncated);
+        assert!(entries[1].path.as_ref().is_some_and(|path| path.len() == MAX_TEXT && path.ends_with("/end")));
+        assert_eq!(entries[1].name, None);
+    }
+
+    #[test]
+    fn nonsense_in_the_ring_is_read_as_nonsense() {
+        let (fd, ring) = wanted();
+        let random = |seed: u64| seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31);
+        let words = size_of::<Ring>() / 8;
+        for seed in 0..4u64 {
+            for word in 0..words {
+                let cell = ring.map.as_ptr().cast::<AtomicU64>();
+                // SAFETY: within the mapping, which holds nothing but such cells.
+                unsafe { (*cell.add(word)).store(random(seed + word as u64), Ordering::Relaxed) };
+            }
+            for head in [0, 1, CAPACITY, u64::MAX] {
+                ring.ring().head.store(head, Ordering::Relaxed);
+                for number in 0..CAPACITY {
+                    ring.ring().slots[number as usize].complete.store(head.wrapping_sub(number), Ordering::Relaxed);
+                }
+                for after in [0, 1, u64::MAX] {
+                    assert!(TraceRing::map(&fd).unwrap().read(after).entries.len() <= CAPACITY as usize);
+                }
+                ring.log(&record(1));
+            }
+        }
+    }
+
+    #[test]
+    fn the_ring_cannot_be_shrunk_under_its_reader() {
+        let (fd, _ring) = wanted();
+        assert!(File::from(fd.try_clone().unwrap()).set_len(0).is_err());
+        let short = memfd_create(c"short", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        assert!(TraceRing::map(&short).is_err());
+    }
+}
