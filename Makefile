@@ -77,7 +77,7 @@ rules: tools-kubernetes ## alerts are valid, and each fires when it should and n
 
 test: setup-go setup check kills guest api rules ## everything that CI runs
 
-demo: setup build ## a share, a VM on it, its engine killed and replaced, error count and metrics; SHARE=/some/dir for your own
+demo: setup build ## a share, a VM at work on it, engines killed and replaced, the agent killed; error count, metrics; SHARE=/some/dir
 	$(call STEP,demo)
 	@cargo build $(LOCKED) -q -p e2e --bin demo
 	@exec target/debug/demo $(if $(SHARE),--share '$(SHARE)')
@@ -92,3 +92,4 @@ chaos: build ## 2000 kills and 2000 hand-overs under guests that notice everythi
 
 generate: setup-build ## writes the generated files anew
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen
+	@cargo run $(LOCKED) -q -p virtiofs-agent -- status --schema >docs/status.schema.json

@@ -36,7 +36,7 @@ pub mod validate;
 pub use changes::{Effect, FieldChange, changes};
 pub use durations::Interval;
 pub use manifest::{Document, Manifests, read_directory, read_files, read_text};
-pub use refusal::{Origin, Refusal};
+pub use refusal::{Origin, Refusal, nearest};
 pub use resolve::resolve;
 pub use share::{Share, ShareName, SocketSpec, SourcePath, StalenessPolicy};
 pub use v1alpha1::{

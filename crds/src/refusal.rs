@@ -83,7 +83,7 @@ fn printable(text: String) -> String {
 const GUESSED: usize = 64;
 
 /// The name among `known` that `word` was probably meant to be.
-pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > GUESSED {
         return None;
     }

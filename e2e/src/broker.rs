@@ -35,14 +35,6 @@ impl Broker {
         found.with_context(|| format!("the broker knows no endpoint {name}"))
     }
 
-    /// Gives every session of a share a new engine.
-    pub(crate) fn exchange(&mut self, name: &str) -> Result<()> {
-        match self.ask(&Request::Exchange { name: name.to_owned(), session: None })? {
-            Response::Exchanging { .. } => Ok(()),
-            other => bail!("the broker answered the order to exchange engines with {other:?}"),
-        }
-    }
-
     fn ask(&mut self, request: &Request) -> Result<Response> {
         self.stream.send(request).context("asking the broker")?;
         self.stream.receive().context("waiting for the broker's answer")

@@ -1,13 +1,16 @@
-//! Our own daemons on a host without Kubernetes: what `virtiofs-agent up` starts.
+//! Our own daemons on a host without Kubernetes: what `virtiofs-agent up` starts, or agent and broker as two services.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::parts::Parts;
@@ -52,29 +55,75 @@ impl Declaration<'_> {
 
 /// Agent and broker of one host. Dropped, they are asked to end, and killed if they do not.
 pub struct Node {
+    // Dropped in this order: the agent ends before the broker.
     agent: Process,
+    /// The broker, where it is a service of its own.
+    broker: Option<Process>,
+    /// How many agents there have been.
+    agents: u32,
     binary: PathBuf,
     metrics: SocketAddr,
     dir: TempDir,
 }
 
 impl Node {
-    /// Starts both with no share declared yet.
+    /// Starts both with no share declared yet, the broker as a child of the agent.
     ///
     /// # Errors
     /// When they are not built or do not start.
     pub fn start(parts: &Parts) -> Result<Self> {
+        Self::prepare(parts, |_, broker, mut up| {
+            up.arg("up").arg("--broker").arg(broker);
+            Ok((up, None))
+        })
+    }
+
+    /// Starts both with no share declared yet, as a service manager does: neither is the other's child.
+    ///
+    /// # Errors
+    /// When they are not built or do not start.
+    pub fn start_services(parts: &Parts) -> Result<Self> {
+        Self::prepare(parts, |dir, broker, mut run| {
+            let mut command = Command::new(broker);
+            command.arg("--runtime-dir").arg(dir.join("run"));
+            let broker = Process::start(command, &dir.join("broker.log"), GOODBYE)?;
+            run.arg("run");
+            Ok((run, Some(broker)))
+        })
+    }
+
+    /// `complete` makes the agent's command what it is to be, and starts whatever has to run beside it.
+    fn prepare(
+        parts: &Parts,
+        complete: impl FnOnce(&Path, PathBuf, Command) -> Result<(Command, Option<Process>)>,
+    ) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("node-").tempdir().context("making a directory for a node")?;
         fs::create_dir(dir.path().join("shares")).context("making a directory for manifests")?;
         let (binary, metrics) = (parts.binary("virtiofs-agent")?, free_port()?);
-        let mut command = Command::new(&binary);
-        command.arg("up").arg("--broker").arg(install(parts, &dir.path().join("bin"))?);
-        command.arg("--shares").arg(dir.path().join("shares"));
-        command.arg("--runtime-dir").arg(dir.path().join("run")).arg("--metrics").arg(metrics.to_string());
-        // What engines and sessions did is what explains a failing test.
-        command.args(["--log", "info"]);
-        let agent = Process::start(command, &dir.path().join("agent.log"), GOODBYE)?;
-        Ok(Self { agent, binary, metrics, dir })
+        let installed = install(parts, &dir.path().join("bin"))?;
+        let (command, broker) = complete(dir.path(), installed, Command::new(&binary))?;
+        let agent = start_agent(command, dir.path(), metrics, 1)?;
+        Ok(Self { agent, broker, agents: 1, binary, metrics, dir })
+    }
+
+    /// Kills the agent, which is a service beside the broker, and starts another.
+    ///
+    /// # Errors
+    /// When that does not answer.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        ensure!(self.broker.is_some(), "this agent's death would be the broker's");
+        kill(Pid::from_raw(self.agent.id().cast_signed()), Signal::SIGKILL).context("killing the agent")?;
+        self.agent.wait_for(GOODBYE)?.context("the agent does not die")?;
+        self.agents += 1;
+        let mut command = Command::new(&self.binary);
+        command.arg("run");
+        self.agent = start_agent(command, self.dir.path(), self.metrics, self.agents)?;
+        let until = Instant::now() + GOODBYE;
+        while let Err(error) = self.metrics() {
+            ensure!(Instant::now() < until, "the new agent does not answer: {error:#}\n{}", self.log_tail());
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// Declares a share, or changes it: writes its manifest, whole or not at all.
@@ -120,14 +169,26 @@ impl Node {
     /// # Errors
     /// When it fails.
     pub fn status(&self, options: &[&str]) -> Result<String> {
+        self.command("status", options)
+    }
+
+    /// Has every guest of a share handed over to a new engine, as a person does.
+    ///
+    /// # Errors
+    /// When it is not done.
+    pub fn hand_over(&self, share: &str) -> Result<String> {
+        self.command("handover", &[share])
+    }
+
+    fn command(&self, name: &str, options: &[&str]) -> Result<String> {
         let output = Command::new(&self.binary)
-            .args(["status", "--runtime-dir"])
+            .args([name, "--runtime-dir"])
             .arg(self.runtime_dir())
             .args(options)
             .output()
-            .context("running virtiofs-agent status")?;
+            .with_context(|| format!("running virtiofs-agent {name}"))?;
         let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "virtiofs-agent status ended with {}\n{said}{complaint}", output.status);
+        ensure!(output.status.success(), "virtiofs-agent {name} ended with {}\n{said}{complaint}", output.status);
         Ok(said.into_owned())
     }
 
@@ -148,7 +209,7 @@ impl Node {
 
     /// What the daemons said last.
     pub fn log_tail(&self) -> String {
-        self.agent.log_tail()
+        self.agent.log_tail() + &self.broker.as_ref().map(Process::log_tail).unwrap_or_default()
     }
 
     /// Asks both to end, as Ctrl-C does, and waits for it.
@@ -160,12 +221,23 @@ impl Node {
         let log = self.log_tail();
         let status = status.with_context(|| format!("virtiofs-agent did not end when asked\n{log}"))?;
         ensure!(status.success(), "virtiofs-agent ended with {status}\n{log}");
+        if let Some(broker) = &self.broker {
+            let status = broker.stop()?.with_context(|| format!("virtiofs-broker did not end when asked\n{log}"))?;
+            ensure!(status.success(), "virtiofs-broker ended with {status}\n{log}");
+        }
         Ok(())
     }
 
     fn manifest_path(&self, name: &str) -> PathBuf {
         self.dir.path().join("shares").join(format!("{name}.yaml"))
     }
+}
+
+/// What engines and sessions did is what explains a failing test.
+fn start_agent(mut command: Command, dir: &Path, metrics: SocketAddr, number: u32) -> Result<Process> {
+    command.arg("--shares").arg(dir.join("shares")).arg("--runtime-dir").arg(dir.join("run"));
+    command.args(["--metrics", &metrics.to_string(), "--log", "info"]);
+    Process::start(command, &dir.join(format!("agent-{number}.log")), GOODBYE)
 }
 
 /// Puts copies of broker and engine in a directory of their own, where they can be exchanged without disturbing

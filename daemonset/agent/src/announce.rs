@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
-use crate::output::tell;
+use crate::output::{clean, tell};
 use crate::reconcile::Turn;
 use crate::report::{Report, ShareReport, ShareState};
 
@@ -97,7 +97,7 @@ impl Change {
         match self {
             Change::Share(share) => share_text(share),
             Change::Gone(name) => format!("{name}: gone"),
-            Change::Problem(problem) => format!("not accepted: {problem}"),
+            Change::Problem(problem) => format!("not accepted: {}", clean(problem)),
             Change::ProblemsSolved => "all documents are accepted".to_owned(),
             Change::Broker { answers: true } => "the broker answers".to_owned(),
             Change::Broker { answers: false } => "the broker does not answer; it is waited for".to_owned(),
@@ -123,7 +123,8 @@ fn share_text(share: &ShareReport) -> String {
         text.push_str(&format!(", {} at {}", share.source.display(), share.socket.display()));
     }
     for notice in &share.notices {
-        text.push_str(&format!("\n    {}: {}\n    -> {}", notice.reason, notice.message, notice.remedy));
+        let (message, remedy) = (clean(&notice.message), clean(&notice.remedy));
+        text.push_str(&format!("\n    {}: {message}\n    -> {remedy}", notice.reason));
     }
     text
 }

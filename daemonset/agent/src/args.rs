@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -33,6 +34,20 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Show shares, VMs and the lines that mount each share.
     Status(StatusArgs),
+    /// Give every VM of a share a new engine, of the binary that lies there now, between two requests.
+    Handover(HandoverArgs),
+    /// Let go of a share's source so that the host can unmount it; guests wait.
+    Release(ReleaseArgs),
+    /// Take a released source up again.
+    Resume(ResumeArgs),
+    /// End sessions of a share; without --force, say which that would be.
+    Close(CloseArgs),
+    /// Show the requests of one session as they are answered.
+    Trace(TraceArgs),
+    /// Offer a share, or a directory of it, at another socket.
+    Socket(SocketArgs),
+    /// Pack what explains how this host's shares are doing.
+    SupportBundle(SupportBundleArgs),
 }
 
 /// Options of `up` and `run`.
@@ -80,6 +95,139 @@ pub(crate) struct StatusArgs {
     /// For people or for programs.
     #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
     pub(crate) output: OutputFormat,
+    /// Print the JSON schema of `-o json` instead.
+    #[arg(long)]
+    pub(crate) schema: bool,
+}
+
+/// Options of `handover`.
+#[derive(Debug, Args)]
+pub(crate) struct HandoverArgs {
+    /// The share.
+    #[arg(value_name = "SHARE")]
+    pub(crate) share: String,
+    /// Only this session of it.
+    #[arg(long, value_name = "ID")]
+    pub(crate) session: Option<String>,
+    /// How long to wait for it to be done.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Directory that agent and broker run in.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub(crate) runtime_dir: PathBuf,
+}
+
+/// Options of `release`.
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseArgs {
+    /// The share.
+    #[arg(value_name = "SHARE")]
+    pub(crate) share: String,
+    /// After how long guests go on by themselves.
+    #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub(crate) during: Duration,
+    /// Also if guests have files open that no name leads to; they lose them by it.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Directory that agent and broker run in.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub(crate) runtime_dir: PathBuf,
+}
+
+/// Options of `resume`.
+#[derive(Debug, Args)]
+pub(crate) struct ResumeArgs {
+    /// The share.
+    #[arg(value_name = "SHARE")]
+    pub(crate) share: String,
+    /// Directory that agent and broker run in.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub(crate) runtime_dir: PathBuf,
+}
+
+/// Options of `close`.
+#[derive(Debug, Args)]
+pub(crate) struct CloseArgs {
+    /// The share.
+    #[arg(value_name = "SHARE")]
+    pub(crate) share: String,
+    /// Only this session of it.
+    #[arg(long, value_name = "ID")]
+    pub(crate) session: Option<String>,
+    /// Do it: their VMs lose the share until they are restarted.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Directory that agent and broker run in.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub(crate) runtime_dir: PathBuf,
+}
+
+/// Options of `trace`.
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// The session, as `status` shows it.
+    #[arg(value_name = "SESSION")]
+    pub(crate) session: String,
+    /// For how long; Ctrl-C ends it before.
+    #[arg(long = "for", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) during: Duration,
+    /// Most requests to show of one second; more are counted and left out.
+    #[arg(long, value_name = "COUNT", default_value_t = 1000)]
+    pub(crate) rate: u32,
+    /// For people or for programs: a line, or a JSON object, for each request.
+    #[arg(short, long, value_enum, default_value_t = OutputFormat::Table)]
+    pub(crate) output: OutputFormat,
+    /// Directory that agent and broker run in.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub(crate) runtime_dir: PathBuf,
+}
+
+/// Options of `socket`.
+#[derive(Debug, Args)]
+pub(crate) struct SocketArgs {
+    /// The share.
+    #[arg(value_name = "SHARE")]
+    pub(crate) share: String,
+    /// What to call the socket: a-z, 0-9 and -. It lies beside the share's own as SHARE.NAME.sock.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Offer this directory of the share instead of all of it; a path below the source.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) sub_path: Option<PathBuf>,
+    /// Owner of the socket; else that of the share's own.
+    #[arg(long, value_name = "UID")]
+    pub(crate) owner: Option<u32>,
+    /// Its group; else that of the share's own.
+    #[arg(long, value_name = "GID")]
+    pub(crate) group: Option<u32>,
+    /// Its permission bits, octal; else those of the share's own.
+    #[arg(long, value_name = "MODE", value_parser = octal)]
+    pub(crate) mode: Option<u32>,
+    /// Take the socket away; VMs that use it go on.
+    #[arg(long, conflicts_with_all = ["sub_path", "owner", "group", "mode"])]
+    pub(crate) remove: bool,
+    /// Directory that agent and broker run in.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub(crate) runtime_dir: PathBuf,
+}
+
+/// Options of `support-bundle`.
+#[derive(Debug, Args)]
+pub(crate) struct SupportBundleArgs {
+    /// The file to write; it must not be there yet.
+    #[arg(long, value_name = "FILE", default_value = "virtiofs-support.tar.gz")]
+    pub(crate) output: PathBuf,
+    /// With names of guests' files, where they are known.
+    #[arg(long)]
+    pub(crate) guest_paths: bool,
+    /// Directory that agent and broker run in.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub(crate) runtime_dir: PathBuf,
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "not an octal mode such as 0660".to_owned())
 }
 
 /// How an answer looks.

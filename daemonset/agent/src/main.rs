@@ -6,6 +6,7 @@ mod args;
 mod backoff;
 mod broker;
 mod check;
+mod commands;
 mod desired;
 mod errno_names;
 mod logging;
@@ -58,5 +59,12 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
         Command::Run(args) => run::run(&args).map(|()| true),
         Command::Check(args) => check::check(&args),
         Command::Status(args) => status::status(&args),
+        Command::Handover(args) => commands::handover(&args),
+        Command::Release(args) => commands::release(&args),
+        Command::Resume(args) => commands::resume(&args),
+        Command::Close(args) => commands::close(&args),
+        Command::Trace(args) => commands::trace(&args),
+        Command::Socket(args) => commands::socket(&args),
+        Command::SupportBundle(args) => commands::support_bundle(&args),
     }
 }

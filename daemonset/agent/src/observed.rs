@@ -68,6 +68,9 @@ pub(crate) struct Effort {
     pub(crate) attempt: Option<Attempt>,
     /// Since when it has no longer been wanted.
     pub(crate) unwanted_since: Option<Instant>,
+    /// How many VMs an exclusive share had refused there, and when that number grew last.
+    pub(crate) refused: Option<u64>,
+    pub(crate) refused_at: Option<Instant>,
 }
 
 /// An attempt to have an endpoint served.
@@ -143,6 +146,18 @@ impl Observed {
             status.map(|status| status.endpoints.iter().map(|it| (it.endpoint.name.clone(), it.clone())).collect());
         if let Some(status) = status {
             self.note_asked(status);
+            self.note_refused(now, status);
+        }
+    }
+
+    /// What was refused before this agent began is no news.
+    fn note_refused(&mut self, now: Instant, status: &Status) {
+        for it in &status.endpoints {
+            let effort = self.efforts.entry(it.endpoint.name.clone()).or_default();
+            if effort.refused.is_some_and(|before| it.refused_exclusive > before) {
+                effort.refused_at = Some(now);
+            }
+            effort.refused = Some(it.refused_exclusive);
         }
     }
 
@@ -239,7 +254,7 @@ mod tests {
     use super::*;
     use crate::desired::tests::{declared, desired};
     use crate::plan::endpoint;
-    use crate::plan::tests::{listening, site, source};
+    use crate::plan::tests::{self, listening, site, source};
 
     fn wanted(path: &str) -> Desired {
         desired([declared("a", path)])
@@ -251,7 +266,7 @@ mod tests {
     }
 
     fn status(pid: u32, endpoints: Vec<Endpoint>) -> Status {
-        Status { pid, endpoints: endpoints.into_iter().map(listening).collect() }
+        tests::status(pid, endpoints.into_iter().map(listening).collect())
     }
 
     /// An endpoint of share `a` that somebody asked for.

@@ -54,3 +54,8 @@ pub(crate) fn offers_of<'a>(share: &'a Share, asked: &'a BTreeMap<String, Asked>
 pub(crate) fn share_of(endpoint: &str) -> Option<&str> {
     endpoint.split_once('.').map(|(share, _)| share)
 }
+
+/// The share that an endpoint belongs to.
+pub(crate) fn share_name(endpoint: &str) -> &str {
+    share_of(endpoint).unwrap_or(endpoint)
+}

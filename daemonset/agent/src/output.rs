@@ -30,3 +30,36 @@ pub(crate) fn word(value: &impl Serialize) -> String {
         Err(_) => "-".to_owned(),
     }
 }
+
+/// A text that somebody else chose, on one line and without what a terminal would obey: control characters, and
+/// those that turn the direction of what follows.
+pub(crate) fn clean(text: &str) -> String {
+    let obeyed = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().fold(String::new(), |mut clean, c| {
+        if obeyed(c) {
+            clean.extend(c.escape_debug());
+        } else {
+            clean.push(c);
+        }
+        clean
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_shown_and_not_obeyed() {
+        for (name, shown) in [
+            ("plain ü 名", "plain ü 名"),
+            ("\u{1b}[2J\n", "\\u{1b}[2J\\n"),
+            ("a\u{9b}31m", "a\\u{9b}31m"),
+            ("evil\u{202e}txt.exe", "evil\\u{202e}txt.exe"),
+        ] {
+            assert_eq!(clean(name), shown);
+        }
+    }
+}

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use virtiofs_contract::control::{Endpoint, Status};
 
-use crate::broker::client::{Applied, Client, ClientError};
+use crate::broker::client::{Client, ClientError};
 use crate::broker::observer::Observer;
 use crate::desired::Desired;
 use crate::observed::{Attempt, Done, Look, Observed, Outcome};
@@ -123,8 +123,8 @@ impl Reconciler {
 
 fn attempt(socket: &Path, endpoint: Endpoint, source: Source, previous: Option<Attempt>) -> Attempt {
     let outcome = match Client::connect(socket).and_then(|mut client| client.apply(endpoint.clone())) {
-        Ok(Applied::Yes(preflight)) => Outcome::Served(preflight),
-        Ok(Applied::No(finding)) => Outcome::Refused(finding),
+        Ok(preflight) => Outcome::Served(Box::new(preflight)),
+        Err(ClientError::Refused(finding)) => Outcome::Refused(finding),
         Err(ClientError::Invalid(message)) => Outcome::Impossible(message),
         Err(error) => Outcome::Failed(error.to_string()),
     };

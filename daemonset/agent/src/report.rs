@@ -3,16 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus};
+use virtiofs_contract::preflight::Reason;
 use virtiofs_crds::Share;
 
 use crate::desired::{Desired, Problem};
-use crate::notice::{BROKER_REFUSED, BROKER_UNAVAILABLE, MANIFEST_INVALID, Notice, SESSION_FAILED};
+use crate::notice::{
+    BROKER_REFUSED, BROKER_UNAVAILABLE, EXCLUSIVE_REFUSED, MANIFEST_INVALID, NEAR_LIMIT, Notice, SESSION_FAILED,
+    SOURCE_HUNG,
+};
 use crate::observed::{Effort, Observed, Outcome, Place};
-use crate::offer::{offers_of, share_of};
+use crate::offer::{offers_of, share_name, share_of};
 use crate::plan::{Site, conflict};
 use crate::source::hangs;
 
@@ -22,8 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// So is a broker that is silent for longer than a new one takes to start.
 const SILENCE: Duration = Duration::from_secs(2);
 
+/// A request that has been waiting for longer than this hangs.
+const HUNG_AFTER: Duration = Duration::from_secs(10);
+
+/// How long it is told that a second VM was refused.
+const REFUSAL_STANDS: Duration = Duration::from_secs(300);
+
 /// How a share is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) enum ShareState {
     /// Nothing is known yet.
     Pending,
@@ -92,8 +103,9 @@ pub(crate) fn report(now: Instant, site: &Site, desired: &Desired, observed: &Ob
     let declared = desired.shares.values().map(|it| declared_share(now, site, desired, observed, it));
     let mut draining: BTreeMap<&str, &EndpointStatus> = BTreeMap::new();
     for status in observed.endpoints.iter().flat_map(|endpoints| endpoints.values()) {
-        if !desired.shares.contains_key(share_name(status)) {
-            draining.entry(share_name(status)).or_insert(status);
+        let share = share_name(&status.endpoint.name);
+        if !desired.shares.contains_key(share) {
+            draining.entry(share).or_insert(status);
         }
     }
     let draining = draining.into_iter().map(|(name, status)| draining_share(name, status));
@@ -106,12 +118,13 @@ pub(crate) fn report(now: Instant, site: &Site, desired: &Desired, observed: &Ob
 
 fn declared_share(now: Instant, site: &Site, desired: &Desired, observed: &Observed, share: &Share) -> ShareReport {
     let name = share.name.as_str();
-    let (mut state, mut notices) = match obstacle(now, observed, share) {
-        Some(Obstacle::Unknown) => (ShareState::Pending, Vec::new()),
-        Some(Obstacle::Notice(notice)) => (ShareState::NotReady, vec![notice]),
-        None => served(site, desired, observed, share),
+    let (mut state, mut notices) = match (released(observed, name), obstacle(now, observed, share)) {
+        (Some(notice), _) => (ShareState::Degraded, vec![notice]),
+        (None, Some(Obstacle::Unknown)) => (ShareState::Pending, Vec::new()),
+        (None, Some(Obstacle::Notice(notice))) => (ShareState::NotReady, vec![notice]),
+        (None, None) => served(site, desired, observed, share),
     };
-    let complaints = complaints(name, &desired.problems, observed);
+    let complaints = complaints(now, name, &desired.problems, observed);
     if state == ShareState::Ready && !complaints.is_empty() {
         state = ShareState::Degraded;
     }
@@ -224,7 +237,7 @@ fn refusal(outcome: &Outcome) -> Option<Notice> {
 }
 
 /// What is wrong around a share that may be served all the same.
-fn complaints(share: &str, problems: &[Problem], observed: &Observed) -> Vec<Notice> {
+fn complaints(now: Instant, share: &str, problems: &[Problem], observed: &Observed) -> Vec<Notice> {
     let documents = problems.iter().filter(|problem| problem.share.as_deref() == Some(share));
     let mut notices: Vec<_> = documents
         .map(|problem| {
@@ -233,25 +246,67 @@ fn complaints(share: &str, problems: &[Problem], observed: &Observed) -> Vec<Not
         })
         .collect();
     // Each thing once: there may be many sessions.
-    for notice in sessions(observed, share).filter_map(session_notice) {
+    let sessions = sessions(observed, share);
+    for notice in sessions.flat_map(|it| session_notice(it).into_iter().chain(strained(it))) {
         if !notices.contains(&notice) {
             notices.push(notice);
         }
     }
+    notices.extend(refused_second(now, share, observed));
     notices
+}
+
+/// What is not wrong yet, or nobody's fault here, but worth knowing of a session before its guest is refused.
+fn strained(session: &SessionStatus) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    if let Some(oldest) = session.oldest_request.as_ref().filter(|it| it.age_ms >= HUNG_AFTER.as_millis() as u64) {
+        let message =
+            format!("{}: a request has been waiting for the source for {} s", session.id, oldest.age_ms / 1000);
+        let remedy = "look after the source's file system or its server; other sessions go on, and so does this one \
+                      when it answers";
+        notices.push(Notice::new(SOURCE_HUNG, message, remedy));
+    }
+    let near = |held: u64, most: u64| most > 0 && u128::from(held) * 10 >= u128::from(most) * 8;
+    if near(session.held.inodes, session.inodes_limit) {
+        let message = format!("{} holds {} of {} inodes", session.id, session.held.inodes, session.inodes_limit);
+        let remedy = "raise engine.maxInodes and have that VM connect anew, or drop caches in the guest";
+        notices.push(Notice::new(NEAR_LIMIT, message, remedy));
+    }
+    let limit = session.preflight.as_ref().map_or(0, |preflight| preflight.open_files);
+    if near(session.open_files, limit) {
+        let message = format!("{} has {} of {limit} files open", session.id, session.open_files);
+        let remedy = "let file handles work (see the manual), raise engine.openFiles, or drop caches in the guest";
+        notices.push(Notice::new(NEAR_LIMIT, message, remedy));
+    }
+    notices
+}
+
+/// Has a second VM been refused a while ago?
+fn refused_second(now: Instant, share: &str, observed: &Observed) -> Option<Notice> {
+    let at = observed.efforts.iter().filter(|(name, _)| share_name(name) == share);
+    let last = at.filter_map(|(_, effort)| effort.refused_at).max()?;
+    (now.saturating_duration_since(last) < REFUSAL_STANDS).then(|| {
+        let remedy = "content Exclusive is for one VM at a time: end the other first, or declare what is true";
+        Notice::new(EXCLUSIVE_REFUSED, "a VM was refused while another uses the share", remedy)
+    })
+}
+
+/// Somebody has the source released, so that the host can unmount it: whether it is there is no question now.
+fn released(observed: &Observed, share: &str) -> Option<Notice> {
+    let endpoints = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
+    let own = endpoints.filter(|it| share_name(&it.endpoint.name) == share);
+    own.filter_map(|it| it.released).map(|it| it.until).max().map(|until| {
+        let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(until));
+        let message = format!("the source is released until {at}; guests wait");
+        Notice::new(Reason::SourceReleased.as_str(), message, format!("virtiofs-agent resume {share}"))
+    })
 }
 
 /// Sessions of a share, at whatever endpoint.
 fn sessions<'a>(observed: &'a Observed, share: &'a str) -> impl Iterator<Item = &'a SessionStatus> {
     let endpoints = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
-    let own = move |it: &&EndpointStatus| share_name(it) == share;
+    let own = move |it: &&EndpointStatus| share_name(&it.endpoint.name) == share;
     endpoints.filter(own).flat_map(|it| &it.sessions)
-}
-
-/// The share that an endpoint belongs to.
-fn share_name(status: &EndpointStatus) -> &str {
-    let name = &status.endpoint.name;
-    share_of(name).unwrap_or(name)
 }
 
 fn session_notice(session: &SessionStatus) -> Option<Notice> {
@@ -264,6 +319,8 @@ fn session_notice(session: &SessionStatus) -> Option<Notice> {
             Some(Notice::new(SESSION_FAILED, "its engine is gone", "another is started; see the log for why"))
         }
         (SessionState::Recovering, _) => None,
+        // It is said of the share.
+        (SessionState::Released, _) => None,
         (_, finding) => finding.as_ref().map(Notice::from),
     }
 }
@@ -300,9 +357,10 @@ fn refused_shares(site: &Site, desired: &Desired) -> Vec<ShareReport> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use virtiofs_contract::control::{OldestRequest, Released};
     use virtiofs_contract::counters::{Held, Totals};
-    use virtiofs_contract::preflight::{Finding, Reason};
+    use virtiofs_contract::preflight::Finding;
 
     use super::*;
     use crate::desired::tests::{declared, desired};
@@ -329,6 +387,35 @@ mod tests {
     fn served(findings: Vec<Finding>) -> EndpointStatus {
         let endpoint = endpoint(&site().runtime_dir, &declared("a", "/srv/a"), &source("/srv/a", 2));
         EndpointStatus { preflight: preflight(findings), ..listening(endpoint) }
+    }
+
+    /// A session that serves, with nothing to complain of.
+    pub(crate) fn session(id: &str) -> SessionStatus {
+        SessionStatus {
+            id: id.into(),
+            state: SessionState::Serving,
+            vmm_pid: 1,
+            connected_at: 0,
+            engine_pid: None,
+            engines: 1,
+            engine_binary: None,
+            generation: 0,
+            wanted_generation: 0,
+            last_exchange: None,
+            oldest_request: None,
+            trace: None,
+            parked_files: 0,
+            engine: declared("a", "/srv/a").engine,
+            guest_memory: 0,
+            preflight: None,
+            finding: None,
+            open_files: 0,
+            held: Held::default(),
+            inodes_limit: 1,
+            totals: Totals::default(),
+            stale_events: vec![],
+            source_gone: None,
+        }
     }
 
     #[test]
@@ -398,32 +485,8 @@ mod tests {
         let now = Instant::now();
         let mut status = served(vec![]);
         let failed = |id: &str, reason| {
-            let finding = Finding { reason, ..finding() };
-            SessionStatus {
-                id: id.into(),
-                state: SessionState::Failed,
-                vmm_pid: 1,
-                connected_at: 0,
-                engine_pid: None,
-                engines: 1,
-                engine_binary: None,
-                generation: 0,
-                wanted_generation: 0,
-                last_exchange: None,
-                oldest_request: None,
-                trace: None,
-                parked_files: 0,
-                engine: status.endpoint.engine.clone(),
-                guest_memory: 0,
-                preflight: None,
-                finding: Some(finding),
-                open_files: 0,
-                held: Held::default(),
-                inodes_limit: 1,
-                totals: Totals::default(),
-                stale_events: vec![],
-                source_gone: None,
-            }
+            let finding = Some(Finding { reason, ..finding() });
+            SessionStatus { state: SessionState::Failed, finding, ..session(id) }
         };
         status.sessions = vec![
             failed("a-1", Reason::EngineFailed),
@@ -440,5 +503,73 @@ mod tests {
         let mut status = served(vec![]);
         status.listening = false;
         assert_eq!(of(Instant::now(), &Desired::default(), &observed(vec![status], vec![])).0, ShareState::Draining);
+    }
+
+    /// State and reasons of the one share when its endpoint is like this.
+    fn with(change: impl FnOnce(&mut EndpointStatus)) -> (ShareState, Vec<String>) {
+        let now = Instant::now();
+        let mut status = served(vec![]);
+        status.sessions = vec![session("a-1")];
+        change(&mut status);
+        of(now, &desired([declared("a", "/srv/a")]), &observed(vec![status], vec![("a", seen(now, "/srv/a"))]))
+    }
+
+    #[test]
+    fn what_strains_a_session_is_said_before_its_guest_is_refused() {
+        let old = |age_ms| Some(OldestRequest { age_ms, opcode: 15, node: 2, path: None });
+        assert_eq!(with(|_| ()), (ShareState::Ready, vec![]));
+        assert_eq!(with(|it| it.sessions[0].oldest_request = old(9_999)), (ShareState::Ready, vec![]));
+        let hung = (ShareState::Degraded, vec![SOURCE_HUNG.to_owned()]);
+        assert_eq!(with(|it| it.sessions[0].oldest_request = old(10_000)), hung);
+
+        let holding = |inodes, limit| {
+            with(|it| {
+                (it.sessions[0].held.inodes, it.sessions[0].inodes_limit) = (inodes, limit);
+            })
+        };
+        let near = (ShareState::Degraded, vec![NEAR_LIMIT.to_owned()]);
+        assert_eq!(holding(799, 1000), (ShareState::Ready, vec![]));
+        assert_eq!(holding(800, 1000), near);
+        let opened = |files| {
+            with(|it| {
+                it.sessions[0].open_files = files;
+                it.sessions[0].preflight = Some(preflight(vec![]));
+            })
+        };
+        assert_eq!((opened(800), opened(1000)), ((ShareState::Ready, vec![]), near));
+    }
+
+    #[test]
+    fn a_released_source_may_be_missing_and_is_not_tried() {
+        let now = Instant::now();
+        let mut status = served(vec![]);
+        status.released = Some(Released { until: 1_700_000_000 });
+        status.endpoint.engine.xattr = true;
+        let wanted = desired([declared("a", "/srv/a")]);
+        let gone = observed(vec![status.clone()], vec![("a", looked(now, Err(finding())))]);
+        let report = report(now, &site(), &wanted, &gone);
+        assert_eq!((report.shares[0].state, report.shares[0].notices.len()), (ShareState::Degraded, 1));
+        assert_eq!(report.shares[0].notices[0].reason, "SourceReleased");
+        assert_eq!(report.shares[0].notices[0].remedy, "virtiofs-agent resume a");
+        let there = observed(vec![status], vec![("a", seen(now, "/srv/a"))]);
+        assert_eq!(crate::plan::plan(now, &site(), &wanted, &there).actions, []);
+    }
+
+    #[test]
+    fn a_second_vm_that_was_refused_is_told_of_for_a_while() {
+        let start = Instant::now();
+        let mut observed = observed(vec![], vec![("a", seen(start, "/srv/a"))]);
+        let wanted = desired([declared("a", "/srv/a")]);
+        let mut at = |seconds, refused| {
+            let now = start + Duration::from_secs(seconds);
+            let endpoint = EndpointStatus { refused_exclusive: refused, ..served(vec![]) };
+            observed.hear(now, Some(&crate::plan::tests::status(1, vec![endpoint])));
+            of(now, &wanted, &observed)
+        };
+        let told = (ShareState::Degraded, vec![EXCLUSIVE_REFUSED.to_owned()]);
+        assert_eq!(at(0, 3), (ShareState::Ready, vec![]), "before this agent");
+        assert_eq!(at(1, 4), told);
+        assert_eq!(at(300, 4), told);
+        assert_eq!(at(302, 4), (ShareState::Ready, vec![]));
     }
 }

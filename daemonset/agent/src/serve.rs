@@ -39,7 +39,7 @@ pub(crate) async fn start(args: &ServeArgs) -> anyhow::Result<Serving> {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
-    let manifests = manifests::follow(&shares_dir)?;
+    let manifests = manifests::follow(&shares_dir, &runtime_dir.broker_socket())?;
     let observer = Arc::new(Observer::new(runtime_dir.broker_socket()));
     let site = Site { runtime_dir: runtime_dir.clone(), manifests: Some(shares_dir.clone()) };
     let turns = Reconciler { site, desired: manifests.desired.clone(), observer: observer.clone() }.start();

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::EngineConfig;
@@ -44,7 +45,7 @@ pub struct Endpoint {
 }
 
 /// Where to listen, and who may connect.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SocketSpec {
     /// Path of the socket.
@@ -323,7 +324,7 @@ pub struct EndpointStatus {
 }
 
 /// A connection that was turned away.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Turned {
     /// When, in seconds since the Unix epoch.
@@ -341,7 +342,7 @@ pub struct Released {
 }
 
 /// What a session is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum SessionState {
     /// The VMM is setting the device up.
     Connecting,
@@ -382,7 +383,7 @@ impl SessionState {
 }
 
 /// The file that an engine was started from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EngineBinary {
     /// Its inode number: another file at the same path has another one.
@@ -394,7 +395,7 @@ pub struct EngineBinary {
 }
 
 /// What became of an engine's replacement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ExchangeOutcome {
     /// Planned: another engine took over between two requests.
     HandedOver,

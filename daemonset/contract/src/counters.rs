@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::staleness::{CAUSES, Cause, EventRing, StaleEvent, StaleTotal};
@@ -322,7 +323,7 @@ fn bucket(nanoseconds: u64) -> usize {
 }
 
 /// What a guest holds at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Held {
     /// Inodes that it was told of and has not forgotten.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
-use virtiofs_contract::control::{Endpoint, Request, Response, Status};
+use virtiofs_contract::control::{Endpoint, Exchanging, Request, Response, Status, Traced};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
 /// How long an answer may take that needs no engine.
@@ -34,24 +34,28 @@ pub(crate) enum ClientError {
     /// The broker found the request senseless.
     #[error("the broker refused the request: {0}")]
     Invalid(String),
+    /// The broker will not do it, for this reason; nothing was changed.
+    #[error("{}: {}\n    -> {}", .0.reason.as_str(), .0.message, .0.remedy)]
+    Refused(Finding),
     /// The broker answered something else than was asked.
     #[error("the broker gave an answer that does not belong to the question")]
     Unexpected,
 }
 
-/// What came of an attempt to serve a share.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Applied {
-    /// It is served.
-    Yes(Box<Preflight>),
-    /// It is not, and nothing was changed.
-    No(Finding),
+/// Sessions that have let go of their source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReleasedSessions {
+    /// Their names.
+    pub(crate) sessions: Vec<String>,
+    /// When they go on by themselves, in seconds since the Unix epoch.
+    pub(crate) until: u64,
 }
 
 /// A connection to the broker. It blocks: callers in async code put it on a blocking thread.
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: FramedStream,
+    pid: u32,
 }
 
 impl Client {
@@ -60,12 +64,20 @@ impl Client {
         let unreachable = |error| ClientError::Unreachable { socket: socket.display().to_string(), error };
         let stream = UnixStream::connect(socket).map_err(unreachable)?;
         stream.set_write_timeout(Some(ANSWER_WITHIN)).map_err(unreachable)?;
-        let mut client = Client { stream: FramedStream::new(stream) };
+        let mut client = Client { stream: FramedStream::new(stream), pid: 0 };
         match client.call(&Request::Hello { version: VERSION }, ANSWER_WITHIN)? {
-            Response::Welcome { version: VERSION, .. } => Ok(client),
+            Response::Welcome { version: VERSION, pid } => {
+                client.pid = pid;
+                Ok(client)
+            }
             Response::Welcome { version, .. } => Err(ClientError::Version { theirs: version }),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// The broker's process id.
+    pub(crate) fn broker_pid(&self) -> u32 {
+        self.pid
     }
 
     /// The broker as it is now.
@@ -76,18 +88,94 @@ impl Client {
         }
     }
 
-    /// Has a share served, or served differently.
-    pub(crate) fn apply(&mut self, endpoint: Endpoint) -> Result<Applied, ClientError> {
+    /// Has an endpoint served, or served differently; what its trial found.
+    pub(crate) fn apply(&mut self, endpoint: Endpoint) -> Result<Preflight, ClientError> {
         match self.call(&Request::Apply { endpoint }, TRIAL_WITHIN)? {
-            Response::Applied { preflight } => Ok(Applied::Yes(Box::new(preflight))),
-            Response::Refused { finding } => Ok(Applied::No(finding)),
+            Response::Applied { preflight } => Ok(preflight),
             other => Err(unexpected(other)),
         }
     }
 
-    /// Lets no more VMMs connect to a share; its sessions run on.
+    /// Lets no more VMMs connect to an endpoint; its sessions run on.
     pub(crate) fn remove(&mut self, name: &str) -> Result<(), ClientError> {
-        match self.call(&Request::Remove { name: name.to_owned(), force: false }, ANSWER_WITHIN)? {
+        self.done(&Request::Remove { name: name.to_owned(), force: false }, ANSWER_WITHIN)
+    }
+
+    /// Gives the sessions of an endpoint, or one of them, new engines. It is under way when this returns.
+    pub(crate) fn exchange(&mut self, name: &str, session: Option<String>) -> Result<Vec<Exchanging>, ClientError> {
+        match self.call(&Request::Exchange { name: name.to_owned(), session }, ANSWER_WITHIN)? {
+            Response::Exchanging { sessions } => Ok(sessions),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Ends the sessions of an endpoint, or one of them; which were ended.
+    pub(crate) fn close(&mut self, name: &str, session: Option<String>) -> Result<Vec<String>, ClientError> {
+        match self.call(&Request::Close { name: name.to_owned(), session }, TRIAL_WITHIN)? {
+            Response::Closed { sessions } => Ok(sessions),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Has all sessions of an endpoint let go of its source for a time; `force`: also if guests lose open files.
+    pub(crate) fn release(
+        &mut self,
+        name: &str,
+        during: Duration,
+        force: bool,
+    ) -> Result<ReleasedSessions, ClientError> {
+        let request = Request::Release { name: name.to_owned(), deadline_ms: milliseconds(during), force };
+        match self.call(&request, TRIAL_WITHIN)? {
+            Response::Released { sessions, until } => Ok(ReleasedSessions { sessions, until }),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Has them take it up again.
+    pub(crate) fn resume(&mut self, name: &str) -> Result<(), ClientError> {
+        self.done(&Request::Resume { name: name.to_owned() }, TRIAL_WITHIN)
+    }
+
+    /// Has the requests of a session logged for a time, at most `rate` a second; zero: no more.
+    pub(crate) fn trace(&mut self, session: &str, during: Duration, rate: u32) -> Result<(), ClientError> {
+        let request = Request::Trace { session: session.to_owned(), duration_ms: milliseconds(during), rate };
+        match self.call(&request, ANSWER_WITHIN)? {
+            Response::Tracing { .. } => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What was logged from there on.
+    pub(crate) fn read_trace(&mut self, session: &str, after: u64) -> Result<Traced, ClientError> {
+        match self.call(&Request::ReadTrace { session: session.to_owned(), after }, ANSWER_WITHIN)? {
+            Response::Traced(traced) => Ok(traced),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Has the broker keep something for this agent and those after it; none: forget it.
+    pub(crate) fn put(&mut self, key: &str, value: Option<String>) -> Result<(), ClientError> {
+        self.done(&Request::Put { key: key.to_owned(), value }, ANSWER_WITHIN)
+    }
+
+    /// Keys that begin like this.
+    pub(crate) fn list_keys(&mut self, prefix: &str) -> Result<Vec<String>, ClientError> {
+        match self.call(&Request::ListKeys { prefix: prefix.to_owned() }, ANSWER_WITHIN)? {
+            Response::Keys { keys } => Ok(keys),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What it keeps under this key.
+    pub(crate) fn get(&mut self, key: &str) -> Result<Option<String>, ClientError> {
+        match self.call(&Request::Get { key: key.to_owned() }, ANSWER_WITHIN)? {
+            Response::Value { value } => Ok(value),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn done(&mut self, request: &Request, within: Duration) -> Result<(), ClientError> {
+        match self.call(request, within)? {
             Response::Done => Ok(()),
             other => Err(unexpected(other)),
         }
@@ -100,9 +188,14 @@ impl Client {
     }
 }
 
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn unexpected(response: Response) -> ClientError {
     match response {
         Response::Invalid { message } => ClientError::Invalid(message),
+        Response::Refused { finding } => ClientError::Refused(finding),
         _ => ClientError::Unexpected,
     }
 }

@@ -1,12 +1,16 @@
-//! Counts that never go backwards while the agent lives, although a broker may die and start from nought.
+//! Counts that never go backwards, although a broker may die and start from nought, or a share be declared anew, as
+//! long as agent and broker do not die together.
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use virtiofs_contract::control::{EndpointStatus, Status};
 use virtiofs_contract::counters::Totals;
 
+use crate::offer::{share_name, share_of};
+
 /// Counts of one share over every broker that this agent has seen.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ShareTotals {
     /// Requests, errors, bytes.
     pub(crate) totals: Totals,
@@ -16,12 +20,28 @@ pub(crate) struct ShareTotals {
     pub(crate) engines: u64,
     /// Connections that became no session.
     pub(crate) refused_connections: u64,
+    /// Those of them that an exclusive share refused.
+    #[serde(default)]
+    pub(crate) refused_exclusive: u64,
+}
+
+impl ShareTotals {
+    fn add(&mut self, other: &ShareTotals) {
+        self.totals.add(&other.totals);
+        self.sessions += other.sessions;
+        self.engines += other.engines;
+        self.refused_connections += other.refused_connections;
+        self.refused_exclusive += other.refused_exclusive;
+    }
 }
 
 /// Counts of all shares.
 #[derive(Debug, Default)]
 pub(crate) struct RunningTotals {
+    /// By endpoint.
     shares: BTreeMap<String, Share>,
+    /// Has it been asked what an earlier agent knew?
+    recalled: bool,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +52,15 @@ struct Share {
     before: ShareTotals,
     /// What that one has counted.
     last: ShareTotals,
+    /// The broker that keeps this sum.
+    kept_by: Option<u32>,
+}
+
+/// What outlives the agent.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    broker: u32,
+    before: ShareTotals,
 }
 
 impl RunningTotals {
@@ -40,11 +69,61 @@ impl RunningTotals {
         for endpoint in &status.endpoints {
             self.shares.entry(endpoint.endpoint.name.clone()).or_default().observe(status.pid, counted(endpoint));
         }
+        self.fold(status);
+    }
+
+    /// What an endpoint beside a share's own has counted stays with the share when it goes: VMs, and names, come and
+    /// go without end.
+    fn fold(&mut self, status: &Status) {
+        let known = |name: &str| status.endpoints.iter().any(|it| it.endpoint.name == name);
+        let gone = self.shares.keys().filter(|name| share_of(name).is_some() && !known(name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            if let Some(counted) = self.shares.remove(&name) {
+                let share = self.shares.entry(share_name(&name).to_owned()).or_default();
+                share.before.add(&counted.sum());
+                share.kept_by = None;
+            }
+        }
+    }
+
+    /// Has it been asked what an earlier agent knew?
+    pub(crate) fn is_recalled(&self) -> bool {
+        self.recalled
+    }
+
+    /// Takes in what an earlier agent knew, by share; what this one knows already is newer.
+    pub(crate) fn recall(&mut self, kept: Vec<(String, String)>) {
+        self.recalled = true;
+        for (share, text) in kept {
+            if let Ok(Kept { broker, before }) = serde_json::from_str(&text) {
+                self.shares.entry(share).or_insert(Share { broker, before, ..Share::default() });
+            }
+        }
+    }
+
+    /// What this broker does not keep yet, by share: only what those before it have counted, which seldom changes.
+    pub(crate) fn to_keep(&self, broker: u32) -> Vec<(String, String)> {
+        let unkept = self.shares.iter().filter(|(_, share)| share.kept_by != Some(broker));
+        let worth_it = unkept.filter(|(_, share)| share.before != ShareTotals::default());
+        let text =
+            |share: &Share| serde_json::to_string(&Kept { broker: share.broker, before: share.before.clone() }).ok();
+        worth_it.filter_map(|(name, share)| Some((name.clone(), text(share)?))).collect()
+    }
+
+    /// This broker keeps what there was to keep of this endpoint.
+    pub(crate) fn is_kept(&mut self, endpoint: &str, broker: u32) {
+        if let Some(share) = self.shares.get_mut(endpoint) {
+            share.kept_by = Some(broker);
+        }
     }
 
     /// The counts so far, by share.
     pub(crate) fn all(&self) -> BTreeMap<String, ShareTotals> {
-        self.shares.iter().map(|(name, share)| (name.clone(), share.sum())).collect()
+        let mut all: BTreeMap<String, ShareTotals> = BTreeMap::new();
+        for (name, share) in &self.shares {
+            all.entry(share_name(name).to_owned()).or_default().add(&share.sum());
+        }
+        all
     }
 }
 
@@ -53,6 +132,7 @@ impl Share {
         // A share that was withdrawn and declared again starts from nought in the same broker.
         if broker != self.broker || less(&counted, &self.last) {
             self.before = self.sum();
+            self.kept_by = None;
         }
         self.broker = broker;
         self.last = counted;
@@ -60,10 +140,7 @@ impl Share {
 
     fn sum(&self) -> ShareTotals {
         let mut sum = self.before.clone();
-        sum.totals.add(&self.last.totals);
-        sum.sessions += self.last.sessions;
-        sum.engines += self.last.engines;
-        sum.refused_connections += self.last.refused_connections;
+        sum.add(&self.last);
         sum
     }
 }
@@ -74,6 +151,7 @@ fn counted(endpoint: &EndpointStatus) -> ShareTotals {
         sessions: endpoint.sessions_started,
         engines: endpoint.engines_started,
         refused_connections: endpoint.refused_connections,
+        refused_exclusive: endpoint.refused_exclusive,
     }
 }
 
@@ -85,6 +163,7 @@ fn less(new: &ShareTotals, old: &ShareTotals) -> bool {
     new.sessions < old.sessions
         || new.engines < old.engines
         || new.refused_connections < old.refused_connections
+        || new.refused_exclusive < old.refused_exclusive
         || new.totals.bytes_read < old.totals.bytes_read
         || new.totals.bytes_written < old.totals.bytes_written
         || new.totals.malformed < old.totals.malformed
@@ -116,6 +195,46 @@ mod tests {
             share.observe(broker, counts(requests));
             assert_eq!(share.sum().totals.requests(), sum, "broker {broker} at {requests}");
         }
+    }
+
+    #[test]
+    fn what_brokers_before_have_counted_outlives_the_agent() {
+        let with = |broker: u32, requests| {
+            let mut running = RunningTotals::default();
+            running.recall(Vec::new());
+            running.shares.entry("a".into()).or_default().observe(broker, counts(requests));
+            running
+        };
+        let mut first = with(1, 3);
+        assert_eq!(first.to_keep(1), [], "the broker itself knows");
+        first.shares.get_mut("a").unwrap().observe(2, counts(4));
+        let kept = first.to_keep(2);
+        assert_eq!(kept.len(), 1);
+        first.is_kept("a", 2);
+        assert_eq!(first.to_keep(2), []);
+        assert_eq!(first.to_keep(3).len(), 1, "another broker keeps nothing yet");
+
+        let mut second = RunningTotals::default();
+        assert!(!second.is_recalled());
+        second.recall(kept);
+        second.shares.get_mut("a").unwrap().observe(2, counts(5));
+        assert_eq!(second.all()["a"].totals.requests(), 8);
+    }
+
+    #[test]
+    fn what_another_socket_of_a_share_has_counted_stays_with_the_share() {
+        use crate::plan::tests::{counting, status};
+        let mut running = RunningTotals::default();
+        let mut sum = |endpoints: &[(&str, u64)]| {
+            let endpoints = endpoints.iter().map(|(name, requests)| counting(name, counts(*requests).totals)).collect();
+            running.observe(&status(1, endpoints));
+            let all = running.all();
+            assert_eq!(all.keys().collect::<Vec<_>>(), ["a"]);
+            all["a"].totals.requests()
+        };
+        assert_eq!(sum(&[("a", 5), ("a.vm-1", 3)]), 8);
+        assert_eq!(sum(&[("a", 6)]), 9, "the socket is gone");
+        assert_eq!(sum(&[("a", 6), ("a.vm-1", 1)]), 10, "another of that name");
     }
 
     #[test]

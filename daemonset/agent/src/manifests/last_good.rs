@@ -45,6 +45,18 @@ impl LastGood {
         self.desired(&refusals)
     }
 
+    /// Takes in what an earlier agent had accepted, where nothing newer is known.
+    pub(crate) fn recall(&mut self, documents: Vec<Document>) {
+        for document in documents {
+            self.documents.entry(document.share.name.to_string()).or_insert(document);
+        }
+    }
+
+    /// The last good version of each share.
+    pub(crate) fn documents(&self) -> &BTreeMap<String, Document> {
+        &self.documents
+    }
+
     /// Nothing can be read at all: everything stays.
     pub(crate) fn keep(&self, problem: Problem) -> Desired {
         Desired { problems: vec![problem], ..self.desired(&[]) }
@@ -150,6 +162,20 @@ mod tests {
         let desired = LastGood::default().take(read_text(Path::new("a.yaml"), &document("a", "{}")));
         assert_eq!(names(&desired), [] as [&str; 0]);
         assert_eq!(desired.problems[0].share.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_an_earlier_agent_had_accepted_stands_in_for_what_is_bad_and_for_nothing_else() {
+        let accepted =
+            |file: &str, name: &str, spec: &str| read_text(Path::new(file), &document(name, spec)).documents.remove(0);
+        let mut good = LastGood::default();
+        good.recall(vec![accepted("a.yaml", "a", GOOD), accepted("b.yaml", "b", GOOD), accepted("c.yaml", "c", GOOD)]);
+        let mut now = read_text(Path::new("a.yaml"), &document("a", "{access: Sometimes}"));
+        let newer = "{source: {hostPath: {path: /srv/a}}, content: Immutable}";
+        now.documents.push(accepted("b.yaml", "b", newer));
+        let desired = good.take(now);
+        assert_eq!(names(&desired), ["a", "b"]);
+        assert!(desired.shares["b"].engine.negative_timeout_ms > 0);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use virtiofs_crds::read_directory;
 
 use super::last_good::LastGood;
+use super::memory::Memory;
 use crate::desired::{Desired, Problem};
 
 /// How long a directory must rest before it is read: whoever writes several files is done by then.
@@ -27,6 +28,9 @@ const PUT_OFF_AT_MOST: Duration = Duration::from_secs(2);
 /// How often the directory is read without being told of a change: files may be links to elsewhere, and not
 /// every file system tells.
 const READ_EVERY: Duration = Duration::from_secs(10);
+
+/// How often the broker is asked to remember while it does not.
+const REMEMBER_EVERY: Duration = Duration::from_millis(300);
 
 /// Why a directory cannot be followed.
 #[derive(Debug, Error)]
@@ -64,7 +68,8 @@ impl Manifests {
 }
 
 /// Reads the directory and keeps on following it.
-pub(crate) fn follow(directory: &Path) -> Result<Manifests, WatchError> {
+/// `broker` is the control socket of the one that keeps what must outlive this agent.
+pub(crate) fn follow(directory: &Path, broker: &Path) -> Result<Manifests, WatchError> {
     let nudge = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?;
     let nudge = Arc::new(nudge);
     let (readings, nudged) = watch::channel(0);
@@ -75,6 +80,8 @@ pub(crate) fn follow(directory: &Path) -> Result<Manifests, WatchError> {
         nudge: nudge.clone(),
         readings,
         last_good: LastGood::default(),
+        memory: Memory::at(broker.to_path_buf()),
+        is_kept: false,
     };
     follower.arm();
     let first = follower.read().map_err(|error| WatchError::Directory { path: directory.to_path_buf(), error })?;
@@ -89,6 +96,9 @@ struct Follower {
     nudge: Arc<EventFd>,
     readings: watch::Sender<u64>,
     last_good: LastGood,
+    memory: Memory,
+    /// Does the broker keep all of it?
+    is_kept: bool,
 }
 
 /// What the follower was woken by.
@@ -102,13 +112,21 @@ struct Woken {
 
 impl Follower {
     fn run(mut self, sender: &watch::Sender<Desired>) {
+        let mut read_at = Instant::now();
         while !sender.is_closed() {
-            let mut woken = self.wait(READ_EVERY);
+            let mut woken = self.wait(if self.is_kept { READ_EVERY } else { REMEMBER_EVERY });
             if woken.change && !woken.nudge {
                 woken.nudge = self.let_rest();
             }
+            let is_due = woken.change || woken.nudge || read_at.elapsed() >= READ_EVERY;
+            if !is_due && self.memory.is_recalled() {
+                self.is_kept = self.memory.keep(self.last_good.documents());
+                continue;
+            }
             self.arm();
             let desired = self.read().unwrap_or_else(|error| self.last_good.keep(self.unreadable(&error)));
+            let desired = Desired { partial: !self.memory.is_recalled(), ..desired };
+            read_at = Instant::now();
             sender.send_if_modified(|current| {
                 let changed = *current != desired;
                 if changed {
@@ -122,8 +140,18 @@ impl Follower {
         }
     }
 
+    /// What an earlier agent knew comes first: only then can be told what has turned bad meanwhile. What is known
+    /// now is kept for the next one.
     fn read(&mut self) -> io::Result<Desired> {
-        Ok(self.last_good.take(read_directory(&self.directory)?))
+        if !self.memory.is_recalled()
+            && let Some(documents) = self.memory.recall()
+        {
+            self.last_good.recall(documents);
+        }
+        let desired = self.last_good.take(read_directory(&self.directory)?);
+        let desired = Desired { partial: !self.memory.is_recalled(), ..desired };
+        self.is_kept = self.memory.is_recalled() && self.memory.keep(self.last_good.documents());
+        Ok(desired)
     }
 
     /// Watches the directory that is there now; for the one that was already watched this changes nothing.
@@ -198,6 +226,8 @@ mod tests {
 
     use super::*;
 
+    const NO_BROKER: &str = "/nowhere/broker.sock";
+
     fn manifest(name: &str) -> String {
         format!(
             "apiVersion: virtiofs.dev/v1alpha1\nkind: VirtiofsShare\nmetadata: {{name: {name}}}\n\
@@ -214,7 +244,7 @@ mod tests {
     async fn additions_changes_and_removals_are_seen() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a.yaml"), manifest("a")).unwrap();
-        let mut desired = follow(folder.path()).unwrap().desired;
+        let mut desired = follow(folder.path(), NO_BROKER.as_ref()).unwrap().desired;
         assert!(desired.borrow().shares.contains_key("a"));
 
         fs::write(folder.path().join("b.yml"), manifest("b")).unwrap();
@@ -233,7 +263,7 @@ mod tests {
         let directory = folder.path().join("shares");
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("a.yaml"), manifest("a")).unwrap();
-        let mut desired = follow(&directory).unwrap().desired;
+        let mut desired = follow(&directory, NO_BROKER.as_ref()).unwrap().desired;
 
         fs::rename(&directory, folder.path().join("elsewhere")).unwrap();
         until(&mut desired, &["a"], 1).await;
@@ -244,7 +274,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_reading_that_is_asked_for_is_done_when_it_is_said_to_be() {
         let folder = tempfile::tempdir().unwrap();
-        let mut manifests = follow(folder.path()).unwrap();
+        let mut manifests = follow(folder.path(), NO_BROKER.as_ref()).unwrap();
         for round in 1..=20 {
             fs::write(folder.path().join(format!("{round}.yaml")), manifest(&format!("s{round}"))).unwrap();
             manifests.read_again().await;
@@ -254,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_not_there_is_an_error_at_the_start() {
-        let error = follow(Path::new("/nowhere/shares")).unwrap_err();
+        let error = follow(Path::new("/nowhere/shares"), NO_BROKER.as_ref()).unwrap_err();
         assert!(error.to_string().contains("/nowhere/shares"), "{error}");
     }
 }

@@ -3,14 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prometheus::TextEncoder;
 use prometheus::proto::MetricFamily;
-use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus};
+use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus, Status};
 use virtiofs_contract::counters::{BUCKETS, OPERATION_NAMES, OperationTotals, Pauses};
 
 use super::sample::Family;
+use crate::broker::client::ClientError;
 use crate::broker::observer::Observation;
-use crate::broker::totals::ShareTotals;
+use crate::broker::totals::{RunningTotals, ShareTotals};
 use crate::errno_names::errno_name;
+use crate::offer::share_name;
 use crate::report::Report;
 
 /// All families, as of now.
@@ -22,9 +25,20 @@ pub(super) fn families(report: &Report, observation: &Observation) -> Vec<Metric
     families.extend(transfers(&observation.totals));
     families.extend(lives(&observation.totals));
     families.extend(exchanges(&observation.totals));
-    families.extend(sessions(endpoints));
-    families.extend(holdings(endpoints));
+    let shares = by_share(endpoints);
+    families.extend(sessions(&shares));
+    families.extend(holdings(&shares));
     families.into_iter().filter_map(Family::finish).collect()
+}
+
+/// The page made from one look at the broker, for when no agent answers: counts are this broker's own.
+pub(crate) fn page(report: Option<&Report>, status: Option<&Status>) -> String {
+    let mut totals = RunningTotals::default();
+    status.inspect(|status| totals.observe(status));
+    let status = status.cloned().ok_or(ClientError::Unexpected);
+    let observation = Observation { status, totals: totals.all() };
+    let families = families(report.unwrap_or(&Report::default()), &observation);
+    TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| format!("# {error}\n"))
 }
 
 fn build_info() -> Family {
@@ -96,18 +110,23 @@ fn transfers(totals: &BTreeMap<String, ShareTotals>) -> [Family; 2] {
     [read, written]
 }
 
-fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 3] {
+fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
     let mut sessions = Family::counter("virtiofs_sessions_started_total", "Sessions of VMs that began.");
     let mut engines = Family::counter("virtiofs_engine_starts_total", "Engines started for sessions.");
     let mut refused =
         Family::counter("virtiofs_refused_connections_total", "Connections that ended without becoming a session.");
+    let mut exclusive = Family::counter(
+        "virtiofs_exclusive_refusals_total",
+        "Those of them that were refused because one VM at a time may use the share.",
+    );
     for (share, counts) in totals {
         let labels = [("share", share.as_str())];
         sessions.count(&labels, counts.sessions);
         engines.count(&labels, counts.engines);
         refused.count(&labels, counts.refused_connections);
+        exclusive.count(&labels, counts.refused_exclusive);
     }
-    [sessions, engines, refused]
+    [sessions, engines, refused, exclusive]
 }
 
 fn exchanges(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
@@ -143,49 +162,69 @@ fn pauses(family: &mut Family, share: (&str, &str), pauses: &Pauses) {
     family.durations(&[share], counts, pauses.nanoseconds);
 }
 
-fn sessions(endpoints: &[EndpointStatus]) -> [Family; 4] {
+/// Sessions of each share, at whatever endpoint.
+type Sessions<'a> = BTreeMap<&'a str, Vec<&'a SessionStatus>>;
+
+fn by_share(endpoints: &[EndpointStatus]) -> Sessions<'_> {
+    let mut shares = Sessions::new();
+    for endpoint in endpoints {
+        shares.entry(share_name(&endpoint.endpoint.name)).or_default().extend(&endpoint.sessions);
+    }
+    shares
+}
+
+fn sessions(shares: &Sessions<'_>) -> [Family; 5] {
     let mut sessions = Family::gauge("virtiofs_sessions", "VMs that are connected, by what their session is doing.");
     let mut open = Family::gauge("virtiofs_open_files", "Open files of all engines of the share.");
     let mut fullest =
         Family::gauge("virtiofs_fullest_engine_open_files", "Open files of the engine that is nearest to its limit.");
     let mut limit = Family::gauge("virtiofs_fullest_engine_open_files_limit", "Limit of open files of that engine.");
-    for endpoint in endpoints {
-        let labels = [("share", endpoint.endpoint.name.as_str())];
+    let mut oldest = Family::gauge(
+        "virtiofs_oldest_request_age_seconds",
+        "For how long the request has been in progress that began first; 0: none is.",
+    );
+    for (share, all) in shares {
+        let labels = [("share", *share)];
         for state in SessionState::ALL {
-            let count = endpoint.sessions.iter().filter(|session| session.state == state).count();
+            let count = all.iter().filter(|session| session.state == state).count();
             sessions.value(&[labels[0], ("state", state.as_str())], count as f64);
         }
-        open.value(&labels, endpoint.sessions.iter().map(|session| session.open_files).sum::<u64>() as f64);
-        if let Some((files, most)) = endpoint.sessions.iter().filter_map(usage).max_by(|a, b| fuller(*a, *b)) {
+        open.value(&labels, all.iter().map(|session| session.open_files).sum::<u64>() as f64);
+        if let Some((files, most)) = all.iter().filter_map(|it| usage(it)).max_by(|a, b| fuller(*a, *b)) {
             fullest.value(&labels, files as f64);
             limit.value(&labels, most as f64);
         }
+        let age = all.iter().filter_map(|session| session.oldest_request.as_ref()).map(|it| it.age_ms).max();
+        oldest.value(&labels, age.unwrap_or(0) as f64 / 1e3);
     }
-    [sessions, open, fullest, limit]
+    [sessions, open, fullest, limit, oldest]
 }
 
 /// What guests hold, and how near the nearest of them is to what it may hold.
-fn holdings(endpoints: &[EndpointStatus]) -> [Family; 4] {
+fn holdings(shares: &Sessions<'_>) -> [Family; 5] {
     let mut inodes = Family::gauge("virtiofs_held_inodes", "Inodes that guests know and have not forgotten.");
     let mut handles = Family::gauge("virtiofs_open_handles", "Files and directories that guests have open.");
+    let mut parked =
+        Family::gauge("virtiofs_parked_files", "Open files of guests that the broker keeps, as no name leads to them.");
     let mut fullest =
         Family::gauge("virtiofs_fullest_session_held_inodes", "Inodes held by the guest that is nearest to its limit.");
     let mut limit = Family::gauge(
         "virtiofs_fullest_session_held_inodes_limit",
         "How many inodes that guest may hold; beyond it, it is answered ENFILE.",
     );
-    for endpoint in endpoints {
-        let labels = [("share", endpoint.endpoint.name.as_str())];
-        let held = |what: fn(&SessionStatus) -> u64| endpoint.sessions.iter().map(what).sum::<u64>() as f64;
-        inodes.value(&labels, held(|session| session.held.inodes));
-        handles.value(&labels, held(|session| session.held.handles));
-        let usages = endpoint.sessions.iter().map(|session| (session.held.inodes, session.inodes_limit));
+    for (share, all) in shares {
+        let labels = [("share", *share)];
+        let sum = |what: fn(&SessionStatus) -> u64| all.iter().map(|it| what(it)).sum::<u64>() as f64;
+        inodes.value(&labels, sum(|session| session.held.inodes));
+        handles.value(&labels, sum(|session| session.held.handles));
+        parked.value(&labels, sum(|session| session.parked_files));
+        let usages = all.iter().map(|session| (session.held.inodes, session.inodes_limit));
         if let Some((most, may)) = usages.max_by(|a, b| fuller(*a, *b)) {
             fullest.value(&labels, most as f64);
             limit.value(&labels, may as f64);
         }
     }
-    [inodes, handles, fullest, limit]
+    [inodes, handles, parked, fullest, limit]
 }
 
 /// Open files and their limit.
@@ -200,8 +239,6 @@ fn fuller(a: (u64, u64), b: (u64, u64)) -> std::cmp::Ordering {
 
 #[cfg(test)]
 mod tests {
-    use prometheus::TextEncoder;
-    use virtiofs_contract::control::Status;
     use virtiofs_contract::counters::{ErrnoTotal, Totals};
 
     use super::*;
@@ -209,7 +246,7 @@ mod tests {
     use crate::report::{ShareReport, ShareState};
 
     fn page(report: &Report, totals: BTreeMap<String, ShareTotals>) -> String {
-        let status = Ok(Status { pid: 1, endpoints: Vec::new() });
+        let status = Ok(crate::plan::tests::status(1, Vec::new()));
         TextEncoder::new().encode_to_string(&families(report, &Observation { status, totals })).unwrap()
     }
 

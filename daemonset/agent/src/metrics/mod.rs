@@ -4,4 +4,5 @@ mod families;
 mod sample;
 mod server;
 
+pub(crate) use families::page;
 pub(crate) use server::{Serving, bind, serve};

@@ -156,20 +156,26 @@ impl Due {
         let Some(source) = place.and_then(|place| place.source()) else { return };
         if conflict(site, desired, observed, share).is_none() {
             for offer in offers_of(share, &observed.asked) {
-                self.offer(site, observed, offer, source);
+                self.offer(site, desired, observed, offer, source);
             }
         }
     }
 
-    fn offer(&mut self, site: &Site, observed: &Observed, offer: Offer<'_>, source: &Source) {
+    fn offer(&mut self, site: &Site, desired: &Desired, observed: &Observed, offer: Offer<'_>, source: &Source) {
         let idle = Effort::default();
         let effort = observed.efforts.get(offer.name).unwrap_or(&idle);
         let Some(endpoints) = observed.endpoints.as_ref().filter(|_| effort.busy_since.is_none()) else { return };
         let endpoint = offer.endpoint(&site.runtime_dir, source);
         let known = endpoints.get(offer.name);
+        if known.is_some_and(|it| it.released.is_some()) {
+            // A trial would hold what somebody is about to unmount.
+            return;
+        }
         if known.is_some_and(|it| it.listening && it.endpoint.source != endpoint.source) {
             // Another share of this name was here; nobody may get its files for the new one's.
-            self.actions.push(Action::Withdraw { endpoint: endpoint.name });
+            if !desired.partial {
+                self.actions.push(Action::Withdraw { endpoint: endpoint.name });
+            }
             return;
         }
         if let Some(at) = try_at(self.now, &endpoint, source, known, effort.attempt.as_ref())

@@ -83,9 +83,19 @@ pub(crate) fn listening(endpoint: Endpoint) -> EndpointStatus {
     }
 }
 
+pub(crate) fn status(pid: u32, endpoints: Vec<EndpointStatus>) -> Status {
+    Status { pid, endpoints }
+}
+
+/// An endpoint of this name whose sessions have counted this.
+pub(crate) fn counting(name: &str, totals: Totals) -> EndpointStatus {
+    let own = endpoint(&site().runtime_dir, &declared("a", "/srv/a"), &source("/srv/a", 2));
+    EndpointStatus { totals, ..listening(Endpoint { name: name.to_owned(), ..own }) }
+}
+
 pub(crate) fn observed(endpoints: Vec<EndpointStatus>, shares: Vec<(&str, Progress)>) -> Observed {
     let mut observed = Observed::default();
-    observed.hear(Instant::now(), Some(&Status { pid: 1, endpoints }));
+    observed.hear(Instant::now(), Some(&status(1, endpoints)));
     for (name, progress) in shares {
         observed.places.insert(name.to_owned(), progress.place);
         observed.efforts.insert(name.to_owned(), progress.effort);

@@ -6,18 +6,22 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::bail;
+use schemars::JsonSchema;
 use serde::Serialize;
 use virtiofs_contract::config::{Access, EngineConfig};
-use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus, SocketSpec, Status};
+use virtiofs_contract::control::{
+    Endpoint, EndpointStatus, EngineBinary, ExchangeOutcome, SessionState, SessionStatus, SocketSpec, Status, Turned,
+};
 use virtiofs_contract::counters::{Exchanges, Held, OPERATION_NAMES, Pauses, Totals};
 use virtiofs_contract::preflight::Preflight;
-use virtiofs_crds::changes;
+use virtiofs_crds::{changes, nearest};
 
 use super::frontends::{Mount, mount};
 use crate::broker::client::ClientError;
 use crate::desired::Problem;
 use crate::errno_names::errno_name;
 use crate::notice::{BROKER_UNAVAILABLE, Notice};
+use crate::offer::share_name;
 use crate::published::Published;
 use crate::report::{ShareReport, ShareState};
 use crate::runtime_dir::RuntimeDir;
@@ -26,7 +30,7 @@ use crate::runtime_dir::RuntimeDir;
 const VERSION: &str = "status.virtiofs.dev/v1";
 
 /// One host.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Document {
     /// [`VERSION`].
@@ -46,7 +50,7 @@ pub(super) struct Document {
 }
 
 /// The agent, as it last told.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Agent {
     /// Does it run? If not, what is said here about shares that the broker does not know is old.
@@ -57,7 +61,7 @@ pub(super) struct Agent {
 }
 
 /// The broker.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Broker {
     pub(super) running: bool,
@@ -67,7 +71,7 @@ pub(super) struct Broker {
 }
 
 /// One share.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Share {
     pub(super) name: String,
@@ -84,10 +88,33 @@ pub(super) struct Share {
     pub(super) counts: Counts,
     /// How a VM gets it.
     pub(super) mount: Mount,
+    /// Until when its source is released, in seconds since the Unix epoch; null: it is not.
+    pub(super) released_until: Option<u64>,
+    /// Every socket at which it is offered, its own first.
+    pub(super) sockets: Vec<OfferedAt>,
+    /// Connections that became no session since the broker started, and those of them that were refused because
+    /// the content is exclusive and in use.
+    pub(super) refused_connections: u64,
+    pub(super) refused_exclusive: u64,
+    /// The last connection that was turned away.
+    pub(super) last_refusal: Option<Turned>,
+}
+
+/// One socket of a share.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct OfferedAt {
+    /// Name of the endpoint: the share's, or SHARE.NAME.
+    pub(super) name: String,
+    pub(super) path: PathBuf,
+    /// Directory of the share that is offered there; null: all of it.
+    pub(super) sub_path: Option<PathBuf>,
+    /// Does it accept VMs?
+    pub(super) listening: bool,
 }
 
 /// What the broker serves.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct InForce {
     /// Does it accept VMs?
@@ -104,7 +131,7 @@ pub(super) struct InForce {
 }
 
 /// One VM that is connected.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Session {
     pub(super) id: String,
@@ -133,10 +160,52 @@ pub(super) struct Session {
     pub(super) held: Held,
     pub(super) inodes_limit: u64,
     pub(super) counts: Counts,
+    /// Name of the socket that it came by.
+    pub(super) endpoint: String,
+    /// Directory of the share that it has; null: all of it.
+    pub(super) sub_path: Option<PathBuf>,
+    /// The request in progress that began first.
+    pub(super) oldest_request: Option<Oldest>,
+    /// The last time that its engine was replaced, or was to be.
+    pub(super) last_exchange: Option<Exchanged>,
+    /// What its engine was started from.
+    pub(super) engine_binary: Option<EngineBinary>,
+    /// How many hand-overs and changes of configuration its engine has, and how many it should have by now.
+    pub(super) generation: u64,
+    pub(super) wanted_generation: u64,
+    /// Until when its requests are traced, in seconds since the Unix epoch.
+    pub(super) traced_until: Option<u64>,
+    /// Open files of the guest that the broker keeps for it.
+    pub(super) parked_files: u64,
+}
+
+/// A request in progress.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Oldest {
+    pub(super) operation: &'static str,
+    pub(super) age_milliseconds: u64,
+    /// FUSE's number of the node it is about, and its path below the share's root as far as it is known. The guest
+    /// chose that: it may hold anything.
+    pub(super) node: u64,
+    pub(super) path: Option<String>,
+}
+
+/// What became of a replacement of an engine.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Exchanged {
+    /// Seconds since the Unix epoch.
+    pub(super) at: u64,
+    pub(super) outcome: ExchangeOutcome,
+    /// How long the guest waited.
+    pub(super) pause_nanoseconds: u64,
+    /// Why it was put off.
+    pub(super) notice: Option<Notice>,
 }
 
 /// What was counted.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Counts {
     pub(super) requests: u64,
@@ -153,7 +222,7 @@ pub(super) struct Counts {
 }
 
 /// How often engines were exchanged, and how long guests waited for it.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ExchangeCounts {
     /// Planned ones.
@@ -167,7 +236,7 @@ pub(super) struct ExchangeCounts {
 }
 
 /// Pauses of one kind.
-#[derive(Debug, Default, PartialEq, Serialize)]
+#[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PauseCounts {
     pub(super) count: u64,
@@ -186,10 +255,13 @@ pub(super) fn gather(
 ) -> Document {
     let (broker, endpoints) = broker_part(broker);
     let (agent, report) = agent_part(agent_runs, published);
-    let mut endpoints: BTreeMap<_, _> = endpoints.into_iter().map(|it| (it.endpoint.name.clone(), it)).collect();
+    let mut served: BTreeMap<String, Vec<EndpointStatus>> = BTreeMap::new();
+    for endpoint in endpoints {
+        served.entry(share_name(&endpoint.endpoint.name).to_owned()).or_default().push(endpoint);
+    }
     let (known, problems) = report.map_or_else(Default::default, |report| (report.shares, report.problems));
-    let mut shares: Vec<_> = known.into_iter().map(|it| reported(it, &mut endpoints, broker.running)).collect();
-    shares.extend(endpoints.into_values().map(unreported));
+    let mut shares: Vec<_> = known.into_iter().map(|it| reported(it, &mut served, broker.running)).collect();
+    shares.extend(served.into_iter().filter_map(|(name, endpoints)| unreported(&name, endpoints)));
     shares.sort_by(|a, b| a.name.cmp(&b.name));
     Document {
         api_version: VERSION,
@@ -205,8 +277,10 @@ pub(super) fn gather(
 impl Document {
     /// Keeps the shares of these names; all where none is given.
     pub(super) fn select(&mut self, names: &[String]) -> anyhow::Result<()> {
-        if let Some(unknown) = names.iter().find(|name| !self.shares.iter().any(|share| share.name == **name)) {
-            bail!("there is no share {unknown:?} here; `virtiofs-agent status` lists all");
+        let known = || self.shares.iter().map(|share| share.name.as_str());
+        if let Some(unknown) = names.iter().find(|name| !known().any(|it| it == **name)) {
+            let guess = nearest(unknown, known()).map(|near| format!(" Did you mean {near:?}?")).unwrap_or_default();
+            bail!("there is no share {unknown:?} here.{guess} `virtiofs-agent status` lists all");
         }
         if !names.is_empty() {
             self.shares.retain(|share| names.contains(&share.name));
@@ -233,11 +307,9 @@ fn agent_part(running: bool, published: Option<Published>) -> (Agent, Option<cra
 }
 
 /// A share that the agent knows, whatever the broker does.
-fn reported(report: ShareReport, endpoints: &mut BTreeMap<String, EndpointStatus>, broker_runs: bool) -> Share {
-    let mut share = match endpoints.remove(&report.name) {
-        Some(endpoint) => unreported(endpoint),
-        None => unserved(&report, broker_runs),
-    };
+fn reported(report: ShareReport, served: &mut BTreeMap<String, Vec<EndpointStatus>>, broker_runs: bool) -> Share {
+    let known = served.remove(&report.name).and_then(|endpoints| unreported(&report.name, endpoints));
+    let mut share = known.unwrap_or_else(|| unserved(&report, broker_runs));
     let listening = share.in_force.as_ref().is_some_and(|it| it.listening);
     if broker_runs && (listening || !report.state.serves()) {
         share.state = report.state;
@@ -268,39 +340,74 @@ fn unserved(report: &ShareReport, broker_runs: bool) -> Share {
         sessions: Vec::new(),
         counts: Counts::default(),
         mount: mount(&report.name, &report.socket, Access::ReadWrite),
+        released_until: None,
+        sockets: Vec::new(),
+        refused_connections: 0,
+        refused_exclusive: 0,
+        last_refusal: None,
     }
 }
 
-/// A share that only the broker knows.
-fn unreported(endpoint: EndpointStatus) -> Share {
-    let state = match (endpoint.listening, endpoint.preflight.findings.is_empty()) {
+/// A share that only the broker knows, from its endpoints; none of them is none.
+fn unreported(name: &str, mut endpoints: Vec<EndpointStatus>) -> Option<Share> {
+    endpoints.sort_by_key(|it| it.endpoint.name != name);
+    let mut totals = Totals::default();
+    endpoints.iter().for_each(|it| totals.add(&it.totals));
+    let sockets = endpoints.iter().map(offered_at).collect();
+    let (refused_connections, refused_exclusive) =
+        endpoints.iter().fold((0, 0), |sum, it| (sum.0 + it.refused_connections, sum.1 + it.refused_exclusive));
+    let last_refusal = endpoints.iter().filter_map(|it| it.last_refusal.clone()).max_by_key(|it| it.at);
+    let released_until = endpoints.iter().filter_map(|it| it.released).map(|it| it.until).max();
+    let sessions = endpoints.iter_mut().flat_map(sessions).collect();
+    let own = endpoints.into_iter().next()?;
+    let state = match (own.listening, own.preflight.findings.is_empty()) {
         (false, _) => ShareState::Draining,
         (true, true) => ShareState::Ready,
         (true, false) => ShareState::Degraded,
     };
-    let wanted = endpoint.endpoint;
-    Share {
-        mount: mount(&wanted.name, &wanted.socket.path, wanted.engine.access),
-        name: wanted.name,
+    let wanted = own.endpoint;
+    Some(Share {
+        mount: mount(name, &wanted.socket.path, wanted.engine.access),
+        name: name.to_owned(),
         state,
-        notices: endpoint.preflight.findings.iter().map(Notice::from).collect(),
+        notices: own.preflight.findings.iter().map(Notice::from).collect(),
         source: wanted.source.clone(),
-        sessions: endpoint.sessions.into_iter().map(|it| session(it, &wanted.engine)).collect(),
-        counts: counts(&endpoint.totals),
+        sessions,
+        counts: counts(&totals),
         in_force: Some(InForce {
-            listening: endpoint.listening,
+            listening: own.listening,
             source: wanted.source,
             socket: wanted.socket,
             exclusive: wanted.exclusive,
             engine: wanted.engine,
-            preflight: endpoint.preflight,
+            preflight: own.preflight,
         }),
+        released_until,
+        sockets,
+        refused_connections,
+        refused_exclusive,
+        last_refusal,
+    })
+}
+
+fn offered_at(status: &EndpointStatus) -> OfferedAt {
+    OfferedAt {
+        name: status.endpoint.name.clone(),
+        path: status.endpoint.socket.path.clone(),
+        sub_path: status.endpoint.sub_path.clone(),
+        listening: status.listening,
     }
 }
 
-fn session(session: SessionStatus, in_force: &EngineConfig) -> Session {
+/// The sessions of an endpoint, which are taken out of it.
+fn sessions(status: &mut EndpointStatus) -> Vec<Session> {
+    let sessions = std::mem::take(&mut status.sessions);
+    sessions.into_iter().map(|it| session(it, &status.endpoint)).collect()
+}
+
+fn session(session: SessionStatus, endpoint: &Endpoint) -> Session {
     Session {
-        differs: changes(&session.engine, in_force).into_iter().map(|change| change.field).collect(),
+        differs: changes(&session.engine, &endpoint.engine).into_iter().map(|change| change.field).collect(),
         id: session.id,
         state: session.state,
         notices: session.finding.iter().map(Notice::from).collect(),
@@ -316,11 +423,33 @@ fn session(session: SessionStatus, in_force: &EngineConfig) -> Session {
         held: session.held,
         inodes_limit: session.inodes_limit,
         counts: counts(&session.totals),
+        endpoint: endpoint.name.clone(),
+        sub_path: endpoint.sub_path.clone(),
+        oldest_request: session.oldest_request.map(|it| Oldest {
+            operation: operation(it.opcode),
+            age_milliseconds: it.age_ms,
+            node: it.node,
+            path: it.path,
+        }),
+        last_exchange: session.last_exchange.map(|it| Exchanged {
+            at: it.at,
+            outcome: it.outcome,
+            pause_nanoseconds: it.pause_ns,
+            notice: it.finding.as_ref().map(Notice::from),
+        }),
+        engine_binary: session.engine_binary,
+        generation: session.generation,
+        wanted_generation: session.wanted_generation,
+        traced_until: session.trace.map(|it| it.until),
+        parked_files: session.parked_files,
     }
 }
 
+fn operation(opcode: u32) -> &'static str {
+    OPERATION_NAMES.get(opcode as usize).copied().unwrap_or(OPERATION_NAMES[0])
+}
+
 fn counts(totals: &Totals) -> Counts {
-    let operation = |opcode: u32| OPERATION_NAMES.get(opcode as usize).copied().unwrap_or(OPERATION_NAMES[0]);
     Counts {
         requests: totals.requests(),
         errors: totals.errors(),

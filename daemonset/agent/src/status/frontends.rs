@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use virtiofs_contract::config::Access;
 
@@ -14,7 +15,7 @@ const TAG_MAX: usize = 36;
 const QUEUE_SIZE: u32 = 1024;
 
 /// The lines that mount one share. `SIZE` stands for the VM's memory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Mount {
     /// Name by which the guest mounts the share.
@@ -35,7 +36,7 @@ pub(crate) struct Mount {
 }
 
 /// Elements of a libvirt domain.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Libvirt {
     /// Below `<domain>`, once.

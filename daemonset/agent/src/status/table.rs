@@ -1,9 +1,10 @@
 //! The answer for a person.
 
 use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::document::{Document, ExchangeCounts, PauseCounts, Session, Share};
-use crate::output::word;
+use crate::output::{clean, word};
 
 /// The whole answer: what runs, a table of shares, and what is worth knowing of each.
 pub(super) fn render(document: &Document) -> String {
@@ -17,7 +18,7 @@ pub(super) fn render(document: &Document) -> String {
         text.push_str(&details(share));
     }
     for problem in document.problems.iter().filter(|problem| problem.share.is_none()) {
-        _ = writeln!(text, "\nnot accepted: {problem}");
+        _ = writeln!(text, "\nnot accepted: {}", clean(&problem.to_string()));
     }
     text
 }
@@ -56,14 +57,28 @@ fn row(share: &Share) -> [String; 9] {
         share.sessions.len().to_string(),
         share.counts.requests.to_string(),
         share.counts.errors.to_string(),
-        shown((!share.source.as_os_str().is_empty()).then(|| share.source.display().to_string())),
+        shown((!share.source.as_os_str().is_empty()).then(|| clean(&share.source.display().to_string()))),
     ]
 }
 
 fn details(share: &Share) -> String {
     let mut text = format!("\n{}: {}\n", share.name, share.state.as_str());
     for notice in &share.notices {
-        _ = writeln!(text, "  {}: {}\n    -> {}", notice.reason, notice.message, notice.remedy);
+        _ = writeln!(text, "  {}: {}\n    -> {}", notice.reason, clean(&notice.message), clean(&notice.remedy));
+    }
+    if let Some(until) = share.released_until {
+        _ = writeln!(text, "  released until {}; guests wait", time(until));
+    }
+    for socket in share.sockets.iter().filter(|socket| socket.name != share.name) {
+        let part = socket.sub_path.as_ref().map(|it| format!(" {}", clean(&it.display().to_string())));
+        let closed = if socket.listening { "" } else { " (removed; VMs that use it go on)" };
+        _ = writeln!(
+            text,
+            "  socket {}:{} at {}{closed}",
+            socket.name,
+            part.unwrap_or_default(),
+            socket.path.display()
+        );
     }
     if !share.sessions.is_empty() {
         let rows: Vec<_> =
@@ -76,7 +91,13 @@ fn details(share: &Share) -> String {
         let fields = session.differs.join(", ");
         _ = writeln!(text, "  {} still runs with another {fields}", session.id);
     }
+    share.sessions.iter().for_each(|session| text.push_str(&session_lines(session)));
     text.push_str(&exchanges(&share.counts.exchanges));
+    if share.refused_exclusive > 0 {
+        let times = share.refused_exclusive;
+        _ = writeln!(text, "  refused {times} times because one VM at a time may use it");
+    }
+    text.push_str(&limits(share));
     if share.state.serves() {
         text.push_str(&lines(share));
     }
@@ -100,6 +121,46 @@ fn session_row(session: &Session) -> [String; 10] {
         format!("{} of {}", session.held.inodes, session.inodes_limit),
         session.held.handles.to_string(),
     ]
+}
+
+/// What else is going on in a session.
+fn session_lines(session: &Session) -> String {
+    let mut text = String::new();
+    let late = session.oldest_request.as_ref().filter(|it| it.age_milliseconds >= WORTH_A_WORD_MS);
+    if let Some(oldest) = late {
+        let at = oldest.path.as_deref().map_or_else(|| format!("node {}", oldest.node), clean);
+        let seconds = oldest.age_milliseconds as f64 / 1e3;
+        _ = writeln!(
+            text,
+            "  {} waits for the source: {} for {seconds:.1} s, oldest request at {at}",
+            session.id, oldest.operation
+        );
+    }
+    if let Some(notice) = session.last_exchange.as_ref().and_then(|it| it.notice.as_ref()) {
+        _ = writeln!(text, "  {} was not handed over: {}: {}", session.id, notice.reason, clean(&notice.message));
+    }
+    if let Some(until) = session.traced_until {
+        _ = writeln!(text, "  {} is traced until {}", session.id, time(until));
+    }
+    if session.parked_files > 0 {
+        _ = writeln!(text, "  {} has {} open files without a name", session.id, session.parked_files);
+    }
+    text
+}
+
+/// What an engine may use of the host, if there is a limit.
+fn limits(share: &Share) -> String {
+    let limits = share.in_force.as_ref().and_then(|it| serde_json::to_value(&it.preflight.limits).ok());
+    let limits = limits.as_ref().and_then(|it| it.as_object()).into_iter().flatten();
+    let limits: Vec<_> = limits.map(|(name, value)| format!("{name} {value}")).collect();
+    if limits.is_empty() { String::new() } else { format!("  limits of each engine: {}\n", limits.join(", ")) }
+}
+
+/// A request that takes longer than this is worth a line.
+const WORTH_A_WORD_MS: u64 = 1000;
+
+fn time(seconds: u64) -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 /// A line about engines that were exchanged, if there were any.

@@ -10,6 +10,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
+use testkit::guest::{Guest, GuestConfig};
+use testkit::workload::{Config, Limit, Workload};
 
 /// How long anything may take on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -122,7 +125,7 @@ impl Prepared {
     }
 
     fn start(self, command: Command, broker: Option<Child>) -> Host {
-        let outputs = ["stdout", "stderr"].map(|name| log(self.0.path(), name));
+        let outputs = outputs(self.0.path());
         self.start_printing_to(outputs, command, broker)
     }
 
@@ -133,7 +136,11 @@ impl Prepared {
     }
 }
 
-/// Its log goes on where an earlier agent's has ended.
+/// An agent's log goes on where that of the one before has ended.
+fn outputs(folder: &Path) -> [Stdio; 2] {
+    ["stdout", "stderr"].map(|name| log(folder, name))
+}
+
 fn start_agent(mut command: Command, folder: &Path, metrics: SocketAddr, [stdout, stderr]: [Stdio; 2]) -> Child {
     command.arg("--shares").arg(folder.join("shares")).arg("--runtime-dir").arg(folder.join("run"));
     command.args(["--metrics", &metrics.to_string(), "--log-format", "json"]);
@@ -192,6 +199,16 @@ impl Host {
         Pid::from_raw(self.broker.as_ref().unwrap().id().cast_signed())
     }
 
+    /// Kills the agent for a service manager and starts another.
+    pub(crate) fn kill_and_run(&mut self) {
+        self.agent.kill().unwrap();
+        self.agent.wait().unwrap();
+        let mut command = Command::new(AGENT);
+        command.arg("run");
+        let folder = self.folder.path();
+        self.agent = start_agent(command, folder, self.metrics, outputs(folder));
+    }
+
     /// Starts a broker as a service; one that ran before is killed.
     pub(crate) fn new_broker(&mut self) {
         if let Some(mut broker) = self.broker.take() {
@@ -199,6 +216,20 @@ impl Host {
             broker.wait().unwrap();
         }
         self.broker = Some(start_broker(self.folder.path()));
+    }
+
+    /// A command of the agent's on this host.
+    pub(crate) fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(AGENT);
+        command.args(words).arg("--runtime-dir").arg(self.path("run"));
+        command
+    }
+
+    /// What such a command says, and whether it is content.
+    pub(crate) fn say(&self, words: &[&str]) -> (bool, String) {
+        let output = self.command(words).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
     }
 
     pub(crate) fn status_output(&self, options: &[&str]) -> Output {
@@ -305,4 +336,38 @@ pub(crate) fn is_alive(pid: i32) -> bool {
 /// Was the process ended by a signal?
 pub(crate) fn signalled(status: ExitStatus) -> bool {
     status.signal().is_some()
+}
+
+/// What a share must allow for [`under_work`].
+pub(crate) const WORKABLE: &str = "  access: ReadWrite\n  engine: {xattr: true}";
+
+/// Has a guest work on the share at this socket, against a model, while `meanwhile` is done; it must notice nothing.
+pub(crate) fn under_work(host: &mut Host, share: &str, source: &Path, meanwhile: impl FnOnce(&mut Host)) {
+    host.until_ready(share);
+    let guest = Guest::boot(GuestConfig::new(host.socket(share)).small());
+    let guest = guest.unwrap_or_else(|error| panic!("{error}\n{}", host.log()));
+    let mut work = Workload::start(Config::new(7).lanes(2).host(source), &[guest.fuse()]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = StopAtEnd(&stop);
+        let worker = scope.spawn(|| {
+            work.run(Limit::until(&stop));
+            work.finish()
+        });
+        meanwhile(host);
+        drop(end);
+        let report = worker.join().unwrap();
+        assert!(report.is_clean(), "{report}\n{}", host.log());
+        assert!(report.steps > 0, "{report}");
+    });
+    assert_eq!(guest.violations(), []);
+}
+
+/// Also when what is done meanwhile fails.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -1,5 +1,6 @@
 //! The demo: a share is declared, a real VM works on it directly and with overlayfs on top while its engine is
-//! killed, reconfigured and replaced, and the guest's own count of errors ends it, beside what the metrics say.
+//! killed, reconfigured and replaced and the agent killed, and the guest's own count of errors ends it, beside what
+//! the metrics say.
 
 mod subject;
 mod teller;
@@ -47,8 +48,8 @@ fn demo(arguments: &Arguments) -> Result<()> {
     let teller = Teller::new();
     let (parts, subject) = (Parts::locate()?, Subject::new(arguments.share.as_deref())?);
 
-    teller.say("starting agent and broker: virtiofs-agent up");
-    let node = Node::start(&parts)?;
+    teller.say("starting virtiofs-broker, and virtiofs-agent run beside it");
+    let mut node = Node::start_services(&parts)?;
     let socket = declare(&node, &subject, &teller)?;
 
     teller.say("booting a Linux guest in QEMU with the share as a virtiofs device");
@@ -57,7 +58,7 @@ fn demo(arguments: &Arguments) -> Result<()> {
     let (took, how) = (guest.boot_time().as_secs_f64(), guest.accelerator().name());
     teller.say(&format!("the guest is up after {took:.1} s ({how})"));
 
-    let counts = work(&mut guest, &node, &subject, &teller).with_context(|| node.log_tail())?;
+    let counts = work(&mut guest, &mut node, &subject, &teller).with_context(|| node.log_tail())?;
     teller.say("what virtiofs-agent status says now:");
     teller.show(table(&node.status(&[])?));
     let metrics = node.metrics()?;
@@ -79,7 +80,12 @@ fn declare(node: &Node, subject: &Subject, teller: &Teller) -> Result<PathBuf> {
 }
 
 /// Everything the guest does, with its count of each part.
-fn work(guest: &mut Guest, node: &Node, subject: &Subject, teller: &Teller) -> Result<Vec<(&'static str, Summary)>> {
+fn work(
+    guest: &mut Guest,
+    node: &mut Node,
+    subject: &Subject,
+    teller: &Teller,
+) -> Result<Vec<(&'static str, Summary)>> {
     let direct = guest.mount(NAME)?;
     teller.say(&format!("working on {direct}, a direct virtiofs mount, for {} s", WORK.as_secs()));
     let on_mount = work_a_while(guest, &subject.load_on(&direct))?;

@@ -1,9 +1,9 @@
-//! The engine is killed, reconfigured and replaced under the guest while that works.
+//! The engine is killed, reconfigured and replaced under the guest while that works, and the agent killed.
 
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use e2e::exchange::Series;
 use e2e::node::Node;
 
@@ -13,11 +13,11 @@ use crate::teller::Teller;
 const KILLS: usize = 5;
 /// Long enough for the guest to work with each engine.
 const BETWEEN: Duration = Duration::from_millis(600);
-/// Guests keep less then, and ask the engine more.
-const OTHER_CACHING: &str = "{cache: Metadata}";
+/// What a person might try: guests keep less then, and ask the engine more; each inode costs an open file.
+const EDITS: [&str; 3] = ["{cache: Metadata}", "{inodeFileHandles: Never}", "{}"];
 
-/// Everything that may happen to an engine while it serves.
-pub(crate) fn cause(node: &Node, subject: &Subject, teller: &Teller) -> Result<()> {
+/// Everything that may happen to engines and to the agent while a guest works.
+pub(crate) fn cause(node: &mut Node, subject: &Subject, teller: &Teller) -> Result<()> {
     teller.say(&format!("under that load: SIGKILL for the engine, {KILLS} times"));
     let mut kills = Series::default();
     for _ in 0..KILLS {
@@ -25,13 +25,23 @@ pub(crate) fn cause(node: &Node, subject: &Subject, teller: &Teller) -> Result<(
     }
     teller.say(&format!("engine killed {kills}"));
 
-    let other = subject.declaration(OTHER_CACHING);
-    teller.say(&format!("under that load: the manifest is edited to engine: {OTHER_CACHING}, then back"));
-    tell(node, teller, "reconfigured", || node.reconfigure(&other))?;
-    tell(node, teller, "reconfigured", || node.reconfigure(&subject.declaration("{}")))?;
+    for engine in EDITS {
+        teller.say(&format!("under that load: the manifest is edited to engine: {engine}"));
+        tell(node, teller, "reconfigured", || node.reconfigure(&subject.declaration(engine)))?;
+    }
 
-    teller.say("under that load: another engine binary is installed, and takes over");
+    teller.say("under that load: another engine binary is installed, and virtiofs-agent handover");
     tell(node, teller, "upgraded", || node.exchange_binary(NAME))?;
+
+    teller.say("under that load: SIGKILL for the agent; a new one goes on");
+    let (engine, agent) = (node.engine(NAME)?.pid, node.agent_id());
+    node.kill_agent()?;
+    ensure!(node.engine(NAME)?.pid == engine, "the guest has another engine than before");
+    teller.show(&format!(
+        "agent: process {agent} -> {}, no pause: the engine is still process {engine}",
+        node.agent_id()
+    ));
+    thread::sleep(BETWEEN);
     Ok(())
 }
 

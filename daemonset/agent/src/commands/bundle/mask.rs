@@ -1,0 +1,128 @@
+//! Takes out what guests call their files, and what opens doors.
+
+use serde_json::Value;
+
+/// What stands where something was taken out.
+const LEFT_OUT: &str = "(left out)";
+
+/// Fields of a session below which names of guests' files stand.
+const GUESTS: [&str; 3] = ["oldestRequest", "staleEvents", "lastStale"];
+
+/// The status without names of guests' files, unless they are wanted.
+pub(super) fn status(mut document: Value, guest_paths: bool) -> Value {
+    if !guest_paths {
+        mask(&mut document, false);
+    }
+    document
+}
+
+fn mask(value: &mut Value, guests: bool) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(text) if guests && matches!(name.as_str(), "path" | "name") => {
+                        LEFT_OUT.clone_into(text)
+                    }
+                    _ => mask(value, guests || GUESTS.contains(&name.as_str())),
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| mask(value, guests)),
+        _ => {}
+    }
+}
+
+/// Text of a log or table with the values of `path=` and `name=` taken out: up to the next field, or the end of the
+/// line.
+pub(super) fn text(text: &str) -> String {
+    text.lines().map(|line| fields(line) + "\n").collect()
+}
+
+fn fields(line: &str) -> String {
+    let mut rest = line;
+    let mut masked = String::new();
+    while let Some(at) = FIELDS.iter().filter_map(|field| rest.find(field).map(|at| at + field.len())).min() {
+        masked.push_str(&rest[..at]);
+        masked.push_str(LEFT_OUT);
+        rest = &rest[at + end(&rest[at..])..];
+    }
+    masked + rest
+}
+
+/// As text and as JSON; and as a table says it.
+const FIELDS: [&str; 5] = [" path=", " name=", "\"path\":", "\"name\":", "oldest request at "];
+
+/// Where a value ends: at the quote that ends it, else where another field begins.
+fn end(value: &str) -> usize {
+    if let Some(quoted) = value.strip_prefix('"') {
+        let mut escaped = false;
+        for (at, c) in quoted.char_indices() {
+            match c {
+                '"' if !escaped => return at + 2,
+                '\\' => escaped = !escaped,
+                _ => escaped = false,
+            }
+        }
+        return value.len();
+    }
+    let next = |at: usize| {
+        let word = value[at + 1..].split([' ', '=']).next().unwrap_or_default();
+        let is_field = value[at + 1 + word.len()..].starts_with('=');
+        is_field && !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    };
+    value.match_indices(' ').map(|(at, _)| at).find(|at| next(*at)).unwrap_or(value.len())
+}
+
+/// A line of mountinfo without what may be a credential.
+pub(super) fn mount(line: &str) -> String {
+    let secret = |option: &str| {
+        let name = option.split('=').next().unwrap_or_default();
+        option.contains('=') && ["user", "pass", "cred", "secret", "key", "token"].iter().any(|it| name.contains(it))
+    };
+    let option = |option: &str| match option.split_once('=') {
+        Some((name, _)) if secret(option) => format!("{name}={LEFT_OUT}"),
+        _ => option.to_owned(),
+    };
+    line.split(' ').map(|word| word.split(',').map(option).collect::<Vec<_>>().join(",")).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_guests_call_their_files_is_taken_out_and_nothing_else() {
+        let document = json!({"shares": [{"name": "a", "socket": {"path": "/run/a"}, "sessions": [
+            {"id": "a-1", "oldestRequest": {"path": "/secret/plan", "ageMs": 5}}]}]});
+        let masked = status(document.clone(), false);
+        assert_eq!(masked["shares"][0]["sessions"][0]["oldestRequest"], json!({"path": LEFT_OUT, "ageMs": 5}));
+        assert_eq!(
+            (&masked["shares"][0]["name"], &masked["shares"][0]["socket"]["path"]),
+            (&json!("a"), &json!("/run/a"))
+        );
+        assert_eq!(status(document.clone(), true), document);
+    }
+
+    #[test]
+    fn a_log_line_loses_the_values_of_its_paths() {
+        for (line, masked) in [
+            (r#"WARN stale path="/my \"secret\" x" cause=Gone"#, "WARN stale path=(left out) cause=Gone"),
+            ("WARN stale path=/my secret x cause=Gone", "WARN stale path=(left out) cause=Gone"),
+            (r#"{"share":"a","path":"/s","cause":"Gone"}"#, r#"{"share":"a","path":(left out),"cause":"Gone"}"#),
+            ("plain line", "plain line"),
+            ("ends with path=/x y", "ends with path=(left out)"),
+        ] {
+            assert_eq!(text(line), format!("{masked}\n"));
+        }
+    }
+
+    #[test]
+    fn credentials_of_a_mount_are_taken_out() {
+        let line = "36 35 0:30 / /srv rw shared:1 - cifs //host/x rw,username=me,password=pw,vers=3.0";
+        let masked = mount(line);
+        assert!(!masked.contains("me,") && !masked.contains("pw") && masked.contains("vers=3.0"), "{masked}");
+    }
+}

@@ -1,0 +1,116 @@
+//! `virtiofs-agent trace`: the requests of one session, as they are answered.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use virtiofs_contract::control::Traced;
+use virtiofs_contract::counters::OPERATION_NAMES;
+use virtiofs_contract::trace::TraceEntry;
+
+use super::target::session;
+use crate::args::{OutputFormat, TraceArgs};
+use crate::broker::client::Client;
+use crate::errno_names::errno_name;
+use crate::output::{clean, print};
+
+/// Between two readings: the broker keeps some thousand requests, more than come in that time.
+const READ_EVERY: Duration = Duration::from_millis(100);
+
+/// Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Prints them until the time is over, or Ctrl-C.
+pub(crate) fn trace(args: &TraceArgs) -> Result<bool> {
+    let mut client = super::broker(&args.runtime_dir)?;
+    session(&client.status()?, &args.session)?;
+    stop_by_signal().context("cannot listen for signals")?;
+    // What an earlier trace has left is not asked for.
+    let mut after = client.read_trace(&args.session, u64::MAX)?.next;
+    client.trace(&args.session, args.during, args.rate)?;
+    let mut lost = 0;
+    let left_out = loop {
+        let stopped = STOP.load(Ordering::Relaxed);
+        if stopped {
+            client.trace(&args.session, Duration::ZERO, args.rate)?;
+        }
+        let piece = read(&mut client, args, after)?;
+        (after, lost) = (piece.next, lost + piece.lost);
+        if stopped || (piece.over && piece.entries.is_empty()) {
+            break piece.left_out;
+        }
+        sleep(READ_EVERY);
+    };
+    if lost + left_out > 0 {
+        let said = format!(
+            "virtiofs-agent: {left_out} requests were left out because of --rate, {lost} were not read in time"
+        );
+        // Standard error may lead nowhere, and `eprintln!` would panic.
+        let _ = writeln!(std::io::stderr(), "{said}");
+    }
+    Ok(true)
+}
+
+fn read(client: &mut Client, args: &TraceArgs, after: u64) -> Result<Traced> {
+    let piece = client.read_trace(&args.session, after)?;
+    let lines = piece.entries.iter().map(|entry| match args.output {
+        OutputFormat::Table => Ok(line(entry)),
+        OutputFormat::Json => serde_json::to_string(entry).map(|text| text + "\n"),
+    });
+    print(&lines.collect::<Result<String, _>>().context("writing JSON")?)?;
+    Ok(piece)
+}
+
+/// One request for a person. What the guest chose cannot reach the terminal.
+fn line(entry: &TraceEntry) -> String {
+    let at = UNIX_EPOCH + Duration::from_nanos(entry.at_ns);
+    let operation = OPERATION_NAMES.get(entry.opcode as usize).copied().unwrap_or(OPERATION_NAMES[0]);
+    let path = entry.path.as_deref().map_or_else(|| format!("node {}", entry.node), clean);
+    let name = entry.name.as_deref().map(|name| format!(" {}", clean(name))).unwrap_or_default();
+    let cut = if entry.truncated { " (cut)" } else { "" };
+    let result = if entry.errno == 0 { "ok" } else { errno_name(entry.errno.cast_signed()) };
+    let micros = entry.duration_ns as f64 / 1e3;
+    format!(
+        "{}  {operation:<12} {result:<10} {micros:>9.1} us  {path}{name}{cut}\n",
+        humantime::format_rfc3339_micros(at)
+    )
+}
+
+/// Has Ctrl-C and SIGTERM noted from now on.
+fn stop_by_signal() -> std::io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    extern "C" fn note(_: i32) {
+        STOP.store(true, Ordering::Relaxed);
+    }
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler stores to an atomic, which is safe in a signal handler.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_one_line_whatever_the_guest_calls_its_files() {
+        let entry = TraceEntry {
+            at_ns: 1_700_000_000_123_456_789,
+            duration_ns: 45_600,
+            node: 7,
+            opcode: 1,
+            errno: 2,
+            path: Some("/dir\u{1b}[2J".into()),
+            name: Some("a\nb".into()),
+            ..TraceEntry::default()
+        };
+        let said = line(&entry);
+        assert_eq!(said.matches('\n').count(), 1);
+        assert!(said.starts_with("2023-11-14T22:13:20.123456Z  lookup       ENOENT          45.6 us  "), "{said}");
+        assert!(said.ends_with("/dir\\u{1b}[2J a\\nb\n"), "{said}");
+    }
+}
