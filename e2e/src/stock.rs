@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::parts::Parts;
 use crate::process::Process;
 
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(60);
 
 /// A stock virtiofsd that serves one guest. Dropped, it is killed.
 pub struct Stock {

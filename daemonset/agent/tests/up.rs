@@ -105,8 +105,10 @@ fn edits_are_followed_and_a_bad_one_leaves_the_last_good_version_in_force() {
 
 #[test]
 fn what_this_place_lacks_is_said_and_what_can_be_served_is() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("not shown: only root can give capabilities up one by one");
+    let tried =
+        Command::new("setpriv").args(["--bounding-set", "-dac_override", "true"]).stderr(Stdio::null()).status();
+    if !nix::unistd::geteuid().is_root() || !tried.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this place does not permit giving capabilities up one by one");
         return;
     }
     let host = prepare();

@@ -86,6 +86,9 @@ fn survive(guests: usize, chaos: &Chaos) {
         totals.exchanges
     );
     assert!(report.is_clean(), "{report}");
+    let done = &totals.exchanges;
+    assert!(!chaos.kills || done.recoveries.count > 0, "no engine was replaced: {done:?}");
+    assert!(!chaos.exchanges || done.hand_overs.count > 0, "nothing was handed over: {done:?}");
     for guest in &guests {
         assert_eq!(guest.violations(), []);
     }

@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::process::{Command, Stdio};
 
 use common::{Broker, boot, read_hello, until};
 use nix::sys::signal::{Signal, kill};
@@ -34,8 +35,10 @@ fn children(parent: u32) -> Vec<u32> {
 
 #[test]
 fn a_vmm_that_the_broker_cannot_see_is_served_recovered_and_handed_over() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: only root makes PID namespaces");
+    let tried =
+        Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).stderr(Stdio::null()).status();
+    if !tried.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this place does not permit making PID namespaces");
         return;
     }
     let broker = Broker::start_in_pid_namespace();

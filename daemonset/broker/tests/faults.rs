@@ -9,7 +9,6 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use common::{Broker, boot, read_hello, runs, threads_stand_still, until};
@@ -51,18 +50,17 @@ fn hindered_while(file: &str, hindrance: &str) -> Broker {
 
 #[test]
 fn a_vmm_is_answered_before_its_engine_is_there() {
-    let broker = hindered_while("slow", "sleep 2");
+    let broker = hindered_while("slow", "while [ -e \"$(dirname $0)/slow\" ]; do sleep 0.1; done");
     let endpoint = broker.share("slow");
     let other = broker.share("other");
     let beside = broker.runtime_dir().with_file_name("slow");
     let waiting = boot(&other);
     fs::write(&beside, "").unwrap();
-    let start = Instant::now();
+    // None of this could be, had VMM or others to wait for the engine.
     let guest = Guest::power_on(GuestConfig::new(&endpoint.socket.path).small()).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(2), "the VMM had to wait for the engine");
     assert_eq!(read_hello(&waiting), "from the host\n");
-    assert_eq!(broker.session_of("slow").state, SessionState::Connecting);
-    assert!(start.elapsed() < Duration::from_secs(2), "others had to wait for the engine");
+    assert_ne!(broker.session_of("slow").state, SessionState::Serving);
+    fs::remove_file(&beside).unwrap();
     guest.mount().unwrap();
     assert_eq!(read_hello(&guest), "from the host\n");
 }
@@ -202,9 +200,7 @@ fn garbage_and_half_messages_are_refused() {
     }
     let half = connect(&broker);
     half.stream().write_all(&[1, 0, 0]).unwrap();
-    let start = Instant::now();
     assert!(broker.status_of("data").sessions.is_empty());
-    assert!(start.elapsed() < Duration::from_secs(4), "half a header held the broker up");
     drop(half);
     until("all of them are counted", || broker.status_of("data").refused_connections == 4);
 }
@@ -267,12 +263,16 @@ fn a_log_that_is_not_read_costs_nobody_anything() {
 fn an_engine_that_floods_its_log_still_serves() {
     let script = "( while :; do echo spam spam spam; done ) & exec ENGINE";
     let broker = Broker::start_with_script(script);
+    let begin = Instant::now();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
     for _ in 0..50 {
         assert_eq!(read_hello(&guest), "from the host\n");
     }
-    sleep(Duration::from_millis(200));
-    let lines = broker.log().lines().filter(|line| line.contains("spam spam")).count();
-    assert!(lines < 500, "{lines} lines");
+    let spam = || broker.log().lines().filter(|line| line.contains("spam spam")).count();
+    until("its lines come through", || spam() > 0);
+    let lines = spam();
+    // A trial, an engine and its spare: each has so many at once, and then so many a second.
+    let allowed = 3 * (50 + 1 + begin.elapsed().as_millis() / 100);
+    assert!(lines as u128 <= allowed, "{lines} lines, {allowed} are allowed");
 }

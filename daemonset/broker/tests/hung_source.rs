@@ -6,7 +6,6 @@ mod common;
 
 use std::fs;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use common::fuse::{HangingMount, Hangs};
 use common::{Broker, boot, read_hello, until};
@@ -48,11 +47,10 @@ fn a_hung_source_is_a_finding_and_costs_nobody_else_anything() {
     thread::scope(|scope| {
         let applying = scope.spawn(|| broker.control().apply(&endpoint));
         until("it hangs", || mount.hanging() > 0);
-        let start = Instant::now();
         assert_eq!(read_hello(&boot(&other)), "from the host\n");
         broker.control().apply(&other).unwrap();
         assert!(broker.control().apply(&endpoint).is_err(), "a second trial does not wait as well");
-        assert!(start.elapsed() < Duration::from_secs(15), "others had to wait");
+        assert!(mount.hanging() > 0, "it still hangs");
         let finding = applying.join().unwrap().unwrap_err();
         assert_eq!(finding.reason, Reason::SourceUnreadable);
     });

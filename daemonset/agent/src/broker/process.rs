@@ -80,6 +80,10 @@ pub(crate) fn find(asked: Option<PathBuf>, search_path: &str) -> Result<PathBuf,
         return Ok(path);
     }
     let beside = std::env::current_exe().ok().and_then(|own| own.parent().map(Path::to_path_buf));
+    search(beside, search_path)
+}
+
+fn search(beside: Option<PathBuf>, search_path: &str) -> Result<PathBuf, ProcessError> {
     let in_path = search_path.split(':').filter(|folder| !folder.is_empty()).map(PathBuf::from);
     beside
         .into_iter()
@@ -166,10 +170,15 @@ mod tests {
     #[test]
     fn the_asked_program_wins_and_a_missing_one_is_said() {
         assert_eq!(find(Some("/some/broker".into()), "").unwrap(), Path::new("/some/broker"));
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("virtiofs-broker"), "").unwrap();
-        // Another broker may lie beside the test's own program; either way one is found.
-        assert!(find(None, &format!("/nowhere::{}", folder.path().display())).is_ok());
+        let [beside, in_path] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let path = format!("/nowhere::{}", in_path.path().display());
+        let found = || search(Some(beside.path().into()), &path).map_err(|error| error.to_string());
+        assert!(found().unwrap_err().contains("--broker"));
+        for folder in [&in_path, &beside] {
+            let program = folder.path().join("virtiofs-broker");
+            fs::write(&program, "").unwrap();
+            assert_eq!(found().unwrap(), program);
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]
