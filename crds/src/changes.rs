@@ -63,7 +63,7 @@ pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
         gid_translation,
         limits,
     } = new;
-    use Effect::{AtHandover, AtNextMount};
+    use Effect::{AsItExpires, AtHandover, AtNextMount};
     // A guest that was answered ENOSYS never asks for extended attributes again; one that has them is
     // answered ENOSYS by the next engine and stops asking.
     let xattr_effect = if old.xattr { AtHandover } else { AtNextMount };
@@ -90,8 +90,9 @@ pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
         changed("maxInodes", &old.max_inodes, max_inodes, AtHandover),
         changed("queues", &old.queues, queues, AtNextMount),
         changed("sandbox", &old.sandbox, sandbox, AtHandover),
-        changed("uidTranslation", &old.uid_translation, uid_translation, AtNextMount),
-        changed("gidTranslation", &old.gid_translation, gid_translation, AtNextMount),
+        // Owners that a guest has in its cache stay there.
+        changed("uidTranslation", &old.uid_translation, uid_translation, AsItExpires),
+        changed("gidTranslation", &old.gid_translation, gid_translation, AsItExpires),
         changed("limits", &old.limits, limits, AtHandover),
     ]
     .into_iter()
@@ -189,8 +190,6 @@ mod tests {
             "readdirplus",
             "allowMmap",
             "queues",
-            "uidTranslation",
-            "gidTranslation",
         ];
         assert_eq!(waiting(&stock(), &other()), agreed);
         // Taken away, extended attributes are gone at once.
@@ -203,6 +202,7 @@ mod tests {
             let found = changes(&stock(), &other());
             found.into_iter().find(|change| change.field == field).unwrap().effect
         };
+        assert_eq!(effect("uidTranslation"), Effect::AsItExpires, "owners are remembered");
         assert_eq!(effect("entryTimeout"), Effect::AtHandover);
         assert_eq!(effect("attrTimeout"), Effect::AsItExpires);
     }

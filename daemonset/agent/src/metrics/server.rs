@@ -60,8 +60,8 @@ async fn healthz(State(serving): State<Arc<Serving>>) -> (StatusCode, &'static s
     }
 }
 
-/// Ready: the broker answers, and every share has been looked at. Whether each is served is for its own
-/// metric to say: one bad share must not take the others' agent out of service.
+/// Ready: the broker answers, and the declarations have been read. Whether each share is served, or its source even
+/// looked at yet, is for its own metric to say: one bad share must not take the others' agent out of service.
 async fn readyz(State(serving): State<Arc<Serving>>) -> (StatusCode, &'static str) {
     let turn = serving.turns.borrow();
     match (turn.at, turn.report.broker) {
