@@ -10,6 +10,10 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use thiserror::Error;
 
+/// Longest path of the directory: a socket's path has 107 bytes, and the share's with the shortest name has 14 below
+/// the directory, more than the broker's.
+const LONGEST: usize = 107 - "/shares/x.sock".len();
+
 /// Why the runtime directory cannot be used.
 #[derive(Debug, Error)]
 pub(crate) enum RuntimeDirError {
@@ -19,6 +23,9 @@ pub(crate) enum RuntimeDirError {
     /// The lock file could not be opened or locked.
     #[error("lock {path}: {error}")]
     Lock { path: PathBuf, error: io::Error },
+    /// Nobody could connect to a socket below it (unix(7)).
+    #[error("runtime directory {0}: its path is too long for sockets below it; {LONGEST} bytes are possible")]
+    TooLong(PathBuf),
     /// Another agent works here.
     #[error("another agent works in {0}; end it first, or choose another --runtime-dir")]
     Taken(PathBuf),
@@ -44,6 +51,9 @@ impl RuntimeDir {
         }
         make(root).map_err(failed)?;
         let prepared = RuntimeDir { root: fs::canonicalize(root).map_err(failed)? };
+        if prepared.root.as_os_str().len() > LONGEST {
+            return Err(RuntimeDirError::TooLong(prepared.root));
+        }
         make(&prepared.sockets()).map_err(failed)?;
         Ok(prepared)
     }
@@ -157,6 +167,19 @@ pub(crate) fn default_root() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_too_long_for_sockets_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        let scratch = scratch.path().canonicalize().unwrap();
+        for (length, fits) in [(LONGEST, true), (LONGEST + 1, false)] {
+            let root = scratch.join("r".repeat(length - scratch.as_os_str().len() - 1));
+            let prepared = RuntimeDir::prepare(&root);
+            assert_eq!(prepared.is_ok(), fits, "{prepared:?}");
+            let Ok(prepared) = prepared else { continue };
+            std::os::unix::net::UnixListener::bind(prepared.share_socket("x")).unwrap();
+        }
+    }
 
     #[test]
     fn a_second_agent_is_turned_away_until_the_first_has_ended() {
