@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 use virtiofs_contract::config::EngineConfig;
@@ -233,10 +233,13 @@ impl Broker {
         for endpoint in &endpoints {
             endpoint.remove(true);
         }
+        // One deadline for all: whoever started this broker does not wait for ever.
+        let end = Instant::now() + END_DEADLINE;
+        let left = || end.saturating_duration_since(Instant::now());
         for endpoint in &endpoints {
-            endpoint.wait_until_empty(END_DEADLINE);
+            endpoint.wait_until_empty(left());
         }
-        match self.engines.wait_until_all_are_gone(END_DEADLINE) {
+        match self.engines.wait_until_all_are_gone(left()) {
             0 => {}
             left => tracing::warn!(engines = left, "engines are still ending: a hung source keeps them"),
         }

@@ -118,9 +118,11 @@ impl Spawner {
 /// Keeps the number of the control descriptor in use in this process. The standard library reports a failed
 /// exec through a pipe of its own; were that pipe's number the one we put the control channel on, the report
 /// would go to the engine's channel.
-fn occupy_control_fd() -> io::Result<OwnedFd> {
-    let null = std::fs::File::open("/dev/null")?;
-    Ok(rustix::io::fcntl_dupfd_cloexec(&null, CONTROL_FD)?)
+fn occupy_control_fd() -> io::Result<Vec<OwnedFd>> {
+    let mut occupied = vec![OwnedFd::from(std::fs::File::open("/dev/null")?)];
+    // The lowest number that is free and not below it: either it is that one, or that one is in use, here or by others.
+    occupied.push(rustix::io::fcntl_dupfd_cloexec(&occupied[0], CONTROL_FD)?);
+    Ok(occupied)
 }
 
 fn spawn(

@@ -252,6 +252,11 @@ impl Starter {
         let name = self.serial.fetch_add(1, Relaxed).to_string();
         let directory = std::fs::File::open(&self.sockets)?;
         let path = crate::listen::path_below(directory.as_fd(), name.as_ref());
+        // One may be left by a broker that was killed at this point.
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let listener = UnixListener::bind(&path)?;
         let connection = UnixStream::connect(&path);
         std::fs::remove_file(&path)?;
