@@ -16,6 +16,7 @@ mod monitor;
 pub mod node;
 pub mod parts;
 pub mod process;
+pub mod report;
 pub mod stock;
 pub mod tree;
 

@@ -36,6 +36,8 @@ pub struct Declaration<'a> {
     pub content: &'a str,
     /// Overrides of what follows from that, in braces: `{}` for none.
     pub engine: &'a str,
+    /// What is done about staleness, in braces: `{}` for what is done unless said otherwise.
+    pub staleness: &'a str,
 }
 
 impl Declaration<'_> {
@@ -47,8 +49,8 @@ impl Declaration<'_> {
             "apiVersion: virtiofs.dev/v1alpha1\n\
              kind: VirtiofsShare\n\
              metadata:\n  name: {}\n\
-             spec:\n  source:\n    hostPath:\n      path: {path}\n      type: Directory\n  access: {}\n  content: {}\n  engine: {}\n",
-            self.name, self.access, self.content, self.engine
+             spec:\n  source:\n    hostPath:\n      path: {path}\n      type: Directory\n  access: {}\n  content: {}\n  engine: {}\n  staleness: {}\n",
+            self.name, self.access, self.content, self.engine, self.staleness
         )
     }
 }

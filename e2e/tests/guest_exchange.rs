@@ -12,12 +12,12 @@ use e2e::guest::{Guest, GuestSpec};
 use e2e::load::{Load, Running, Summary};
 use e2e::node::{Declaration, Node};
 use e2e::parts::Parts;
+use e2e::report::{self, AGAIN, FILES, LAYERS};
 use e2e::tree;
 use tempfile::TempDir;
 use virtiofs_contract::control::SessionState;
 
 const SHARE: &str = "share";
-const LAYERS: [&str; 3] = ["top", "middle", "base"];
 const KILLS: usize = 20;
 const HAND_OVERS: usize = 20;
 /// Configurations that a session is handed over between; each differs from its neighbours.
@@ -55,7 +55,9 @@ impl Host {
     }
 
     fn declaration<'a>(&'a self, engine: &'a str) -> Declaration<'a> {
-        Declaration { name: SHARE, source: self.source(), access: "ReadWrite", content: "Shared", engine }
+        // Nobody but these tests is to exchange engines.
+        let staleness = "{policy: Report}";
+        Declaration { name: SHARE, source: self.source(), access: "ReadWrite", content: "Shared", engine, staleness }
     }
 
     /// Declares the share and boots a guest that has it as a device.
@@ -205,22 +207,17 @@ fn work_through_a_kill(host: &Host, guest: &mut Guest) -> Result<Mounts> {
     Ok(mounts)
 }
 
-/// Files of the report, spread over the layers.
-const FILES: u64 = 10_000;
-/// Files that are read once more.
-const AGAIN: u32 = 400;
-
 #[test]
 fn a_guest_that_ran_its_engine_out_of_files_is_cured_by_file_handles() -> Result<()> {
     Host::visit(|host| {
-        plant_report(host.source())?;
+        report::plant(host.source())?;
         let mut guest = host.guest("{inodeFileHandles: Never, openFiles: 2000}")?;
         let mounts = Mounts::of(&mut guest)?;
-        guest.must(&format!("cp {}/work/list /run/list && tail -n 3000 /run/list >/run/others", mounts.direct))?;
+        report::take_list(&mut guest, &mounts.direct)?;
         let (all, first) = (Load::listed("/run/list"), Load::listed("/run/list").at_most(AGAIN));
         tell("O_PATH descriptors, all files", &guest.work(&all, 1)?);
         tell("O_PATH descriptors, the first files once more", &guest.work(&first, 1)?);
-        fall_ill(host, &mut guest)?;
+        report::fall_ill(&host.node, SHARE, &mut guest)?;
         let ill = guest.work(&first, 1)?;
         tell("after the engine's death and other files, the first ones", &ill);
         let stale = ill.errors.get("ESTALE").copied().unwrap_or_default();
@@ -237,28 +234,4 @@ fn a_guest_that_ran_its_engine_out_of_files_is_cured_by_file_handles() -> Result
         ensure!(whole.operations == FILES, "{} files were read", whole.operations);
         guest.shutdown()
     })
-}
-
-/// The library of 1.14 needs no descriptor to find an inode that it holds, so an engine that is full fails to open
-/// files (ENFILE) but not to find them. One that holds none yet, as after the death of the one before, and is filled
-/// with other files first, fails to find them; of a lookup that fails overlayfs makes ESTALE.
-fn fall_ill(host: &Host, guest: &mut Guest) -> Result<()> {
-    host.node.kill_engine(SHARE)?;
-    tell("another engine, other files", &guest.work(&Load::listed("/run/others"), 1)?);
-    // Names are trusted for a second; after that the guest asks.
-    sleep(Duration::from_secs(2));
-    Ok(())
-}
-
-/// Small files in three layers, and a list of their paths in the guest.
-fn plant_report(source: &Path) -> Result<()> {
-    let mut list = String::new();
-    for (number, layer) in (0..).zip(LAYERS) {
-        let share = FILES / LAYERS.len() as u64;
-        let end = if number + 1 == LAYERS.len() as u64 { FILES } else { (number + 1) * share };
-        for path in tree::plant_small(&source.join(layer), number * share..end)? {
-            list.push_str(&format!("/mnt/merged/{path}\n"));
-        }
-    }
-    Ok(fs::write(source.join("work/list"), list)?)
 }

@@ -32,7 +32,8 @@ impl Road {
     }
 
     fn declare(&self, name: &str, access: &str, content: &str) -> Result<()> {
-        self.node.declare(&Declaration { name, source: self.source(), access, content, engine: "{}" })
+        let (engine, staleness) = ("{}", "{}");
+        self.node.declare(&Declaration { name, source: self.source(), access, content, engine, staleness })
     }
 
     /// Boots a guest that has the share as the device `share`.

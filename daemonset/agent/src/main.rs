@@ -26,6 +26,7 @@ mod runtime_dir;
 mod serve;
 mod service;
 mod source;
+mod staleness;
 mod status;
 mod up;
 

@@ -38,10 +38,25 @@ pub(crate) const NEAR_LIMIT: &str = "NearLimit";
 /// A second VM was refused a share that one at a time may use.
 pub(crate) const EXCLUSIVE_REFUSED: &str = "ExclusiveRefused";
 
+/// A remedy against staleness has changed the configuration.
+pub(crate) const REMEDY_IN_FORCE: &str = "RemedyInForce";
+
+/// No remedy against staleness is left.
+pub(crate) const REMEDY_FAILED: &str = "RemedyFailed";
+
 /// What the agent says of its own accord; the rest comes from the broker.
 #[cfg(test)]
-pub(crate) const REASONS: [&str; 7] =
-    [MANIFEST_INVALID, BROKER_UNAVAILABLE, BROKER_REFUSED, SESSION_FAILED, SOURCE_HUNG, NEAR_LIMIT, EXCLUSIVE_REFUSED];
+pub(crate) const REASONS: [&str; 9] = [
+    MANIFEST_INVALID,
+    BROKER_UNAVAILABLE,
+    BROKER_REFUSED,
+    SESSION_FAILED,
+    SOURCE_HUNG,
+    NEAR_LIMIT,
+    EXCLUSIVE_REFUSED,
+    REMEDY_IN_FORCE,
+    REMEDY_FAILED,
+];
 
 impl Notice {
     /// A notice in words of the agent's own.

@@ -55,6 +55,8 @@ pub(crate) struct Look {
     pub(crate) at: Instant,
     /// What was there.
     pub(crate) found: Result<Source, Finding>,
+    /// Is that an empty directory and no mount point, as it is left by a file system that was unmounted?
+    pub(crate) bare: bool,
 }
 
 /// What was done about one endpoint so far.
@@ -261,7 +263,7 @@ mod tests {
     }
 
     fn looked(at: Instant, path: &str) -> Done {
-        let look = Look { at, found: Ok(source(path, 1)) };
+        let look = Look { at, found: Ok(source(path, 1)), bare: false };
         Done::Looked { share: "a".into(), declared: path.into(), look }
     }
 

@@ -17,7 +17,8 @@ use crate::desired::Desired;
 use crate::observed::{Attempt, Done, Look, Observed, Outcome};
 use crate::plan::{Action, Site, plan};
 use crate::report::{Report, report};
-use crate::source::{Source, look};
+use crate::source::{Source, is_bare, look};
+use crate::staleness::{Answer, Keeper, Order, Remedies, carry_out};
 
 /// What the loop works on.
 pub(crate) struct Reconciler {
@@ -59,19 +60,33 @@ impl Reconciler {
 
     async fn run(mut self, turns: watch::Sender<Turn>) {
         let (ended, mut endings) = mpsc::unbounded_channel();
+        let (answered, mut answers) = mpsc::unbounded_channel();
+        let keeper = Keeper::new(self.site.runtime_dir.broker_socket());
         let mut observed = Observed::default();
+        let mut remedies = Remedies::new();
         loop {
-            let desired = self.desired.borrow_and_update().clone();
-            let status = self.status().await;
+            let declared = self.desired.borrow_and_update().clone();
+            // A broker of which it is not known what remedies are in force cannot be planned for.
+            let status = match self.status().await {
+                Some(status) if remedies.ready(status.pid, &keeper).await => Some(status),
+                _ => None,
+            };
             let now = Instant::now();
             observed.hear(now, status.as_ref());
-            observed.remember(now, &desired);
+            observed.remember(now, &declared);
+            let orders = status.as_ref().map_or_else(Vec::new, |status| remedies.turn(&declared, &observed, status));
+            remedies.save(&keeper).await;
+            for order in orders {
+                self.order(order, answered.clone());
+            }
+            let desired = remedies.amend(&declared);
             let plan = plan(now, &self.site, &desired, &observed);
             for action in plan.actions {
                 observed.begin(now, &action);
                 self.perform(action, &observed, ended.clone());
             }
-            let report = report(now, &self.site, &desired, &observed);
+            let mut report = report(now, &self.site, &desired, &observed);
+            remedies.tell(&declared, &observed, &mut report);
             turns.send_replace(Turn { at: Some(now), report });
             tokio::select! {
                 changed = self.desired.changed() => if changed.is_err() { return },
@@ -81,7 +96,11 @@ impl Reconciler {
                         observed.finish(done);
                     }
                 }
-                () = sleep(plan.rest) => {}
+                Some(answer) = answers.recv() => {
+                    remedies.answered(answer, &declared, &observed);
+                    remedies.save(&keeper).await;
+                }
+                () = sleep(plan.rest.min(remedies.rest())) => {}
             }
         }
     }
@@ -104,7 +123,8 @@ impl Reconciler {
                 let place = observed.places.get(&share).cloned().unwrap_or_default();
                 Box::new(move || {
                     let found = look(&place.declared, place.pinned.as_deref());
-                    Done::Looked { share, declared: place.declared, look: Look { at: Instant::now(), found } }
+                    let bare = found.as_ref().is_ok_and(|source| is_bare(&source.path));
+                    Done::Looked { share, declared: place.declared, look: Look { at: Instant::now(), found, bare } }
                 })
             }
             Action::Apply { endpoint, source } => {
@@ -118,6 +138,14 @@ impl Reconciler {
         };
         // Nobody is there to hear of it only when the loop has ended.
         spawn_blocking(move || _ = ended.send(act()));
+    }
+}
+
+impl Reconciler {
+    /// The same for a remedy.
+    fn order(&self, order: Order, answered: mpsc::UnboundedSender<Answer>) {
+        let socket = self.site.runtime_dir.broker_socket();
+        spawn_blocking(move || carry_out(&socket, order).map(|answer| answered.send(answer)));
     }
 }
 

@@ -20,6 +20,7 @@ use crate::observed::{Effort, Observed, Outcome, Place};
 use crate::offer::{offers_of, share_name, share_of};
 use crate::plan::{Site, conflict};
 use crate::source::hangs;
+use crate::staleness::ShareStaleness;
 
 /// A look at a source that takes longer than this is worth a word.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,6 +95,9 @@ pub(crate) struct Report {
     pub(crate) silent: bool,
     /// Shares in order of their names.
     pub(crate) shares: Vec<ShareReport>,
+    /// How declared shares stand with staleness, by name.
+    #[serde(default)]
+    pub(crate) staleness: BTreeMap<String, ShareStaleness>,
     /// Documents that were not accepted.
     pub(crate) problems: Vec<Problem>,
 }
@@ -113,7 +117,8 @@ pub(crate) fn report(now: Instant, site: &Site, desired: &Desired, observed: &Ob
     shares.extend(refused_shares(site, desired));
     shares.sort_by(|a, b| a.name.cmp(&b.name));
     let silent = observed.silent_since.is_some_and(|since| now.saturating_duration_since(since) >= SILENCE);
-    Report { broker: observed.endpoints.is_some(), silent, shares, problems: desired.problems.clone() }
+    let (broker, problems) = (observed.endpoints.is_some(), desired.problems.clone());
+    Report { broker, silent, shares, staleness: BTreeMap::new(), problems }
 }
 
 fn declared_share(now: Instant, site: &Site, desired: &Desired, observed: &Observed, share: &Share) -> ShareReport {

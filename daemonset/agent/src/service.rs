@@ -107,7 +107,7 @@ mod tests {
     fn the_line_says_what_is_amiss_first() {
         let of = |states: &[ShareState], silent: bool| {
             let shares = states.iter().map(|state| share(*state)).collect();
-            summary(&Report { broker: !silent, silent, shares, problems: Vec::new() })
+            summary(&Report { broker: !silent, silent, shares, ..Report::default() })
         };
         use ShareState::{Degraded, NotReady, Ready};
         assert_eq!(of(&[], false), "no shares");

@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use virtiofs_contract::preflight::{Finding, Reason};
 
 /// A directory that was found.
@@ -36,6 +37,17 @@ pub(crate) fn look(declared: &Path, pinned: Option<&Path>) -> Result<Source, Fin
         });
     }
     Ok(Source { path: canonical, identity: (metadata.dev(), metadata.ino()) })
+}
+
+/// Is that an empty directory and no mount point? Where a file system has been unmounted, one is left.
+pub(crate) fn is_bare(path: &Path) -> bool {
+    let empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
+    empty && !is_mount_point(path)
+}
+
+fn is_mount_point(path: &Path) -> bool {
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS);
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 fn not_found(path: &Path, error: &io::Error) -> Finding {
@@ -143,5 +155,15 @@ mod tests {
         fs::create_dir(&source).unwrap();
         let after = look(&source, Some(&before.path)).unwrap();
         assert_ne!(before.identity, after.identity);
+    }
+
+    #[test]
+    fn an_empty_directory_is_bare_unless_something_is_mounted_there() {
+        let (_keep, folder) = folder();
+        assert!(is_bare(&folder));
+        fs::write(folder.join("file"), "").unwrap();
+        assert!(!is_bare(&folder));
+        assert!(!is_bare(&folder.join("file")) && !is_bare(&folder.join("nothing")));
+        assert!(is_mount_point(Path::new("/proc")) && !is_mount_point(&folder));
     }
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How many events a session keeps: the last ones.
@@ -17,7 +18,7 @@ pub const EVENTS: usize = 32;
 pub const EVENT_PATH: usize = 464;
 
 /// Why something that a guest holds has become stale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Cause {
     /// A lookup or an open failed for want of file descriptors. An event is a request that was refused.
     FdExhausted,
@@ -87,7 +88,7 @@ pub struct StaleTotal {
 }
 
 /// One event, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StaleEvent {
     /// Its number in the session, from 1: what was seen already can be told from what is new.

@@ -33,9 +33,9 @@ pub enum Mode {
 pub struct Window(Duration);
 
 impl Window {
-    /// The window of this length; none if it is shorter than a second or longer than [`BUDGET_SPAN`].
-    pub fn new(length: Duration) -> Option<Self> {
-        (length >= Duration::from_secs(1) && length <= BUDGET_SPAN).then_some(Window(length))
+    /// The window of this length, or the nearest that makes sense: a second at least, at most [`BUDGET_SPAN`].
+    pub fn within(length: Duration) -> Self {
+        Window(length.clamp(Duration::from_secs(1), BUDGET_SPAN))
     }
 
     /// Its length.

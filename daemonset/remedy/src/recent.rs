@@ -68,7 +68,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     fn window() -> Window {
-        Window::new(MINUTE).unwrap()
+        Window::within(MINUTE)
     }
 
     fn at(seconds: u64) -> Moment {

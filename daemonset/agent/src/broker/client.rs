@@ -8,6 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
+use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::{Endpoint, Exchanging, Request, Response, Status, Traced};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
@@ -177,6 +178,15 @@ impl Client {
     fn done(&mut self, request: &Request, within: Duration) -> Result<(), ClientError> {
         match self.call(request, within)? {
             Response::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Tries a configuration on a source without serving it.
+    pub(crate) fn preflight(&mut self, source: &Path, engine: EngineConfig) -> Result<Preflight, ClientError> {
+        let request = Request::Preflight { source: source.to_path_buf(), sub_path: None, engine };
+        match self.call(&request, TRIAL_WITHIN)? {
+            Response::Tried { preflight } => Ok(preflight),
             other => Err(unexpected(other)),
         }
     }

@@ -9,6 +9,7 @@ use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus, St
 use virtiofs_contract::counters::{BUCKETS, OPERATION_NAMES, OperationTotals, Pauses};
 
 use super::sample::Family;
+use super::staleness;
 use crate::broker::client::ClientError;
 use crate::broker::observer::Observation;
 use crate::broker::totals::{RunningTotals, ShareTotals};
@@ -25,6 +26,7 @@ pub(super) fn families(report: &Report, observation: &Observation) -> Vec<Metric
     families.extend(transfers(&observation.totals));
     families.extend(lives(&observation.totals));
     families.extend(exchanges(&observation.totals));
+    families.extend(staleness::families(report, &observation.totals));
     let shares = by_share(endpoints);
     families.extend(sessions(&shares));
     families.extend(holdings(&shares));
@@ -311,7 +313,7 @@ mod tests {
     #[test]
     fn every_metric_is_in_the_manual() {
         let manual = include_str!("../../../../docs/MANUAL.md");
-        let source = include_str!("families.rs");
+        let source = [include_str!("families.rs"), include_str!("staleness.rs")].concat();
         let names = source.split('"').filter(|word| word.starts_with("virtiofs_") && !word.contains(['{', ' ', '\\']));
         for name in names {
             let short = name.replace("virtiofs_fullest_engine_open_files_limit", "`..._limit`");

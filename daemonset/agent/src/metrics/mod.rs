@@ -3,6 +3,7 @@
 mod families;
 mod sample;
 mod server;
+mod staleness;
 
 pub(crate) use families::page;
 pub(crate) use server::{Serving, bind, serve};

@@ -41,7 +41,7 @@ impl Progress {
 /// A share whose source was looked for, with this result.
 pub(crate) fn looked(at: Instant, found: Result<Source, Finding>) -> Progress {
     let pinned = found.as_ref().ok().map(|source| source.path.clone());
-    let place = Place { look: Some(Look { at, found }), pinned, ..Place::default() };
+    let place = Place { look: Some(Look { at, found, bare: false }), pinned, ..Place::default() };
     Progress { place, ..Progress::default() }
 }
 

@@ -14,6 +14,7 @@ use virtiofs_contract::control::{
 };
 use virtiofs_contract::counters::{Exchanges, Held, OPERATION_NAMES, Pauses, Totals};
 use virtiofs_contract::preflight::Preflight;
+use virtiofs_contract::staleness::StaleEvent;
 use virtiofs_crds::{changes, nearest};
 
 use super::frontends::{Mount, mount};
@@ -25,6 +26,7 @@ use crate::offer::share_name;
 use crate::published::Published;
 use crate::report::{ShareReport, ShareState};
 use crate::runtime_dir::RuntimeDir;
+use crate::staleness::ShareStaleness;
 
 /// Version of the document.
 const VERSION: &str = "status.virtiofs.dev/v1";
@@ -86,6 +88,8 @@ pub(super) struct Share {
     pub(super) sessions: Vec<Session>,
     /// Counts of all sessions since the broker started.
     pub(super) counts: Counts,
+    /// How it stands with staleness; none: the agent has not said yet, or the share is declared no more.
+    pub(super) staleness: Option<ShareStaleness>,
     /// How a VM gets it.
     pub(super) mount: Mount,
     /// Until when its source is released, in seconds since the Unix epoch; null: it is not.
@@ -177,6 +181,10 @@ pub(super) struct Session {
     pub(super) traced_until: Option<u64>,
     /// Open files of the guest that the broker keeps for it.
     pub(super) parked_files: u64,
+    /// Its last stale events, the oldest first.
+    pub(super) stale_events: Vec<StaleEvent>,
+    /// How the source's path leads to something else than what it serves, if it does.
+    pub(super) source_gone: Option<String>,
 }
 
 /// A request in progress.
@@ -217,6 +225,8 @@ pub(super) struct Counts {
     pub(super) malformed: u64,
     pub(super) requests_by_operation: BTreeMap<&'static str, u64>,
     pub(super) errors_by_errno: BTreeMap<&'static str, u64>,
+    /// Stale events by cause; causes that never occurred are left out.
+    pub(super) stale_by_cause: BTreeMap<&'static str, u64>,
     /// Engines exchanged under guests.
     pub(super) exchanges: ExchangeCounts,
 }
@@ -259,8 +269,12 @@ pub(super) fn gather(
     for endpoint in endpoints {
         served.entry(share_name(&endpoint.endpoint.name).to_owned()).or_default().push(endpoint);
     }
-    let (known, problems) = report.map_or_else(Default::default, |report| (report.shares, report.problems));
+    let mut report = report.unwrap_or_default();
+    let (known, problems) = (report.shares, report.problems);
     let mut shares: Vec<_> = known.into_iter().map(|it| reported(it, &mut served, broker.running)).collect();
+    for share in &mut shares {
+        share.staleness = report.staleness.remove(&share.name);
+    }
     shares.extend(served.into_iter().filter_map(|(name, endpoints)| unreported(&name, endpoints)));
     shares.sort_by(|a, b| a.name.cmp(&b.name));
     Document {
@@ -339,6 +353,7 @@ fn unserved(report: &ShareReport, broker_runs: bool) -> Share {
         in_force: None,
         sessions: Vec::new(),
         counts: Counts::default(),
+        staleness: None,
         mount: mount(&report.name, &report.socket, Access::ReadWrite),
         released_until: None,
         sockets: Vec::new(),
@@ -374,6 +389,7 @@ fn unreported(name: &str, mut endpoints: Vec<EndpointStatus>) -> Option<Share> {
         source: wanted.source.clone(),
         sessions,
         counts: counts(&totals),
+        staleness: None,
         in_force: Some(InForce {
             listening: own.listening,
             source: wanted.source,
@@ -442,6 +458,8 @@ fn session(session: SessionStatus, endpoint: &Endpoint) -> Session {
         wanted_generation: session.wanted_generation,
         traced_until: session.trace.map(|it| it.until),
         parked_files: session.parked_files,
+        stale_events: session.stale_events,
+        source_gone: session.source_gone,
     }
 }
 
@@ -457,6 +475,7 @@ fn counts(totals: &Totals) -> Counts {
         written_bytes: totals.bytes_written,
         malformed: totals.malformed,
         requests_by_operation: totals.operations.iter().map(|it| (operation(it.opcode), it.requests)).collect(),
+        stale_by_cause: totals.stale.iter().map(|it| (it.cause.name(), it.events)).collect(),
         errors_by_errno: totals.errnos.iter().map(|it| (errno_name(it.errno), it.replies)).collect(),
         exchanges: exchanges(&totals.exchanges),
     }

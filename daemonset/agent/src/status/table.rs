@@ -98,6 +98,7 @@ fn details(share: &Share) -> String {
         _ = writeln!(text, "  refused {times} times because one VM at a time may use it");
     }
     text.push_str(&limits(share));
+    text.push_str(&staleness(share));
     if share.state.serves() {
         text.push_str(&lines(share));
     }
@@ -148,6 +149,22 @@ fn session_lines(session: &Session) -> String {
     text
 }
 
+/// A line about stale events, if there were any, and one about the last remedy.
+fn staleness(share: &Share) -> String {
+    let mut text = String::new();
+    let counts: Vec<_> = share.counts.stale_by_cause.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
+    if !counts.is_empty() {
+        let last = share.sessions.iter().flat_map(|session| &session.stale_events).max_by_key(|event| event.at_ms);
+        let last = last.map(|event| format!("; last path: {} ({})", named(&event.path), event.cause));
+        _ = writeln!(text, "  stale: {}{}", counts.join(", "), last.unwrap_or_default());
+    }
+    if let Some(remedy) = share.staleness.as_ref().and_then(|staleness| staleness.last_remedy.as_ref()) {
+        let outcome = remedy.outcome.as_deref().unwrap_or("on trial");
+        _ = writeln!(text, "  last remedy: {} against {}: {outcome}", remedy.remedy, remedy.cause);
+    }
+    text
+}
+
 /// What an engine may use of the host, if there is a limit.
 fn limits(share: &Share) -> String {
     let limits = share.in_force.as_ref().and_then(|it| serde_json::to_value(&it.preflight.limits).ok());
@@ -161,6 +178,10 @@ const WORTH_A_WORD_MS: u64 = 1000;
 
 fn time(seconds: u64) -> impl std::fmt::Display {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+fn named(path: &str) -> &str {
+    if path.is_empty() { "not known" } else { path }
 }
 
 /// A line about engines that were exchanged, if there were any.

@@ -100,6 +100,15 @@ impl Prepared {
         self.start(command, None)
     }
 
+    /// The same where no process may have more open files than this.
+    pub(crate) fn up_limited(self, capabilities: &[&str], open_files: u64) -> Host {
+        let inner = without(capabilities);
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={open_files}:{open_files}")).arg(inner.get_program()).args(inner.get_args());
+        command.arg("up").arg("--broker").arg(broker());
+        self.start(command, None)
+    }
+
     /// Starts a broker and, beside it, the agent for a service manager, with these variables in its environment.
     pub(crate) fn run(self, environment: &[(&str, &str)]) -> Host {
         let broker = start_broker(self.0.path());

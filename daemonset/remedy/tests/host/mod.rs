@@ -15,7 +15,7 @@ pub(crate) fn policy(threshold: u32, window_s: u64, budget: u32) -> Policy {
     Policy {
         mode: Mode::Heal,
         threshold: count(threshold),
-        window: Window::new(Duration::from_secs(window_s)).unwrap(),
+        window: Window::within(Duration::from_secs(window_s)),
         budget: count(budget),
     }
 }

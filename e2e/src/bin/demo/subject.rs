@@ -39,7 +39,7 @@ impl Subject {
     /// `engine` overrides what follows from the rest.
     pub(crate) fn declaration<'a>(&'a self, engine: &'a str) -> Declaration<'a> {
         let (access, content) = if self.own { ("ReadOnly", "Shared") } else { ("ReadWrite", "Exclusive") };
-        Declaration { name: NAME, source: &self.source, access, content, engine }
+        Declaration { name: NAME, source: &self.source, access, content, engine, staleness: "{}" }
     }
 
     pub(crate) fn load_on(&self, mount: &str) -> Load {

@@ -24,6 +24,7 @@ fn mask(value: &mut Value, guests: bool) {
                     Value::String(text) if guests && matches!(name.as_str(), "path" | "name") => {
                         LEFT_OUT.clone_into(text)
                     }
+                    Value::String(text) if name == "message" => *text = self::fields(text),
                     _ => mask(value, guests || GUESTS.contains(&name.as_str())),
                 }
             }
@@ -51,7 +52,7 @@ fn fields(line: &str) -> String {
 }
 
 /// As text and as JSON; and as a table says it.
-const FIELDS: [&str; 5] = [" path=", " name=", "\"path\":", "\"name\":", "oldest request at "];
+const FIELDS: [&str; 6] = [" path=", " name=", "\"path\":", "\"name\":", "oldest request at ", "last path: "];
 
 /// Where a value ends: at the quote that ends it, else where another field begins.
 fn end(value: &str) -> usize {

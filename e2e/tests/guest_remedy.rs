@@ -1,0 +1,211 @@
+//! Staleness under real guests, cured by the policy alone: nobody edits a share, exchanges an engine or touches a VM.
+
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::guest::{Guest, GuestSpec};
+use e2e::load::{Load, Summary};
+use e2e::node::{Declaration, Node};
+use e2e::parts::Parts;
+use e2e::report::{self, AGAIN, FILES, LAYERS};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const SHARE: &str = "share";
+const PATIENCE: Duration = Duration::from_secs(90);
+const HEAL: &str = "{policy: Heal, threshold: 10, window: 10s}";
+const REPORT: &str = "{policy: Report, threshold: 10, window: 10s}";
+/// A descriptor for each inode, and far fewer than there are files.
+const SCARCE: &str = "{inodeFileHandles: Never, openFiles: 2000}";
+
+/// Agent and broker, and a directory to share; whatever fails is explained by the daemons' log.
+struct Host {
+    parts: Parts,
+    node: Node,
+    source: TempDir,
+}
+
+impl Host {
+    fn visit(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        let parts = Parts::locate()?;
+        let host = Self { node: Node::start(&parts)?, source: tempfile::tempdir()?, parts };
+        test(&host).with_context(|| host.node.log_tail())?;
+        host.node.stop()
+    }
+
+    fn guest(&self, content: &str, engine: &str, staleness: &str) -> Result<Guest> {
+        let (source, access) = (self.source.path(), "ReadOnly");
+        self.node.declare(&Declaration { name: SHARE, source, access, content, engine, staleness })?;
+        Guest::boot(&self.parts, &GuestSpec::default().with_device(SHARE, &self.node.socket(SHARE)?))
+    }
+
+    /// The share as `status` shows it.
+    fn share(&self) -> Result<Value> {
+        let status: Value = serde_json::from_str(&self.node.status(&[SHARE, "-o", "json"])?)?;
+        Ok(status["shares"][0].clone())
+    }
+
+    /// Waits until the share is like that.
+    fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let share = self.share()?;
+            if wanted(&share) {
+                return Ok(share);
+            }
+            if Instant::now() > end {
+                bail!("the share is not {what}: {share:#}");
+            }
+            sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn is_verified(share: &Value) -> bool {
+    share["staleness"]["lastRemedy"]["outcome"] == "Verified"
+}
+
+fn stale_events(share: &Value, cause: &str) -> u64 {
+    share["counts"]["staleByCause"][cause].as_u64().unwrap_or(0)
+}
+
+fn tell(what: &str, count: &Summary) {
+    println!("{what}: {} operations, errors {:?}, {} wrong results", count.operations, count.errors, count.wrong);
+}
+
+/// Mounts the share, and overlayfs over its layers.
+fn mount_layers(guest: &mut Guest) -> Result<()> {
+    let direct = guest.mount(SHARE)?;
+    guest.overlay("merged", &LAYERS.map(|layer| format!("{direct}/{layer}")))?;
+    report::take_list(guest, &direct)
+}
+
+#[test]
+fn an_engine_out_of_files_is_handed_over_to_file_handles_by_policy() -> Result<()> {
+    Host::visit(|host| {
+        report::plant(host.source.path())?;
+        let mut guest = host.guest("Shared", SCARCE, HEAL)?;
+        mount_layers(&mut guest)?;
+        let ill = guest.work(&Load::listed("/run/list"), 1)?;
+        tell("descriptors, every file", &ill);
+        ensure!(ill.error_count() > 0, "the engine does not run out of files");
+
+        let share = host.until("cured, and the cure verified", is_verified)?;
+        println!("stale: {}; {}", share["counts"]["staleByCause"], share["staleness"]["lastRemedy"]);
+        ensure!(stale_events(&share, "FdExhausted") > 10, "{share:#}");
+        ensure!(share["staleness"]["lastRemedy"]["remedy"] == "FileHandles", "{share:#}");
+        ensure!(share["sessions"][0]["engine"]["inodeFileHandles"] == "Prefer", "{share:#}");
+
+        let whole = guest.work(&Load::listed("/run/list"), 1)?;
+        tell("file handles, every file", &whole);
+        whole.must_be_clean()?;
+        ensure!(whole.operations == FILES, "{} files were read", whole.operations);
+        guest.shutdown()
+    })
+}
+
+#[test]
+fn with_report_it_is_counted_and_nothing_is_touched() -> Result<()> {
+    Host::visit(|host| {
+        report::plant(host.source.path())?;
+        let mut guest = host.guest("Shared", SCARCE, REPORT)?;
+        mount_layers(&mut guest)?;
+        guest.work(&Load::listed("/run/list"), 1)?;
+        report::fall_ill(&host.node, SHARE, &mut guest)?;
+        let engines = host.share()?["sessions"][0]["engines"].clone();
+        let first = Load::listed("/run/list").at_most(AGAIN);
+        let ill = guest.work(&first, 1)?;
+        tell("descriptors, the first files", &ill);
+        let stale = ill.errors.get("ESTALE").copied().unwrap_or_default();
+        ensure!(stale > u64::from(AGAIN) * 9 / 10, "the report is not reproduced: {ill:?}");
+
+        // Told, and told no longer: a remedy would have come in between.
+        let is = |share: &Value, reason: &str| share["staleness"]["conditions"][0]["reason"] == reason;
+        let share = host.until("stale", |share| is(share, "FdExhausted"))?;
+        ensure!(stale_events(&share, "FdExhausted") >= stale, "{share:#}");
+        let share = host.until("quiet", |share| is(share, "None"))?;
+        ensure!(share["staleness"]["lastRemedy"].is_null(), "{share:#}");
+        ensure!(share["sessions"][0]["engines"] == engines, "an engine was exchanged: {share:#}");
+        let still = guest.work(&first, 1)?;
+        ensure!(still.error_count() > 0, "somebody has cured it: {still:?}");
+        guest.shutdown()
+    })
+}
+
+/// A file system in memory, mounted on a directory.
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn mount(directory: &'a Path, file: &str) -> Result<Self> {
+        mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mounting on {}", directory.display()))?;
+        let mounted = Tmpfs(directory);
+        fs::write(directory.join("which"), format!("{file}\n"))?;
+        Ok(mounted)
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        // Engines may still have files of it open.
+        let _ = umount2(self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_source_that_is_unmounted_and_another_in_its_place_is_followed_by_a_guest_that_stays_mounted() -> Result<()> {
+    Host::visit(|host| {
+        let first = Tmpfs::mount(host.source.path(), "first")?;
+        let mut guest = host.guest("Shared", "{}", HEAL)?;
+        let direct = guest.mount(SHARE)?;
+        let which = format!("cat {direct}/which");
+        ensure!(guest.must(&which)? == "first\n");
+
+        drop(first);
+        let second = Tmpfs::mount(host.source.path(), "second")?;
+        let share = host.until("handed over onto the new source", is_verified)?;
+        ensure!(share["staleness"]["lastRemedy"]["cause"] == "SourceGone", "{share:#}");
+        println!("{}", share["staleness"]["lastRemedy"]);
+        // Names are trusted for a second.
+        sleep(Duration::from_secs(1));
+        ensure!(guest.must(&which)? == "second\n");
+        guest.must(&format!("ls -l {direct} && stat {direct}/which"))?;
+        guest.shutdown()?;
+        drop(second);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_file_that_was_not_to_change_is_named_and_no_engine_is_exchanged_for_it() -> Result<()> {
+    Host::visit(|host| {
+        fs::create_dir(host.source.path().join("etc"))?;
+        for number in 0..50 {
+            fs::write(host.source.path().join(format!("etc/{number}")), "before\n")?;
+        }
+        let mut guest = host.guest("Immutable", "{}", HEAL)?;
+        let direct = guest.mount(SHARE)?;
+        guest.must(&format!("cat {direct}/etc/* >/dev/null"))?;
+        let engines = host.share()?["sessions"][0]["engines"].clone();
+        for number in 0..50 {
+            fs::write(host.source.path().join("new"), "after\n")?;
+            fs::rename(host.source.path().join("new"), host.source.path().join(format!("etc/{number}")))?;
+        }
+
+        // Opened again, or not: the audit comes by.
+        let _ = guest.run(&format!("cat {direct}/etc/7"))?;
+        let share = host
+            .until("told to be changed", |share| share["staleness"]["conditions"][0]["reason"] == "SourceReplaced")?;
+        let said = share["notices"][0]["message"].as_str().unwrap_or_default().to_owned();
+        println!("{said}");
+        ensure!(said.contains("etc/"), "{share:#}");
+        ensure!(share["staleness"]["lastRemedy"].is_null(), "{share:#}");
+        ensure!(share["sessions"][0]["engines"] == engines, "an engine was exchanged: {share:#}");
+        ensure!(guest.must(&format!("ls {direct}/etc | wc -l"))?.trim() == "50", "what can be served is served");
+        guest.shutdown()
+    })
+}
