@@ -26,6 +26,7 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared, Finding> {
     let mut findings = Vec::new();
     limits::leave_no_core();
+    limits::bound_memory(config.max_inodes);
     let open_files = limits::raise_open_files(config.open_files, &mut findings)?;
     let jail = sandbox::enter(config, source)?;
     let held = capabilities::keep_needed(config, &mut findings)?;

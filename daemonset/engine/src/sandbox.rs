@@ -13,7 +13,7 @@ use nix::fcntl::{OFlag, open, openat, readlink};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{Gid, chdir, chroot, fchdir, getegid, geteuid, pivot_root, setgroups};
+use nix::unistd::{Gid, chdir, chroot, fchdir, getegid, geteuid, getgroups, pivot_root, setgroups};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use virtiofs_contract::config::{EngineConfig, Sandbox};
@@ -41,6 +41,8 @@ pub(crate) struct Jail {
     /// Where, below the root, file systems of the kernel were mounted that this process does not see.
     pub(crate) hidden: Vec<String>,
 }
+
+const DROP_GROUPS: &str = "drop supplementary groups";
 
 /// One step that failed, in words that tell which.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +98,7 @@ fn is_identity_map(map: &str) -> bool {
 
 fn unavailable(mode: &str, error: &StepError) -> Finding {
     let remedy = match mode {
+        _ if error.step == DROP_GROUPS => "give the broker CAP_SETGID, or start it without supplementary groups",
         "Namespace" => {
             "give the broker CAP_SYS_ADMIN and a seccomp and AppArmor profile that allow mount and pivot_root, allow \
              user namespaces to its user, or set spec.engine.sandbox to Chroot"
@@ -207,9 +210,13 @@ fn restrict(tree: &OwnedFd, writable: bool) -> Result<(), StepError> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()).step("mount_setattr") }
 }
 
-/// Supplementary groups of the broker would let a guest's user into files of those groups.
+/// Supplementary groups of the broker would let a guest's user into files of those groups. Where there are none, no
+/// capability is needed to have none.
 fn drop_groups(root: bool) -> Result<(), StepError> {
-    if root { setgroups(&[] as &[Gid]).step("drop supplementary groups") } else { Ok(()) }
+    if !root || getgroups().step("read supplementary groups")?.is_empty() {
+        return Ok(());
+    }
+    setgroups(&[] as &[Gid]).step(DROP_GROUPS)
 }
 
 fn make_root(tree: &OwnedFd) -> Result<(), StepError> {

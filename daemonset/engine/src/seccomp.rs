@@ -1,13 +1,16 @@
 //! The system call filter: what serving files needs, nothing else.
 //!
 //! Two filters, of which the kernel obeys the stricter: a closed list that kills the process on anything else,
-//! and `clone3` answered `ENOSYS`, because its flags lie in memory where no filter can see them (glibc then uses
-//! `clone`).
+//! and `clone3` answered `ENOSYS`, because its flags lie in memory where no filter can see them. glibc then uses
+//! `clone`, whose flags are looked at: threads, and no new namespaces, in which an engine would have all capabilities.
 
 use std::collections::BTreeMap;
 
 use libc::*;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
 use thiserror::Error;
 
 /// Why the filter is not in force.
@@ -129,6 +132,9 @@ const WRITING: &[c_long] = &[
     SYS_renameat,
 ];
 
+const NEW_NAMESPACES: u64 =
+    (CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | CLONE_NEWUTS) as u64;
+
 /// Puts the filter in force for this thread and all that it starts.
 pub(crate) fn close_behind(writable: bool) -> Result<(), SeccompError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SeccompError::Architecture)?;
@@ -140,9 +146,16 @@ pub(crate) fn close_behind(writable: bool) -> Result<(), SeccompError> {
 
 fn closed_list(writable: bool, architecture: TargetArch) -> Result<BpfProgram, SeccompError> {
     let more = if writable { WRITING } else { &[] };
-    let rules = READING.iter().chain(more).map(|call| (*call, Vec::new())).collect();
+    let mut rules: BTreeMap<_, _> = READING.iter().chain(more).map(|call| (*call, Vec::new())).collect();
+    rules.insert(SYS_clone, vec![in_the_same_namespaces()?]);
     let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?;
     Ok(filter.try_into()?)
+}
+
+/// The flags of `clone` ask for no new namespace.
+fn in_the_same_namespaces() -> Result<SeccompRule, SeccompError> {
+    let flags = SeccompCmpOp::MaskedEq(NEW_NAMESPACES);
+    Ok(SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, flags, 0)?])?)
 }
 
 fn without_clone3(architecture: TargetArch) -> Result<BpfProgram, SeccompError> {
@@ -154,6 +167,9 @@ fn without_clone3(architecture: TargetArch) -> Result<BpfProgram, SeccompError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::Signal;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
 
     #[test]
     fn a_read_only_engine_has_no_call_that_changes_a_file() {
@@ -166,6 +182,41 @@ mod tests {
     fn no_engine_may_start_programs_reach_the_network_or_mount() {
         for call in [SYS_execve, SYS_socket, SYS_connect, SYS_ptrace, SYS_mount, SYS_unshare, SYS_setns, SYS_chroot] {
             assert!(!READING.contains(&call) && !WRITING.contains(&call));
+        }
+    }
+
+    /// How a child ends that has the filter and then does this.
+    fn end_of_a_child(act: fn()) -> WaitStatus {
+        let filter = closed_list(false, TargetArch::try_from(std::env::consts::ARCH).unwrap()).unwrap();
+        // SAFETY: the child makes system calls and nothing else before it ends itself; the filter was made before.
+        let forked = unsafe { fork() };
+        match forked.unwrap() {
+            ForkResult::Child => {
+                if apply_filter(&filter).is_ok() {
+                    act();
+                }
+                // SAFETY: ends the process at once.
+                unsafe { _exit(7) }
+            }
+            ForkResult::Parent { child } => waitpid(child, None).unwrap(),
+        }
+    }
+
+    fn clone_with(flags: c_int) {
+        // SAFETY: like fork: no memory is shared, and the child's child ends at once.
+        let pid = unsafe { syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0) };
+        if pid == 0 {
+            // SAFETY: as above.
+            unsafe { _exit(0) }
+        }
+    }
+
+    #[test]
+    fn no_engine_may_have_children_in_namespaces_of_their_own() {
+        assert!(matches!(end_of_a_child(|| clone_with(0)), WaitStatus::Exited(_, 7)));
+        for act in [|| clone_with(CLONE_NEWUSER), || clone_with(CLONE_NEWNS), || clone_with(CLONE_NEWPID | CLONE_FS)] {
+            let end = end_of_a_child(act);
+            assert!(matches!(end, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{end:?}");
         }
     }
 

@@ -9,7 +9,7 @@ use testkit::fuse::client::read_in;
 use testkit::fuse::wire::Opcode;
 use virtiofs_contract::config::{Access, EngineConfig, InodeFileHandles, Sandbox};
 use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
-use virtiofs_contract::preflight::{HandleOutcome, Reason};
+use virtiofs_contract::preflight::{Finding, HandleOutcome, Reason};
 use zerocopy::IntoBytes;
 
 const ROOT: u64 = 1;
@@ -84,6 +84,9 @@ fn an_engine_is_confined() {
     let root = std::fs::metadata(format!("/proc/{}/root/.", engine.pid())).unwrap();
     assert_eq!(root.ino(), source.path().metadata().unwrap().ino());
     assert_eq!(engine.status_field("Groups"), "");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", engine.pid())).unwrap();
+    let memory = limits.lines().find(|line| line.starts_with("Max data size")).unwrap();
+    assert!(!memory.contains("unlimited"), "{memory}");
 }
 
 #[test]
@@ -156,6 +159,29 @@ fn no_sandbox_is_refused_to_root() {
     let finding = refused.unwrap_err();
     assert_eq!(finding.reason, Reason::SandboxUnavailable);
     assert!(finding.message.contains("sandbox"), "{finding}");
+}
+
+/// Tries a read-only share as root without CAP_SETGID and in these supplementary groups.
+fn preflight_in_groups(groups: &[u32]) -> Result<virtiofs_contract::preflight::Preflight, Finding> {
+    let source = source();
+    std::thread::scope(|scope| {
+        let limited = || {
+            // SAFETY: the system call is the thread's own, where the library's would be for all threads; the pointer
+            // and the number of groups belong together.
+            let set = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+            assert_eq!(set, 0);
+            caps::drop(None, caps::CapSet::Bounding, caps::Capability::CAP_SETGID).unwrap();
+            rig::preflight(source.path(), read_only())
+        };
+        scope.spawn(limited).join().unwrap()
+    })
+}
+
+#[test]
+fn who_is_in_no_group_needs_no_right_to_leave_one() {
+    assert_eq!(preflight_in_groups(&[]).unwrap().sandbox, Sandbox::Namespace);
+    let finding = preflight_in_groups(&[4711]).unwrap_err();
+    assert!(finding.remedy.contains("CAP_SETGID"), "{finding:?}");
 }
 
 #[test]
