@@ -110,7 +110,7 @@ pub struct EngineOptions {
     pub open_files: Option<u64>,
     /// How many inodes one guest may hold; beyond it a lookup is answered `ENFILE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1024, max = 1_000_000_000_u64))]
+    #[schemars(range(min = 1024, max = 100_000_000_u64))]
     pub max_inodes: Option<u64>,
     /// Number of request queues offered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
