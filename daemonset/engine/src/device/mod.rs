@@ -7,6 +7,7 @@
 mod init;
 mod request;
 mod ring;
+mod scratch;
 mod trace;
 
 use std::io;
@@ -30,6 +31,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use ring::Progress;
+use scratch::Scratch;
 
 use crate::ledger::Log;
 use crate::tracked::Core;
@@ -59,6 +61,8 @@ pub(crate) struct Device<F: FileSystem + Sync> {
     event_idx: AtomicBool,
     paused: AtomicBool,
     resumed: EventFd,
+    /// Where replies go that a guest has left no room for, by ring.
+    scratch: [Scratch; QUEUES],
     /// Held by a ring's thread while it works on a request of that ring.
     turns: [Mutex<()>; QUEUES],
 }
@@ -83,6 +87,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             event_idx: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             resumed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            scratch: [Scratch::new()?, Scratch::new()?],
             turns: Default::default(),
         })
     }
@@ -129,9 +134,11 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             self.core.take_over(predecessor);
             // What that engine was working on is not in progress any more; what it has not finished begins anew.
             (0..QUEUES).for_each(|ring| self.counters.in_progress(ring, None));
-            // The guest may have mounted anew after this engine was prepared.
+            // The guest may have mounted anew after this engine was prepared. Nothing has been begun yet: another
+            // engine may be able to, and wrong answers help nobody.
             if let Err(error) = self.replay_init() {
                 tracing::error!("the guest's mount cannot be taken over as it was agreed: {error}");
+                std::process::exit(1);
             }
         }
     }

@@ -11,6 +11,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 
 use super::Memory;
 use super::ring::Chain;
+use super::scratch::Scratch;
 
 /// A request as the guest queued it.
 pub(super) struct Request<'a> {
@@ -58,7 +59,14 @@ impl<'a> Request<'a> {
     pub(super) fn sent(&self, most: usize) -> Vec<u8> {
         let Some(mut reader) = self.reader.clone() else { return Vec::new() };
         let mut bytes = vec![0; reader.available_bytes().min(most)];
-        if reader.read_exact(&mut bytes).is_err() { Vec::new() } else { bytes }
+        if reader.read_exact(&mut bytes).is_err() {
+            return Vec::new();
+        }
+        // The guest may have changed it meanwhile: what was decided by must be what is done.
+        if let (Some(header), Some(first)) = (&self.header, bytes.get_mut(..size_of::<InHeader>())) {
+            first.copy_from_slice(header.as_slice());
+        }
+        bytes
     }
 
     /// The first `length` bytes of the reply that stands in guest memory.
@@ -74,15 +82,40 @@ impl<'a> Request<'a> {
         bytes
     }
 
-    /// Has `server` answer, or answers `EIO` where it cannot.
-    pub(super) fn answer<F: FileSystem + Sync>(&self, server: &Server<F>) -> Reply {
+    /// Sends a reply that was made elsewhere.
+    pub(super) fn reply(&self, bytes: &[u8], reply: Reply) -> Reply {
+        let sent = Writer::new(self.memory, self.chain.clone())
+            .is_ok_and(|mut writer| writer.available_bytes() >= bytes.len() && writer.write_all(bytes).is_ok());
+        if sent { reply } else { nothing_said() }
+    }
+
+    /// Has `server` answer, or answers `EIO` where it cannot. `scratch` takes the reply that there is no room for.
+    pub(super) fn answer<F: FileSystem + Sync>(&self, server: &Server<F>, scratch: &Scratch) -> Reply {
         let Some(header) = self.header else { return nothing_said() };
         let (Some(reader), Ok(writer)) = (self.reader.clone(), Writer::new(self.memory, self.chain.clone())) else {
             return nothing_said();
         };
-        if splits_reply(header.opcode) && writer.available_bytes() < size_of::<OutHeader>() {
-            return nothing_said();
+        if writer.available_bytes() >= size_of::<OutHeader>() {
+            return self.answer_into(server, header, reader, writer);
         }
+        // The library splits the replies of READ, READDIR and READDIRPLUS behind the header, and panics where there is
+        // no room for that. It reads the opcode again, and the guest may have made it one of these meanwhile.
+        match scratch.queue(&[]).ok().and_then(|chain| Writer::new(scratch.memory(), chain).ok()) {
+            Some(writer) if has_no_reply(header.opcode) => {
+                let reply = self.answer_into(server, header, reader, writer);
+                Reply { bytes: 0, ..reply }
+            }
+            _ => nothing_said(),
+        }
+    }
+
+    fn answer_into<F: FileSystem + Sync>(
+        &self,
+        server: &Server<F>,
+        header: InHeader,
+        reader: Reader<'_>,
+        writer: Writer<'_>,
+    ) -> Reply {
         match server.handle_message(reader, writer, None::<&mut Backend>) {
             Ok(bytes) => self.replied(bytes),
             Err(error) => {
@@ -121,7 +154,8 @@ fn nothing_said() -> Reply {
     Reply { bytes: 0, errno: libc::EIO, malformed: true }
 }
 
-/// The library splits the reply of these behind its header, and panics where there is no room for that.
-fn splits_reply(opcode: u32) -> bool {
-    [Opcode::Read, Opcode::Readdir, Opcode::Readdirplus].iter().any(|splitting| *splitting as u32 == opcode)
+/// Is a request of this kind served though there is no room for a reply?
+fn has_no_reply(opcode: u32) -> bool {
+    let kinds = [Opcode::Forget, Opcode::BatchForget, Opcode::Interrupt, Opcode::Destroy];
+    kinds.iter().any(|kind| *kind as u32 == opcode)
 }

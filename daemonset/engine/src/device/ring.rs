@@ -8,11 +8,14 @@ use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use virtiofs_contract::counters::InProgress;
 use virtiofsd::filesystem::FileSystem;
+use virtiofsd::fuse::Opcode;
 use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
 
 use super::request::Request;
 use super::{AtomicMemory, Device, Memory, Vring};
 use crate::ledger::Course;
+
+const INIT: u32 = Opcode::Init as u32;
 
 /// What became of one look at a ring.
 #[derive(Debug, PartialEq, Eq)]
@@ -86,11 +89,13 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         let start = monotonic_ns();
         let (opcode, node) = (request.opcode(), request.node());
         self.counters.in_progress(ring, Some(InProgress { since_ns: start, opcode, node }));
-        let reply = request.answer(&self.server);
+        let reply = match opcode {
+            INIT => self.answer_init(request),
+            _ => request.answer(&self.server, &self.scratch[ring]),
+        };
         if reply.malformed {
             self.counters.malformed();
         }
-        self.record_init(request, &reply);
         let duration = monotonic_ns().saturating_sub(start);
         self.counters.finished(opcode, reply.errno, duration);
         self.counters.in_progress(ring, None);

@@ -35,9 +35,22 @@ impl Bench {
 
     /// Serves `source`; `directory` is kept as long as the bench.
     pub(crate) fn on(directory: TempDir, source: PathBuf, config: EngineConfig) -> Self {
+        let bench = Self::unmounted_on(directory, source, config);
+        bench.guest.mount().unwrap();
+        bench
+    }
+
+    /// The guest has not mounted yet.
+    pub(crate) fn unmounted(config: EngineConfig) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().to_owned();
+        Self::unmounted_on(directory, source, config)
+    }
+
+    fn unmounted_on(directory: TempDir, source: PathBuf, config: EngineConfig) -> Self {
         let engine = Engine::start(&source, config).unwrap();
         // The call that a killed engine owed its guest is the broker's to make, and there is none here.
-        let guest = Guest::boot(GuestConfig { busy_poll: true, ..engine.guest_config() }).unwrap();
+        let guest = Guest::power_on(GuestConfig { busy_poll: true, ..engine.guest_config() }).unwrap();
         Bench { _directory: directory, source, engine: Some(engine), guest }
     }
 
@@ -70,6 +83,13 @@ impl Bench {
     pub(crate) fn kill_and_serve(&mut self, source: &Path, config: EngineConfig) {
         source.clone_into(&mut self.source);
         self.exchange(config, None);
+    }
+
+    /// Has the engine come to rest; the guest goes on with another.
+    pub(crate) fn hand_over(&mut self) {
+        let engine = self.take_engine().handed_over(&self.source, config()).unwrap();
+        self.guest.reconnect_to(&engine.socket()).unwrap();
+        self.engine = Some(engine);
     }
 
     /// The same; the next engine ends itself before its store number `die_at` to the ledger.

@@ -6,6 +6,7 @@ mod alone;
 mod bench;
 #[cfg(feature = "die-at-store")]
 mod between_stores;
+mod hostile;
 mod mounted;
 mod rig;
 mod staleness;

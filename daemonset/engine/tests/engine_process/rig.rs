@@ -19,7 +19,7 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
-use virtiofs_contract::engine::{CONTROL_FD, FromEngine, FromParking, Predecessor, ToEngine, ToParking};
+use virtiofs_contract::engine::{CONTROL_FD, FromEngine, FromParking, Predecessor, QUEUES, ToEngine, ToParking};
 use virtiofs_contract::preflight::{Finding, Preflight};
 use virtiofs_contract::trace::TraceRing;
 
@@ -42,9 +42,22 @@ impl Session {
         Session { page, ledger: ledger.into(), trace, parked: Arc::default() }
     }
 
-    /// How many files are parked.
-    pub(crate) fn parked(&self) -> usize {
-        self.parked.lock().unwrap().len()
+    /// The same session, for another engine.
+    fn share(&self) -> Self {
+        let [page, ledger, trace] = [&self.page, &self.ledger, &self.trace].map(|fd| fd.try_clone().unwrap());
+        Session { page, ledger, trace, parked: self.parked.clone() }
+    }
+
+    /// Waits until so many files are parked: giving one back is not answered, so it may take a moment.
+    pub(crate) fn expect_parked(&self, files: usize) {
+        let parked = || self.parked.lock().unwrap().len();
+        for _ in 0..1000 {
+            if parked() == files {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert_eq!(parked(), files, "files that are parked");
     }
 
     /// A new engine's end of the parking channel, answered as the broker does.
@@ -113,7 +126,24 @@ impl Engine {
         Self::follow(session, source, config, Predecessor::Killed, die_at)
     }
 
+    /// Starts another engine of this session, while this one serves.
+    pub(crate) fn spare(&self, source: &Path, config: EngineConfig) -> Result<Engine, Finding> {
+        Self::follow(self.session.share(), source, config, Predecessor::Killed, None)
+    }
+
+    /// Has the engine come to rest, and starts another on what it leaves behind.
+    pub(crate) fn handed_over(mut self, source: &Path, config: EngineConfig) -> Result<Engine, Finding> {
+        self.control.send(&ToEngine::Quiesce, &[]).unwrap();
+        for ring in 0..QUEUES as u16 {
+            assert_eq!(self.control.receive::<FromEngine>().unwrap().0, FromEngine::Quiesced { ring });
+        }
+        let session = std::mem::replace(&mut self.session, Session::new());
+        drop(self);
+        Self::follow(session, source, config, Predecessor::AtRest, None)
+    }
+
     /// Is the process still there?
+    #[cfg(feature = "die-at-store")]
     pub(crate) fn lives(&mut self) -> bool {
         self.process.try_wait().unwrap().is_none()
     }

@@ -14,15 +14,8 @@ use testkit::workload::{Config, Limit, Workload};
 use virtiofs_contract::config::{CachePolicy, EngineConfig, InodeFileHandles};
 use virtiofs_contract::preflight::Reason;
 
-/// Waits until so many files are parked: giving one back is not answered, so it may take a moment.
-fn expect_parked(bench: &mut Bench, files: usize) {
-    for _ in 0..1000 {
-        if bench.engine().session().parked() == files {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert_eq!(bench.engine().session().parked(), files);
+pub(crate) fn expect_parked(bench: &mut Bench, files: usize) {
+    bench.engine().session().expect_parked(files);
 }
 
 #[test]
@@ -303,6 +296,7 @@ fn under_kills(seed: u64, kills: u32, config: &EngineConfig) {
     });
     assert!(report.is_clean(), "seed {seed}: {report:#?}");
     assert!(guest.violations().is_empty());
+    engine.session().expect_parked(0);
     assert_eq!(engine.counters.totals().stale, [], "seed {seed}: nobody but the guest has changed anything");
 }
 

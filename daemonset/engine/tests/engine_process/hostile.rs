@@ -1,0 +1,117 @@
+//! A guest that changes a request, or its reply, while the engine works on it.
+
+use std::time::{Duration, Instant};
+
+use testkit::fuse::wire::Opcode;
+use testkit::guest::Guest;
+use testkit::virtio::ring::Descriptor;
+use virtiofs_contract::config::EngineConfig;
+
+use crate::bench::{Bench, ROOT, config};
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// Bytes of a request's header (`struct fuse_in_header`), its opcode the second word of it.
+const HEADER: usize = 40;
+
+/// Where a request and its reply are put, in memory that nothing else uses.
+struct ByHand<'a> {
+    guest: &'a Guest,
+    sent: u64,
+    replied: u64,
+}
+
+impl<'a> ByHand<'a> {
+    fn new(guest: &'a Guest) -> Self {
+        ByHand { guest, sent: guest.scratch(), replied: guest.scratch() + 4096 }
+    }
+
+    /// Queues a request with this much room for a reply, and does `meanwhile` until it is done.
+    fn request(&self, opcode: Opcode, unique: u64, body: &[u8], room: u32, meanwhile: impl Fn()) {
+        let mut bytes = vec![0; HEADER];
+        bytes[0..4].copy_from_slice(&((HEADER + body.len()) as u32).to_le_bytes());
+        bytes[4..8].copy_from_slice(&(opcode as u32).to_le_bytes());
+        bytes[8..16].copy_from_slice(&unique.to_le_bytes());
+        bytes[16..24].copy_from_slice(&ROOT.to_le_bytes());
+        bytes.extend(body);
+        self.guest.memory().write(self.sent, &bytes).unwrap();
+        let queue = &self.guest.queues()[1];
+        let before = queue.with_ring(|ring, _| {
+            let out = Descriptor { address: self.sent, len: bytes.len() as u32, flags: NEXT, next: 1 };
+            ring.write_descriptor(0, out).unwrap();
+            ring.write_descriptor(1, Descriptor { address: self.replied, len: room, flags: WRITE, next: 0 }).unwrap();
+            let before = ring.used_index().unwrap();
+            ring.publish(0).unwrap();
+            before
+        });
+        queue.kick().unwrap();
+        let patience = Instant::now() + Duration::from_secs(20);
+        while queue.with_ring(|ring, _| ring.used_index().unwrap()) == before {
+            assert!(Instant::now() < patience, "request {unique} is not answered");
+            meanwhile();
+        }
+    }
+}
+
+#[test]
+fn a_request_that_becomes_another_while_it_is_read_ends_no_engine() {
+    let mut bench = Bench::new(config());
+    let engine = bench.take_engine();
+    let by_hand = ByHand::new(&bench.guest);
+    // As long as the arguments of READ, and no room for what READ answers.
+    for begins_as in [Opcode::Lookup, Opcode::Forget] {
+        let change = || {
+            for kind in [Opcode::Read, begins_as] {
+                bench.guest.memory().store(by_hand.sent + 4, kind as u32).unwrap();
+            }
+        };
+        (0..4000).for_each(|unique| by_hand.request(begins_as, unique, &[0; 40], 8, change));
+    }
+    assert!(engine.counters.totals().malformed > 0);
+    by_hand.request(Opcode::Statfs, 1 << 40, &[], 96, std::thread::yield_now);
+    let mut error = [0; 4];
+    bench.guest.memory().read(by_hand.replied + 4, &mut error).unwrap();
+    assert_eq!(i32::from_le_bytes(error), 0, "served as before");
+}
+
+#[test]
+fn a_guest_that_alters_what_was_agreed_cannot_keep_out_the_next_engine() {
+    let mut bench = Bench::new(config());
+    let engine = bench.take_engine();
+    let by_hand = ByHand::new(&bench.guest);
+    // struct fuse_init_in: major, minor, max_readahead, flags (INIT_EXT), flags2 and what is unused.
+    let mut init = [0; 64];
+    init[0..4].copy_from_slice(&7u32.to_le_bytes());
+    init[4..8].copy_from_slice(&38u32.to_le_bytes());
+    init[12..16].copy_from_slice(&(1u32 << 30).to_le_bytes());
+    // The flags of the reply, and the request itself, are never what they were.
+    let scribble = || {
+        bench.guest.memory().store(by_hand.replied + 28, u32::MAX).unwrap();
+        bench.guest.memory().store(by_hand.sent + 4, Opcode::Statfs as u32).unwrap();
+        bench.guest.memory().store(by_hand.sent + 4, Opcode::Init as u32).unwrap();
+    };
+    for round in 0..10 {
+        (0..50).for_each(|n| by_hand.request(Opcode::Init, 1000 * round + n, &init, 256, scribble));
+        let source = bench.path().to_owned();
+        let next = engine.spare(&source, config());
+        assert!(next.is_ok(), "round {round}: {:?}", next.err());
+    }
+}
+
+#[test]
+fn an_engine_that_agrees_otherwise_ends_rather_than_serve() {
+    let mut bench = Bench::unmounted(config());
+    // Prepared before the guest mounts: what is agreed then, it cannot agree on.
+    let source = bench.path().to_owned();
+    let mut spare = bench.engine().spare(&source, EngineConfig { killpriv: true, ..config() }).unwrap();
+    bench.guest.mount().unwrap();
+    bench.guest.queues().iter().for_each(|queue| queue.watch(None));
+    drop(bench.take_engine());
+    bench.guest.reconnect_to(&spare.socket()).unwrap();
+    let waiting = bench.guest.fuse().start(&testkit::fuse::call::Call::new(Opcode::Statfs, ROOT, &[]).receiving(80));
+    assert!(spare.ends());
+    let engine = crate::rig::Engine::killed(spare, &source, config()).unwrap();
+    bench.guest.reconnect_to(&engine.socket()).unwrap();
+    waiting.unwrap().wait().expect("the next one serves it");
+}
