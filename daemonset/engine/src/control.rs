@@ -7,15 +7,17 @@ use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 use virtiofsd::filesystem::FileSystem;
 
 use crate::device::Device;
+use crate::tracked::Orphans;
 
 /// Obeys the broker until it is gone; then ends the process, for an engine without a broker would serve a
 /// guest that nobody can hand on.
-pub(crate) fn follow<F>(channel: &PacketChannel, device: &Device<F>)
+pub(crate) fn follow<F, I>(channel: &PacketChannel, device: &Device<F>, orphans: &Orphans<I>)
 where
     F: FileSystem + Send + Sync + 'static,
+    I: FileSystem,
 {
     let reason = loop {
-        if let Err(error) = obey(channel, device) {
+        if let Err(error) = obey(channel, device, orphans) {
             break error;
         }
     };
@@ -28,16 +30,19 @@ where
     }
 }
 
-fn obey<F>(channel: &PacketChannel, device: &Device<F>) -> Result<(), ChannelError>
+fn obey<F, I>(channel: &PacketChannel, device: &Device<F>, orphans: &Orphans<I>) -> Result<(), ChannelError>
 where
     F: FileSystem + Send + Sync + 'static,
+    I: FileSystem,
 {
     match channel.receive::<ToEngine>()?.0 {
         ToEngine::Quiesce => {
+            orphans.park_meanwhile();
             device.pause();
             for ring in 0..QUEUES {
                 device.wait_for_rest(ring);
                 if ring + 1 == QUEUES {
+                    orphans.park_at_rest();
                     device.rest();
                 }
                 channel.send(&FromEngine::Quiesced { ring: ring as u16 }, &[])?;

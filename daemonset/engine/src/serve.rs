@@ -128,7 +128,7 @@ fn start(
     let counters = Arc::new(Counters::map(&fds.counters).map_err(ServeError::Counters)?);
     let trace = TraceRing::map(&fds.trace).map_err(ServeError::Trace)?;
     let ledger =
-        Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, foreign_ledger(&error)))?;
+        Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, unusable_ledger(&error)))?;
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
     let Prepared { library, preflight, mounts } = prepare_or_tell(&channel, config, fds.source)?;
     let root = root_stamp(Path::new(&library.root_dir)).map_err(ServeError::FileSystem)?;
@@ -159,6 +159,7 @@ fn serve<F>(session: Session, fs: Tracked<F>, config: &EngineConfig) -> Result<(
 where
     F: FileSystem + Send + Sync + 'static,
 {
+    let orphans = fs.orphans();
     let audit = fs.audit();
     seccomp::close_behind(config.writable())?;
     let Session { channel, core, counters, trace, listener, predecessor, preflight } = session;
@@ -170,7 +171,7 @@ where
     let mut daemon = connect(&device, listener, &channel, preflight)?;
     thread::Builder::new()
         .name("control".into())
-        .spawn(move || control::follow(&channel, &device))
+        .spawn(move || control::follow(&channel, &device, &orphans))
         .map_err(ServeError::SetUp)?;
     match daemon.wait() {
         Ok(()) | Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => Ok(()),
@@ -213,10 +214,10 @@ fn as_agreed(config: &EngineConfig, reply: Option<&[u8]>) -> EngineConfig {
     EngineConfig { readdirplus: agreed.unwrap_or(config.readdirplus), ..config.clone() }
 }
 
-fn foreign_ledger(error: &io::Error) -> Finding {
+fn unusable_ledger(error: &io::Error) -> Finding {
     Finding {
         reason: Reason::NextMount,
-        message: format!("this engine cannot take over what an earlier one recorded of the guest: {error}"),
+        message: format!("this engine cannot use the session's record of what the guest holds: {error}"),
         remedy: "stop the VM and start it again when it suits; until then it is served as before".into(),
     }
 }

@@ -35,12 +35,14 @@ pub struct Caller {
     pub umask: u32,
     /// Process id, for the server's logs.
     pub pid: u32,
+    /// Security label of new files, as name and value; sent with SECURITY_CTX.
+    pub label: Option<(String, Vec<u8>)>,
 }
 
 impl Default for Caller {
     /// The guest's root.
     fn default() -> Self {
-        Self { uid: 0, gid: 0, groups: Vec::new(), umask: 0o022, pid: 1 }
+        Self { uid: 0, gid: 0, groups: Vec::new(), umask: 0o022, pid: 1, label: None }
     }
 }
 
@@ -491,13 +493,12 @@ impl Fuse {
         }
     }
 
-    /// What is appended to requests that make a file: an empty security context where that was
-    /// agreed, and the supplementary groups where there are any (`get_create_ext`).
+    /// What is appended to requests that make a file: a security context where that was
+    /// agreed, empty or not, and the supplementary groups where there are any (`get_create_ext`).
     fn extensions(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if self.has(InitFlags::SECURITY_CTX) {
-            let none = ExtHeader { size: size_of::<ExtHeader>() as u32, kind: 0 };
-            bytes.extend_from_slice(none.as_bytes());
+            bytes.extend(label_extension(self.caller.label.as_ref()));
         }
         if self.has(InitFlags::CREATE_SUPP_GROUP) && !self.caller.groups.is_empty() {
             bytes.extend(group_extension(&self.caller.groups));
@@ -514,6 +515,22 @@ pub fn read_in(fh: u64, offset: u64, size: u32) -> ReadIn {
 /// The arguments of WRITE.
 pub fn write_in(fh: u64, offset: u64, size: u32, flags: i32) -> WriteIn {
     WriteIn { fh, offset, size, flags: flags as u32, ..WriteIn::default() }
+}
+
+/// `struct fuse_secctx_header`, and `struct fuse_secctx` with name and value behind it if there is a label.
+fn label_extension(label: Option<&(String, Vec<u8>)>) -> Vec<u8> {
+    let mut contexts = Vec::new();
+    if let Some((name, value)) = label {
+        contexts.extend((value.len() as u32).to_le_bytes());
+        contexts.extend(0u32.to_le_bytes());
+        contexts.extend(name.as_bytes());
+        contexts.push(0);
+        contexts.extend(value);
+        contexts.resize(contexts.len().next_multiple_of(8), 0);
+    }
+    let size = (size_of::<ExtHeader>() + contexts.len()) as u32;
+    let header = ExtHeader { size, kind: u32::from(label.is_some()) };
+    [header.as_bytes(), &contexts].concat()
 }
 
 /// `struct fuse_supp_groups` with its header, padded to 8 bytes.

@@ -8,15 +8,15 @@ use virtiofsd::passthrough::file_handle::{FileHandle, SerializableFileHandle};
 
 use super::errno;
 
-/// The kernel's `MAX_HANDLE_SZ`.
-const LONGEST: usize = 128;
+/// Most bytes of a kernel file handle: the kernel's `MAX_HANDLE_SZ`.
+pub(crate) const MAX_FILE_HANDLE: usize = 128;
 
 /// `struct file_handle` with room for the longest one.
 #[repr(C)]
 struct RawHandle {
     length: libc::c_uint,
     kind: libc::c_int,
-    bytes: [u8; LONGEST],
+    bytes: [u8; MAX_FILE_HANDLE],
 }
 
 /// The file handle of an open file, as kind and bytes; `None` where the file system has none (or only longer ones).
@@ -33,7 +33,7 @@ pub(crate) fn kernel_file_handle(file: &File) -> io::Result<Option<(i32, Vec<u8>
 /// # Errors
 /// `ESTALE` where there is no such file any more, `EINVAL` for what cannot be a handle.
 pub(crate) fn open_by_kernel_handle(mount: &File, kind: i32, bytes: &[u8], flags: i32) -> io::Result<File> {
-    let mut handle = RawHandle { length: bytes.len() as libc::c_uint, kind, bytes: [0; LONGEST] };
+    let mut handle = RawHandle { length: bytes.len() as libc::c_uint, kind, bytes: [0; MAX_FILE_HANDLE] };
     handle.bytes.get_mut(..bytes.len()).ok_or_else(|| errno(libc::EINVAL))?.copy_from_slice(bytes);
     // SAFETY: `handle` begins like `struct file_handle` and has the bytes whose length it states; the call reads
     // them and nothing else of ours. The descriptor it returns is nobody else's.

@@ -34,7 +34,7 @@ use virtiofsd::passthrough::{CachePolicy, Config};
 
 pub(crate) use attributes::Through;
 pub(crate) use contents::{Place, Write};
-pub(crate) use kernel_handle::{kernel_file_handle, open_by_kernel_handle};
+pub(crate) use kernel_handle::{MAX_FILE_HANDLE, kernel_file_handle, open_by_kernel_handle};
 
 use ids::Ids;
 use names::XattrNames;

@@ -1,10 +1,12 @@
 //! Room for names: cells of a few sizes, each page holding one size.
 //!
 //! A cell is free when its first word is zero. Which cells are free is not written down anywhere else: an engine
-//! begins with new pages and finds the free cells of old ones by looking, a few at a time.
+//! begins with new pages and finds the free cells of old ones by looking, a page at a time. A page without a name may
+//! hold another size next, and its memory goes back to the system.
 
 use super::change::Change;
 use super::layout::{Geometry, PAGE, header};
+use super::words::Words;
 
 /// Words of the smallest cell, and by how much the next is larger.
 const UNIT: u32 = 2;
@@ -15,17 +17,61 @@ const UNITS_PER_PAGE: u32 = PAGE / UNIT;
 /// Largest cell: room for a name of 255 bytes.
 const MOST_UNITS: u32 = 19;
 
-/// How many cells are looked at, at most, per allocation.
-const LOOKS: u32 = 8;
+/// Empty pages that keep their memory, for the names that come next.
+const MOST_EMPTY: usize = 16;
+
+/// What this engine knows of a page.
+#[derive(Clone, Copy, Default)]
+struct Page {
+    /// Units of each cell; 0: not looked at, or damaged.
+    units: u32,
+    /// Which cells are used, by the unit at which they begin.
+    used: [u64; UNITS_PER_PAGE as usize / 64],
+    /// Does it stand in the list of its size?
+    listed: bool,
+    /// Does it stand in the list of empty ones?
+    listed_empty: bool,
+}
+
+impl Page {
+    fn of(units: u32) -> Self {
+        Page { units, ..Page::default() }
+    }
+
+    fn cells(self) -> impl Iterator<Item = u32> {
+        (0..UNITS_PER_PAGE.checked_div(self.units).unwrap_or(0)).map(move |n| n * self.units)
+    }
+
+    fn is_used(&self, unit: u32) -> bool {
+        self.used[unit as usize / 64] & (1 << (unit % 64)) != 0
+    }
+
+    fn is_empty(&self) -> bool {
+        self.used.iter().all(|word| *word == 0)
+    }
+
+    fn free_cell(self) -> Option<u32> {
+        self.cells().find(|unit| !self.is_used(*unit))
+    }
+
+    fn set_used(&mut self, unit: u32, used: bool) {
+        let (word, bit) = (&mut self.used[unit as usize / 64], 1 << (unit % 64));
+        *word = if used { *word | bit } else { *word & !bit };
+    }
+}
 
 /// Which cells this engine knows to be free.
 #[derive(Default)]
 pub(super) struct Cells {
-    free: Vec<Vec<u32>>,
-    /// Pages below were looked through, or were begun by this engine.
+    /// By number; page 0 does not exist.
+    pages: Vec<Page>,
+    /// By size: pages that have, or had, a free cell.
+    with_room: Vec<Vec<u32>>,
+    /// Pages that are, or were, empty.
+    empty: Vec<u32>,
+    /// Pages below were looked at, or were begun by this engine, as were those from `scan_end` on.
     scanned: u32,
     scan_end: u32,
-    scan_unit: u32,
 }
 
 /// Number of units that `words` words need; none: no cell is that large.
@@ -43,70 +89,177 @@ pub(super) fn word_of(geometry: &Geometry, cell: u32) -> Option<u32> {
 impl Cells {
     /// Knows of no free cell yet; pages below `pages_high` may have some.
     pub(super) fn attach(pages_high: u32) -> Self {
-        Cells { free: vec![Vec::new(); MOST_UNITS as usize + 1], scanned: 1, scan_end: pages_high, scan_unit: 0 }
+        let with_room = vec![Vec::new(); MOST_UNITS as usize + 1];
+        Cells { with_room, scanned: 1, scan_end: pages_high, ..Cells::default() }
     }
 
-    /// A free cell of at least `words` words. It is taken only once its first word has been set.
+    /// A free cell of at least `words` words. It is taken only once its first word has been set, in this change.
     pub(super) fn take(&mut self, change: &mut Change<'_>, geometry: &Geometry, words: u32) -> Option<u32> {
         let units = units(words)?;
-        self.look_around(change, geometry);
-        match self.free.get_mut(units as usize)?.pop() {
-            Some(cell) => Some(cell),
-            None => self.begin_page(change, geometry, units),
+        let page = self.page_with_room(change, geometry, units)?;
+        let known = self.pages.get_mut(page as usize)?;
+        if known.units != units && known.is_empty() {
+            *known = Page { listed_empty: known.listed_empty, ..Page::of(units) };
+            if u64::from(page) < change.get(header::PAGES_HIGH) {
+                // At once: the bytes of names are written ahead of the change, and must not lie where a cell of the
+                // former size begins.
+                let mut before = change.another();
+                begin_page(&mut before, geometry, page, units);
+                before.commit();
+            } else {
+                begin_page(change, geometry, page, units);
+            }
+            self.list(page);
         }
+        let known = self.pages.get_mut(page as usize)?;
+        let unit = known.free_cell()?;
+        known.set_used(unit, true);
+        Some(page * UNITS_PER_PAGE + unit)
+    }
+
+    /// Is there a free cell of at least `words` words?
+    pub(super) fn has_room(&mut self, change: &Change<'_>, geometry: &Geometry, words: u32) -> bool {
+        units(words).is_some_and(|units| self.page_with_room(change, geometry, units).is_some())
     }
 
     /// To be called when a cell's first word has been set to zero for good.
-    pub(super) fn give_back(&mut self, cell: u32, words: u32) {
-        let (page, unit) = (cell / UNITS_PER_PAGE, cell % UNITS_PER_PAGE);
+    pub(super) fn give_back(&mut self, words: &Words, geometry: &Geometry, cell: u32) {
+        let (number, unit) = (cell / UNITS_PER_PAGE, cell % UNITS_PER_PAGE);
         // One that is yet to be looked at will be found then.
-        let seen = page >= self.scan_end || (page, unit) < (self.scanned, self.scan_unit);
-        if let Some(free) = units(words).and_then(|units| self.free.get_mut(units as usize)).filter(|_| seen) {
-            free.push(cell);
+        let seen = number >= self.scan_end || number < self.scanned;
+        let Some(page) = self.pages.get_mut(number as usize).filter(|page| seen && page.is_used(unit)) else { return };
+        page.set_used(unit, false);
+        let emptied = page.is_empty();
+        self.list(number);
+        if emptied && self.empty.len() > MOST_EMPTY {
+            words.give_back(geometry.pages + (number - 1) * PAGE, PAGE);
         }
     }
 
-    fn begin_page(&mut self, change: &mut Change<'_>, geometry: &Geometry, units: u32) -> Option<u32> {
-        let page = change.get(header::PAGES_HIGH) as u32;
-        if page > geometry.page_capacity {
-            return None;
-        }
-        change.set(header::PAGES_HIGH, u64::from(page) + 1);
-        change.set(geometry.page_classes + page - 1, u64::from(units));
-        let first = page * UNITS_PER_PAGE;
-        let cells: Vec<u32> = (0..UNITS_PER_PAGE / units).map(|n| first + n * units).collect();
-        for cell in &cells {
-            if let Some(word) = word_of(geometry, *cell) {
-                // What an earlier mount left there must not look like a name.
-                if change.get(word) != 0 {
-                    change.set(word, 0);
-                }
+    /// A page that has a free cell of this size, or is to have cells of this size; where there is no such page any
+    /// more, one with a larger cell.
+    fn page_with_room(&mut self, change: &Change<'_>, geometry: &Geometry, units: u32) -> Option<u32> {
+        self.look_at_a_page(change, geometry);
+        loop {
+            let known = self.known_page_with_room(units).or_else(|| self.empty_page());
+            if known.is_some() {
+                return known;
             }
-        }
-        let free = self.free.get_mut(units as usize)?;
-        free.extend(cells.into_iter().rev());
-        free.pop()
-    }
-
-    /// Looks at the next few cells of the pages that earlier engines began.
-    fn look_around(&mut self, change: &Change<'_>, geometry: &Geometry) {
-        for _ in 0..LOOKS {
+            let high = change.get(header::PAGES_HIGH) as u32;
+            if high <= geometry.page_capacity {
+                self.pages.resize(self.pages.len().max(high as usize + 1), Page::default());
+                return Some(high);
+            }
             if self.scanned >= self.scan_end {
-                return;
+                return (units + 1..=MOST_UNITS).find_map(|larger| self.known_page_with_room(larger));
             }
-            let units = change.get(geometry.page_classes + self.scanned - 1) as u32;
-            if !(1..=MOST_UNITS).contains(&units) || self.scan_unit + units > UNITS_PER_PAGE {
-                (self.scanned, self.scan_unit) = (self.scanned + 1, 0);
-                continue;
+            self.look_at_a_page(change, geometry);
+        }
+    }
+
+    fn known_page_with_room(&mut self, units: u32) -> Option<u32> {
+        let list = self.with_room.get_mut(units as usize)?;
+        while let Some(number) = list.last() {
+            let page = self.pages.get_mut(*number as usize)?;
+            if page.units == units && page.free_cell().is_some() {
+                return Some(*number);
             }
-            let cell = self.scanned * UNITS_PER_PAGE + self.scan_unit;
-            self.scan_unit += units;
+            // Full, or of another size by now.
+            page.listed &= page.units != units;
+            list.pop();
+        }
+        None
+    }
+
+    fn empty_page(&mut self) -> Option<u32> {
+        while let Some(number) = self.empty.last() {
+            let page = self.pages.get_mut(*number as usize)?;
+            if page.is_empty() {
+                return Some(*number);
+            }
+            page.listed_empty = false;
+            self.empty.pop();
+        }
+        None
+    }
+
+    /// Lists a page where it may be found.
+    fn list(&mut self, number: u32) {
+        let Some(page) = self.pages.get_mut(number as usize) else { return };
+        if page.is_empty() && !std::mem::replace(&mut page.listed_empty, true) {
+            self.empty.push(number);
+        }
+        if !std::mem::replace(&mut page.listed, true)
+            && let Some(list) = self.with_room.get_mut(page.units as usize)
+        {
+            list.push(number);
+        }
+    }
+
+    /// Looks at the next of the pages that earlier engines began.
+    fn look_at_a_page(&mut self, change: &Change<'_>, geometry: &Geometry) {
+        if self.scanned >= self.scan_end {
+            return;
+        }
+        let number = self.scanned;
+        self.scanned += 1;
+        let units = change.committed(geometry.page_classes + number - 1) as u32;
+        if !(1..=MOST_UNITS).contains(&units) {
+            return;
+        }
+        let mut page = Page::of(units);
+        for unit in page.cells() {
             // One that this very change gives back is not free before the change is made, and is told of then.
-            if word_of(geometry, cell).is_some_and(|word| change.committed(word) == 0)
-                && let Some(free) = self.free.get_mut(units as usize)
-            {
-                free.push(cell);
+            let word = word_of(geometry, number * UNITS_PER_PAGE + unit);
+            page.set_used(unit, word.is_none_or(|word| change.committed(word) != 0));
+        }
+        self.pages.resize(self.pages.len().max(number as usize + 1), Page::default());
+        if let Some(known) = self.pages.get_mut(number as usize) {
+            *known = page;
+        }
+        self.list(number);
+    }
+}
+
+/// From now on the page has cells of this size, all of them free.
+fn begin_page(change: &mut Change<'_>, geometry: &Geometry, number: u32, units: u32) {
+    if change.get(header::PAGES_HIGH) <= u64::from(number) {
+        change.set(header::PAGES_HIGH, u64::from(number) + 1);
+    }
+    change.set(geometry.page_classes + number - 1, u64::from(units));
+    for unit in Page::of(units).cells() {
+        if let Some(word) = word_of(geometry, number * UNITS_PER_PAGE + unit) {
+            // What was there before must not look like a name.
+            if change.get(word) != 0 {
+                change.set(word, 0);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_divided_into_cells_of_its_size() {
+        for units in 1..=MOST_UNITS {
+            let cells: Vec<u32> = Page::of(units).cells().collect();
+            assert_eq!(cells.len(), (UNITS_PER_PAGE / units) as usize);
+            assert!(cells.iter().all(|cell| cell % units == 0 && cell + units <= UNITS_PER_PAGE));
+        }
+        assert_eq!(Page::default().free_cell(), None, "one that was not looked at has no cells");
+    }
+
+    #[test]
+    fn a_cell_is_used_until_it_is_not() {
+        let mut page = Page::of(64);
+        for unit in [0, 64, 128, 192] {
+            assert_eq!(page.free_cell(), Some(unit));
+            page.set_used(unit, true);
+        }
+        assert_eq!(page.free_cell(), None);
+        page.set_used(128, false);
+        assert_eq!(page.free_cell(), Some(128));
     }
 }

@@ -21,6 +21,11 @@ impl<'a> Change<'a> {
         Change { words, stores: SmallVec::new() }
     }
 
+    /// A change to be made before this one, to other words.
+    pub(super) fn another(&self) -> Change<'a> {
+        Change::new(self.words)
+    }
+
     pub(super) fn get(&self, at: u32) -> u64 {
         // The latest store to a word is the one that counts; changes are short.
         self.stores.iter().rev().find(|(word, _)| *word == at).map_or_else(|| self.words.get(at), |(_, value)| *value)

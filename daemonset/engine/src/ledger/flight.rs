@@ -8,13 +8,12 @@ use super::words::Words;
 const STATE: u32 = 0;
 const POSITION: u32 = 1;
 const UNIQUE: u32 = 2;
-const STARTED_AT: u32 = 3;
-const REPLY_BYTES: u32 = 4;
-const REFS: u32 = 5;
-const PROGRESS: u32 = 6;
-const HANDLE: u32 = 7;
-const DEATHS: u32 = 8;
-const BEFORE: u32 = 9;
+const REPLY_BYTES: u32 = 3;
+const REFS: u32 = 4;
+const PROGRESS: u32 = 5;
+const HANDLE: u32 = 6;
+const DEATHS: u32 = 7;
+const BEFORE: u32 = 8;
 
 const IDLE: u64 = 0;
 const STARTED: u64 = 1;
@@ -42,8 +41,6 @@ pub(crate) struct Ticket {
     pub(crate) position: u16,
     /// FUSE's number of the request.
     pub(crate) unique: u64,
-    /// Now, by the clock that the kernel stamps files with (nanoseconds of CLOCK_REALTIME_COARSE).
-    pub(crate) now: u64,
 }
 
 /// What the record says of a request that is taken from the ring.
@@ -99,18 +96,12 @@ impl Flight {
         words.set(self.at + STATE, IDLE);
         words.set(self.at + POSITION, u64::from(ticket.position));
         words.set(self.at + UNIQUE, ticket.unique);
-        words.set(self.at + STARTED_AT, ticket.now);
         words.set(self.at + REFS, 0);
         words.set(self.at + PROGRESS, 0);
         words.set(self.at + HANDLE, 0);
         words.set(self.at + DEATHS, 0);
         words.set(self.at + BEFORE, 0);
         words.set(self.at + STATE, STARTED);
-    }
-
-    /// When it was begun, by its first engine.
-    pub(super) fn started_at(self, words: &Words) -> u64 {
-        words.get(self.at + STARTED_AT)
     }
 
     /// Counts the death of an engine that was working on it.
@@ -148,13 +139,11 @@ impl Flight {
         change.subtract(self.at + REFS, 1);
     }
 
-    /// A reference to `slot` was given back by the request itself; true: it was the one noted last.
-    pub(super) fn unnote(self, change: &mut Change<'_>, slot: Slot) -> bool {
-        let last = self.last_ref(change) == Some(slot);
-        if last {
+    /// A reference to `slot` was given back by the request itself.
+    pub(super) fn unnote(self, change: &mut Change<'_>, slot: Slot) {
+        if self.last_ref(change) == Some(slot) {
             self.drop_last_ref(change);
         }
-        last
     }
 
     /// Notes a handle slot likewise.

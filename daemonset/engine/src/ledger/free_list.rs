@@ -2,10 +2,15 @@
 
 use super::change::Change;
 
+/// Is there a slot that nobody has used yet?
+pub(super) fn has_unused(change: &Change<'_>, high_water: u32, capacity: u32) -> bool {
+    (change.get(high_water) as u32) < capacity
+}
+
 /// The first slot that nobody has used yet.
 pub(super) fn next_unused(change: &mut Change<'_>, high_water: u32, capacity: u32) -> Option<u32> {
     let slot = change.get(high_water) as u32;
-    (slot < capacity).then(|| {
+    has_unused(change, high_water, capacity).then(|| {
         change.set(high_water, u64::from(slot) + 1);
         slot
     })
@@ -29,6 +34,11 @@ impl FreeList {
             self.next += 1;
             self.next - 1
         })
+    }
+
+    /// Are there slots that are yet to be looked at?
+    pub(super) fn is_behind(&self) -> bool {
+        self.next < self.end
     }
 
     /// The slot is free for good. One that is yet to be looked at will be found then.

@@ -3,9 +3,10 @@
 use super::change::{Change, pair};
 use super::layout::{Geometry, HANDLE_WORDS};
 use super::nodes::Slot;
+use crate::adopted::MAX_FILE_HANDLE;
 
-/// Most bytes of a kernel file handle (MAX_HANDLE_SZ).
-pub(crate) const MAX_FILE_HANDLE: usize = 128;
+/// Words of the file handle's bytes.
+const FILE_HANDLE_WORDS: u32 = (MAX_FILE_HANDLE / 8) as u32;
 
 const FREE: u32 = 0;
 const FILE: u32 = 1;
@@ -18,6 +19,8 @@ pub(crate) struct FileHandle {
     pub(crate) kind: i32,
     /// The handle; empty: the file system makes none.
     pub(crate) bytes: Vec<u8>,
+    /// Which file system (st_dev): a handle means nothing on another one. 0 without a handle.
+    pub(crate) device: u64,
 }
 
 /// What is open.
@@ -64,7 +67,28 @@ impl Handle {
         let mut bytes: Vec<u8> =
             (0..length.div_ceil(8) as u32).flat_map(|word| change.get(self.at + 3 + word).to_le_bytes()).collect();
         bytes.truncate(length);
-        FileHandle { kind: change.high(self.at + 2) as i32, bytes }
+        FileHandle { kind: change.high(self.at + 2) as i32, bytes, device: change.get(self.device()) }
+    }
+
+    fn device(self) -> u32 {
+        self.at + 3 + FILE_HANDLE_WORDS
+    }
+
+    /// Neighbours in the chain of handles that are open on the same node; 0: none.
+    pub(super) fn previous(self, change: &Change<'_>) -> u32 {
+        change.high(self.device() + 1)
+    }
+
+    pub(super) fn next(self, change: &Change<'_>) -> u32 {
+        change.low(self.device() + 1)
+    }
+
+    pub(super) fn set_previous(self, change: &mut Change<'_>, slot: u32) {
+        change.set_high(self.device() + 1, slot);
+    }
+
+    pub(super) fn set_next(self, change: &mut Change<'_>, slot: u32) {
+        change.set_low(self.device() + 1, slot);
     }
 
     pub(super) fn begin(
@@ -84,6 +108,8 @@ impl Handle {
         change.set(self.at, pair(generation, kind));
         change.set(self.at + 1, pair(node, flags));
         change.set(self.at + 2, pair(file_handle.kind as u32, length as u32));
+        change.set(self.device(), file_handle.device);
+        change.set(self.device() + 1, 0);
         for (word, chunk) in (0u32..).zip(file_handle.bytes[..length].chunks(8)) {
             let mut bytes = [0u8; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);

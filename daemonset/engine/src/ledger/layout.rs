@@ -20,7 +20,7 @@ use virtiofs_contract::engine::QUEUES;
 pub(super) const MAGIC: u64 = 0x5647_4445_4c53_4656;
 
 /// Raised with every change that another engine would misread.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 
 /// Words of one page.
 pub(super) const PAGE: u32 = 512;

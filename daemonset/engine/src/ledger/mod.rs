@@ -122,8 +122,8 @@ impl Ledger {
         }
         carry_out(&self.words);
         self.key = (self.words.get(header::KEY), self.words.get(header::KEY + 1));
-        self.cells = Cells::attach(self.words.get(header::PAGES_HIGH) as u32);
         let high = |at, capacity: u32| (self.words.get(at) as u32).min(capacity);
+        self.cells = Cells::attach(high(header::PAGES_HIGH, self.geometry.page_capacity.saturating_add(1)));
         self.nodes = FreeList::behind(ROOT + 1, high(header::NODES_HIGH, self.geometry.node_capacity));
         self.handles = FreeList::behind(1, high(header::HANDLES_HIGH, self.geometry.handle_capacity));
         if predecessor != Predecessor::AtRest {
@@ -234,12 +234,6 @@ impl Ledger {
         Node::at(&self.geometry, slot).map_or_else(Identity::default, |node| node.identity(&change))
     }
 
-    /// How many handles are open on a node.
-    pub(crate) fn open_count(&self, slot: Slot) -> u32 {
-        let change = Change::new(&self.words);
-        Node::at(&self.geometry, slot).map_or(0, |node| node.handles(&change))
-    }
-
     /// The names by which a node is known: below which node, and how.
     pub(crate) fn names(&self, slot: Slot) -> Vec<(Slot, Vec<u8>)> {
         let change = Change::new(&self.words);
@@ -282,6 +276,35 @@ impl Ledger {
         Ok(displaced)
     }
 
+    /// Can the guest be told of another name of this length?
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub(crate) fn room_for_name(&mut self, length: usize) -> Result<(), Full> {
+        let words = self.words.clone();
+        let room = self.cells.has_room(&Change::new(&words), &self.geometry, names::words_for(length));
+        room.then_some(()).ok_or(Full)
+    }
+
+    /// Can the guest be told of another node?
+    ///
+    /// # Errors
+    /// It holds as many as it may, or there is no room for it.
+    pub(crate) fn room_for_node(&mut self) -> Result<(), Full> {
+        let words = self.words.clone();
+        let room = words.get(header::NODES) < self.max_nodes && self.has_free_node(&Change::new(&words));
+        room.then_some(()).ok_or(Full)
+    }
+
+    /// Can the guest be given another handle?
+    ///
+    /// # Errors
+    /// There is no room for it.
+    pub(crate) fn room_for_handle(&mut self) -> Result<(), Full> {
+        let words = self.words.clone();
+        self.has_free_handle(&Change::new(&words)).then_some(()).ok_or(Full)
+    }
+
     /// The guest is told of a node that it does not hold yet. Returns it, and the node that `name` led to before.
     pub(crate) fn tell_new(
         &mut self,
@@ -302,8 +325,16 @@ impl Ledger {
         let nodes = change.get(header::NODES);
         self.by_identity().insert(&mut change, slot, nodes);
         let mut freed = Vec::new();
-        let displaced =
-            self.lead(&mut change, parent, name, slot, &mut freed).inspect_err(|_| self.nodes.give_back(slot))?;
+        let displaced = match self.lead(&mut change, parent, name, slot, &mut freed) {
+            Ok(displaced) => displaced,
+            Err(full) => {
+                // One that was never used stays so: the change that would have begun it is not made.
+                if u64::from(slot) < self.words.get(header::NODES_HIGH) {
+                    self.nodes.give_back(slot);
+                }
+                return Err(full);
+            }
+        };
         self.count_ref(&mut change, slot);
         self.commit(change, freed);
         Ok((slot, displaced))
@@ -388,8 +419,7 @@ impl Ledger {
         let slot = self.take_handle(&mut change).ok_or(Full)?;
         let (handle, open) = Handle::at(&self.geometry, slot).zip(Node::at(&self.geometry, node)).ok_or(Full)?;
         handle.begin(&mut change, kind, node, flags, file_handle);
-        let count = open.handles(&change);
-        open.set_handles(&mut change, count.saturating_add(1));
+        self.chain_handle(&mut change, open, slot);
         change.add(header::HANDLES, 1);
         Flight::of(self.ring).note_handle(&mut change, slot);
         let fh = change::pair(handle.generation(&change), slot);
@@ -416,20 +446,20 @@ impl Ledger {
         handle.end(change);
         change.subtract(header::HANDLES, 1);
         if let Some(open) = Node::at(&self.geometry, node) {
-            let count = open.handles(change);
-            open.set_handles(change, count.saturating_sub(1));
+            self.unchain_handle(change, open, handle);
         }
         node
     }
 
-    /// The handles open on a node, by number of slot.
+    /// The handles open on a node, the latest first.
     pub(crate) fn handles_of(&self, node: Slot) -> Vec<Opened> {
         let change = Change::new(&self.words);
-        let high = (change.get(header::HANDLES_HIGH) as u32).min(self.geometry.handle_capacity);
-        (1..high)
-            .filter_map(|slot| Handle::at(&self.geometry, slot).map(|handle| (slot, handle)))
-            .filter(|(_, handle)| handle.kind(&change).is_some() && handle.node(&change) == node)
-            .filter_map(|(slot, handle)| self.opened(change::pair(handle.generation(&change), slot)))
+        let Some(open) = Node::at(&self.geometry, node) else { return Vec::new() };
+        let first = Some(open.first_handle(&change));
+        // As many as are counted: a damaged chain may have no end.
+        std::iter::successors(first, |slot| Handle::at(&self.geometry, *slot).map(|handle| handle.next(&change)))
+            .take(open.handles(&change).min(self.geometry.handle_capacity) as usize)
+            .map_while(|slot| self.opened(self.fh(slot)).filter(|opened| opened.node == node))
             .collect()
     }
 }

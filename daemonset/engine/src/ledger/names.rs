@@ -42,11 +42,6 @@ impl Name {
         (change.low(self.at + 1) as usize).min(MAX_NAME)
     }
 
-    /// Words of its cell.
-    pub(super) fn words(self, change: &Change<'_>) -> u32 {
-        words_for(self.length(change))
-    }
-
     /// The next name of the same node.
     pub(super) fn next_of_node(self, change: &Change<'_>) -> u32 {
         change.low(self.at + 2)

@@ -86,6 +86,15 @@ impl Node {
         change.set_low(self.at + 4, cell);
     }
 
+    /// First of the handles open on it; 0: none.
+    pub(super) fn first_handle(self, change: &Change<'_>) -> u32 {
+        change.low(self.at + 5)
+    }
+
+    pub(super) fn set_first_handle(self, change: &mut Change<'_>, slot: u32) {
+        change.set_low(self.at + 5, slot);
+    }
+
     /// Is nobody left who could use it?
     pub(super) fn is_idle(self, change: &Change<'_>) -> bool {
         self.refs(change) == 0 && change.get(self.at + 2) == 0

@@ -6,7 +6,7 @@ use siphasher::sip::SipHasher13;
 
 use super::change::Change;
 use super::flight::Flight;
-use super::free_list::next_unused;
+use super::free_list::{has_unused, next_unused};
 use super::handles::Handle;
 use super::index::Index;
 use super::layout::header;
@@ -15,10 +15,10 @@ use super::nodes::{ByIdentity, Node, ROOT, Slot};
 use super::{Full, LOOKS, Ledger, NAMES_PER_CHANGE};
 
 impl Ledger {
-    pub(super) fn commit(&mut self, change: Change<'_>, freed: Vec<(u32, u32)>) {
+    pub(super) fn commit(&mut self, change: Change<'_>, freed: Vec<u32>) {
         change.commit();
-        for (cell, words) in freed {
-            self.cells.give_back(cell, words);
+        for cell in freed {
+            self.cells.give_back(&self.words, &self.geometry, cell);
         }
     }
 
@@ -47,7 +47,7 @@ impl Ledger {
         parent: Slot,
         name: &[u8],
         slot: Slot,
-        freed: &mut Vec<(u32, u32)>,
+        freed: &mut Vec<u32>,
     ) -> Result<Option<Slot>, Full> {
         let mut displaced = None;
         if let Some(cell) = self.find_cell(change, parent, name) {
@@ -73,7 +73,7 @@ impl Ledger {
         Ok(displaced)
     }
 
-    pub(super) fn drop_name(&self, change: &mut Change<'_>, cell: u32, freed: &mut Vec<(u32, u32)>) {
+    pub(super) fn drop_name(&self, change: &mut Change<'_>, cell: u32, freed: &mut Vec<u32>) {
         let Some(name) = Name::at(&self.geometry, cell) else { return };
         let (parent, slot) = (name.parent(change), name.node(change));
         self.by_name().remove(change, cell);
@@ -83,7 +83,7 @@ impl Ledger {
             above.set_children(change, children.saturating_sub(1));
         }
         change.subtract(header::NAMES, 1);
-        freed.push((cell, name.words(change)));
+        freed.push(cell);
         name.end(change);
     }
 
@@ -95,6 +95,33 @@ impl Ledger {
         match at.checked_sub(1).and_then(|before| Name::at(&self.geometry, cells[before])) {
             Some(before) => before.set_next_of_node(change, next),
             None => node.set_names(change, next),
+        }
+    }
+
+    /// Puts a handle at the head of its node's chain.
+    pub(super) fn chain_handle(&self, change: &mut Change<'_>, node: Node, slot: u32) {
+        let (count, next) = (node.handles(change), node.first_handle(change));
+        node.set_handles(change, count.saturating_add(1));
+        node.set_first_handle(change, slot);
+        if let Some(handle) = Handle::at(&self.geometry, slot) {
+            handle.set_next(change, next);
+        }
+        if let Some(next) = Handle::at(&self.geometry, next) {
+            next.set_previous(change, slot);
+        }
+    }
+
+    /// Takes a handle out of its node's chain.
+    pub(super) fn unchain_handle(&self, change: &mut Change<'_>, node: Node, handle: Handle) {
+        let count = node.handles(change);
+        node.set_handles(change, count.saturating_sub(1));
+        let (previous, next) = (handle.previous(change), handle.next(change));
+        match Handle::at(&self.geometry, previous) {
+            Some(previous) => previous.set_next(change, next),
+            None => node.set_first_handle(change, next),
+        }
+        if let Some(next) = Handle::at(&self.geometry, next) {
+            next.set_previous(change, previous);
         }
     }
 
@@ -182,15 +209,35 @@ impl Ledger {
     }
 
     pub(super) fn take_node(&mut self, change: &mut Change<'_>) -> Option<Slot> {
-        self.look_for_nodes();
-        let capacity = self.geometry.node_capacity;
-        self.nodes.free.pop().or_else(|| next_unused(change, header::NODES_HIGH, capacity))
+        self.has_free_node(change);
+        self.nodes.free.pop().or_else(|| next_unused(change, header::NODES_HIGH, self.geometry.node_capacity))
     }
 
     pub(super) fn take_handle(&mut self, change: &mut Change<'_>) -> Option<u32> {
-        self.look_for_handles(change);
-        let capacity = self.geometry.handle_capacity;
-        self.handles.free.pop().or_else(|| next_unused(change, header::HANDLES_HIGH, capacity))
+        self.has_free_handle(change);
+        self.handles.free.pop().or_else(|| next_unused(change, header::HANDLES_HIGH, self.geometry.handle_capacity))
+    }
+
+    /// Is there a free slot? Looks at a few that earlier engines used, and before it says no, at all.
+    pub(super) fn has_free_node(&mut self, change: &Change<'_>) -> bool {
+        let unused = has_unused(change, header::NODES_HIGH, self.geometry.node_capacity);
+        loop {
+            self.look_for_nodes();
+            if unused || !self.nodes.free.is_empty() || !self.nodes.is_behind() {
+                return unused || !self.nodes.free.is_empty();
+            }
+        }
+    }
+
+    /// The same of handles.
+    pub(super) fn has_free_handle(&mut self, change: &Change<'_>) -> bool {
+        let unused = has_unused(change, header::HANDLES_HIGH, self.geometry.handle_capacity);
+        loop {
+            self.look_for_handles(change);
+            if unused || !self.handles.free.is_empty() || !self.handles.is_behind() {
+                return unused || !self.handles.free.is_empty();
+            }
+        }
     }
 
     /// Looks at the next few slots that earlier engines used: a free one can be used again, and an idle one was

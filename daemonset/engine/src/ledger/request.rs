@@ -21,6 +21,13 @@ impl Ledger {
         Flight::of(ring).begin(&self.words, ticket);
     }
 
+    /// The handle that the request at hand of `ring` has opened so far, by the guest's number.
+    pub(crate) fn taken_handle(&self, ring: usize) -> Option<u64> {
+        let change = Change::new(&self.words);
+        let slot = Flight::of(ring).handle(&change);
+        Some(self.fh(slot)).filter(|fh| self.opened(*fh).is_some())
+    }
+
     /// `ring` begins a request anew that a dead engine had begun: what it had taken for it is given back.
     pub(crate) fn begin_again(&mut self, ring: usize) {
         self.ring = ring;
@@ -43,11 +50,6 @@ impl Ledger {
             self.handles.give_back(handle);
             self.release_if_idle(node);
         }
-    }
-
-    /// When the request at hand was begun, by whichever engine was first.
-    pub(crate) fn begun_at(&self) -> u64 {
-        Flight::of(self.ring).started_at(&self.words)
     }
 
     /// How many parts of the request at hand have been carried out.

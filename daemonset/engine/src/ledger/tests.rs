@@ -14,9 +14,13 @@ use super::harness::{killed_after, taken_back};
 use super::*;
 
 fn memory() -> OwnedFd {
+    memory_of(16 << 20)
+}
+
+fn memory_of(bytes: u64) -> OwnedFd {
     let fd = memfd_create(c"ledger", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
     let file = File::from(fd);
-    file.set_len(16 << 20).unwrap();
+    file.set_len(bytes).unwrap();
     fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK)).unwrap();
     file.into()
 }
@@ -34,7 +38,7 @@ fn fresh() -> (OwnedFd, Ledger) {
 }
 
 fn ticket(unique: u64) -> Ticket {
-    Ticket { position: unique as u16, unique, now: 1 }
+    Ticket { position: unique as u16, unique }
 }
 
 fn ident(ino: u64) -> Identity {
@@ -96,7 +100,10 @@ fn picture(ledger: &Ledger) -> Picture {
         let node = Node::at(&ledger.geometry, slot).unwrap();
         if node.is_used(&change) {
             assert_eq!(node.children(&change), children.get(&slot).copied().unwrap_or(0), "children of {slot}");
-            assert_eq!(node.handles(&change), open.get(&slot).copied().unwrap_or(0), "handles of {slot}");
+            let count = open.get(&slot).copied().unwrap_or(0);
+            assert_eq!(node.handles(&change), count, "handles of {slot}");
+            let chained: BTreeSet<_> = ledger.handles_of(slot).iter().map(|opened| opened.slot).collect();
+            assert_eq!(chained.len(), count as usize, "handles of {slot} in a chain");
         }
     }
     assert_eq!(used_cells(ledger), names, "every used cell is some node's name");
@@ -167,7 +174,7 @@ fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
         }
         Act::Open(node) => {
             let slot = holds.slot(ledger, *node);
-            let handle = FileHandle { kind: 1, bytes: vec![9; 13] };
+            let handle = FileHandle { kind: 1, bytes: vec![9; 13], device: 8 };
             holds.handles.push(ledger.open(slot, OpenKind::File, 2, &handle).unwrap());
         }
         Act::Close(handle) => {
@@ -244,6 +251,20 @@ fn children_and_handles_keep_a_node() {
     released.sort();
     assert_eq!(released, [directory, file]);
     picture(&ledger);
+}
+
+#[test]
+fn a_handle_keeps_what_file_it_is_and_on_which_file_system() {
+    let (fd, mut ledger) = fresh();
+    ledger.begin(0, &ticket(1));
+    let node = ledger.tell_new(ROOT, b"f", ident(3)).unwrap().0;
+    let handle = |n| FileHandle { kind: 7, bytes: vec![n; 128], device: u64::MAX - u64::from(n) };
+    let fhs = [1, 2, 3].map(|n| ledger.open(node, OpenKind::File, n.into(), &handle(n)).unwrap());
+    let ledger = attach(&fd);
+    for (n, fh) in (1..).zip(fhs) {
+        assert_eq!(ledger.opened(fh).unwrap().file_handle, handle(n));
+    }
+    assert_eq!(ledger.handles_of(node).iter().map(|opened| opened.flags).collect::<Vec<_>>(), [3, 2, 1]);
 }
 
 #[test]
@@ -368,6 +389,66 @@ fn room_is_used_again() {
         }
     }
     assert!(ledger.words.get(header::NODES_HIGH) < 2000);
+}
+
+/// Tells of names of this length until there is no room for another.
+fn fill(ledger: &mut Ledger, length: usize) -> Vec<Slot> {
+    let name = |n: u64| format!("{n:0length$}").into_bytes();
+    (0..100_000).map_while(|n| ledger.tell_new(ROOT, &name(n), ident(n)).ok()).map(|(slot, _)| slot).collect()
+}
+
+#[test]
+fn a_slot_is_given_out_once_also_after_names_found_no_room() {
+    let fd = memory_of(1 << 20);
+    let mut ledger = attach(&fd);
+    ledger.begin(0, &ticket(1));
+    let slots = fill(&mut ledger, 255);
+    assert!(slots.len() < ledger.geometry.node_capacity as usize - 2, "there is room for nodes");
+    // The guest unlinks what it still holds: room for names, and for no node.
+    for n in 0..2 {
+        ledger.remove(ROOT, format!("{n:0255}").as_bytes());
+    }
+    let [a, b] = [b"a", b"b"].map(|name| ledger.tell_new(ROOT, name, ident(7)).unwrap().0);
+    assert_ne!(a, b);
+    for slot in [a, b] {
+        assert_eq!(ledger.slot(ledger.id(slot)), Some(slot), "its id is known");
+    }
+    picture(&ledger);
+}
+
+#[test]
+fn room_for_long_names_is_room_for_short_ones_and_back() {
+    let fd = memory_of(1 << 20);
+    let mut ledger = attach(&fd);
+    let mut room = BTreeMap::<usize, usize>::new();
+    for (round, length) in [255, 1, 40, 255, 1, 40].into_iter().enumerate() {
+        ledger.begin(0, &ticket(round as u64));
+        let short = ledger.tell_new(ROOT, b"x", ident(1)).unwrap().0;
+        ledger.forget(short, 1, 1);
+        let slots = fill(&mut ledger, length);
+        assert!(slots.len() >= room.insert(length, slots.len()).unwrap_or(1), "round {round}: {}", slots.len());
+        picture(&ledger);
+        for slot in slots {
+            ledger.forget(slot, 1, 1);
+        }
+        if round % 2 == 0 {
+            ledger = attach(&fd);
+        }
+    }
+}
+
+#[test]
+fn memory_of_names_that_are_no_more_goes_back() {
+    let (fd, mut ledger) = fresh();
+    let resident = || std::os::unix::fs::MetadataExt::blocks(&File::from(fd.try_clone().unwrap()).metadata().unwrap());
+    ledger.begin(0, &ticket(1));
+    let slots: Vec<Slot> =
+        (0..20_000).map(|n| ledger.tell_new(ROOT, format!("{n:0200}").as_bytes(), ident(n)).unwrap().0).collect();
+    let full = resident();
+    for slot in slots {
+        ledger.forget(slot, 1, 1);
+    }
+    assert!(resident() < full / 3, "{full} -> {}", resident());
 }
 
 #[test]

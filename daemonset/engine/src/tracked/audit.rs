@@ -20,6 +20,7 @@ use virtiofsd::filesystem::FileSystem;
 
 use crate::ledger::{Identity, ROOT, Slot};
 
+use super::orphans::park_removed;
 use super::resolve::{belongs_below, component, identity, names_nothing};
 use super::staleness::count_name;
 use super::state::State;
@@ -265,6 +266,7 @@ impl<F: FileSystem + Send + Sync + 'static> Audit<F> {
             return;
         }
         count_name(self.inner.as_ref(), &self.counters, &state, name, question.slot, cause);
+        park_removed(&*self.inner, &mut state, question.slot);
         state.ledger.remove(name.0, name.1);
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use virtiofsd::filesystem::{FileSystem, OpenOptions};
@@ -9,6 +11,7 @@ use virtiofsd::filesystem::{FileSystem, OpenOptions};
 use crate::adopted::{AdoptedFile, kernel_file_handle, open_by_kernel_handle};
 use crate::ledger::{FileHandle, Full, OpenKind, Opened, Slot};
 
+use super::orphans::park_removed;
 use super::seams::Glance;
 use super::state::{Live, State, Target};
 use super::{Tracked, error, ourselves};
@@ -85,7 +88,7 @@ impl<F: FileSystem> Tracked<F> {
 
     /// Opens a file by its kernel file handle, on whichever file system of the share it is known.
     fn open_by_handle(&self, opened: &Opened) -> Option<File> {
-        let FileHandle { kind, bytes } = &opened.file_handle;
+        let FileHandle { kind, bytes, .. } = &opened.file_handle;
         let flags = self.adopted.open_flags(opened.flags as i32).ok().filter(|_| !bytes.is_empty())?;
         let open = |mount: &File| open_by_kernel_handle(mount, *kind, bytes, flags).ok();
         self.mounts.iter().find_map(|mount| open(mount).filter(|file| known_as(file) == opened.file_handle))
@@ -114,7 +117,7 @@ impl<F: FileSystem> Tracked<F> {
                 Ok(fh)
             }
             Err(full) => {
-                self.close_library(kind, inode, handle)?;
+                self.let_go(kind, inode, handle);
                 Err(full)
             }
         }
@@ -131,6 +134,7 @@ impl<F: FileSystem> Tracked<F> {
     ) -> io::Result<u64> {
         let fh = state.ledger.open(node, kind, flags, file_handle).map_err(|Full| error(libc::ENFILE))?;
         state.bindings.set_live(fh as u32, live);
+        state.parking.entered(fh);
         Ok(fh)
     }
 
@@ -144,6 +148,10 @@ impl<F: FileSystem> Tracked<F> {
         kill_priv: bool,
     ) -> io::Result<(u64, OpenOptions)> {
         let (again, options) = self.adopted.open(file, kill_priv, flags)?;
+        // The library counts what it opens for the guest; this, nobody does.
+        if again.file().as_raw_fd() as u64 > self.highest_descriptor {
+            return Err(error(libc::ENFILE));
+        }
         let file_handle = known_as(again.file());
         let live = Live::Adopted(Arc::new(again));
         let fh = self.enter_live(state, node, OpenKind::File, lasting(flags), &file_handle, live.clone())?;
@@ -157,14 +165,20 @@ impl<F: FileSystem> Tracked<F> {
             return Ok(());
         }
         let opened = self.opened(state, id, fh)?;
-        let live = state.bindings.drop_live(opened.slot);
-        state.parking.release(fh, live.is_none());
-        if let Some(Live::Library { inode, handle }) = live {
+        state.parking.release(fh);
+        if let Some(Live::Library { inode, handle }) = state.bindings.drop_live(opened.slot) {
             self.close_library(opened.kind, inode, handle)?;
         }
         state.ledger.close(opened.slot);
         self.settle(state);
         Ok(())
+    }
+
+    /// Closes what the guest does not get.
+    pub(super) fn let_go(&self, kind: OpenKind, inode: u64, handle: u64) {
+        if let Err(error) = self.close_library(kind, inode, handle) {
+            tracing::warn!("a file that was opened in vain is not closed: {error}");
+        }
     }
 
     fn close_library(&self, kind: OpenKind, inode: u64, handle: u64) -> io::Result<()> {
@@ -174,23 +188,9 @@ impl<F: FileSystem> Tracked<F> {
         }
     }
 
-    /// Shows the file behind a library handle.
-    fn glance<T>(&self, inode: u64, handle: u64, mut look: impl FnMut(&File) -> io::Result<T>) -> io::Result<T> {
-        let mut seen = None;
-        let glance = Glance(|file: &File| {
-            seen = Some(look(file)?);
-            Ok(())
-        });
-        self.inner.read(ourselves(), inode.into(), handle.into(), glance, 0, 0, None, 0)?;
-        seen.ok_or_else(|| error(libc::EBADF))
-    }
-
     /// Shows the file behind any handle.
-    pub(super) fn with_file<T>(&self, live: &Live, mut look: impl FnMut(&File) -> io::Result<T>) -> io::Result<T> {
-        match live {
-            Live::Library { inode, handle } => self.glance(*inode, *handle, look),
-            Live::Adopted(file) => look(file.file()),
-        }
+    pub(super) fn with_file<T>(&self, live: &Live, look: impl FnMut(&File) -> io::Result<T>) -> io::Result<T> {
+        look_at(&*self.inner, live, look)
     }
 
     /// Which file an open one is. Asked of the kernel once per inode.
@@ -198,26 +198,36 @@ impl<F: FileSystem> Tracked<F> {
         if let Some(known) = state.bindings.file_handle(inode) {
             return known.clone();
         }
-        let found = self.glance(inode, handle, |file| Ok(known_as(file))).unwrap_or_default();
+        let live = Live::Library { inode, handle };
+        let found = self.with_file(&live, |file| Ok(known_as(file))).unwrap_or_default();
         state.bindings.set_file_handle(inode, &found);
         found
     }
 
-    /// The last name of a node is about to go: what the guest has open of it is put into the broker's keeping.
+    /// A name of a node is about to go. If it is the last one, what the guest has open of it is put into the broker's
+    /// keeping. That is asked of the file: the names that the guest was told may be old, and there may be others.
     pub(super) fn park_last(&self, state: &mut State, victim: Option<Slot>) {
-        let Some(victim) = victim else { return };
-        if state.ledger.open_count(victim) == 0 || state.ledger.names(victim).len() > 1 {
-            return;
-        }
-        for opened in state.ledger.handles_of(victim) {
-            if opened.kind == OpenKind::File {
-                let live = state.bindings.live(opened.slot).map_or_else(|| self.open_again(state, &opened), Ok);
-                match live {
-                    Ok(live) => self.park_one(state, state.ledger.fh(opened.slot), &live),
-                    Err(error) => tracing::warn!("a file about to be unlinked cannot be kept: {error}"),
-                }
+        for opened in victim.map(|victim| state.ledger.handles_of(victim)).unwrap_or_default() {
+            if opened.kind == OpenKind::Directory {
+                continue;
+            }
+            let live = state.bindings.live(opened.slot).map_or_else(|| self.open_again(state, &opened), Ok);
+            let links = live.and_then(|live| {
+                let links = self.with_file(&live, |file| Ok(file.metadata()?.nlink()))?;
+                Ok((live, links))
+            });
+            match links {
+                Ok((_, links)) if links > 1 => return,
+                Ok((live, _)) => self.park_one(state, state.ledger.fh(opened.slot), &live),
+                Err(error) => tracing::warn!("a file about to be unlinked cannot be kept: {error}"),
             }
         }
+    }
+
+    /// Something says that others may have removed a node: what the guest has open of it is put into the broker's
+    /// keeping if so, for this engine is the last to have it.
+    pub(super) fn park_removed(&self, state: &mut State, node: Slot) {
+        park_removed(&*self.inner, state, node);
     }
 
     fn park_one(&self, state: &mut State, fh: u64, live: &Live) {
@@ -231,7 +241,29 @@ impl<F: FileSystem> Tracked<F> {
     }
 }
 
+/// Shows the file behind a handle.
+pub(super) fn look_at<F: FileSystem, T>(
+    inner: &F,
+    live: &Live,
+    mut look: impl FnMut(&File) -> io::Result<T>,
+) -> io::Result<T> {
+    let (inode, handle) = match live {
+        Live::Library { inode, handle } => (*inode, *handle),
+        Live::Adopted(file) => return look(file.file()),
+    };
+    let mut seen = None;
+    let glance = Glance(|file: &File| {
+        seen = Some(look(file)?);
+        Ok(())
+    });
+    inner.read(ourselves(), inode.into(), handle.into(), glance, 0, 0, None, 0)?;
+    seen.ok_or_else(|| error(libc::EBADF))
+}
+
 /// Which file this is, whatever its inode number; empty where the file system does not say.
 fn known_as(file: &File) -> FileHandle {
-    kernel_file_handle(file).ok().flatten().map_or_else(FileHandle::default, |(kind, bytes)| FileHandle { kind, bytes })
+    match (kernel_file_handle(file), file.metadata()) {
+        (Ok(Some((kind, bytes))), Ok(metadata)) => FileHandle { kind, bytes, device: metadata.dev() },
+        _ => FileHandle::default(),
+    }
 }

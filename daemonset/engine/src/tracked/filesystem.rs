@@ -16,7 +16,7 @@ use crate::adopted::{Place, Through, Write};
 use crate::ledger::{OpenKind, ROOT};
 
 use super::state::{Bindings, Live, Target};
-use super::{Tracked, errno, error};
+use super::{Tracked, errno, error, no_room, ourselves};
 
 impl<F: FileSystem> Tracked<F> {
     /// "No such file", for as long as the share's content promises it.
@@ -97,7 +97,9 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         let mut state = self.state();
         let place = self.place(&mut state, parent, name)?;
-        match self.inner.lookup(ctx, place.inode.into(), name) {
+        let found = self.inner.lookup(ctx, place.inode.into(), name);
+        self.park_displaced(&mut state, place, &found);
+        match found {
             Ok(entry) => self.tell(&mut state, place.slot, name.to_bytes(), entry, Cause::SourceReplaced),
             Err(gone) if errno(&gone) == libc::ENOENT => {
                 self.name_is_gone(&mut state, (place.slot, name.to_bytes()));
@@ -150,6 +152,9 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
                 .inspect_err(|error| self.node_refused(&mut state, slot, error))?,
             Target::Adopted(file) => self.adopted.getattr(&file)?,
         };
+        if attr.nlink == 0 {
+            self.park_removed(&mut state, slot);
+        }
         Ok((self.outward(attr), timeout))
     }
 
@@ -193,7 +198,7 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
         let mut state = self.state();
         let place = self.place(&mut state, parent, name)?;
         let parent = place.inode.into();
-        self.make(&mut state, place, || self.inner.symlink(ctx, linkname, parent, name, extensions))
+        self.make(&mut state, place, extensions, |with| self.inner.symlink(ctx, linkname, parent, name, with))
     }
 
     fn mknod(
@@ -209,7 +214,7 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
         let mut state = self.state();
         let place = self.place(&mut state, parent, name)?;
         let parent = place.inode.into();
-        self.make(&mut state, place, || self.inner.mknod(ctx, parent, name, mode, rdev, umask, extensions))
+        self.make(&mut state, place, extensions, |with| self.inner.mknod(ctx, parent, name, mode, rdev, umask, with))
     }
 
     fn mkdir(
@@ -224,7 +229,7 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
         let mut state = self.state();
         let place = self.place(&mut state, parent, name)?;
         let parent = place.inode.into();
-        self.make(&mut state, place, || self.inner.mkdir(ctx, parent, name, mode, umask, extensions))
+        self.make(&mut state, place, extensions, |with| self.inner.mkdir(ctx, parent, name, mode, umask, with))
     }
 
     fn unlink(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
@@ -281,23 +286,36 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
     ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
         let mut state = self.state();
         let place = self.place(&mut state, parent, name)?;
-        let (before, again) = self.before_making(&mut state, place);
+        let (before, again) = self.before_making(&mut state, place)?;
+        if !again {
+            state.ledger.room_for_handle().map_err(no_room)?;
+        }
         state.changes += 1;
+        let label = extensions.secctx.clone().filter(|_| again);
         let made = self.inner.create(ctx, place.inode.into(), name, mode, kill_priv, flags, umask, extensions);
         let (entry, handle, options) = match made {
             Err(error) if again => {
-                let entry = self.made_before(&state, place, &before, error)?;
+                let entry = self.made_before(place, &before, error)?;
                 let flags = flags & !((libc::O_CREAT | libc::O_EXCL) as u32);
-                let (handle, options) = self.inner.open(ctx, entry.inode.into(), kill_priv, flags)?;
+                let opened = self.inner.open(ctx, entry.inode.into(), kill_priv, flags);
+                let (handle, options) =
+                    opened.inspect_err(|_| self.inner.forget(ourselves(), entry.inode.into(), 1))?;
                 (entry, handle, options)
             }
             other => other.inspect_err(|error| self.lookup_refused(&mut state, place, error))?,
         };
         let inode = entry.inode;
         let handle = handle.ok_or_else(|| error(libc::EBADF))?.into();
-        let entry = self.tell(&mut state, place.slot, name.to_bytes(), entry, Cause::SourceReplaced)?;
+        self.label_again(&before, label, inode).inspect_err(|_| self.let_go(OpenKind::File, inode, handle))?;
+        let told = self.tell(&mut state, place.slot, name.to_bytes(), entry, Cause::SourceReplaced);
+        let entry = told.inspect_err(|_| self.let_go(OpenKind::File, inode, handle))?;
         let node = self.slot(&state, entry.inode)?;
-        let fh = self.enter(&mut state, node, OpenKind::File, flags, (inode, handle))?;
+        let entered = self.enter(&mut state, node, OpenKind::File, flags, (inode, handle));
+        let fh = entered.inspect_err(|_| {
+            // The guest will not forget what it is not told.
+            state.ledger.untell(node);
+            self.settle(&mut state);
+        })?;
         Ok((entry, Some(fh), options))
     }
 

@@ -9,6 +9,7 @@ mod audit;
 mod files;
 mod filesystem;
 mod names;
+mod orphans;
 mod parking;
 mod paths;
 mod replay;
@@ -24,7 +25,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::time::{ClockId, clock_gettime};
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{Predecessor, QUEUES};
@@ -32,9 +32,11 @@ use virtiofsd::filesystem::{Context, FileSystem};
 use virtiofsd::soft_idmap::{GuestGid, GuestUid};
 
 use crate::adopted::AdoptedFiles;
-use crate::ledger::{Before, Course, Ledger, Log, Ticket};
+use crate::ledger::{Before, Course, Full, Ledger, Log, Ticket};
+use crate::limits::highest_for_guest;
 pub(crate) use audit::Audit;
 use audit::ToCheck;
+pub(crate) use orphans::Orphans;
 pub(crate) use parking::Parking;
 use state::{Bindings, Current, State};
 
@@ -100,12 +102,18 @@ impl Core {
 
     /// `ring` is about to serve a request: is it a new one? If so, or if it is to run again, its record begins.
     pub(crate) fn begin(&self, ring: usize, position: u16, unique: u64, opcode: u32) -> Course {
-        let ticket = Ticket { position, unique, now: now_coarse() };
+        let ticket = Ticket { position, unique };
         let mut state = self.lock();
         let course = state.ledger.course(ring, &ticket);
         match course {
             Course::Fresh => state.ledger.begin(ring, &ticket),
-            Course::Again { .. } => state.ledger.begin_again(ring),
+            Course::Again { .. } => {
+                // It may have been parked when it was opened; the guest was never told of it.
+                if let Some(fh) = state.ledger.taken_handle(ring) {
+                    state.parking.release(fh);
+                }
+                state.ledger.begin_again(ring);
+            }
             Course::Answered { .. } => {}
         }
         state.unsettled[ring] = matches!(course, Course::Again { .. });
@@ -134,11 +142,6 @@ impl Core {
     }
 }
 
-/// The clock that the kernel stamps files with.
-fn now_coarse() -> u64 {
-    clock_gettime(ClockId::CLOCK_REALTIME_COARSE).map_or(0, |now| Duration::from(now).as_nanos() as u64)
-}
-
 /// A file system that tracks what the guest holds.
 pub(crate) struct Tracked<F: FileSystem> {
     inner: Arc<F>,
@@ -154,6 +157,8 @@ pub(crate) struct Tracked<F: FileSystem> {
     submounts_agreed: AtomicBool,
     /// Where files can be opened by their handles: the share's root and its submounts. Empty: nowhere.
     mounts: Vec<File>,
+    /// No file that the library does not count gets a higher descriptor.
+    highest_descriptor: u64,
     /// Nothing can be opened by its handle here, and others may remove files: park what is opened at once.
     park_at_open: bool,
 }
@@ -177,9 +182,15 @@ impl<F: FileSystem> Tracked<F> {
             negative_timeout: Duration::from_millis(config.negative_timeout_ms),
             announce_submounts: config.announce_submounts,
             submounts_agreed: AtomicBool::new(false),
+            highest_descriptor: highest_for_guest(),
             park_at_open: mounts.is_empty() && !promised_unchanging,
             mounts,
         })
+    }
+
+    /// What is to look for open files that others have removed.
+    pub(crate) fn orphans(&self) -> Orphans<F> {
+        Orphans::new(self.inner.clone(), self.core.clone())
     }
 
     /// What is to look through all that the guest holds, on a thread of its own.
@@ -211,6 +222,10 @@ impl<F: FileSystem> Tracked<F> {
 /// Who the engine is when it looks for itself.
 fn ourselves() -> Context {
     Context { uid: GuestUid::from(0), gid: GuestGid::from(0), pid: 0 }
+}
+
+fn no_room(_: Full) -> io::Error {
+    error(libc::ENFILE)
 }
 
 fn error(errno: i32) -> io::Error {

@@ -4,13 +4,13 @@ use std::ffi::CStr;
 use std::io;
 
 use virtiofs_contract::staleness::Cause;
-use virtiofsd::filesystem::{Entry, FileSystem};
+use virtiofsd::filesystem::{Entry, Extensions, FileSystem, SecContext, SetxattrFlags};
 
 use crate::ledger::{Before, Slot};
 
 use super::replay::{self, Now};
 use super::state::State;
-use super::{Tracked, errno, ourselves};
+use super::{Tracked, errno, no_room, ourselves};
 
 /// A name below a directory: the guest's node, the library's number, the name.
 #[derive(Clone, Copy)]
@@ -45,6 +45,16 @@ impl<F: FileSystem> Tracked<F> {
         }
     }
 
+    /// A name was looked up: if it does not lead any more to what the guest has open by it, others have moved or
+    /// removed that.
+    pub(super) fn park_displaced(&self, state: &mut State, place: Place<'_>, found: &io::Result<Entry>) {
+        let Some(told) = state.ledger.find(place.slot, place.name.to_bytes()) else { return };
+        let now = found.as_ref().ok().and_then(|entry| state.bindings.slot_of(entry.inode));
+        if now != Some(told) {
+            self.park_removed(state, told);
+        }
+    }
+
     /// unlink and rmdir.
     pub(super) fn take_away(
         &self,
@@ -71,43 +81,49 @@ impl<F: FileSystem> Tracked<F> {
         &self,
         state: &mut State,
         place: Place<'_>,
-        act: impl FnOnce() -> io::Result<Entry>,
+        extensions: Extensions,
+        act: impl FnOnce(Extensions) -> io::Result<Entry>,
     ) -> io::Result<Entry> {
-        let (before, again) = self.before_making(state, place);
+        let (before, again) = self.before_making(state, place)?;
         state.changes += 1;
-        let entry = match act() {
-            Err(error) if again => self.made_before(state, place, &before, error)?,
+        let label = extensions.secctx.clone().filter(|_| again);
+        let entry = match act(extensions) {
+            Err(error) if again => self.made_before(place, &before, error)?,
             other => other?,
         };
+        self.label_again(&before, label, entry.inode)?;
         // What the guest held by that name was gone already, or the name could not have been made.
         self.tell(state, place.slot, place.name.to_bytes(), entry, Cause::SourceRemoved)
     }
 
-    pub(super) fn before_making(&self, state: &mut State, place: Place<'_>) -> (Before, bool) {
-        self.before(state, |state| Before {
-            existed: state.ledger.find(place.slot, place.name.to_bytes()).is_some(),
-            ..Before::default()
-        })
+    /// Did the name exist, and may it have been made already? That is asked of the host, and not of what the guest
+    /// was told, nor of any clock: that of the file's times may be another one, or a coarse one.
+    ///
+    /// # Errors
+    /// `ENFILE` if it did not and there is no room to tell the guest of it: then nothing is made.
+    pub(super) fn before_making(&self, state: &mut State, place: Place<'_>) -> io::Result<(Before, bool)> {
+        let (before, again) =
+            self.before(state, |_| Before { existed: self.number_at(place) != 0, ..Before::default() });
+        if !again && !before.existed {
+            let room = state.ledger.room_for_node();
+            room.and_then(|()| state.ledger.room_for_name(place.name.to_bytes().len())).map_err(no_room)?;
+        }
+        Ok((before, again))
     }
 
     /// The entry that the first run of this request made, or the error.
-    pub(super) fn made_before(
-        &self,
-        state: &State,
-        place: Place<'_>,
-        before: &Before,
-        error: io::Error,
-    ) -> io::Result<Entry> {
-        if errno(&error) != libc::EEXIST {
+    pub(super) fn made_before(&self, place: Place<'_>, before: &Before, error: io::Error) -> io::Result<Entry> {
+        if !replay::made(before, errno(&error)) {
             return Err(error);
         }
-        let entry = self.inner.lookup(ourselves(), place.inode.into(), place.name)?;
-        let changed = entry.attr.ctime.wrapping_mul(1_000_000_000).wrapping_add(u64::from(entry.attr.ctimensec));
-        if replay::made(before, errno(&error), changed, state.ledger.begun_at()) {
-            return Ok(entry);
-        }
-        self.inner.forget(ourselves(), entry.inode.into(), 1);
-        Err(error)
+        self.inner.lookup(ourselves(), place.inode.into(), place.name)
+    }
+
+    /// The first run may have made a file and not come as far as its security label.
+    pub(super) fn label_again(&self, before: &Before, label: Option<SecContext>, inode: u64) -> io::Result<()> {
+        let Some(SecContext { name, secctx }) = label.filter(|_| !before.existed) else { return Ok(()) };
+        let labelled = self.inner.setxattr(ourselves(), inode.into(), &name, &secctx, 0, SetxattrFlags::empty());
+        labelled.inspect_err(|_| self.inner.forget(ourselves(), inode.into(), 1))
     }
 
     pub(super) fn move_name(&self, state: &mut State, from: Place<'_>, to: Place<'_>, flags: u32) -> io::Result<()> {
@@ -139,7 +155,11 @@ impl<F: FileSystem> Tracked<F> {
     }
 
     pub(super) fn link_name(&self, state: &mut State, inode: u64, place: Place<'_>) -> io::Result<Entry> {
-        let (before, again) = self.before_making(state, place);
+        let (before, again) =
+            self.before(state, |_| Before { existed: self.number_at(place) != 0, ..Before::default() });
+        if !again {
+            state.ledger.room_for_name(place.name.to_bytes().len()).map_err(no_room)?;
+        }
         state.changes += 1;
         let entry = match self.inner.link(ourselves(), inode.into(), place.inode.into(), place.name) {
             Err(error) if again && errno(&error) == libc::EEXIST && !before.existed => {

@@ -15,11 +15,18 @@ pub(crate) struct Parking {
     channel: PacketChannel,
     /// Handles that this engine has parked or found parked.
     known: FxHashSet<u64>,
+    /// Handles that the guest has from this engine: no earlier one can have parked them.
+    entered: FxHashSet<u64>,
 }
 
 impl Parking {
     pub(crate) fn new(channel: PacketChannel) -> Self {
-        Parking { channel, known: FxHashSet::default() }
+        Parking { channel, known: FxHashSet::default(), entered: FxHashSet::default() }
+    }
+
+    /// The guest has got this handle from this engine.
+    pub(super) fn entered(&mut self, fh: u64) {
+        self.entered.insert(fh);
     }
 
     /// Parks the file behind a guest's handle and waits until it is there. Refused or failed: the handle goes
@@ -50,9 +57,9 @@ impl Parking {
         }
     }
 
-    /// The guest has closed the handle. `maybe`: an earlier engine may have parked it.
-    pub(super) fn release(&mut self, fh: u64, maybe: bool) {
-        if self.known.remove(&fh) || maybe {
+    /// The guest has closed the handle, or has never got it.
+    pub(super) fn release(&mut self, fh: u64) {
+        if self.known.remove(&fh) | !self.entered.remove(&fh) {
             self.tell(&ToParking::Release { handle: fh });
         }
     }
@@ -60,6 +67,7 @@ impl Parking {
     /// The guest has let go of everything.
     pub(super) fn release_all(&mut self) {
         self.known.clear();
+        self.entered.clear();
         self.tell(&ToParking::ReleaseAll);
     }
 

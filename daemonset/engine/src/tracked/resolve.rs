@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use rustc_hash::FxHashSet;
 use virtiofs_contract::staleness::Cause;
 use virtiofsd::filesystem::{Entry, FileSystem};
 use virtiofsd::fuse::ATTR_SUBMOUNT;
@@ -15,8 +16,19 @@ use crate::ledger::{Full, Identity, ROOT, Slot};
 use super::state::{LIBRARY_ROOT, State, Target};
 use super::{Tracked, error, ourselves};
 
-/// Deepest path that is walked; deeper only a damaged ledger is.
-const MOST_DEPTH: usize = 1 << 20;
+/// A directory that is looked for, and those of its names that have not been tried.
+struct Sought {
+    slot: Slot,
+    names: std::vec::IntoIter<(Slot, Vec<u8>)>,
+    /// The name that leads to it if the directory above is found.
+    tried: Option<(Slot, Vec<u8>)>,
+}
+
+impl Sought {
+    fn new(state: &State, slot: Slot) -> Self {
+        Sought { slot, names: state.ledger.names(slot).into_iter(), tried: None }
+    }
+}
 
 impl<F: FileSystem> Tracked<F> {
     /// The node that the guest means. An id that was never given out, or has been forgotten, is answered ESTALE:
@@ -59,40 +71,31 @@ impl<F: FileSystem> Tracked<F> {
         opened.iter().find_map(|handle| self.adopt(state, handle))
     }
 
-    /// Finds a node by its names, the first time it is used in this engine.
-    fn resolve(&self, state: &mut State, slot: Slot) -> io::Result<u64> {
-        for (parent, name) in state.ledger.names(slot) {
-            let found = self.resolve_parent(state, parent).and_then(|above| self.step(state, above, &name, slot));
-            match found {
-                Err(gone) if names_nothing(&gone) => {}
-                other => return other,
+    /// Finds a node by its names, the first time it is used in this engine, and on the way the directories above it by
+    /// theirs. Each is tried once: old names may lead in a circle.
+    fn resolve(&self, state: &mut State, node: Slot) -> io::Result<u64> {
+        let mut met = FxHashSet::from_iter([node]);
+        let mut way = vec![Sought::new(state, node)];
+        while let Some(sought) = way.last_mut() {
+            let Some((above, name)) = sought.tried.take().or_else(|| sought.names.next()) else {
+                way.pop();
+                continue;
+            };
+            match state.bindings.library(above) {
+                Some(inode) => match self.step(state, inode, &name, sought.slot) {
+                    Ok(found) if sought.slot == node => return Ok(found),
+                    Ok(_) => drop(way.pop()),
+                    Err(gone) if names_nothing(&gone) => {}
+                    Err(other) => return Err(other),
+                },
+                None if state.bindings.target(above).is_none() && met.insert(above) => {
+                    sought.tried = Some((above, name));
+                    way.push(Sought::new(state, above));
+                }
+                None => {}
             }
         }
         Err(error(libc::ESTALE))
-    }
-
-    /// Resolves a directory and those above it, from the nearest one that is known downwards.
-    fn resolve_parent(&self, state: &mut State, directory: Slot) -> io::Result<u64> {
-        let mut path = Vec::new();
-        let mut at = directory;
-        let mut inode = loop {
-            if at == ROOT {
-                break LIBRARY_ROOT;
-            }
-            if let Some(Target::Library(inode)) = state.bindings.target(at) {
-                break *inode;
-            }
-            let (above, name) = state.ledger.names(at).into_iter().next().ok_or_else(|| error(libc::ESTALE))?;
-            path.push((at, name));
-            at = above;
-            if path.len() > MOST_DEPTH {
-                return Err(error(libc::ESTALE));
-            }
-        };
-        for (slot, name) in path.into_iter().rev() {
-            inode = self.step(state, inode, &name, slot)?;
-        }
-        Ok(inode)
     }
 
     /// One step down: is what `name` leads to the node in `slot`?
@@ -149,8 +152,7 @@ impl<F: FileSystem> Tracked<F> {
             state.bindings.count_extra(slot);
             return state.ledger.tell(parent, name, slot).map(|displaced| (slot, displaced)).map_err(full);
         }
-        self.bind_look_alike(state, parent, name, entry);
-        match state.bindings.slot_of(entry.inode) {
+        match self.bind_look_alike(state, parent, name, entry) {
             Some(slot) => state.ledger.tell(parent, name, slot).map(|displaced| (slot, displaced)).map_err(full),
             None => {
                 let identity = identity(state.ledger.identity(parent), entry);
@@ -163,14 +165,14 @@ impl<F: FileSystem> Tracked<F> {
     }
 
     /// An entry whose number is new to this engine may be a node that an earlier engine told the guest of.
-    fn bind_look_alike(&self, state: &mut State, parent: Slot, name: &[u8], entry: &Entry) {
+    fn bind_look_alike(&self, state: &mut State, parent: Slot, name: &[u8], entry: &Entry) -> Option<Slot> {
         let identity = identity(state.ledger.identity(parent), entry);
         let same_name = state.ledger.find(parent, name);
         if let Some(slot) = same_name.filter(|slot| {
             *slot != ROOT && state.bindings.target(*slot).is_none() && state.ledger.identity(*slot) == identity
         }) {
             state.bindings.bind(slot, entry.inode);
-            return;
+            return Some(slot);
         }
         for slot in state.ledger.look_alikes(identity).into_iter().filter(|slot| *slot != ROOT) {
             match self.target(state, slot) {
@@ -178,16 +180,17 @@ impl<F: FileSystem> Tracked<F> {
                 // one reference for that and one for the entry.
                 Ok(Target::Library(inode)) if inode == entry.inode => {
                     state.bindings.count_extra(slot);
-                    return;
+                    return Some(slot);
                 }
                 // As long as the file is open its number is nobody else's: a name leads to it again.
                 Ok(Target::Adopted(file)) if is_open_as(&file, entry) => {
                     state.bindings.bind(slot, entry.inode);
-                    return;
+                    return Some(slot);
                 }
                 _ => {}
             }
         }
+        None
     }
 
     /// Nodes have ended: the library's references go back to it, before their slots mean other nodes.

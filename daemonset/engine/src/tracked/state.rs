@@ -113,6 +113,11 @@ impl Bindings {
         self.live.get(&handle).cloned()
     }
 
+    /// The handles that have been used in this engine.
+    pub(super) fn open(&self) -> Vec<u32> {
+        self.live.keys().copied().collect()
+    }
+
     pub(super) fn set_live(&mut self, handle: u32, live: Live) {
         self.live.insert(handle, live);
     }

@@ -7,12 +7,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use testkit::fuse::call::CallError;
-use testkit::fuse::client::Fuse;
+use testkit::fuse::client::{Caller, Fuse};
 use testkit::fuse::wire::ForgetOne;
+use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
 use virtiofs_contract::counters::Held;
 use virtiofs_contract::staleness::Cause;
 
 use crate::bench::{Bench, ROOT, config, errno};
+use crate::succession::expect_parked;
 
 /// A file to look up that no test works on.
 const PROBE: &str = "probe";
@@ -23,13 +25,14 @@ const MOST_STORES: u64 = 400;
 /// An engine that dies at a store, and the one after it.
 struct Dying {
     bench: Bench,
+    config: EngineConfig,
 }
 
 impl Dying {
-    fn new() -> Self {
-        let bench = Bench::new(config());
+    fn new(config: EngineConfig) -> Self {
+        let bench = Bench::new(config.clone());
         bench.write(PROBE, "");
-        let dying = Dying { bench };
+        let dying = Dying { bench, config };
         dying.expect_hang_ups();
         dying
     }
@@ -40,7 +43,7 @@ impl Dying {
     }
 
     fn exchange(&mut self, die_at: Option<u64>) {
-        self.bench.exchange(config(), die_at);
+        self.bench.exchange(self.config.clone(), die_at);
         self.expect_hang_ups();
     }
 
@@ -85,7 +88,19 @@ fn each_store<S, R>(
     S: Sync,
     R: Send,
 {
-    let mut dying = Dying::new();
+    each_store_with(config(), prepare, act, check);
+}
+
+fn each_store_with<S, R>(
+    config: EngineConfig,
+    prepare: impl Fn(&Fuse, &Path, &str) -> S,
+    act: impl Fn(&Fuse, &S, &str) -> R + Sync,
+    check: impl Fn(&Fuse, &Path, &S, &str, R),
+) where
+    S: Sync,
+    R: Send,
+{
+    let mut dying = Dying::new(config);
     for store in 0..MOST_STORES {
         let name = format!("round{store}");
         let before = dying.held();
@@ -93,6 +108,7 @@ fn each_store<S, R>(
         let (result, died) = dying.act(store, |fuse| act(fuse, &prepared, &name));
         check(dying.bench.guest.fuse(), dying.bench.path(), &prepared, &name, result);
         assert_eq!(dying.held(), before, "store {store}: everything is given back");
+        expect_parked(&mut dying.bench, 0);
         // Some checks ask on purpose for what has been forgotten.
         let stale: Vec<_> = dying.bench.stale().into_iter().filter(|(cause, _)| *cause != Cause::Fenced).collect();
         assert_eq!(stale, [], "store {store}: the guest alone changes anything");
@@ -170,6 +186,35 @@ fn names_are_made_once() {
             |fuse, source, (), name, node| {
                 assert!(source.join(name).symlink_metadata().is_ok());
                 assert_eq!(errno(way(fuse, name)), Some(libc::EEXIST), "there it is");
+                fuse.forget(node, 1).unwrap();
+            },
+        );
+    }
+}
+
+#[test]
+fn labels_are_given_to_what_was_made_before() {
+    // Kept beside the guest's other attributes: for the host's own one needs a host with such labels.
+    let map = Some(":map::user.virtiofs.:".into());
+    let config = || EngineConfig { security_label: true, xattr_map: map.clone(), ..config() };
+    let label = ("security.selinux".to_owned(), b"system_u:object_r:label_t:s0".to_vec());
+    type Make = fn(&Fuse, &str) -> u64;
+    let ways: [Make; 2] = [
+        |fuse, name| fuse.mkdir(ROOT, name, 0o700).unwrap().nodeid,
+        |fuse, name| {
+            let created = fuse.create(ROOT, name, libc::O_RDWR, 0o600).unwrap();
+            fuse.release(created.entry.nodeid, created.open.fh, 0).unwrap();
+            created.entry.nodeid
+        },
+    ];
+    for way in ways {
+        let caller = || Caller { label: Some(label.clone()), ..Caller::default() };
+        each_store_with(
+            config(),
+            nothing,
+            |fuse, (), name| way(&fuse.as_caller(caller()), name),
+            |fuse, _, (), _, node| {
+                assert_eq!(fuse.getxattr(node, "security.selinux").unwrap(), label.1);
                 fuse.forget(node, 1).unwrap();
             },
         );
@@ -309,15 +354,19 @@ fn attributes_are_made_and_removed_once() {
 
 #[test]
 fn files_are_opened_and_closed_once() {
-    each_store(
-        |fuse, _, name| make(fuse, name),
-        |fuse, node, _| fuse.open(*node, libc::O_RDWR).unwrap().fh,
-        |fuse, _, node, _, fh| {
-            fuse.write(*node, fh, 0, b"x", 0).unwrap();
-            fuse.release(*node, fh, 0).unwrap();
-            fuse.forget(*node, 1).unwrap();
-        },
-    );
+    // Without file handles each file is parked when it is opened.
+    for inode_file_handles in [InodeFileHandles::Prefer, InodeFileHandles::Never] {
+        each_store_with(
+            EngineConfig { inode_file_handles, ..config() },
+            |fuse, _, name| make(fuse, name),
+            |fuse, node, _| fuse.open(*node, libc::O_RDWR).unwrap().fh,
+            |fuse, _, node, _, fh| {
+                fuse.write(*node, fh, 0, b"x", 0).unwrap();
+                fuse.release(*node, fh, 0).unwrap();
+                fuse.forget(*node, 1).unwrap();
+            },
+        );
+    }
     each_store(
         |fuse, _, name| {
             let node = make(fuse, name);

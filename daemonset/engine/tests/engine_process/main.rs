@@ -8,6 +8,8 @@ mod bench;
 mod between_stores;
 mod hostile;
 mod mounted;
+mod nodes;
+mod open_files;
 mod rig;
 mod staleness;
 mod succession;
