@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build setup-go tools-kubernetes api build check kills test guest rules demo bench chaos generate
+.PHONY: help setup setup-build setup-go tools-kubernetes api scale build check kills test guest rules demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -63,7 +63,15 @@ api: setup-build tools-kubernetes ## the operator against a real API server; KUB
 	@tools=$$($(SETUP)/kubernetes-tools.sh) && "$$tools/helm" lint --strict charts/virtiofs-operator
 	$(call STEP,API server)
 	@cargo build $(LOCKED) -q -p virtiofs-operator --features die-at-write
-	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
+	@cargo build $(LOCKED) -q -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
+	@$(if $(filter oldest,$(KUBERNETES)),export KUBERNETES_CONTROL_PLANE=$$($(SETUP)/kubernetes-tools.sh tools-oldest) &&) \
+	    KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
+
+scale: setup-build tools-kubernetes ## figures of the operator with 1000 nodes and 10 shares; SCALE='--nodes 100 --quiet 60' for less
+	$(call STEP,scale)
+	@cargo build $(LOCKED) -q --release -p virtiofs-operator
+	@cargo build $(LOCKED) -q -p e2e --bin scale
+	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) VIRTIOFS_OPERATOR=target/release/virtiofs-operator target/debug/scale $(SCALE)
 
 kills: setup-build ## each operation, its engine dying before each single store to the ledger (3 minutes)
 	$(call STEP,deaths between any two stores)

@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// The same for a service manager, beside a broker that is a service of its own.
     Run(ServeArgs),
+    /// Serve what the shares of a cluster ask of this node, with a broker that somebody else starts.
+    Node(NodeArgs),
     /// Say whether manifests make sense, and what follows from them. Serves nothing.
     Check(CheckArgs),
     /// Show shares, VMs and the lines that mount each share.
@@ -73,6 +75,20 @@ pub(crate) struct UpArgs {
     /// The virtiofs-broker to start; else the one beside this program, else the one in PATH.
     #[arg(long, value_name = "PATH")]
     pub(crate) broker: Option<PathBuf>,
+}
+
+/// Options of `node`.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// Name of this node in the cluster.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
+    /// Directory for sockets; it is made if it is not there.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
+    pub(crate) runtime_dir: PathBuf,
+    /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9090.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// Options of `check`.

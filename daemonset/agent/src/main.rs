@@ -9,9 +9,11 @@ mod check;
 mod commands;
 mod desired;
 mod errno_names;
+mod kubernetes;
 mod logging;
 mod manifests;
 mod metrics;
+mod node;
 mod notice;
 mod observed;
 mod offer;
@@ -58,6 +60,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     match arguments.command {
         Command::Up(args) => up::up(args, log).map(|()| true),
         Command::Run(args) => run::run(&args).map(|()| true),
+        Command::Node(args) => node::node(&args).map(|()| true),
         Command::Check(args) => check::check(&args),
         Command::Status(args) => status::status(&args),
         Command::Handover(args) => commands::handover(&args),

@@ -61,12 +61,12 @@ impl Published {
 }
 
 /// Publishes each report that differs from the one before. Ends with the loop that turns.
-pub(crate) async fn keep(mut turns: watch::Receiver<Turn>, path: PathBuf, shares_dir: PathBuf) {
+pub(crate) async fn keep(mut turns: watch::Receiver<Turn>, path: PathBuf, shares_dir: Option<PathBuf>) {
     let mut known = Report::default();
     while turns.changed().await.is_ok() {
         let report = turns.borrow_and_update().report.clone();
         if report != known {
-            let published = Published::new(Some(shares_dir.clone()), report.clone());
+            let published = Published::new(shares_dir.clone(), report.clone());
             if let Err(error) = published.write(&path) {
                 tracing::warn!(%error, path = %path.display(), "cannot publish");
             }

@@ -1,20 +1,69 @@
-//! What `up` and `run` have in common: the directory as the source of desired state, the loop, and the sinks that
-//! both have.
+//! What `up`, `run` and `node` have in common: the loop and the sinks that all have, and for the first two the directory
+//! as the source of desired state.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::args::ServeArgs;
 use crate::broker::observer::Observer;
+use crate::desired::Desired;
 use crate::manifests::{self, Manifests};
 use crate::metrics;
 use crate::plan::Site;
 use crate::published;
 use crate::reconcile::{Reconciler, Turn};
 use crate::runtime_dir::{Lock, RuntimeDir};
+
+/// Where an agent works, for as long as it has this.
+pub(crate) struct Place {
+    /// Where agent and broker meet.
+    pub(crate) runtime_dir: RuntimeDir,
+    listener: Option<TcpListener>,
+    _only_agent: Lock,
+}
+
+impl Place {
+    /// Takes the runtime directory and the address of metrics, so that whatever is in the way is said at once.
+    pub(crate) async fn take(runtime_dir: &Path, metrics: Option<SocketAddr>) -> anyhow::Result<Self> {
+        let runtime_dir = RuntimeDir::prepare(runtime_dir)?;
+        let only_agent = runtime_dir.lock()?;
+        let listener = match metrics {
+            Some(address) => Some(metrics::bind(address).await?),
+            None => None,
+        };
+        Ok(Place { runtime_dir, listener, _only_agent: only_agent })
+    }
+}
+
+/// The loop at work, wherever its declarations come from.
+pub(crate) struct Loop {
+    /// Where agent and broker meet.
+    pub(crate) runtime_dir: RuntimeDir,
+    /// What each turn finds.
+    pub(crate) turns: watch::Receiver<Turn>,
+    /// Asks the broker.
+    pub(crate) observer: Arc<Observer>,
+    _only_agent: Lock,
+}
+
+/// Starts the loop and the sinks that every agent has. `shares_dir` is where shares are declared, if that is a
+/// directory.
+pub(crate) fn serve(place: Place, desired: watch::Receiver<Desired>, shares_dir: Option<PathBuf>) -> Loop {
+    let Place { runtime_dir, listener, _only_agent } = place;
+    let observer = Arc::new(Observer::new(runtime_dir.broker_socket()));
+    let site = Site { runtime_dir: runtime_dir.clone(), manifests: shares_dir.clone() };
+    let turns = Reconciler { site, desired, observer: observer.clone() }.start();
+    if let Some(listener) = listener {
+        tokio::spawn(metrics::serve(listener, metrics::Serving { observer: observer.clone(), turns: turns.clone() }));
+    }
+    tokio::spawn(published::keep(turns.clone(), runtime_dir.published(), shares_dir));
+    Loop { runtime_dir, turns, observer, _only_agent }
+}
 
 /// An agent at work.
 pub(crate) struct Serving {
@@ -33,19 +82,9 @@ pub(crate) struct Serving {
 pub(crate) async fn start(args: &ServeArgs) -> anyhow::Result<Serving> {
     let shares_dir =
         std::fs::canonicalize(&args.shares).with_context(|| format!("--shares {}", args.shares.display()))?;
-    let runtime_dir = RuntimeDir::prepare(&args.runtime_dir)?;
-    let only_agent = runtime_dir.lock()?;
-    let listener = match args.metrics {
-        Some(address) => Some(metrics::bind(address).await?),
-        None => None,
-    };
-    let manifests = manifests::follow(&shares_dir, &runtime_dir.broker_socket())?;
-    let observer = Arc::new(Observer::new(runtime_dir.broker_socket()));
-    let site = Site { runtime_dir: runtime_dir.clone(), manifests: Some(shares_dir.clone()) };
-    let turns = Reconciler { site, desired: manifests.desired.clone(), observer: observer.clone() }.start();
-    if let Some(listener) = listener {
-        tokio::spawn(metrics::serve(listener, metrics::Serving { observer, turns: turns.clone() }));
-    }
-    tokio::spawn(published::keep(turns.clone(), runtime_dir.published(), shares_dir.clone()));
-    Ok(Serving { runtime_dir, shares_dir, manifests, turns, _only_agent: only_agent })
+    let place = Place::take(&args.runtime_dir, args.metrics).await?;
+    let manifests = manifests::follow(&shares_dir, &place.runtime_dir.broker_socket())?;
+    let Loop { runtime_dir, turns, _only_agent, .. } =
+        serve(place, manifests.desired.clone(), Some(shares_dir.clone()));
+    Ok(Serving { runtime_dir, shares_dir, manifests, turns, _only_agent })
 }

@@ -29,6 +29,8 @@ pub(super) struct ControlPlane {
 /// Where everything is.
 struct Place {
     tools: PathBuf,
+    /// Where kube-apiserver and kube-controller-manager are.
+    kubernetes: PathBuf,
     dir: PathBuf,
     etcd: u16,
     api_server: u16,
@@ -38,7 +40,8 @@ impl ControlPlane {
     /// Starts all three.
     pub(super) fn start(tools: &Path, dir: &Path) -> Result<Self> {
         let [etcd, peers, api_server] = free_ports()?;
-        let place = Place { tools: tools.to_owned(), dir: dir.to_owned(), etcd, api_server };
+        let kubernetes = std::env::var_os("KUBERNETES_CONTROL_PLANE").map_or_else(|| tools.to_owned(), PathBuf::from);
+        let place = Place { tools: tools.to_owned(), kubernetes, dir: dir.to_owned(), etcd, api_server };
         place.make_keys()?;
         let etcd = place.start_etcd(peers)?;
         let server = place.start_api_server()?;
@@ -112,7 +115,7 @@ impl Place {
     }
 
     fn start_etcd(&self, peers: u16) -> Result<Process> {
-        let mut etcd = self.program("etcd");
+        let mut etcd = Command::new(self.tools.join("etcd"));
         let (client, peer) = (format!("http://127.0.0.1:{}", self.etcd), format!("http://127.0.0.1:{peers}"));
         etcd.arg("--data-dir").arg(self.dir.join("etcd"));
         etcd.args(["--name=test", "--unsafe-no-fsync"]);
@@ -149,7 +152,7 @@ impl Place {
     }
 
     fn program(&self, name: &str) -> Command {
-        Command::new(self.tools.join(name))
+        Command::new(self.kubernetes.join(name))
     }
 }
 

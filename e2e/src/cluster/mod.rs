@@ -2,6 +2,7 @@
 //! built, or the one that `KUBECONFIG` names. Nothing in it is simulated except nodes, which are kwok's.
 
 mod access;
+mod agent;
 mod control_plane;
 mod kubectl;
 mod operator;
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+pub use self::agent::NodeDaemons;
 use self::control_plane::ControlPlane;
 pub use self::kubectl::Kubectl;
 pub use self::operator::Operator;
@@ -32,7 +34,6 @@ pub struct Cluster {
     pub admin: Kubectl,
     kwok: Process,
     own: Option<ControlPlane>,
-    tools: PathBuf,
     dir: TempDir,
 }
 
@@ -42,6 +43,14 @@ impl Cluster {
     /// # Errors
     /// When a program is missing or does not start; its log is in the message.
     pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// The same, with more for kwok to do: documents of its stages.
+    ///
+    /// # Errors
+    /// When a program is missing or does not start; its log is in the message.
+    pub fn start_with(stages: &[&str]) -> Result<Self> {
         let tools = std::env::var_os("KUBERNETES_TOOLS").map(PathBuf::from);
         let tools = tools.context("KUBERNETES_TOOLS does not say where kubectl and the others are: use `make api`")?;
         let dir = tempfile::Builder::new().prefix("cluster-").tempdir().context("making a directory for a cluster")?;
@@ -59,10 +68,9 @@ impl Cluster {
             Ok(admin.run(&["get", "--raw", "/readyz"]).ok().map(drop))
         })
         .map_err(|error| error.context(own.as_ref().map(ControlPlane::logs).unwrap_or_default()))?;
-        let kwok = start_kwok(&tools, &admin, dir.path())?;
-        let cluster = Cluster { admin, kwok, own, tools, dir };
-        cluster.install_chart()?;
-        Ok(cluster)
+        install_chart(&tools, &admin)?;
+        let kwok = start_kwok(&tools, &admin, dir.path(), stages)?;
+        Ok(Cluster { admin, kwok, own, dir })
     }
 
     /// Is this a control plane of our own, which a test may stop?
@@ -149,28 +157,21 @@ impl Cluster {
             Ok(self.admin.get("node", node)?.filter(|node| is_true(node, "Ready")).map(drop))
         })
     }
+}
 
-    /// The chart as `helm template` prints it.
-    ///
-    /// # Errors
-    /// When helm refuses it.
-    pub fn chart(&self) -> Result<String> {
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/virtiofs-operator");
-        let output = Command::new(self.tools.join("helm"))
-            .args(["template", "virtiofs", "--namespace", NAMESPACE])
-            .arg(chart)
-            .output()
-            .context("running helm")?;
-        ensure!(output.status.success(), "helm template: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+/// Installs the chart as `helm template` prints it.
+fn install_chart(tools: &Path, admin: &Kubectl) -> Result<()> {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/virtiofs-operator");
+    let mut helm = Command::new(tools.join("helm"));
+    helm.args(["template", "virtiofs", "--namespace", NAMESPACE]).arg(chart);
+    let output = helm.output().context("running helm")?;
+    ensure!(output.status.success(), "helm template: {}", String::from_utf8_lossy(&output.stderr));
+    admin.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}))?;
+    admin.apply_text(&String::from_utf8_lossy(&output.stdout))?;
+    for definition in ["virtiofsshares.virtiofs.dev", "virtiofsexports.virtiofs.dev"] {
+        admin.run(&["wait", "--for=condition=Established", "--timeout=60s", "crd", definition])?;
     }
-
-    fn install_chart(&self) -> Result<()> {
-        self.admin.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}))?;
-        self.admin.apply_text(&self.chart()?)?;
-        self.admin.run(&["wait", "--for=condition=Established", "--timeout=60s", "crd", "-l", "!nothing"])?;
-        Ok(())
-    }
+    Ok(())
 }
 
 fn fake_node(name: &str, labels: &serde_json::Map<String, Value>) -> Value {
@@ -193,9 +194,10 @@ pub fn condition_of<'a>(object: &'a Value, kind: &str) -> &'a Value {
     conditions.iter().find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
 }
 
-fn start_kwok(tools: &Path, admin: &Kubectl, dir: &Path) -> Result<Process> {
+fn start_kwok(tools: &Path, admin: &Kubectl, dir: &Path, more: &[&str]) -> Result<Process> {
     let stages = dir.join("kwok.yaml");
-    std::fs::write(&stages, include_str!("kwok.yaml")).context("writing what kwok is to do")?;
+    let documents = [&[include_str!("kwok.yaml")], more].concat().join("---\n");
+    std::fs::write(&stages, documents).context("writing what kwok is to do")?;
     let mut command = Command::new(tools.join("kwok"));
     // No file of whoever runs this is read.
     command.env("HOME", dir);

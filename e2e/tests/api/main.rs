@@ -3,6 +3,7 @@
 //!
 //! Arguments choose tests by parts of their names.
 
+mod agent;
 mod crash;
 mod deletion;
 mod exports;
@@ -38,6 +39,8 @@ const TESTS: &[Test] = &[
     ("a_node_loses_its_label", nodes::a_node_loses_its_label),
     ("a_share_in_use_stays", deletion::a_share_in_use_stays),
     ("a_forced_deletion_waits_for_nobody", deletion::a_forced_deletion_waits_for_nobody),
+    ("a_real_agent_serves_reports_changes_and_lets_go", agent::a_real_agent_serves_reports_changes_and_lets_go),
+    ("an_agent_goes_on_without_an_api_server", agent::an_agent_goes_on_without_an_api_server),
     ("an_operator_killed_before_any_write_is_replaced", crash::an_operator_killed_before_any_write_is_replaced),
     ("of_two_operators_one_works", crash::of_two_operators_one_works),
     ("the_api_server_goes_away_and_comes_back", crash::the_api_server_goes_away_and_comes_back),

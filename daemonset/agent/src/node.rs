@@ -1,0 +1,41 @@
+//! `virtiofs-agent node`: the agent of one node of a cluster. The broker is a process of its own, which this one neither
+//! starts nor ends.
+
+use anyhow::Context;
+use kube::Client;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::announce::{self, Audience};
+use crate::args::NodeArgs;
+use crate::kubernetes::{self, Sink};
+use crate::serve::{self, Place};
+use crate::up::LEAVE_BEHIND_AFTER;
+
+/// Works until a signal.
+pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let result = runtime.block_on(work(args));
+    runtime.shutdown_timeout(LEAVE_BEHIND_AFTER);
+    result
+}
+
+async fn work(args: &NodeArgs) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let place = Place::take(&args.runtime_dir, args.metrics).await?;
+    let client = Client::try_default().await.context("cannot tell how to reach the API server")?;
+    let source = kubernetes::follow(client.clone(), &args.node, place.runtime_dir.root());
+    let serving = serve::serve(place, source.desired, None);
+    tracing::info!(node = args.node, runtime_dir = %serving.runtime_dir.root().display(), "agent started");
+    tokio::spawn(announce::follow(serving.turns.clone(), Audience::Log));
+    let sink =
+        Sink { client, exports: source.exports, turns: serving.turns.clone(), observer: serving.observer.clone() };
+    tokio::select! {
+        () = sink.run() => anyhow::bail!("the loop has ended"),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("agent ends; the broker and all sessions go on");
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! A real agent with a real broker, on a node among kwok's.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::{NodeDaemons, condition_of, until, wait_for};
+use serde_json::{Value, json};
+use testkit::guest::{Guest, GuestConfig};
+
+use crate::world::{How, World};
+
+fn ready(export: &Value) -> (&str, &str) {
+    let ready = condition_of(export, "Ready");
+    (ready["status"].as_str().unwrap_or_default(), ready["reason"].as_str().unwrap_or_default())
+}
+
+/// Waits until the export on a node says this of Ready.
+fn until_ready(world: &World, daemons: &NodeDaemons, share: &str, wanted: (&str, &str)) -> Result<Value> {
+    until(
+        &format!("{share} to be {wanted:?}"),
+        || format!("{}\n{}", world.explain(), daemons.log_tail()),
+        || {
+            let export = world.exports(share)?.remove("real");
+            Ok(export.filter(|export| ready(export) == wanted))
+        },
+    )
+}
+
+pub(crate) fn a_real_agent_serves_reports_changes_and_lets_go(world: &mut World) -> Result<()> {
+    world.nodes("data", &["fake", "real"])?;
+    let mut daemons = NodeDaemons::start(&world.cluster, "real")?;
+    let source = daemons.source("data")?;
+    let spec = |content: &str| {
+        json!({
+            "source": {"hostPath": {"path": source}}, "content": content, "rollout": {"maxUnavailable": 1},
+        })
+    };
+    world.declare("data", spec("Shared"))?;
+    let export = until_ready(world, &daemons, "data", ("True", "Serving"))?;
+    ensure!(!export["status"]["preflight"]["sandbox"].is_null(), "{:#}", export["status"]);
+    ensure!(export["status"]["observedRevision"] == export["spec"]["revision"], "{export:#}");
+    world.answer("data", "fake", How::Serving)?;
+    world.until_reason("data", "Ready", "AllNodesReady")?;
+
+    // A VM connects, is served, and is counted.
+    let guest = Guest::boot(GuestConfig::new(daemons.socket("data")).small()).context("a guest")?;
+    world.until_share("data", "one session", |share| share["status"]["sessions"] == 1)?;
+
+    // A change comes to this node under the guest; a node that cannot follow halts it.
+    world.declare("data", spec("Immutable"))?;
+    world.until_asked("data", &["fake"])?;
+    world.answer("data", "fake", How::Serving)?;
+    let share = world.until_share("data", "updated", |share| share["status"]["nodes"]["updated"] == 2)?;
+    ensure!(condition_of(&share, "Progressing")["reason"] == "Complete", "{share:#}");
+
+    // Its source goes and comes back.
+    fs::rename(&source, source.with_extension("away"))?;
+    until_ready(world, &daemons, "data", ("False", "SourceMissing"))?;
+    fs::rename(source.with_extension("away"), &source)?;
+    until_ready(world, &daemons, "data", ("True", "Serving"))?;
+
+    // In use, the share stays, and says by whom.
+    world.admin().run(&["delete", "vfs", "data", "--wait=false"])?;
+    wait_for("the socket to go", || Ok((!daemons.socket("data").exists()).then_some(())))?;
+    world.until_exports("data", "the other node has left", |exports| exports.contains_key("real"))?;
+    world.answer("data", "fake", How::Drained)?;
+    let share = world.until_reason("data", "Deleting", "InUse")?;
+    let message = condition_of(&share, "Deleting")["message"].as_str().unwrap_or_default().to_owned();
+    ensure!(message.contains("node real: ") && message.contains("(pid "), "{message}");
+    println!("{message}");
+    ensure!(guest.violations().is_empty(), "{:?}", guest.violations());
+    drop(guest);
+    world.until_share("data", "gone", Value::is_null)?;
+    daemons.stop_agent()
+}
+
+pub(crate) fn an_agent_goes_on_without_an_api_server(world: &mut World) -> Result<()> {
+    if !world.cluster.is_own() {
+        println!("the API server is not ours to stop");
+        return Ok(());
+    }
+    world.nodes("kept", &["real"])?;
+    let mut daemons = NodeDaemons::start(&world.cluster, "real")?;
+    let source = daemons.source("kept")?;
+    world.declare("kept", json!({"source": {"hostPath": {"path": source}}}))?;
+    until_ready(world, &daemons, "kept", ("True", "Serving"))?;
+    let guest = Guest::boot(GuestConfig::new(daemons.socket("kept")).small()).context("a guest")?;
+    world.until_share("kept", "one session", |share| share["status"]["sessions"] == 1)?;
+    world.cluster.without_api_server(|| {
+        // Even an agent that starts now goes on with what was known last, and another VM may come.
+        daemons.stop_agent()?;
+        daemons.start_agent()?;
+        until(
+            "the agent to go on",
+            || daemons.log_tail(),
+            || Ok(daemons.log_tail().contains("going on with what was known last").then_some(())),
+        )?;
+        let another = Guest::boot(GuestConfig::new(daemons.socket("kept")).small()).context("another guest")?;
+        ensure!(another.violations().is_empty(), "{:?}", another.violations());
+        drop(another);
+        Ok(())
+    })?;
+    ensure!(guest.violations().is_empty(), "{:?}", guest.violations());
+    drop(guest);
+    let status = world.operator()?.ended()?;
+    if status.is_some() {
+        world.ready()?;
+    }
+    // The status catches up.
+    world.until_share("kept", "no session", |share| share["status"]["sessions"] == 0)?;
+    until_ready(world, &daemons, "kept", ("True", "Serving"))?;
+    Ok(())
+}
