@@ -84,6 +84,16 @@ impl Node {
         Ok(pause)
     }
 
+    /// Has the one guest of a share handed over to another engine like the one that serves it, which opens the
+    /// source anew, and returns how long the guest was not served.
+    ///
+    /// # Errors
+    /// When it is not handed over.
+    pub fn open_source_anew(&self, share: &str) -> Result<Duration> {
+        let order = || self.hand_over(share).map(drop);
+        self.one_more(share, |exchanges| &exchanges.hand_overs, order)
+    }
+
     /// A binary that differs from the one before, as an upgrade brings it: in place at once or not at all.
     fn install_engine(&self) -> Result<(u64, u64)> {
         let (binary, new) = (self.engine_binary(), self.engine_binary().with_extension("new"));
@@ -99,9 +109,17 @@ impl Node {
     /// # Errors
     /// When the share has not exactly one guest.
     pub fn session(&self, share: &str) -> Result<SessionStatus> {
-        let mut sessions = Broker::connect(&self.runtime_dir())?.endpoint(share)?.sessions;
+        let mut sessions = self.sessions(share)?;
         ensure!(sessions.len() == 1, "share {share} has {} guests: {sessions:?}", sessions.len());
         Ok(sessions.remove(0))
+    }
+
+    /// What the broker says of all guests of a share.
+    ///
+    /// # Errors
+    /// When it does not answer, or knows no such share.
+    pub fn sessions(&self, share: &str) -> Result<Vec<SessionStatus>> {
+        Ok(Broker::connect(&self.runtime_dir())?.endpoint(share)?.sessions)
     }
 
     /// Waits until what `cause` brings about has been measured once more, and returns what it took.

@@ -36,6 +36,19 @@ enum Symptom {
     None,
 }
 
+/// What is to be seen by a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sight {
+    /// The node that the guest was told of.
+    Same,
+    /// Something else, or nothing.
+    Gone(Cause),
+    /// The directory does not open by its file handle either.
+    BelowWhatDoesNotOpen,
+    /// Nothing could be seen.
+    Unknown,
+}
+
 fn symptom(errno: i32) -> Symptom {
     match errno {
         libc::EMFILE | libc::ENFILE => Symptom::NoDescriptor,
@@ -121,33 +134,40 @@ impl<F: FileSystem> Tracked<F> {
 
     /// A file handle does not open: is the file gone, or only the handle?
     fn find_out(&self, state: &mut State, counters: &Counters, node: Slot) {
-        let names = state.ledger.names(node);
-        let mut still_there = false;
-        for (parent, name) in names.into_iter().take(MOST_NAMES) {
-            match self.look(state, (parent, &name), node) {
-                Some(cause) => {
-                    self.search_failed(state, (parent, &name), node, cause);
+        let mut doubtful = vec![node];
+        for _ in 0..MOST_NAMES * MOST_NAMES {
+            let Some(node) = doubtful.pop() else { return };
+            let mut still_there = false;
+            for (parent, name) in state.ledger.names(node).into_iter().take(MOST_NAMES) {
+                match self.look(state, (parent, &name), node) {
+                    Sight::Gone(cause) => self.search_failed(state, (parent, &name), node, cause),
+                    Sight::Same => still_there = true,
+                    // Then it may well be the directory that is gone.
+                    Sight::BelowWhatDoesNotOpen => doubtful.push(parent),
+                    Sight::Unknown => {}
                 }
-                None => still_there = true,
             }
-        }
-        // Where no name is left that was counted when they went.
-        if still_there {
-            counters.stale(Cause::HandleStale, &state.ledger.path(node));
+            // Where no name is left that was counted when they went.
+            if still_there {
+                counters.stale(Cause::HandleStale, &state.ledger.path(node));
+            }
         }
     }
 
-    /// What is wrong with a name of a node; none: nothing that could be seen.
-    fn look(&self, state: &State, (parent, name): NameBelow<'_>, node: Slot) -> Option<Cause> {
-        let above = state.bindings.library(parent)?;
-        let name = super::resolve::component(name).ok()?;
+    /// What is to be seen by a name of a node.
+    fn look(&self, state: &State, (parent, name): NameBelow<'_>, node: Slot) -> Sight {
+        let (Some(above), Ok(name)) = (state.bindings.library(parent), super::resolve::component(name)) else {
+            return Sight::Unknown;
+        };
         match self.inner.lookup(ourselves(), above.into(), &name) {
             Ok(entry) => {
                 self.inner.forget(ourselves(), entry.inode.into(), 1);
-                (state.bindings.slot_of(entry.inode) != Some(node)).then_some(Cause::SourceReplaced)
+                let same = state.bindings.slot_of(entry.inode) == Some(node);
+                if same { Sight::Same } else { Sight::Gone(Cause::SourceReplaced) }
             }
-            Err(gone) if errno(&gone) != libc::ESTALE && names_nothing(&gone) => Some(Cause::SourceRemoved),
-            Err(_) => None,
+            Err(gone) if errno(&gone) == libc::ESTALE => Sight::BelowWhatDoesNotOpen,
+            Err(gone) if names_nothing(&gone) => Sight::Gone(Cause::SourceRemoved),
+            Err(_) => Sight::Unknown,
         }
     }
 

@@ -1,5 +1,6 @@
 //! A server under test with a guest on it.
 
+use std::any::Any;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -32,7 +33,7 @@ pub(crate) enum Peer {
 pub(crate) struct Contestant {
     // The guest goes before its server.
     pub(crate) guest: Guest,
-    _server: Server,
+    _server: Box<dyn Any>,
     pub(crate) few: u64,
     pub(crate) many: u64,
     pub(crate) read: u64,
@@ -84,7 +85,8 @@ impl Contestant {
         Ok(())
     }
 
-    fn prepare(guest: Guest, server: Server) -> anyhow::Result<Self> {
+    /// A guest that is mounted, and what serves it.
+    pub(crate) fn prepare(guest: Guest, server: impl Any) -> anyhow::Result<Self> {
         let fuse = guest.fuse();
         let find = |parent, name: &str| fuse.lookup(parent, name).map(|entry| entry.nodeid);
         let few = find(ROOT, "few")?;
@@ -100,7 +102,7 @@ impl Contestant {
             names,
             owed: Vec::new(),
             cursor: 0,
-            _server: server,
+            _server: Box::new(server),
             guest,
         })
     }

@@ -4,6 +4,7 @@
 
 mod cases;
 mod contestant;
+mod detection;
 mod drive;
 mod figure;
 mod material;
@@ -34,6 +35,9 @@ fn main() -> anyhow::Result<()> {
     let mut figures = throughput(&options, &material, work.path())?;
     if options.wants("missing-again") {
         figures.extend(missing::measure(&options, &material, work.path()).context("missing names")?);
+    }
+    if options.wants("detection") {
+        figures.extend(detection::measure(&options, &material, work.path()).context("detection")?);
     }
     if options.wants("pauses") {
         figures.extend(pauses::measure(&options).context("pauses")?);

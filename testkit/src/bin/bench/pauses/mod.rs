@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+pub(crate) use self::resident::ledger_bytes;
 use self::stage::Stage;
 use crate::figure::{Aim, Figure};
 use crate::options::Options;
@@ -78,7 +79,7 @@ fn ledger(stage: &mut Stage, label: &str, inodes: usize) -> anyhow::Result<Optio
     if inodes < LEDGER_FROM {
         return Ok(None);
     }
-    let bytes = resident::ledger_bytes(stage.engine_pid()?)? as f64 / stage.held() as f64;
+    let bytes = ledger_bytes(stage.engine_pid()?)? as f64 / stage.held() as f64;
     let figure = Figure::alone(format!("ledger-{label}"), bytes, "bytes/inode").aiming(Aim::AtMost(LEDGER_AIM));
     print_section("resident ledger", "", std::slice::from_ref(&figure));
     Ok(Some(figure))

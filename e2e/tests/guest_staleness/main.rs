@@ -1,0 +1,186 @@
+//! The detector held against real guests: stale events if and only if a guest is hurt, or would be under overlayfs.
+//!
+//! One guest has a share for each way of holding inodes and each cache policy, each as a direct mount and with
+//! overlayfs on top. What was seen is printed as the table of docs/STALENESS.md.
+
+mod cells;
+mod host;
+mod table;
+
+use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::guest::{Guest, GuestSpec};
+use e2e::load::{Load, Summary};
+use virtiofs_contract::staleness::Cause;
+
+use cells::{LOUD, Mode, QUIET, SENTINEL};
+use host::{Host, Mounted};
+use table::Table;
+
+/// Longer than a guest trusts a name or an attribute of `Shared` content.
+const EXPIRY: Duration = Duration::from_secs(2);
+
+#[test]
+fn events_are_counted_if_and_only_if_the_guest_is_hurt() -> Result<()> {
+    Host::visit(|host| {
+        let modes = Mode::all();
+        let mut spec = GuestSpec::default();
+        for mode in &modes {
+            cells::plant(&host.source(&mode.share))?;
+            host.declare(&mode.share, "ReadWrite", mode.content, &mode.engine)?;
+            spec = spec.with_device(&mode.share, &host.node.socket(&mode.share)?);
+        }
+        let mut guest = Guest::boot(&host.parts, &spec)?;
+        for mode in &modes {
+            let direct = guest.mount(&mode.share)?;
+            guest.overlay(&mode.merged(), &[direct])?;
+        }
+        let mut table = Table::default();
+
+        // What the guest does itself, and what its caches do. The audit has looked at all of it when it has come to
+        // the file that was looked up last, and that the host then removed.
+        guest.must(cells::OBSERVE)?;
+        cells::be_quiet(&mut guest, &modes)?;
+        for mode in &modes {
+            fs::remove_file(host.source(&mode.share).join(SENTINEL))?;
+        }
+        for mode in &modes {
+            let events = host.events_when(&mode.share, |paths| paths.contains(&SENTINEL.to_owned()))?;
+            QUIET.iter().for_each(|cell| table.quiet(mode, cell, &events));
+        }
+
+        // What the host does to names that the guest holds.
+        for mode in &modes {
+            cells::hold(&mut guest, mode)?;
+        }
+        for mode in &modes {
+            cells::be_loud(&host.source(&mode.share))?;
+        }
+        sleep(EXPIRY);
+        for mode in &modes {
+            let seen = cells::observe(&mut guest, mode)?;
+            let all = |paths: &[String]| LOUD.iter().all(|cell| paths.iter().any(|path| cell.is_about(path)));
+            let events = host.events_when(&mode.share, all)?;
+            LOUD.iter().for_each(|cell| table.loud(mode, cell, &seen, &events));
+            table.once(mode, &host.session(&mode.share)?)?;
+        }
+        println!("{table}");
+        guest.shutdown()?;
+        table.verdict()
+    })
+}
+
+/// The first table of the report: a guest that holds more than its engine may have open files. Smaller here.
+#[test]
+fn running_out_of_files_is_counted_if_and_only_if_it_hurts() -> Result<()> {
+    const FILES: u64 = 1500;
+    let full = |share: &'static str, engine: &'static str, content: &'static str| (share, engine, content);
+    let shares = [
+        full("auto", "{inodeFileHandles: Never, openFiles: 1100}", "Shared"),
+        full("never", "{inodeFileHandles: Never, openFiles: 1100, cache: Never}", "Shared"),
+        full("always", "{inodeFileHandles: Never, openFiles: 1100}", "Exclusive"),
+        full("handles", "{inodeFileHandles: Mandatory, openFiles: 1100}", "Shared"),
+    ];
+    Host::visit(|host| {
+        let mut spec = GuestSpec::default();
+        for (share, engine, content) in shares {
+            host.plant_list(share, FILES)?;
+            host.declare(share, "ReadWrite", content, engine)?;
+            spec = spec.with_device(share, &host.node.socket(share)?);
+        }
+        let mut guest = Guest::boot(&host.parts, &spec)?;
+        println!("| files | phase | the guest counted | FdExhausted |\n|---|---|---|---|");
+        for (share, engine, content) in shares {
+            let direct = guest.mount(share)?;
+            guest.overlay(&format!("{share}-merged"), std::slice::from_ref(&direct))?;
+            guest.must(&format!("cp {direct}/list /run/{share}"))?;
+            let all = Load::listed(&format!("/run/{share}"));
+            let phase = |guest: &mut Guest, what: &str, load: &Load| -> Result<Summary> {
+                let before = host.session(share)?.totals.stale(Cause::FdExhausted);
+                let summary = guest.work(load, 1)?;
+                let session = host.session(share)?;
+                let events = session.totals.stale(Cause::FdExhausted) - before;
+                println!("| {share} | {what} | {:?} | {events} |", summary.errors);
+                ensure!((summary.error_count() > 0) == (events > 0), "{share}, {what}: {summary:?}, {events} events");
+                let others = session.totals.stale.iter().filter(|total| total.cause != Cause::FdExhausted);
+                ensure!(others.count() == 0, "{share}, {what}: {:?}", session.totals.stale);
+                Ok(summary)
+            };
+            let filled = phase(&mut guest, "fill", &all)?;
+            sleep(EXPIRY);
+            phase(&mut guest, "the first 100 again", &all.clone().at_most(100))?;
+            ensure!((filled.error_count() > 0) == (share != "handles"), "{share} was to be filled: {filled:?}");
+            if share == "auto" {
+                // An engine that knows none of the inodes yet needs a descriptor to find each.
+                host.node.kill_engine(share)?;
+                guest.must(&format!("tail -n 900 /run/{share} >/run/last"))?;
+                phase(&mut guest, "another engine, the last 900", &Load::listed("/run/last"))?;
+                sleep(EXPIRY);
+                let again = phase(&mut guest, "the first 100 again", &all.clone().at_most(100))?;
+                ensure!(again.errors.contains_key("ESTALE"), "the report is not reproduced: {again:?}");
+                let cure = "{inodeFileHandles: Mandatory, openFiles: 1100}";
+                host.reconfigure(share, "ReadWrite", content, cure)?;
+                let cured = phase(&mut guest, "handed over to file handles, all", &all)?;
+                cured.must_be_clean().with_context(|| format!("after {engine}"))?;
+            }
+        }
+        guest.shutdown()
+    })
+}
+
+/// Another file system under the same path: the guest goes on there without mounting anew. And what a second VM does
+/// to a share is to the first one what any process of the host does.
+#[test]
+fn a_source_that_is_replaced_and_a_second_vm() -> Result<()> {
+    Host::visit(|host| {
+        let source = host.source("moving");
+        let first = Mounted::tmpfs(&source)?;
+        cells::plant_root(&source, "first")?;
+        for (share, content) in [("cached", "Immutable"), ("asking", "Shared")] {
+            host.declare_at(share, &source, "ReadOnly", content, "{}")?;
+        }
+        fs::create_dir_all(host.source("both"))?;
+        fs::write(host.source("both").join("held"), "x")?;
+        host.declare("both", "ReadWrite", "Shared", "{}")?;
+        let device = |spec: GuestSpec, tag: &str, share: &str| -> Result<GuestSpec> {
+            Ok(spec.with_device(tag, &host.node.socket(share)?))
+        };
+        let mut spec = GuestSpec::default();
+        for (tag, share) in [("cached", "cached"), ("asking", "asking"), ("one", "both"), ("two", "both")] {
+            spec = device(spec, tag, share)?;
+        }
+        let mut guest = Guest::boot(&host.parts, &spec)?;
+        for tag in ["cached", "asking", "one", "two"] {
+            guest.mount(tag)?;
+        }
+
+        guest.must("cat /mnt/one/held && rm /mnt/two/held")?;
+        sleep(EXPIRY);
+        guest.must("! cat /mnt/one/held")?;
+        let counts: Vec<_> = host.sessions("both")?.iter().map(|it| it.totals.stale(Cause::SourceRemoved)).collect();
+        ensure!(counts.iter().sum::<u64>() == 1, "the VM that did it counts nothing, the other one once: {counts:?}");
+
+        let read = "cat /mnt/$s/file /mnt/$s/dir/file && cd /mnt/$s/dir && cat file";
+        for share in ["cached", "asking"] {
+            ensure!(guest.must(&format!("s={share}; {read}"))? == "first\nfirst\nfirst\n", "{share}");
+        }
+        drop(first);
+        let _second = Mounted::tmpfs(&source)?;
+        cells::plant_root(&source, "second")?;
+        for share in ["cached", "asking"] {
+            let seen = host.until(share, |session| session.source_gone.is_some())?;
+            ensure!(seen.totals.stale(Cause::SourceGone) == 1, "{share}: {:?}", seen.totals.stale);
+            ensure!(guest.must(&format!("s={share}; {read}"))? == "first\nfirst\nfirst\n", "{share} is still served");
+            host.node.open_source_anew(share)?;
+            let now = guest.must(&format!("s={share}; {read}"))?;
+            ensure!(now == "second\nsecond\nsecond\n", "{share} after the hand-over: {now}");
+            let session = host.until(share, |session| session.source_gone.is_none())?;
+            let others = session.totals.stale.iter().filter(|total| total.cause != Cause::SourceGone).count();
+            ensure!(others == 0, "an exchange is nobody's fault: {share}: {:?}", session.stale_events);
+        }
+        guest.shutdown()
+    })
+}
