@@ -203,5 +203,7 @@ fn start_kwok(tools: &Path, admin: &Kubectl, dir: &Path, more: &[&str]) -> Resul
     command.env("HOME", dir);
     command.arg("--config").arg(stages).arg("--kubeconfig").arg(admin.kubeconfig());
     command.arg(format!("--manage-nodes-with-annotation-selector={FAKE}=fake"));
+    // Else nobody renews their leases, and they are taken for dead after a while.
+    command.arg("--node-lease-duration-seconds=40");
     Process::start(command, &dir.join("kwok.log"), Duration::from_secs(2))
 }
