@@ -19,8 +19,8 @@ pub(crate) struct FileHandle {
     pub(crate) kind: i32,
     /// The handle; empty: the file system makes none.
     pub(crate) bytes: Vec<u8>,
-    /// Which file system (st_dev): a handle means nothing on another one. 0 without a handle.
-    pub(crate) device: u64,
+    /// Which file system: a handle means nothing on another one. 0 without a handle.
+    pub(crate) file_system: u64,
 }
 
 /// What is open.
@@ -67,28 +67,28 @@ impl Handle {
         let mut bytes: Vec<u8> =
             (0..length.div_ceil(8) as u32).flat_map(|word| change.get(self.at + 3 + word).to_le_bytes()).collect();
         bytes.truncate(length);
-        FileHandle { kind: change.high(self.at + 2) as i32, bytes, device: change.get(self.device()) }
+        FileHandle { kind: change.high(self.at + 2) as i32, bytes, file_system: change.get(self.file_system()) }
     }
 
-    fn device(self) -> u32 {
+    fn file_system(self) -> u32 {
         self.at + 3 + FILE_HANDLE_WORDS
     }
 
     /// Neighbours in the chain of handles that are open on the same node; 0: none.
     pub(super) fn previous(self, change: &Change<'_>) -> u32 {
-        change.high(self.device() + 1)
+        change.high(self.file_system() + 1)
     }
 
     pub(super) fn next(self, change: &Change<'_>) -> u32 {
-        change.low(self.device() + 1)
+        change.low(self.file_system() + 1)
     }
 
     pub(super) fn set_previous(self, change: &mut Change<'_>, slot: u32) {
-        change.set_high(self.device() + 1, slot);
+        change.set_high(self.file_system() + 1, slot);
     }
 
     pub(super) fn set_next(self, change: &mut Change<'_>, slot: u32) {
-        change.set_low(self.device() + 1, slot);
+        change.set_low(self.file_system() + 1, slot);
     }
 
     pub(super) fn begin(
@@ -108,8 +108,8 @@ impl Handle {
         change.set(self.at, pair(generation, kind));
         change.set(self.at + 1, pair(node, flags));
         change.set(self.at + 2, pair(file_handle.kind as u32, length as u32));
-        change.set(self.device(), file_handle.device);
-        change.set(self.device() + 1, 0);
+        change.set(self.file_system(), file_handle.file_system);
+        change.set(self.file_system() + 1, 0);
         for (word, chunk) in (0u32..).zip(file_handle.bytes[..length].chunks(8)) {
             let mut bytes = [0u8; 8];
             bytes[..chunk.len()].copy_from_slice(chunk);

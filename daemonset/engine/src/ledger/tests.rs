@@ -174,7 +174,7 @@ fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
         }
         Act::Open(node) => {
             let slot = holds.slot(ledger, *node);
-            let handle = FileHandle { kind: 1, bytes: vec![9; 13], device: 8 };
+            let handle = FileHandle { kind: 1, bytes: vec![9; 13], file_system: 8 };
             holds.handles.push(ledger.open(slot, OpenKind::File, 2, &handle).unwrap());
         }
         Act::Close(handle) => {
@@ -258,7 +258,7 @@ fn a_handle_keeps_what_file_it_is_and_on_which_file_system() {
     let (fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
     let node = ledger.tell_new(ROOT, b"f", ident(3)).unwrap().0;
-    let handle = |n| FileHandle { kind: 7, bytes: vec![n; 128], device: u64::MAX - u64::from(n) };
+    let handle = |n| FileHandle { kind: 7, bytes: vec![n; 128], file_system: u64::MAX - u64::from(n) };
     let fhs = [1, 2, 3].map(|n| ledger.open(node, OpenKind::File, n.into(), &handle(n)).unwrap());
     let ledger = attach(&fd);
     for (n, fh) in (1..).zip(fhs) {

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use rustix::fs::fstatvfs;
 use virtiofsd::filesystem::{FileSystem, OpenOptions};
 
 use crate::adopted::{AdoptedFile, kernel_file_handle, open_by_kernel_handle};
@@ -262,8 +263,16 @@ pub(super) fn look_at<F: FileSystem, T>(
 
 /// Which file this is, whatever its inode number; empty where the file system does not say.
 fn known_as(file: &File) -> FileHandle {
-    match (kernel_file_handle(file), file.metadata()) {
-        (Ok(Some((kind, bytes))), Ok(metadata)) => FileHandle { kind, bytes, device: metadata.dev() },
+    match (kernel_file_handle(file), file_system(file)) {
+        (Ok(Some((kind, bytes))), Ok(file_system)) => FileHandle { kind, bytes, file_system },
         _ => FileHandle::default(),
+    }
+}
+
+/// The file system's own number, which it keeps when it is mounted again on another device; else that device's.
+fn file_system(file: &File) -> io::Result<u64> {
+    match fstatvfs(file)?.f_fsid {
+        0 => Ok(file.metadata()?.dev()),
+        number => Ok(number),
     }
 }
