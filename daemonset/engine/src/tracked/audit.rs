@@ -289,7 +289,7 @@ impl State {
         if self.ledger.slot(id) != Some(slot) {
             return Vec::new();
         }
-        let expected = match self.bindings.library(slot) {
+        let expected = match self.bindings.inode_of(slot) {
             Some(inode) => Expected::Inode(inode),
             None => Expected::Known(self.ledger.identity(slot)),
         };
@@ -309,7 +309,7 @@ impl State {
         let (mut at, mut steps) = (directory, Vec::new());
         while steps.len() < MOST_DEPTH {
             let known = self.ledger.identity(at);
-            if let Some(inode) = self.bindings.library(at) {
+            if let Some(inode) = self.bindings.inode_of(at) {
                 steps.reverse();
                 return Some(Way { start: (inode, known), steps });
             }

@@ -81,7 +81,7 @@ impl<F: FileSystem> Tracked<F> {
                 way.pop();
                 continue;
             };
-            match state.bindings.library(above) {
+            match state.bindings.inode_of(above) {
                 Some(inode) => match self.step(state, inode, &name, sought.slot) {
                     Ok(found) if sought.slot == node => return Ok(found),
                     Ok(_) => drop(way.pop()),

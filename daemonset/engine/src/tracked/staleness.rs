@@ -156,7 +156,7 @@ impl<F: FileSystem> Tracked<F> {
 
     /// What is to be seen by a name of a node.
     fn look(&self, state: &State, (parent, name): NameBelow<'_>, node: Slot) -> Sight {
-        let (Some(above), Ok(name)) = (state.bindings.library(parent), super::resolve::component(name)) else {
+        let (Some(above), Ok(name)) = (state.bindings.inode_of(parent), super::resolve::component(name)) else {
             return Sight::Unknown;
         };
         match self.inner.lookup(ourselves(), above.into(), &name) {

@@ -56,7 +56,7 @@ impl Bindings {
     }
 
     /// The library's number of a node that it serves.
-    pub(super) fn library(&self, slot: Slot) -> Option<u64> {
+    pub(super) fn inode_of(&self, slot: Slot) -> Option<u64> {
         match self.target(slot) {
             _ if slot == ROOT => Some(LIBRARY_ROOT),
             Some(Target::Library(inode)) => Some(*inode),

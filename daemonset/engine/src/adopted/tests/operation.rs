@@ -124,7 +124,7 @@ pub(super) const CONTEXT: fn() -> Context = || Context { uid: 1000.into(), gid: 
 impl<F: Share> Pair<F> {
     pub(super) fn through_library(&mut self, operation: &Operation) -> Told {
         use Operation::*;
-        let (fs, node, handle, since) = (&self.library, self.node, self.handle, self.since);
+        let (fs, node, handle, since) = (&self.theirs, self.node, self.handle, self.since);
         match operation.clone() {
             Read { size, offset } => {
                 let mut memory = Memory::zeroed(size);
@@ -143,7 +143,7 @@ impl<F: Share> Pair<F> {
                 told(fs.fallocate(CONTEXT(), node, handle, mode as u32, offset, length))
             }
             Copy { from, offset_in, to, offset_out, len, flags } => {
-                let end = |end| if end == End::This { (node, handle) } else { self.library_other };
+                let end = |end| if end == End::This { (node, handle) } else { self.their_other };
                 let ((node_in, handle_in), (node_out, handle_out)) = (end(from), end(to));
                 told(fs.copyfilerange(
                     CONTEXT(),

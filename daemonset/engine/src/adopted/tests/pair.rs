@@ -66,10 +66,10 @@ impl Default for Start {
 }
 
 pub(super) struct Pair<F> {
-    pub(super) library: F,
+    pub(super) theirs: F,
     pub(super) node: u64,
     pub(super) handle: u64,
-    pub(super) library_other: (u64, u64),
+    pub(super) their_other: (u64, u64),
     pub(super) ours: AdoptedFiles,
     pub(super) file: AdoptedFile,
     pub(super) our_other: File,
@@ -100,14 +100,14 @@ impl<F: Share> Pair<F> {
         let (node, handle) = open_in(&library, NAME, start.flags, start.directory);
         let file = open(&dirs[1].join(NAME), ours.open_flags(start.flags).unwrap());
         let other_flags = if F::WRITABLE { libc::O_RDWR } else { libc::O_RDONLY };
-        let library_other = open_in(&library, OTHER, other_flags, false);
+        let their_other = open_in(&library, OTHER, other_flags, false);
         let our_other = open(&dirs[1].join(OTHER), other_flags);
         if start.unlinked {
             dirs.iter().for_each(|dir| remove(&dir.join(NAME)));
         }
         let file = AdoptedFile::adopt(file).unwrap();
         let since = SystemTime::now();
-        Pair { library, node, handle, library_other, ours, file, our_other, witnesses, since, _share: share }
+        Pair { theirs: library, node, handle, their_other, ours, file, our_other, witnesses, since, _share: share }
     }
 
     /// Does `operation` to both and compares answers and outcomes.
