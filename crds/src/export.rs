@@ -46,12 +46,13 @@ fn readable(name: &str, most: usize) -> String {
 /// What a node is to be asked for a share: everything except which node, and how it is doing.
 ///
 /// # Guarantees
-/// Pure. Two shares that are to be served alike have equal revisions; what does not reach an agent, such as
-/// `nodes`, `consumers` and `rollout`, is no part of it.
+/// Pure. Two shares that are to be served alike have equal revisions; `consumers`, which hold at once, are no part of
+/// it, nor is what does not reach an agent: `nodes` and `rollout`.
 pub fn export_spec(share: &Share, declared: &VirtiofsShareSpec) -> VirtiofsExportSpec {
     let mut spec = VirtiofsExportSpec {
         share: share.name.to_string(),
         node_name: String::new(),
+        consumers: declared.consumers.clone(),
         revision: String::new(),
         mode: ExportMode::Serve,
         source: declared.source.clone(),
@@ -87,7 +88,8 @@ fn canonical(value: &Value) -> Value {
     }
 }
 
-/// The share that a node is asked to serve, or every reason why it cannot be understood.
+/// The share that a node is asked to serve, or every reason why it cannot be understood. Who may use it is no part of
+/// that: [`VirtiofsExportSpec::consumers`] says so where somebody asks.
 pub fn share_of(export: &VirtiofsExport) -> Result<Share, Vec<Refusal>> {
     let spec = &export.spec;
     let declared = VirtiofsShareSpec {
@@ -175,6 +177,16 @@ mod tests {
             let export = VirtiofsExport::new("any", export_spec(&document.share, &document.object.spec));
             assert_eq!(share_of(&export), Ok(document.share), "{}", document.origin);
         }
+    }
+
+    #[test]
+    fn an_export_says_whom_the_share_admits_and_an_older_one_admits_nobody() {
+        let admits = spec("  consumers: {namespaces: {matchNames: [vms]}}");
+        let names = |spec: &VirtiofsExportSpec| spec.consumers.namespaces.clone().map(|it| it.match_names);
+        assert_eq!(names(&admits), Some(vec!["vms".to_owned()]));
+        let mut older = serde_json::to_value(&admits).unwrap();
+        older.as_object_mut().unwrap().remove("consumers");
+        assert_eq!(names(&serde_json::from_value(older).unwrap()), None);
     }
 
     #[test]

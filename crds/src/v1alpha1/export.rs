@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use virtiofs_contract::config::Access;
 
 use super::rule::{rule, rule_on};
-use super::{Content, EngineOptions, Socket, Source, Staleness, VirtiofsExportStatus};
+use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, VirtiofsExportStatus};
 
 /// One share on one node. Written by the operator (spec) and by the node's agent (status); nobody else needs to.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -75,6 +75,9 @@ pub struct VirtiofsExportSpec {
     /// Name of the node. Selectable: `kubectl get vfe --field-selector spec.nodeName=NAME`.
     #[schemars(length(min = 1, max = 253))]
     pub node_name: String,
+    /// Whose VMs may use it, as the share says. No part of the revision: it holds at once, whatever a roll-out does.
+    #[serde(default)]
+    pub consumers: Consumers,
     /// Names the values below: equal revisions, equal values. The agent repeats it in its status once they are in
     /// force.
     #[schemars(length(min = 1, max = 63))]

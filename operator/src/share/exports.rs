@@ -60,7 +60,8 @@ fn wanted(target: VirtiofsExportSpec, member: &Member, advances: bool, now: &Tim
     if advances {
         return VirtiofsExportSpec { baseline: Some(baseline(&member.export, now.clone())), ..target };
     }
-    current.clone()
+    // Whom an admin admits or locks out does not wait for its turn.
+    VirtiofsExportSpec { consumers: target.consumers, ..current.clone() }
 }
 
 /// An export that is not wanted any more ends when its last session has.

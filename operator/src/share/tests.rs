@@ -312,6 +312,31 @@ fn a_share_that_is_edited_during_a_roll_out_goes_straight_to_the_last_word() {
 }
 
 #[test]
+fn whom_a_share_admits_holds_everywhere_at_once() {
+    let admits = |names: &[&str], more: Value| {
+        let mut spec = json!({"rollout": {"maxUnavailable": 1}, "consumers": {"namespaces": {"matchNames": names}}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    let mut bench = Bench::served(3, admits(&["a"], json!({})));
+    bench.edit(admits(&["b"], json!({})));
+    assert_eq!(bench.turn(), ["n0", "n1", "n2"]);
+    assert_eq!((bench.turn(), bench.reason(PROGRESSING)), (Vec::new(), COMPLETE.into()));
+    // Whatever a roll-out does meanwhile, and where it has halted, too.
+    bench.edit(admits(&["c"], json!({"content": "Immutable"})));
+    assert_eq!(bench.turn(), ["n0", "n1", "n2"]);
+    bench.answer("n0", false, 0);
+    bench.turn();
+    assert_eq!(bench.reason(PROGRESSING), ROLLOUT_HALTED);
+    bench.edit(json!({"rollout": {"maxUnavailable": 1}, "content": "Immutable"}));
+    assert_eq!(bench.turn(), ["n0", "n1", "n2"]);
+    assert!(bench.exports.iter().all(|export| export.spec.consumers.namespaces.is_none()));
+    let immutable = |export: &&VirtiofsExport| export.spec.content == virtiofs_crds::v1alpha1::Content::Immutable;
+    assert_eq!(bench.exports.iter().filter(immutable).count(), 1);
+    assert_eq!(bench.turn(), Vec::<String>::new());
+}
+
+#[test]
 fn an_export_that_somebody_has_written_into_is_put_right() {
     let mut bench = Bench::served(1, json!({}));
     bench.export("n0").spec.engine.max_inodes = Some(5000);
