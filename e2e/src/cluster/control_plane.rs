@@ -135,7 +135,8 @@ impl Place {
         server.arg("--service-account-key-file").arg(self.signing_key());
         server.arg("--service-account-signing-key-file").arg(self.signing_key());
         server.arg("--token-auth-file").arg(self.dir.join("tokens.csv"));
-        Process::start(server, &self.dir.join("kube-apiserver.log"), FAREWELL)
+        // It keeps nothing of its own, and asked to end it waits for an etcd that may have gone before it.
+        Process::start(server, &self.dir.join("kube-apiserver.log"), Duration::ZERO)
     }
 
     /// Of its many controllers those that the tests are about: owners that are gone take along what they own.

@@ -8,6 +8,7 @@ mod kubectl;
 mod operator;
 mod wait;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -118,12 +119,12 @@ impl Cluster {
             labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         let items: Vec<Value> = names.iter().map(|name| fake_node(name, &labels)).collect();
         self.admin.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
-        for name in names {
-            wait_for(&format!("node {name} to be ready"), || {
-                Ok(self.admin.get("node", name)?.filter(|node| is_true(node, "Ready")))
-            })?;
-        }
-        Ok(())
+        wait_for(&format!("{} nodes to be ready", names.len()), || {
+            let nodes = self.admin.list("nodes", &[])?;
+            let ready = nodes.iter().filter(|node| is_true(node, "Ready"));
+            let ready: HashSet<&str> = ready.filter_map(|node| node["metadata"]["name"].as_str()).collect();
+            Ok(names.iter().all(|name| ready.contains(name.as_str())).then_some(()))
+        })
     }
 
     /// A node goes down: kwok stops looking after it, and it is not ready any more.
