@@ -5,32 +5,23 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The last look at each object of a kind.
-#[derive(Debug)]
+/// When each object of a kind may be looked at next.
+#[derive(Debug, Default)]
 pub(crate) struct Pace {
-    rest: Duration,
-    last: Mutex<HashMap<String, Instant>>,
+    next: Mutex<HashMap<String, Instant>>,
 }
 
 impl Pace {
-    /// Looks at one object are `rest` apart at least.
-    pub(crate) fn new(rest: Duration) -> Self {
-        Pace { rest, last: Mutex::default() }
-    }
-
-    /// Takes the turn of an object, or says how long it has to wait for it.
-    pub(crate) fn take(&self, name: &str, now: Instant) -> Result<(), Duration> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = last.get(name).map(|at| *at + self.rest).filter(|next| *next > now);
-        match next {
-            Some(next) => Err(next - now),
-            None => {
-                // What has rested for long is as good as new, and its name may never come again.
-                last.retain(|_, at| now.saturating_duration_since(*at) < self.rest);
-                last.insert(name.to_owned(), now);
-                Ok(())
-            }
+    /// Takes the turn of an object, which then rests for `rest`; or says how long it has to wait for it.
+    pub(crate) fn take(&self, name: &str, rest: Duration, now: Instant) -> Result<(), Duration> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = next.get(name).filter(|at| **at > now) {
+            return Err(*at - now);
         }
+        // What has rested is as good as new, and its name may never come again.
+        next.retain(|_, at| *at > now);
+        next.insert(name.to_owned(), now + rest);
+        Ok(())
     }
 }
 
@@ -40,12 +31,13 @@ mod tests {
 
     #[test]
     fn each_object_has_its_own_turn() {
-        let (pace, now) = (Pace::new(Duration::from_secs(2)), Instant::now());
-        assert_eq!(pace.take("a", now), Ok(()));
-        assert_eq!(pace.take("a", now + Duration::from_secs(1)), Err(Duration::from_secs(1)));
-        assert_eq!(pace.take("b", now + Duration::from_secs(1)), Ok(()));
-        assert_eq!(pace.take("a", now + Duration::from_secs(2)), Ok(()));
-        assert_eq!(pace.take("b", now + Duration::from_secs(9)), Ok(()));
-        assert_eq!(pace.last.lock().unwrap().len(), 1);
+        let (pace, now) = (Pace::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        assert_eq!(pace.take("a", second * 2, now), Ok(()));
+        assert_eq!(pace.take("a", second * 2, now + second), Err(second));
+        assert_eq!(pace.take("b", second, now + second), Ok(()));
+        assert_eq!(pace.take("a", second * 2, now + second * 2), Ok(()));
+        assert_eq!(pace.take("b", second, now + second * 9), Ok(()));
+        assert_eq!(pace.next.lock().unwrap().len(), 1);
     }
 }

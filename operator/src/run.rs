@@ -85,11 +85,11 @@ async fn work(
         writer: writer.clone(),
         recorder: Recorder::new(client, reporter),
         metrics: metrics.clone(),
-        pace: Pace::new(share::REST),
+        pace: Pace::default(),
         shares_written: Recent::default(),
         exports_written: Recent::default(),
     });
-    let nodes = Arc::new(node::Context { cluster, writer, metrics, pace: Pace::new(node::REST) });
+    let nodes = Arc::new(node::Context { cluster, writer, metrics, pace: Pace::default() });
     let Triggers { shares: share_triggers, nodes: node_triggers } = triggers;
     tokio::select! {
         () = look_at_shares(shares, share_triggers) => {}

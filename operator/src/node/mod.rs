@@ -17,7 +17,7 @@ use crate::share::is_ready;
 use crate::writer::{Writer, is_gone};
 
 /// How long a node rests between two looks. Its shares become ready together, and are worth one write.
-pub(crate) const REST: Duration = Duration::from_secs(1);
+const REST: Duration = Duration::from_secs(1);
 /// When a look that failed is repeated.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -36,7 +36,7 @@ pub(crate) struct Context {
 /// Looks at a node, and changes its labels where they are not as its exports are.
 pub(crate) async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> kube::Result<Action> {
     let name = node.name_any();
-    if let Err(wait) = context.pace.take(&name, Instant::now()) {
+    if let Err(wait) = context.pace.take(&name, REST, Instant::now()) {
         return Ok(Action::requeue(wait));
     }
     let result = match difference(&share_labels(&node), &wanted(&context.cluster.exports_on(&name))) {

@@ -41,7 +41,10 @@ use crate::writer::{Writer, is_gone};
 pub(crate) use self::health::is_ready;
 
 /// How long a share rests between two looks. What happens to its exports meanwhile is seen by the next.
-pub(crate) const REST: Duration = Duration::from_millis(500);
+const REST: Duration = Duration::from_millis(500);
+/// How much longer for each of its nodes. The more there are, the longer it takes until all have answered, and the
+/// more often its status would be written meanwhile.
+const REST_FOR_A_NODE: Duration = Duration::from_millis(5);
 /// When something is looked at again that a watch should have confirmed.
 const CONFIRM: Duration = Duration::from_secs(6);
 /// When a look that failed is repeated.
@@ -67,7 +70,7 @@ pub(crate) struct Context {
 
 /// Looks at a share, and does what is to be done.
 pub(crate) async fn reconcile(object: Arc<VirtiofsShare>, context: Arc<Context>) -> kube::Result<Action> {
-    if let Err(wait) = context.pace.take(&object.name_any(), Instant::now()) {
+    if let Err(wait) = context.pace.take(&object.name_any(), rest(&object), Instant::now()) {
         return Ok(Action::requeue(wait));
     }
     context.metrics.keep_shares(|name| context.cluster.shares.find(|share| share.name_any() == name).is_some());
@@ -84,6 +87,12 @@ pub(crate) async fn reconcile(object: Arc<VirtiofsShare>, context: Arc<Context>)
         Ok(wrote) if wrote || observed.ahead => Ok(Action::requeue(CONFIRM)),
         Ok(_) => Ok(Action::await_change()),
     }
+}
+
+/// How long a share rests after a look.
+fn rest(object: &VirtiofsShare) -> Duration {
+    let nodes = object.status.as_ref().and_then(|status| status.nodes.as_ref()).map_or(0, |nodes| nodes.selected);
+    REST + REST_FOR_A_NODE * u32::try_from(nodes).unwrap_or(0)
 }
 
 /// What to do after a look that failed.
