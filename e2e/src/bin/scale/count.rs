@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use e2e::cluster::Cluster;
 
 /// Requests that changed something, as the API server counts them.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Requests {
     /// To exports.
     pub(crate) exports: u64,

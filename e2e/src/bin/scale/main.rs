@@ -17,6 +17,8 @@ use crate::count::{Requests, memory};
 
 /// How often progress is looked at.
 const GLANCE: Duration = Duration::from_secs(1);
+/// How long nothing is written once all is done: longer than anything here waits before it writes.
+const REST: Duration = Duration::from_secs(20);
 /// The longest that anything here may take.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -58,7 +60,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     cluster.admin.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
     until_ready(&cluster, &shares, nodes.len())?;
     let took = began.elapsed();
-    settle(&operator)?;
+    settle(&cluster)?;
     let (after, exports) = (Requests::of(&cluster)?, nodes.len() * shares.len());
     let memory = memory(operator.id())?;
     let each = |count: u64| count as f64 / exports as f64;
@@ -74,7 +76,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let written = operator.metric("virtiofs_operator_writes_total").context("no answer from the operator")?;
     cluster.admin.run(&["label", "node", &nodes[0], &format!("{}-", shares[0])])?;
     until_ready(&cluster, &shares[..1], nodes.len() - 1)?;
-    settle(&operator)?;
+    settle(&cluster)?;
     let now = operator.metric("virtiofs_operator_writes_total").context("no answer from the operator")?;
     println!("a label of one node changed: {} writes of the operator", now - written);
 
@@ -121,16 +123,17 @@ fn until_ready(cluster: &Cluster, shares: &[String], nodes: usize) -> Result<()>
     }
 }
 
-/// Waits until the operator has written nothing for a while.
-fn settle(operator: &Operator) -> Result<()> {
-    let mut last = None;
-    for _ in 0..120 {
-        let now = operator.metric("virtiofs_operator_writes_total");
-        if now.is_some() && now == last {
-            return Ok(());
+/// Waits until nothing has been written for a while, by the operator or by what plays the agents.
+fn settle(cluster: &Cluster) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut last = (Requests::of(cluster)?, Instant::now());
+    while last.1.elapsed() < REST {
+        ensure!(Instant::now() < deadline, "writes do not end within {PATIENCE:?}");
+        sleep(GLANCE);
+        let now = Requests::of(cluster)?;
+        if now != last.0 {
+            last = (now, Instant::now());
         }
-        last = now;
-        sleep(GLANCE * 8);
     }
-    anyhow::bail!("the operator does not come to rest")
+    Ok(())
 }
