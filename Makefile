@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build setup-go tools-kubernetes api scale build check kills test guest rules demo bench chaos generate
+.PHONY: help setup setup-build setup-go tools-kubernetes api node scale build check kills test guest rules demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -67,6 +67,10 @@ api: setup-build tools-kubernetes ## the operator against a real API server; KUB
 	@$(if $(filter oldest,$(KUBERNETES)),export KUBERNETES_CONTROL_PLANE=$$($(SETUP)/kubernetes-tools.sh tools-oldest) &&) \
 	    KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
 
+node: setup setup-build tools-kubernetes ## all of it on a real node: kubelet, containerd, VMs in pods (root); NODE='name' for some tests
+	$(call STEP,node)
+	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test node -- $(NODE)
+
 scale: setup-build tools-kubernetes ## figures of the operator with 1000 nodes and 10 shares; SCALE='--nodes 100 --quiet 60' for less
 	$(call STEP,scale)
 	@cargo build $(LOCKED) -q --release -p virtiofs-operator
@@ -83,7 +87,7 @@ rules: tools-kubernetes ## alerts are valid, and each fires when it should and n
 	    "$$tools/promtool" check rules charts/virtiofs-operator/files/alerts.yaml && \
 	    "$$tools/promtool" test rules e2e/rules/alerts.test.yaml
 
-test: setup-go setup check kills guest api rules ## everything that CI runs
+test: setup-go setup check kills guest api node rules ## everything that CI runs
 
 demo: setup build ## a share, a VM at work on it, engines killed and replaced, the agent killed; error count, metrics; SHARE=/some/dir
 	$(call STEP,demo)

@@ -12,7 +12,7 @@ packages_of() {
     build) echo gcc libc6-dev make pkg-config libseccomp-dev libcap-ng-dev ;;
     check) echo shellcheck systemd ;;
     guest) echo qemu-system-x86 busybox-static xz-utils ;;
-    node) echo openssl containerd runc podman containernetworking-plugins iptables kmod ;;
+    node) echo openssl containerd runc podman containernetworking-plugins iptables kmod iproute2 util-linux ;;
     *) fail "no package group '$1'; there are build, check, guest and node" ;;
     esac
 }

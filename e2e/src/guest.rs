@@ -1,7 +1,7 @@
 //! A real Linux guest in QEMU.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -59,7 +59,7 @@ impl GuestSpec {
 
 /// A guest that is up and takes scripts. Dropped, its QEMU is killed.
 pub struct Guest {
-    qemu: Process,
+    vmm: Box<dyn Vmm>,
     channel: Channel,
     console: PathBuf,
     boot: Duration,
@@ -80,12 +80,18 @@ impl Guest {
         initramfs::write(parts, &at("initramfs"))?;
 
         let start = Instant::now();
-        let command = qemu(parts, spec, accelerator, dir.path());
+        let mut command = Command::new(&parts.qemu);
+        command.args(qemu_arguments(spec, accelerator, &parts.kernel, &at("initramfs"), dir.path()));
         let qemu = Process::start(command, &at("qemu.log"), Duration::ZERO)?;
-        let console = at("console.log");
-        let channel = Channel::open(&at("port"), BOOT, || still_running(&qemu))
-            .with_context(|| format!("{}\n{}", qemu.log_tail(), process::tail(&console)))?;
-        Ok(Self { qemu, channel, console, boot: start.elapsed(), accelerator, loads: 0, dir })
+        Self::attach(Box::new(qemu), dir, accelerator, start)
+    }
+
+    /// Waits until a guest takes scripts whose QEMU has been started with `dir` to leave its sockets in.
+    pub(crate) fn attach(vmm: Box<dyn Vmm>, dir: TempDir, accelerator: Accelerator, start: Instant) -> Result<Self> {
+        let console = dir.path().join("console.log");
+        let channel = Channel::open(&dir.path().join("port"), BOOT, || still_running(&*vmm))
+            .with_context(|| format!("{}\n{}", vmm.log_tail(), process::tail(&console)))?;
+        Ok(Self { vmm, channel, console, boot: start.elapsed(), accelerator, loads: 0, dir })
     }
 
     /// From the start of QEMU until the guest took scripts.
@@ -98,17 +104,12 @@ impl Guest {
         self.accelerator
     }
 
-    /// Process id of its QEMU.
-    pub fn qemu_id(&self) -> u32 {
-        self.qemu.id()
-    }
-
     /// Runs a shell script in the guest and returns what came of it, whatever its status.
     ///
     /// # Errors
     /// When the guest is gone or does not finish in time.
     pub fn run(&mut self, script: &str) -> Result<Output> {
-        self.channel.run(script, SCRIPT).with_context(|| format!("{}\n{}", self.qemu.log_tail(), self.console_tail()))
+        self.channel.run(script, SCRIPT).with_context(|| format!("{}\n{}", self.vmm.log_tail(), self.console_tail()))
     }
 
     /// Runs a shell script that has to succeed, and returns its standard output.
@@ -182,7 +183,7 @@ impl Guest {
     }
 
     fn command(&self, name: &str, arguments: &Value) -> Result<()> {
-        monitor::execute(&self.dir.path().join("monitor"), name, arguments).with_context(|| self.qemu.log_tail())
+        monitor::execute(&self.dir.path().join("monitor"), name, arguments).with_context(|| self.vmm.log_tail())
     }
 
     /// A number no load of this guest had before.
@@ -203,40 +204,77 @@ impl Guest {
     pub fn shutdown(mut self) -> Result<()> {
         // The answer may be lost to the power-off; the end of QEMU is what counts.
         let _ = self.run("(umount -a -r; sync; poweroff -f) >/dev/null 2>&1 &");
-        match self.qemu.wait_for(BOOT)? {
+        match self.vmm.wait_for(BOOT)? {
             Some(status) if status.success() => Ok(()),
-            Some(status) => bail!("QEMU ended with {status}\n{}", self.qemu.log_tail()),
+            Some(status) => bail!("QEMU ended with {status}\n{}", self.vmm.log_tail()),
             None => bail!("the guest did not power off\n{}", self.console_tail()),
         }
     }
 }
 
-fn still_running(qemu: &Process) -> Result<()> {
-    match qemu.ended()? {
+/// Who runs a guest's QEMU. Dropped, QEMU is killed.
+pub(crate) trait Vmm {
+    /// How it ended, if it has.
+    fn ended(&self) -> Result<Option<ExitStatus>>;
+
+    /// Waits for its end; nothing when it is still running after `limit`.
+    fn wait_for(&self, limit: Duration) -> Result<Option<ExitStatus>>;
+
+    /// What it said last.
+    fn log_tail(&self) -> String;
+}
+
+impl Vmm for Process {
+    fn ended(&self) -> Result<Option<ExitStatus>> {
+        self.ended()
+    }
+
+    fn wait_for(&self, limit: Duration) -> Result<Option<ExitStatus>> {
+        self.wait_for(limit)
+    }
+
+    fn log_tail(&self) -> String {
+        self.log_tail()
+    }
+}
+
+fn still_running(vmm: &dyn Vmm) -> Result<()> {
+    match vmm.ended()? {
         Some(status) => bail!("QEMU ended with {status}"),
         None => Ok(()),
     }
 }
 
-fn qemu(parts: &Parts, spec: &GuestSpec, accelerator: Accelerator, dir: &Path) -> Command {
+/// QEMU's options for a guest that leaves its console and sockets in `dir`.
+pub(crate) fn qemu_arguments(
+    spec: &GuestSpec,
+    accelerator: Accelerator,
+    kernel: &Path,
+    initramfs: &Path,
+    dir: &Path,
+) -> Vec<String> {
     let at = |name: &str| dir.join(name).display().to_string();
-    let mut qemu = Command::new(&parts.qemu);
-    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-        .args(accelerator.options())
-        .args(["-machine", "q35,memory-backend=ram", "-smp", &spec.processors.to_string()])
-        .args(["-m", &spec.memory.to_string()])
-        .args(["-object", &format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory)])
-        .arg("-kernel")
-        .arg(&parts.kernel)
-        .args(["-initrd", &at("initramfs"), "-append", APPEND])
-        .args(["-serial", &format!("file:{}", at("console.log"))])
-        .args(["-qmp", &format!("unix:{},server=on,wait=off", at("monitor"))])
-        .args(["-device", "virtio-serial-pci"])
-        .args(["-chardev", &format!("socket,id=port,path={},server=on,wait=off", at("port"))])
-        .args(["-device", "virtserialport,chardev=port,name=virtiofs.e2e"]);
+    let mut arguments: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+        .into_iter()
+        .chain(accelerator.options())
+        .map(str::to_owned)
+        .collect();
+    let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    option("-machine", "q35,memory-backend=ram".to_owned());
+    option("-smp", spec.processors.to_string());
+    option("-m", spec.memory.to_string());
+    option("-object", format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory));
+    option("-kernel", kernel.display().to_string());
+    option("-initrd", initramfs.display().to_string());
+    option("-append", APPEND.to_owned());
+    option("-serial", format!("file:{}", at("console.log")));
+    option("-qmp", format!("unix:{},server=on,wait=off", at("monitor")));
+    option("-device", "virtio-serial-pci".to_owned());
+    option("-chardev", format!("socket,id=port,path={},server=on,wait=off", at("port")));
+    option("-device", "virtserialport,chardev=port,name=virtiofs.e2e".to_owned());
     for (number, device) in spec.devices.iter().enumerate() {
-        qemu.args(["-chardev", &format!("socket,id=fs{number},path={}", device.socket.display())])
-            .args(["-device", &format!("vhost-user-fs-pci,chardev=fs{number},tag={},queue-size=1024", device.tag)]);
+        option("-chardev", format!("socket,id=fs{number},path={}", device.socket.display()));
+        option("-device", format!("vhost-user-fs-pci,chardev=fs{number},tag={},queue-size=1024", device.tag));
     }
-    qemu
+    arguments
 }

@@ -17,7 +17,9 @@ pub mod node;
 pub mod parts;
 pub mod process;
 pub mod report;
+pub mod seclusion;
 pub mod stock;
+pub mod suite;
 pub mod tree;
 
 pub use channel::Output;

@@ -1,7 +1,7 @@
-//! etcd, kube-apiserver and kube-controller-manager on loopback.
+//! etcd, kube-apiserver, kube-controller-manager and, where there are pods, kube-scheduler on loopback.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -12,14 +12,32 @@ use serde_json::json;
 use super::wait::wait_for;
 use crate::process::Process;
 
-/// Whoever has this may do everything. It is worth as much as a control plane on loopback in a temporary directory.
-const ADMIN_TOKEN: &str = "admin-of-a-test";
+/// Whoever has this one's token may do everything. It is worth as much as a control plane on loopback in a temporary
+/// directory.
+const ADMIN: &str = "admin";
+const KUBELET: &str = "kubelet";
+const SCHEDULER: &str = "scheduler";
 /// What the control plane's processes get to end by themselves; there is nothing to save.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Which nodes a control plane has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Nodes {
+    /// kwok's, and what runs on this host. The API server listens at any port.
+    Fake,
+    /// One with a kubelet. Its pods find the API server at the address of its service, which must be this host's own.
+    Real {
+        /// The node's name.
+        name: &'static str,
+        /// The first address of the services' range, 10.0.0.0/24.
+        service: Ipv4Addr,
+    },
+}
 
 /// A control plane.
 pub(super) struct ControlPlane {
     // Dropped in this order: whoever asks before whom they ask.
+    scheduler: Option<Process>,
     controller_manager: Process,
     api_server: Option<Process>,
     etcd: Process,
@@ -33,15 +51,20 @@ struct Place {
     kubernetes: PathBuf,
     dir: PathBuf,
     etcd: u16,
-    api_server: u16,
+    api_server: SocketAddrV4,
+    nodes: Nodes,
 }
 
 impl ControlPlane {
-    /// Starts all three.
-    pub(super) fn start(tools: &Path, dir: &Path) -> Result<Self> {
-        let [etcd, peers, api_server] = free_ports()?;
+    /// Starts all of them.
+    pub(super) fn start(tools: &Path, dir: &Path, nodes: Nodes) -> Result<Self> {
+        let [etcd, peers, any] = free_ports()?;
+        let api_server = match nodes {
+            Nodes::Fake => SocketAddrV4::new(Ipv4Addr::LOCALHOST, any),
+            Nodes::Real { service, .. } => SocketAddrV4::new(service, 443),
+        };
         let kubernetes = std::env::var_os("KUBERNETES_CONTROL_PLANE").map_or_else(|| tools.to_owned(), PathBuf::from);
-        let place = Place { tools: tools.to_owned(), kubernetes, dir: dir.to_owned(), etcd, api_server };
+        let place = Place { tools: tools.to_owned(), kubernetes, dir: dir.to_owned(), etcd, api_server, nodes };
         place.make_keys()?;
         let etcd = place.start_etcd(peers)?;
         let server = place.start_api_server()?;
@@ -49,13 +72,22 @@ impl ControlPlane {
         let certificate = place.certificate();
         wait_for("the API server's certificate", || Ok(certificate.exists().then_some(())))
             .map_err(|error| error.context(server.log_tail()))?;
-        place.write_kubeconfig()?;
+        for (user, token) in place.users() {
+            place.write_kubeconfig(user, &token)?;
+        }
         let controller_manager = place.start_controller_manager()?;
-        Ok(ControlPlane { controller_manager, api_server: Some(server), etcd, place })
+        let scheduler = (nodes != Nodes::Fake).then(|| place.start_scheduler()).transpose()?;
+        Ok(ControlPlane { scheduler, controller_manager, api_server: Some(server), etcd, place })
     }
 
+    /// Everything is permitted with this.
     pub(super) fn kubeconfig(&self) -> PathBuf {
-        self.place.kubeconfig()
+        self.place.kubeconfig(ADMIN)
+    }
+
+    /// The kubelet's, of a real node.
+    pub(super) fn kubelet_kubeconfig(&self) -> PathBuf {
+        self.place.kubeconfig(KUBELET)
     }
 
     /// Ends the API server, and with it every watch.
@@ -71,14 +103,30 @@ impl ControlPlane {
     }
 
     pub(super) fn logs(&self) -> String {
-        let processes = [Some(&self.etcd), self.api_server.as_ref(), Some(&self.controller_manager)];
+        let controller_manager = Some(&self.controller_manager);
+        let processes = [Some(&self.etcd), self.api_server.as_ref(), controller_manager, self.scheduler.as_ref()];
         processes.into_iter().flatten().map(Process::log_tail).collect::<Vec<_>>().join("\n")
     }
 }
 
 impl Place {
-    fn kubeconfig(&self) -> PathBuf {
-        self.dir.join("admin.kubeconfig")
+    fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.dir.join(format!("{user}.kubeconfig"))
+    }
+
+    /// Who may come, with which token: the name of a kubeconfig, not of a user.
+    fn users(&self) -> Vec<(&'static str, String)> {
+        let real: &[_] = if self.nodes == Nodes::Fake { &[] } else { &[KUBELET, SCHEDULER] };
+        [ADMIN].iter().chain(real).map(|user| (*user, format!("{user}-of-a-test"))).collect()
+    }
+
+    /// The user that a kubeconfig stands for, and its group, as the API server reads them.
+    fn identity(&self, user: &str) -> String {
+        match (user, self.nodes) {
+            (KUBELET, Nodes::Real { name, .. }) => format!("system:node:{name},{user},\"system:nodes\""),
+            (SCHEDULER, _) => format!("system:kube-scheduler,{user},"),
+            _ => format!("{user},{user},\"system:masters\""),
+        }
     }
 
     fn certificate(&self) -> PathBuf {
@@ -95,23 +143,23 @@ impl Place {
         openssl.args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out"]);
         let output = openssl.arg(self.signing_key()).output().context("running openssl")?;
         ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
-        let tokens = format!("{ADMIN_TOKEN},admin,admin,\"system:masters\"\n");
-        fs::write(self.dir.join("tokens.csv"), tokens).context("writing the admin's token")
+        let lines = self.users().into_iter().map(|(user, token)| format!("{token},{}\n", self.identity(user)));
+        fs::write(self.dir.join("tokens.csv"), lines.collect::<String>()).context("writing tokens")
     }
 
-    fn write_kubeconfig(&self) -> Result<()> {
+    fn write_kubeconfig(&self, user: &str, token: &str) -> Result<()> {
         let kubeconfig = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "test", "cluster": {
-                "server": format!("https://127.0.0.1:{}", self.api_server),
+                "server": format!("https://{}", self.api_server),
                 "certificate-authority": self.certificate(),
             }}],
-            "users": [{"name": "admin", "user": {"token": ADMIN_TOKEN}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "admin"}}],
+            "users": [{"name": user, "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
             "current-context": "test",
         });
-        fs::write(self.kubeconfig(), kubeconfig.to_string()).context("writing a kubeconfig")
+        fs::write(self.kubeconfig(user), kubeconfig.to_string()).context("writing a kubeconfig")
     }
 
     fn start_etcd(&self, peers: u16) -> Result<Process> {
@@ -128,28 +176,44 @@ impl Place {
     fn start_api_server(&self) -> Result<Process> {
         let mut server = self.program("kube-apiserver");
         server.arg(format!("--etcd-servers=http://127.0.0.1:{}", self.etcd));
-        server.args([format!("--secure-port={}", self.api_server), "--bind-address=127.0.0.1".to_owned()]);
+        server.arg(format!("--secure-port={}", self.api_server.port()));
+        server.arg(format!("--bind-address={}", self.api_server.ip()));
         server.args(["--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.0.0.0/24"]);
         server.arg("--cert-dir").arg(self.dir.join("api-server"));
         server.args(["--authorization-mode=Node,RBAC", "--service-account-issuer=https://kubernetes.default.svc"]);
         server.arg("--service-account-key-file").arg(self.signing_key());
         server.arg("--service-account-signing-key-file").arg(self.signing_key());
         server.arg("--token-auth-file").arg(self.dir.join("tokens.csv"));
+        // A kubelet may change its own node and pods only, and is asked for logs where it says it is.
+        server.args(["--enable-admission-plugins=NodeRestriction", "--kubelet-preferred-address-types=InternalIP"]);
         // It keeps nothing of its own, and asked to end it waits for an etcd that may have gone before it.
         Process::start(server, &self.dir.join("kube-apiserver.log"), Duration::ZERO)
     }
 
-    /// Of its many controllers those that the tests are about: owners that are gone take along what they own.
+    /// Where nodes are fake, of its many controllers those that the tests are about: owners that are gone take along
+    /// what they own.
     fn start_controller_manager(&self) -> Result<Process> {
         let mut manager = self.program("kube-controller-manager");
-        manager.arg("--kubeconfig").arg(self.kubeconfig());
+        manager.arg("--kubeconfig").arg(self.kubeconfig(ADMIN));
         manager.arg("--service-account-private-key-file").arg(self.signing_key());
         manager.args(["--leader-elect=false", "--secure-port=0"]);
-        manager.arg(
-            "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller,\
-             node-lifecycle-controller",
-        );
+        if self.nodes == Nodes::Fake {
+            manager.arg(
+                "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller,\
+                 node-lifecycle-controller",
+            );
+        } else {
+            // Pods are told by whom to know the API server.
+            manager.arg("--root-ca-file").arg(self.certificate());
+        }
         Process::start(manager, &self.dir.join("kube-controller-manager.log"), FAREWELL)
+    }
+
+    fn start_scheduler(&self) -> Result<Process> {
+        let mut scheduler = self.program("kube-scheduler");
+        scheduler.arg("--kubeconfig").arg(self.kubeconfig(SCHEDULER));
+        scheduler.args(["--leader-elect=false", "--secure-port=0"]);
+        Process::start(scheduler, &self.dir.join("kube-scheduler.log"), FAREWELL)
     }
 
     fn program(&self, name: &str) -> Command {

@@ -3,9 +3,14 @@
 
 mod access;
 mod agent;
+mod containerd;
 mod control_plane;
+mod image;
 mod kubectl;
+mod kubelet;
 mod operator;
+mod real;
+mod vm;
 mod wait;
 
 use std::collections::HashSet;
@@ -18,9 +23,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub use self::agent::NodeDaemons;
-use self::control_plane::ControlPlane;
+use self::control_plane::{ControlPlane, Nodes};
+pub use self::image::VM as VM_IMAGE;
 pub use self::kubectl::Kubectl;
 pub use self::operator::Operator;
+pub use self::real::RealCluster;
+pub use self::vm::VmPod;
 pub use self::wait::{until, wait_for};
 use crate::process::Process;
 
@@ -52,13 +60,12 @@ impl Cluster {
     /// # Errors
     /// When a program is missing or does not start; its log is in the message.
     pub fn start_with(stages: &[&str]) -> Result<Self> {
-        let tools = std::env::var_os("KUBERNETES_TOOLS").map(PathBuf::from);
-        let tools = tools.context("KUBERNETES_TOOLS does not say where kubectl and the others are: use `make api`")?;
+        let tools = tools()?;
         let dir = tempfile::Builder::new().prefix("cluster-").tempdir().context("making a directory for a cluster")?;
         let (own, kubeconfig) = match std::env::var_os("KUBECONFIG") {
             Some(given) => (None, PathBuf::from(given)),
             None => {
-                let own = ControlPlane::start(&tools, dir.path())?;
+                let own = ControlPlane::start(&tools, dir.path(), Nodes::Fake)?;
                 let kubeconfig = own.kubeconfig().to_owned();
                 (Some(own), kubeconfig)
             }
@@ -158,6 +165,12 @@ impl Cluster {
             Ok(self.admin.get("node", node)?.filter(|node| is_true(node, "Ready")).map(drop))
         })
     }
+}
+
+/// Where kubectl and the others are.
+fn tools() -> Result<PathBuf> {
+    let tools = std::env::var_os("KUBERNETES_TOOLS").map(PathBuf::from);
+    tools.context("KUBERNETES_TOOLS does not say where kubectl and the others are: use `make api` or `make node`")
 }
 
 /// Installs the chart as `helm template` prints it.

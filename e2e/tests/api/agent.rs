@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{NodeDaemons, condition_of, until, wait_for};
+use e2e::suite::World as _;
 use serde_json::{Value, json};
 use testkit::guest::{Guest, GuestConfig};
 

@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::cluster::{Operator, until};
+use e2e::suite::World as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;

@@ -14,15 +14,12 @@ mod schema;
 mod world;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
-use anyhow::Result;
+use e2e::suite::{self, Test};
 
 use crate::world::World;
 
-type Test = (&'static str, fn(&mut World) -> Result<()>);
-
-const TESTS: &[Test] = &[
+const TESTS: &[Test<World>] = &[
     ("the_api_server_accepts_and_refuses_what_check_does", schema::the_api_server_accepts_and_refuses_what_check_does),
     ("what_a_share_says_cannot_be_moved", schema::what_a_share_says_cannot_be_moved),
     ("a_share_reaches_its_nodes_and_says_so", exports::a_share_reaches_its_nodes_and_says_so),
@@ -47,9 +44,7 @@ const TESTS: &[Test] = &[
 ];
 
 fn main() -> ExitCode {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
-    match run(&TESTS.iter().filter(|(name, _)| is_wanted(name)).copied().collect::<Vec<_>>()) {
+    match suite::run(TESTS) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -57,27 +52,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Runs these tests. Have all passed?
-fn run(tests: &[Test]) -> Result<bool> {
-    let began = Instant::now();
-    let mut world = World::start()?;
-    println!("a cluster within {:.0} s", began.elapsed().as_secs_f64());
-    let mut failed = 0;
-    for (name, test) in tests {
-        let began = Instant::now();
-        let result = world.ready().and_then(|()| test(&mut world));
-        let took = began.elapsed().as_secs_f64();
-        match result {
-            Ok(()) => println!("test {name} ... ok ({took:.1} s)"),
-            Err(error) => {
-                failed += 1;
-                println!("test {name} ... FAILED ({took:.1} s)\n{error:?}\n{}", world.explain());
-            }
-        }
-        world.clean_up();
-    }
-    println!("\n{} passed, {failed} failed", tests.len() - failed);
-    Ok(failed == 0)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, Kubectl, Operator, condition_of, until};
+use e2e::suite::{self, World as _};
 use serde_json::{Value, json};
 
 pub(crate) struct World {
@@ -14,13 +15,13 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
 }
 
-impl World {
-    pub(crate) fn start() -> Result<Self> {
+impl suite::World for World {
+    fn start() -> Result<Self> {
         Ok(World { operator: None, agents: HashMap::new(), cluster: Cluster::start()? })
     }
 
     /// There is an operator at work, whatever the test before has done to it.
-    pub(crate) fn ready(&mut self) -> Result<()> {
+    fn ready(&mut self) -> Result<()> {
         let alive = match &self.operator {
             Some(operator) => operator.ended()?.is_none(),
             None => false,
@@ -32,16 +33,8 @@ impl World {
         self.operator()?.until_working()
     }
 
-    pub(crate) fn operator(&self) -> Result<&Operator> {
-        self.operator.as_ref().context("no operator was started")
-    }
-
-    pub(crate) fn admin(&self) -> &Kubectl {
-        &self.cluster.admin
-    }
-
     /// Removes what a test has made; the next begins with an empty cluster.
-    pub(crate) fn clean_up(&mut self) {
+    fn clean_up(&mut self) {
         let admin = self.admin();
         // What fails here shows in the next test, with an explanation.
         let _ = admin.run(&["annotate", "vfs", "--all", "virtiofs.dev/force-delete=true", "--overwrite"]);
@@ -51,10 +44,20 @@ impl World {
         self.agents.clear();
     }
 
-    pub(crate) fn explain(&self) -> String {
+    fn explain(&self) -> String {
         let objects = self.admin().run(&["get", "vfs,vfe,nodes", "-o", "wide"]).unwrap_or_default();
         let operator = self.operator.as_ref().map(Operator::log_tail).unwrap_or_default();
         format!("{objects}\n{operator}\n{}", self.cluster.logs())
+    }
+}
+
+impl World {
+    pub(crate) fn operator(&self) -> Result<&Operator> {
+        self.operator.as_ref().context("no operator was started")
+    }
+
+    pub(crate) fn admin(&self) -> &Kubectl {
+        &self.cluster.admin
     }
 
     /// Declares a share for the nodes that have the label `pool` with its name.

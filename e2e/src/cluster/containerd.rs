@@ -1,0 +1,108 @@
+//! containerd with a place of its own, and pods' network.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
+use serde_json::json;
+
+use super::image::PAUSE;
+use super::wait::wait_for;
+use crate::process::Process;
+
+const FAREWELL: Duration = Duration::from_secs(5);
+/// Debian's containernetworking-plugins.
+const PLUGINS: &str = "/usr/lib/cni";
+
+/// A container runtime. Dropped, it ends; containers are their shims' and go on.
+pub(super) struct Containerd {
+    process: Process,
+    socket: PathBuf,
+}
+
+impl Containerd {
+    /// Starts it.
+    pub(super) fn start(dir: &Path) -> Result<Self> {
+        let (config, socket) = (dir.join("containerd.toml"), dir.join("containerd.sock"));
+        write_network(dir)?;
+        fs::write(&config, configuration(dir, &socket)?).context("writing containerd's configuration")?;
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(&config);
+        let process = Process::start(command, &dir.join("containerd.log"), FAREWELL)?;
+        let containerd = Containerd { process, socket };
+        wait_for("containerd", || {
+            ensure!(containerd.process.ended()?.is_none(), "containerd ended\n{}", containerd.log_tail());
+            Ok(containerd.ctr(&["version"]).ok().map(drop))
+        })
+        .map_err(|error| error.context(containerd.log_tail()))?;
+        Ok(containerd)
+    }
+
+    /// What the kubelet connects to.
+    pub(super) fn endpoint(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// Makes an image known to the kubelet.
+    pub(super) fn import(&self, archive: &Path) -> Result<()> {
+        self.ctr(&["images", "import", &archive.display().to_string()]).map(drop)
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address").arg(&self.socket).args(["--namespace", "k8s.io"]).args(arguments);
+        let output = ctr.output().context("running ctr")?;
+        ensure!(output.status.success(), "ctr {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub(super) fn log_tail(&self) -> String {
+        self.process.log_tail()
+    }
+}
+
+/// Pods have addresses of their own and reach what the node has; nothing leads outside.
+fn write_network(dir: &Path) -> Result<()> {
+    let network = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [{
+        "type": "bridge",
+        "bridge": "pods0",
+        "isGateway": true,
+        "ipam": {
+            "type": "host-local",
+            "dataDir": dir.join("addresses"),
+            "ranges": [[{"subnet": "10.0.2.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    }]});
+    let networks = dir.join("cni");
+    fs::create_dir_all(&networks).context("making a directory for networks")?;
+    fs::write(networks.join("pods.conflist"), network.to_string()).context("writing the pods' network")
+}
+
+fn configuration(dir: &Path, socket: &Path) -> Result<String> {
+    // overlayfs does not stand on overlayfs.
+    let on_overlay = statfs(dir).context("looking at a file system")?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
+    let snapshotter = if on_overlay { "native" } else { "overlayfs" };
+    let dir = dir.display();
+    // The score of OOM can only be lowered by whoever may raise limits, which not every root may.
+    Ok(format!(
+        r#"version = 2
+root = "{dir}/containerd"
+state = "{dir}/containerd-state"
+[grpc]
+address = "{}"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{PAUSE}"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "{snapshotter}"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{PLUGINS}"
+conf_dir = "{dir}/cni"
+"#,
+        socket.display()
+    ))
+}

@@ -1,0 +1,61 @@
+//! Tests that share one world, which takes a while to make, and run one after the other.
+
+use std::time::Instant;
+
+use anyhow::Result;
+
+/// What tests share.
+pub trait World: Sized {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// When a part of it does not start.
+    fn start() -> Result<Self>;
+
+    /// Puts right what the test before has done to it.
+    ///
+    /// # Errors
+    /// When that is not possible.
+    fn ready(&mut self) -> Result<()>;
+
+    /// How everything is, for whoever reads of a failure.
+    fn explain(&self) -> String;
+
+    /// Removes what a test has made.
+    fn clean_up(&mut self);
+}
+
+/// A test and its name.
+pub type Test<W> = (&'static str, fn(&mut W) -> Result<()>);
+
+/// Runs those of these tests whose names contain one of the program's arguments; all of them without any. Have all
+/// passed?
+///
+/// # Errors
+/// When their world cannot be made.
+pub fn run<W: World>(tests: &[Test<W>]) -> Result<bool> {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    let began = Instant::now();
+    let mut world = W::start()?;
+    println!("a cluster within {:.0} s", began.elapsed().as_secs_f64());
+    let (mut passed, mut failed) = (0, 0);
+    for (name, test) in tests.iter().filter(|(name, _)| is_wanted(name)) {
+        let began = Instant::now();
+        let result = world.ready().and_then(|()| test(&mut world));
+        let took = began.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                passed += 1;
+                println!("test {name} ... ok ({took:.1} s)");
+            }
+            Err(error) => {
+                failed += 1;
+                println!("test {name} ... FAILED ({took:.1} s)\n{error:?}\n{}", world.explain());
+            }
+        }
+        world.clean_up();
+    }
+    println!("\n{passed} passed, {failed} failed");
+    Ok(failed == 0)
+}
