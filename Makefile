@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build setup-go tools-kubernetes api node scale build check kills test guest rules demo bench chaos generate
+.PHONY: help setup setup-build setup-go tools-node tools-kubernetes image api node scale build check kills test guest rules demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -32,13 +32,21 @@ setup-go:
 setup-build:
 	@$(SETUP)/packages.sh build
 
-tools-kubernetes: ## a Kubernetes node: packages, and its programs from Go modules (9 minutes on 2 cores, once)
+tools-node:
 	@$(SETUP)/packages.sh node
+
+tools-kubernetes: tools-node ## a Kubernetes node: packages, and its programs from Go modules (9 minutes on 2 cores, once)
 	@$(SETUP)/kubernetes-tools.sh
 
 build: setup-build ## release binaries of the agent, the broker and the engine in target/release
 	$(call STEP,build)
 	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
+
+image: setup-build tools-node ## container image of all programs in target/image, from local files; PROFILE=debug for tests
+	$(call STEP,image)
+	@cargo build $(LOCKED) -q $(if $(filter debug,$(PROFILE)),,--release) \
+	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
+	@$(SETUP)/image.sh $(if $(filter debug,$(PROFILE)),debug,release)
 
 check: setup ## format, lints, unit and component tests, generated files, dependencies
 	$(call STEP,format)
