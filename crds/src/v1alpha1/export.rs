@@ -37,6 +37,8 @@ use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, Virtio
     ),
     printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions"),
     printcolumn(name = "Stale", type_ = "integer", json_path = ".status.stale"),
+    printcolumn(name = "Remedy", type_ = "string", json_path = ".status.lastRemedy.outcome"),
+    printcolumn(name = "Action", type_ = "string", json_path = ".status.lastRemedy.action", priority = 1),
     printcolumn(name = "Revision", type_ = "string", json_path = ".spec.revision", priority = 1),
     printcolumn(name = "Observed", type_ = "string", json_path = ".status.observedRevision", priority = 1),
     printcolumn(

@@ -122,15 +122,16 @@ pub struct RecoveryCounts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastRemedy {
-    /// When it was tried.
+    /// When it was begun.
     pub at: Time,
     /// Against which cause.
     #[schemars(length(max = 63))]
     pub cause: String,
-    /// What was done.
+    /// What was done: `FileHandles`, `OpenFiles`, `LongerCaching` or `HandOver`.
     #[schemars(length(max = 63))]
     pub action: String,
-    /// What came of it.
+    /// What came of it: `OnTrial` while that is being seen; `Verified`, `NotHelped`, `Refused` (not possible here),
+    /// `NotInForce` (in time) or `Abandoned` (its reason was gone).
     #[schemars(length(max = 63))]
     pub outcome: String,
 }

@@ -2,6 +2,7 @@
 //! [`crate::plan`]. Where the declarations come from, and who reads the reports, it does not know: a source is
 //! whoever sends [`Desired`], a sink whoever waits for a [`Turn`].
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::observed::{Attempt, Done, Look, Observed, Outcome};
 use crate::plan::{Action, Site, plan};
 use crate::report::{Report, report};
 use crate::source::{Source, is_bare, look};
-use crate::staleness::{Answer, Keeper, Order, Remedies, carry_out};
+use crate::staleness::{Amended, Answer, Keeper, Order, Remedies, amended, carry_out};
 
 /// What the loop works on.
 pub(crate) struct Reconciler {
@@ -37,6 +38,8 @@ pub(crate) struct Turn {
     pub(crate) at: Option<Instant>,
     /// How the shares are doing.
     pub(crate) report: Report,
+    /// Shares that engines serve otherwise than declared, by name: remedies have seen to that.
+    pub(crate) amended: BTreeMap<String, Amended>,
 }
 
 /// A loop that has not turned for this long hangs.
@@ -87,7 +90,8 @@ impl Reconciler {
             }
             let mut report = report(now, &self.site, &desired, &observed);
             remedies.tell(&declared, &observed, &mut report);
-            turns.send_replace(Turn { at: Some(now), report });
+            let amended = amended(&declared, &desired);
+            turns.send_replace(Turn { at: Some(now), report, amended });
             tokio::select! {
                 changed = self.desired.changed() => if changed.is_err() { return },
                 Some(done) = endings.recv() => {

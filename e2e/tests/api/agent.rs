@@ -10,6 +10,9 @@ use testkit::guest::{Guest, GuestConfig};
 
 use crate::world::{How, World};
 
+/// The guest's number of a share's root.
+const ROOT: u64 = 1;
+
 fn ready(export: &Value) -> (&str, &str) {
     let ready = condition_of(export, "Ready");
     (ready["status"].as_str().unwrap_or_default(), ready["reason"].as_str().unwrap_or_default())
@@ -73,6 +76,45 @@ pub(crate) fn a_real_agent_serves_reports_changes_and_lets_go(world: &mut World)
     drop(guest);
     world.until_share("data", "gone", Value::is_null)?;
     daemons.stop_agent()
+}
+
+/// An engine runs out of files and is cured; the share says what was done, and is served all the while.
+pub(crate) fn a_remedy_is_told_and_the_share_stays_ready(world: &mut World) -> Result<()> {
+    const FILES: usize = 1200;
+    world.nodes("cured", &["real"])?;
+    let daemons = NodeDaemons::start(&world.cluster, "real")?;
+    let source = daemons.source("cured")?;
+    for number in 0..FILES {
+        fs::write(source.join(format!("file-{number}")), "here\n")?;
+    }
+    // An engine that holds a descriptor for each inode, and may have fewer than there are.
+    let scarce = json!({"inodeFileHandles": "Never", "openFiles": 1024});
+    let staleness = json!({"policy": "Heal", "threshold": 10, "window": "10s"});
+    world.declare(
+        "cured",
+        json!({"source": {"hostPath": {"path": source}}, "engine": scarce, "staleness": staleness}),
+    )?;
+    until_ready(world, &daemons, "cured", ("True", "Serving"))?;
+    let guest = Guest::boot(GuestConfig::new(daemons.socket("cured")).small()).context("a guest")?;
+    let missed = || (0..FILES).filter(|number| guest.fuse().lookup(ROOT, format!("file-{number}")).is_err()).count();
+    ensure!(missed() > 0, "the engine has room for all");
+    let export = until(
+        "the remedy to be verified",
+        || format!("{}\n{}", world.explain(), daemons.log_tail()),
+        || {
+            let export = world.exports("cured")?.remove("real");
+            Ok(export.filter(|export| export["status"]["lastRemedy"]["outcome"] == "Verified"))
+        },
+    )?;
+    let last = &export["status"]["lastRemedy"];
+    ensure!(last["cause"] == "FdExhausted" && last["action"] == "FileHandles", "{last:#}");
+    ensure!(ready(&export) == ("True", "Serving"), "{:#}", export["status"]);
+    ensure!(condition_of(&export, "Degraded")["reason"] == "RemedyInForce", "{:#}", export["status"]);
+    let found = missed();
+    ensure!(found == 0, "{found} files are still out of reach");
+    println!("{}", world.admin().run(&["get", "vfs,vfe"])?);
+    ensure!(guest.violations().is_empty(), "{:?}", guest.violations());
+    Ok(())
 }
 
 pub(crate) fn an_agent_goes_on_without_an_api_server(world: &mut World) -> Result<()> {

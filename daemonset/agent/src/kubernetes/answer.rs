@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
 use virtiofs_contract::control::{EndpointStatus, SessionStatus};
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
@@ -11,23 +12,30 @@ use virtiofs_crds::v1alpha1::conditions::{
     AS_DECLARED, DEGRADED, DRAINED, DRAINING, INVALID, PENDING, READY, REMEDY_FAILED, SERVING,
 };
 use virtiofs_crds::v1alpha1::{
-    ExportFinding, ExportPreflight, FINDINGS_MAX, MESSAGE_MAX, RecoveryCounts, StaleCount, USERS_MAX,
+    ExportFinding, ExportPreflight, FINDINGS_MAX, LastRemedy, MESSAGE_MAX, RecoveryCounts, StaleCount, USERS_MAX,
 };
 use virtiofs_crds::{ExportMode, Share, VirtiofsExport, VirtiofsExportStatus};
 
 use crate::notice::Notice;
 use crate::offer::share_of as share_of_endpoint;
 use crate::report::{ShareReport, ShareState};
+use crate::staleness::{Amended, LastRemedy as Tried, ShareStaleness};
 
 /// After this time without the asked revision in force, what stands in its way is the answer. It is tried within
 /// milliseconds; this is for a host that is busy.
 const TRIED_AFTER: Duration = Duration::from_secs(10);
+/// What is said of a remedy that has not ended.
+const ON_TRIAL: &str = "OnTrial";
 
 /// What is known of an export's share.
 #[derive(Clone, Debug)]
 pub(crate) struct Known<'a> {
     /// How the share does; none: nothing is known of it.
     pub(crate) report: Option<&'a ShareReport>,
+    /// How it stands with staleness.
+    pub(crate) staleness: Option<&'a ShareStaleness>,
+    /// What its engines run with, where remedies have changed that.
+    pub(crate) amended: Option<&'a Amended>,
     /// All that the broker has.
     pub(crate) endpoints: &'a [EndpointStatus],
     /// What it has counted for the share.
@@ -65,7 +73,12 @@ pub(crate) fn answer(
         stale: known.totals.map(|totals| total(totals.stale.iter().map(|it| it.events).sum())),
         staleness: known.totals.map(staleness).unwrap_or_default(),
         recoveries: Some(known.recoveries),
-        last_remedy: before.and_then(|it| it.last_remedy.clone()),
+        // The history lies with the broker; of what it does not know any more, the last word stands.
+        last_remedy: known
+            .staleness
+            .and_then(|it| it.last_remedy.as_ref())
+            .map(last_remedy)
+            .or_else(|| before.and_then(|it| it.last_remedy.clone())),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         conditions: conditions(export, said.conditions, now.1),
     })
@@ -87,7 +100,7 @@ fn serve(export: &VirtiofsExport, known: &Known<'_>, own: &[&EndpointStatus], no
             return Said { revision: Some(export.spec.revision.clone()), conditions: vec![ready] };
         }
     };
-    let in_force = own.iter().any(|it| is_in_force(it, &share));
+    let in_force = own.iter().any(|it| is_in_force(it, &share, known.amended));
     let state = known.report.map_or(ShareState::Pending, |report| report.state);
     let notices = known.report.map(|report| report.notices.as_slice()).unwrap_or_default();
     let first = notices.iter().find(|it| it.reason == REMEDY_FAILED).or(notices.first());
@@ -111,13 +124,14 @@ fn drain(export: &VirtiofsExport, sessions: &[&SessionStatus]) -> Said {
     Said { revision: Some(export.spec.revision.clone()), conditions: vec![ready] }
 }
 
-/// Does the broker serve this as the share declares it?
-fn is_in_force(status: &EndpointStatus, share: &Share) -> bool {
+/// Does the broker serve this as the share declares it, or as a remedy has amended what it declares?
+fn is_in_force(status: &EndpointStatus, share: &Share, amended: Option<&Amended>) -> bool {
     let endpoint = &status.endpoint;
+    let engine = amended.filter(|it| it.declared == share.engine).map_or(&share.engine, |it| &it.engine);
     let socket = (endpoint.socket.owner, endpoint.socket.group, endpoint.socket.mode);
     status.listening
         && endpoint.name == share.name.as_str()
-        && endpoint.engine == share.engine
+        && endpoint.engine == *engine
         && endpoint.exclusive == share.exclusive
         && socket == (share.socket.owner, share.socket.group, share.socket.mode)
 }
@@ -148,6 +162,17 @@ fn preflight(found: &Preflight) -> ExportPreflight {
 fn staleness(totals: &Totals) -> Vec<StaleCount> {
     let occurred = totals.stale.iter().filter(|it| it.events > 0);
     occurred.map(|it| StaleCount { cause: it.cause.name().to_owned(), count: total(it.events) }).collect()
+}
+
+fn last_remedy(last: &Tried) -> LastRemedy {
+    let at = i64::try_from(last.begun).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
+    LastRemedy {
+        // To the second, which is what survives being written and read.
+        at: Time(at.and_then(|at| Timestamp::from_second(at.as_second()).ok()).unwrap_or_default()),
+        cause: last.cause.name().to_owned(),
+        action: last.remedy.clone(),
+        outcome: last.outcome.clone().unwrap_or_else(|| ON_TRIAL.to_owned()),
+    }
 }
 
 fn total(count: u64) -> i64 {
@@ -216,22 +241,30 @@ mod tests {
         ShareReport { name: "a".into(), state, notices, source: "/srv/a".into(), socket: "/run/a.sock".into() }
     }
 
+    fn known<'a>(report: Option<&'a ShareReport>, endpoints: &'a [EndpointStatus]) -> Known<'a> {
+        Known {
+            report,
+            staleness: None,
+            amended: None,
+            endpoints,
+            totals: None,
+            recoveries: RecoveryCounts::default(),
+            asked_since: Instant::now(),
+            user: |session| session.id.clone(),
+        }
+    }
+
     fn said(
         export: &VirtiofsExport,
         report: Option<&ShareReport>,
         endpoints: &[EndpointStatus],
         waited: Duration,
     ) -> Option<VirtiofsExportStatus> {
-        let start = Instant::now();
-        let known = Known {
-            report,
-            endpoints,
-            totals: None,
-            recoveries: RecoveryCounts::default(),
-            asked_since: start,
-            user: |session| session.id.clone(),
-        };
-        answer(export, &known, (start + waited, &Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH)))
+        told(export, &known(report, endpoints), waited)
+    }
+
+    fn told(export: &VirtiofsExport, known: &Known<'_>, waited: Duration) -> Option<VirtiofsExportStatus> {
+        answer(export, known, (known.asked_since + waited, &Time(Timestamp::UNIX_EPOCH)))
     }
 
     /// Revision, then status and reason of Ready and Degraded.
@@ -303,6 +336,53 @@ mod tests {
     }
 
     #[test]
+    fn a_share_that_is_served_with_a_remedy_is_served() {
+        let asked = export("a", json!({}));
+        let declared = share_of(&asked).unwrap().engine;
+        let engine = share_of(&export("a", json!({"engine": {"openFiles": 4096}}))).unwrap().engine;
+        let mut remedied = endpoint(&asked);
+        remedied.endpoint.engine = engine.clone();
+        let (report, endpoints) = (report(ShareState::Degraded, &["RemedyInForce"]), [remedied]);
+        let amended = Amended { declared, engine };
+        let known = Known { amended: Some(&amended), ..known(Some(&report), &endpoints) };
+        let served = "r1 Ready=True:Serving Degraded=True:RemedyInForce";
+        assert_eq!(words(&told(&asked, &known, Duration::ZERO).unwrap()), served);
+        // That a remedy was for what was asked before says nothing of what is asked now.
+        let next = export("a", json!({"revision": "r2", "content": "Immutable"}));
+        let waits = "- Ready=False:RemedyInForce Degraded=True:RemedyInForce";
+        assert_eq!(words(&told(&next, &known, Duration::ZERO).unwrap()), waits);
+    }
+
+    #[test]
+    fn the_last_remedy_is_told_and_not_forgotten() {
+        let mut asked = export("a", json!({}));
+        let tried = |outcome: Option<&str>| ShareStaleness {
+            last_remedy: Some(Tried {
+                cause: virtiofs_contract::staleness::Cause::FdExhausted,
+                remedy: "FileHandles".into(),
+                begun: 1_700_000_000_999,
+                in_force: None,
+                ended: None,
+                outcome: outcome.map(str::to_owned),
+            }),
+            ..ShareStaleness::default()
+        };
+        for (staleness, outcome) in
+            [(Some(tried(None)), "OnTrial"), (Some(tried(Some("Verified"))), "Verified"), (None, "Verified")]
+        {
+            let known = Known { staleness: staleness.as_ref(), ..known(None, &[]) };
+            let status = told(&asked, &known, Duration::ZERO).unwrap();
+            let last = json!(status.last_remedy);
+            let expected = json!({"at": "2023-11-14T22:13:20Z", "cause": "FdExhausted", "action": "FileHandles",
+                                  "outcome": outcome});
+            assert_eq!(last, expected);
+            // Read again, it is the same, and nothing is written.
+            assert_eq!(status.last_remedy, serde_json::from_value(last).unwrap());
+            asked.status = Some(status);
+        }
+    }
+
+    #[test]
     fn a_drained_export_is_one_that_nobody_can_connect_to_any_more() {
         let drains = export("a", json!({"mode": "Drain"}));
         let mut listening = endpoint(&drains);
@@ -325,7 +405,7 @@ mod tests {
         let mut asked = export("a", json!({}));
         let mut first =
             said(&asked, Some(&report(ShareState::Ready, &[])), &[endpoint(&asked)], Duration::ZERO).unwrap();
-        let since = Time(k8s_openapi::jiff::Timestamp::from_second(7).unwrap());
+        let since = Time(Timestamp::from_second(7).unwrap());
         first.conditions[0].last_transition_time = since.clone();
         asked.status = Some(first);
         asked.spec.revision = "r2".into();

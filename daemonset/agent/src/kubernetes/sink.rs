@@ -20,7 +20,6 @@ use super::exports::Exports;
 use super::recoveries::Recoveries;
 use crate::broker::observer::{Observation, Observer};
 use crate::reconcile::Turn;
-use crate::report::Report;
 
 /// Whom the fields belong to that agents apply. An export has one agent at a time.
 const FIELD_MANAGER: &str = "virtiofs-agent";
@@ -62,10 +61,10 @@ impl Sink {
                 changed = self.exports.changed() => if changed.is_err() { return },
             }
             let exports = self.exports.borrow_and_update().clone();
-            let report = self.turns.borrow_and_update().report.clone();
+            let turn = self.turns.borrow_and_update().clone();
             let observation = self.observer.observe().await;
             written.retain(|name, _| exports.known.contains_key(name));
-            let due = due(&exports, &report, &observation, &mut recoveries, &written);
+            let due = due(&exports, &turn, &observation, &mut recoveries, &written);
             match self.write(due, &mut written).await {
                 Ok(()) => {
                     if trouble.take().is_some() {
@@ -119,13 +118,14 @@ impl Sink {
 /// Which exports' status is to be written now.
 fn due(
     exports: &Exports,
-    report: &Report,
+    turn: &Turn,
     observation: &Observation,
     recoveries: &mut Recoveries,
     written: &HashMap<String, Written>,
 ) -> Vec<(VirtiofsExport, VirtiofsExportStatus)> {
     // Of a broker that does not answer nothing is known; what was said before stands until the loop says otherwise.
     let endpoints = observation.status.as_ref().map(|status| status.endpoints.as_slice()).unwrap_or_default();
+    let report = &turn.report;
     if observation.status.is_err() && !report.silent {
         return Vec::new();
     }
@@ -136,6 +136,8 @@ fn due(
         let totals = observation.totals.get(share).map(|it| &it.totals);
         let known = Known {
             report: report.shares.iter().find(|it| it.name == *share),
+            staleness: report.staleness.get(share),
+            amended: turn.amended.get(share),
             endpoints,
             totals,
             recoveries: recoveries.count(share, totals.map_or(0, |it| it.exchanges.recoveries.count), now),

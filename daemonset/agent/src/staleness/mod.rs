@@ -21,8 +21,8 @@ use std::time::Duration;
 pub(crate) use act::{Answer, carry_out};
 use clock::Clock;
 pub(crate) use keep::Keeper;
-pub(crate) use tell::ShareStaleness;
 use tell::Told;
+pub(crate) use tell::{LastRemedy, ShareStaleness};
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::Status;
 use virtiofs_contract::preflight::Preflight;
@@ -183,6 +183,26 @@ impl Remedies {
         };
         if self.cases.values().any(pending) { LOOK_CLOSELY_EVERY } else { LOOK_EVERY }
     }
+}
+
+/// What engines of a share run with instead of what is declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Amended {
+    /// What is declared.
+    pub(crate) declared: EngineConfig,
+    /// The same with remedies in it.
+    pub(crate) engine: EngineConfig,
+}
+
+/// Shares in which `desired` differs from `declared`.
+pub(crate) fn amended(declared: &Desired, desired: &Desired) -> BTreeMap<String, Amended> {
+    let pairs = declared.shares.iter().filter_map(|(name, share)| Some((name, share, desired.shares.get(name)?)));
+    let differing = pairs.filter(|(_, declared, desired)| declared.engine != desired.engine);
+    differing
+        .map(|(name, declared, desired)| {
+            (name.clone(), Amended { declared: declared.engine.clone(), engine: desired.engine.clone() })
+        })
+        .collect()
 }
 
 impl Case {
