@@ -9,7 +9,10 @@ tool (
 	k8s.io/kubernetes/cmd/kube-controller-manager
 )
 
-require k8s.io/kubernetes v1.32.13
+// In a block, which is how its version is found.
+require (
+	k8s.io/kubernetes v1.32.13
+)
 
 require (
 	cel.dev/expr v0.18.0 // indirect

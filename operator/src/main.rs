@@ -12,6 +12,7 @@ mod logging;
 mod metrics;
 mod node;
 mod pace;
+mod retries;
 mod run;
 mod share;
 mod writer;

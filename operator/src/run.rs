@@ -18,6 +18,7 @@ use crate::args::Arguments;
 use crate::cluster::{Recent, Triggers, reflect};
 use crate::metrics::Metrics;
 use crate::pace::Pace;
+use crate::retries::Retries;
 use crate::writer::{FIELD_MANAGER, Writer};
 use crate::{http, leadership, node, share};
 
@@ -86,10 +87,12 @@ async fn work(
         recorder: Recorder::new(client, reporter),
         metrics: metrics.clone(),
         pace: Pace::default(),
+        retries: Retries::default(),
         shares_written: Recent::default(),
         exports_written: Recent::default(),
     });
-    let nodes = Arc::new(node::Context { cluster, writer, metrics, pace: Pace::default() });
+    let (pace, retries) = (Pace::default(), Retries::default());
+    let nodes = Arc::new(node::Context { cluster, writer, metrics, pace, retries });
     let Triggers { shares: share_triggers, nodes: node_triggers } = triggers;
     tokio::select! {
         () = look_at_shares(shares, share_triggers) => {}

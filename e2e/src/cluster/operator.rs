@@ -31,6 +31,16 @@ impl Operator {
         Self::start_with(cluster, name, |_| {})
     }
 
+    /// Starts one that looks at the agents' pods, which this selects.
+    ///
+    /// # Errors
+    /// When it is not built or does not start.
+    pub fn start_watching_agents(cluster: &Cluster, name: &str, selector: &str) -> Result<Self> {
+        Self::start_with(cluster, name, |command| {
+            command.args(["--agent-selector", selector]);
+        })
+    }
+
     /// Starts one that dies before its write of this number.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Operator, until};
 use e2e::suite::World as _;
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +16,7 @@ const WRITES_MAX: usize = 60;
 
 /// A share is declared, served, changed and deleted; whichever write an operator dies before, the next one goes on.
 pub(crate) fn an_operator_killed_before_any_write_is_replaced(world: &mut World) -> Result<()> {
-    end_operator(world)?;
+    world.end_operator()?;
     world.nodes("mortal", &["m1", "m2"])?;
     let mut deaths = 0;
     // Each operator does one write and dies before the next.
@@ -101,12 +101,4 @@ pub(crate) fn the_api_server_goes_away_and_comes_back(world: &mut World) -> Resu
         world.ready()?;
     }
     world.until_asked("away", &["a1"])
-}
-
-/// Ends the operator that works, in good order.
-fn end_operator(world: &mut World) -> Result<()> {
-    match world.operator.take() {
-        Some(operator) => operator.stop(),
-        None => bail!("no operator was started"),
-    }
 }

@@ -1,7 +1,7 @@
 //! Nodes that go down, go away, come back, and change their labels.
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::wait_for;
+use e2e::cluster::{Kubectl, NAMESPACE, Operator, wait_for};
 use serde_json::json;
 
 use crate::world::{How, World};
@@ -60,4 +60,68 @@ pub(crate) fn a_node_loses_its_label(world: &mut World) -> Result<()> {
     world.answer("pools", "l1", How::Drained)?;
     world.until_exports("pools", "l1 has left", |exports| exports.len() == 1)?;
     Ok(())
+}
+
+/// The label of pods that stand for agents.
+const AGENT: &str = "virtiofs.dev/test-agent";
+
+/// A node whose agent is not ready can take up no change, whatever the kubelet says.
+pub(crate) fn a_node_is_as_reachable_as_its_agent(world: &mut World) -> Result<()> {
+    world.end_operator()?;
+    world.operator = Some(Operator::start_watching_agents(&world.cluster, "agents", &format!("{AGENT}=yes"))?);
+    let tested = changes_go_where_agents_are(world);
+    world.admin().run(&["delete", "pods", "-n", NAMESPACE, "-l", AGENT, "--force", "--grace-period=0"])?;
+    // The next test has an operator that does not look at pods.
+    world.end_operator()?;
+    tested
+}
+
+fn changes_go_where_agents_are(world: &mut World) -> Result<()> {
+    let unreachable = |share: &serde_json::Value| share["status"]["nodes"]["unreachable"].clone();
+    for node in ["p1", "p2"] {
+        put_agent(world.admin(), node)?;
+        set_agent(world.admin(), node, "True")?;
+    }
+    world.served("agents", &["p1", "p2"], json!({}))?;
+    set_agent(world.admin(), "p1", "False")?;
+    let share = world.until_share("agents", "one agent not ready", |share| unreachable(share) == 1)?;
+    ensure!(share["status"]["nodes"]["ready"] == 1, "{share:#}");
+    world.declare("agents", json!({"content": "Immutable", "rollout": {"maxUnavailable": "100%"}}))?;
+    world.until_asked("agents", &["p2"])?;
+    world.answer("agents", "p2", How::Serving)?;
+    world.until_reason("agents", "Progressing", "Complete")?;
+    ensure!(world.asked("agents")? == ["p2"], "a node without an agent was asked");
+    set_agent(world.admin(), "p1", "True")?;
+    world.until_asked("agents", &["p1", "p2"])?;
+    world.answer("agents", "p1", How::Serving)?;
+    world.until_share("agents", "both reachable", |share| unreachable(share) == 0)?;
+    let gone = ["delete", "pod", "agent-p2", "-n", NAMESPACE, "--force", "--grace-period=0"];
+    world.admin().run(&gone)?;
+    world.until_share("agents", "one agent gone", |share| unreachable(share) == 1).map(drop)
+}
+
+/// A pod on a node, as far as the API server sees one.
+fn put_agent(admin: &Kubectl, node: &str) -> Result<()> {
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": format!("agent-{node}"), "namespace": NAMESPACE, "labels": {AGENT: "yes"}},
+        "spec": {
+            "nodeName": node,
+            "automountServiceAccountToken": false,
+            "serviceAccountName": "virtiofs-agent",
+            "containers": [{"name": "agent", "image": "agent"}],
+        },
+    });
+    admin.apply(&pod)
+}
+
+/// Its agent is ready, or not.
+fn set_agent(admin: &Kubectl, node: &str, ready: &str) -> Result<()> {
+    admin.apply_status(&json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": format!("agent-{node}"), "namespace": NAMESPACE},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": ready}]},
+    }))
 }

@@ -40,6 +40,23 @@ pub(crate) fn a_change_halts_and_goes_on(world: &mut World) -> Result<()> {
     Ok(())
 }
 
+/// A roll-out goes node by node; whom the share admits does not wait for it.
+pub(crate) fn whom_a_share_admits_holds_at_once(world: &mut World) -> Result<()> {
+    world.served("admits", &["h1", "h2"], one_at_a_time(json!({})))?;
+    let consumers = json!({"namespaces": {"matchNames": ["vms"]}});
+    world.declare("admits", one_at_a_time(json!({"content": "Immutable", "consumers": consumers})))?;
+    let exports = world.until_exports("admits", "all admit vms", |exports| {
+        exports.values().all(|export| export["spec"]["consumers"] == consumers)
+    })?;
+    ensure!(exports["h2"]["spec"]["content"] == "Shared", "h2 did not wait for h1: {:#}", exports["h2"]);
+    world.until_asked("admits", &["h1"])?;
+    world.declare("admits", one_at_a_time(json!({"content": "Immutable"})))?;
+    world.until_exports("admits", "nobody is admitted", |exports| {
+        exports.values().all(|export| export["spec"]["consumers"]["namespaces"].is_null())
+    })?;
+    Ok(())
+}
+
 pub(crate) fn a_share_edited_during_a_roll_out(world: &mut World) -> Result<()> {
     world.served("edits", &["e1", "e2", "e3"], one_at_a_time(json!({})))?;
     world.declare("edits", one_at_a_time(json!({"content": "Immutable"})))?;

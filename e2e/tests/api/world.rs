@@ -52,6 +52,11 @@ impl suite::World for World {
 }
 
 impl World {
+    /// Ends the operator that works, in good order.
+    pub(crate) fn end_operator(&mut self) -> Result<()> {
+        self.operator.take().context("no operator was started")?.stop()
+    }
+
     pub(crate) fn operator(&self) -> Result<&Operator> {
         self.operator.as_ref().context("no operator was started")
     }

@@ -13,13 +13,12 @@ use virtiofs_crds::{ExportMode, VirtiofsExport};
 use crate::cluster::{Cluster, LABEL_PREFIX, share_labels};
 use crate::metrics::Metrics;
 use crate::pace::Pace;
+use crate::retries::Retries;
 use crate::share::is_ready;
 use crate::writer::{Writer, is_gone};
 
 /// How long a node rests between two looks. Its shares become ready together, and are worth one write.
 const REST: Duration = Duration::from_secs(1);
-/// When a look that failed is repeated.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// What looks at nodes share.
 pub(crate) struct Context {
@@ -31,6 +30,8 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     /// How often one node is looked at.
     pub(crate) pace: Pace,
+    /// When those are looked at again with which that failed.
+    pub(crate) retries: Retries,
 }
 
 /// Looks at a node, and changes its labels where they are not as its exports are.
@@ -52,14 +53,19 @@ pub(crate) async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> kube::R
     context.metrics.reconciles.with_label_values(&["Node", outcome]).inc();
     match result {
         Err(error) if is_gone(&error) => Ok(Action::await_change()),
-        result => result.map(|()| Action::await_change()),
+        Err(error) => Err(error),
+        Ok(()) => {
+            context.retries.went_well(&name);
+            Ok(Action::await_change())
+        }
     }
 }
 
 /// What to do after a look that failed.
-pub(crate) fn retry(node: Arc<Node>, error: &kube::Error, _: Arc<Context>) -> Action {
-    tracing::warn!(node = %node.name_any(), %error, "cannot be labelled; trying again");
-    Action::requeue(RETRY)
+pub(crate) fn retry(node: Arc<Node>, error: &kube::Error, context: Arc<Context>) -> Action {
+    let wait = context.retries.failed(&node.name_any(), Instant::now(), rand::random());
+    tracing::warn!(node = %node.name_any(), %error, ?wait, "cannot be labelled; trying again");
+    Action::requeue(wait)
 }
 
 /// The labels that a node should have. A share's name is at most 63 characters, which is what a label's may have.

@@ -36,6 +36,7 @@ use self::rollout::{Rollout, rollout};
 use crate::cluster::{Cluster, Recent};
 use crate::metrics::Metrics;
 use crate::pace::Pace;
+use crate::retries::Retries;
 use crate::writer::{Writer, is_gone};
 
 pub(crate) use self::health::is_ready;
@@ -47,8 +48,6 @@ const REST: Duration = Duration::from_millis(500);
 const REST_FOR_A_NODE: Duration = Duration::from_millis(5);
 /// When something is looked at again that a watch should have confirmed.
 const CONFIRM: Duration = Duration::from_secs(6);
-/// When a look that failed is repeated.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// What looks at shares share.
 pub(crate) struct Context {
@@ -62,6 +61,8 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     /// How often one share is looked at.
     pub(crate) pace: Pace,
+    /// When those are looked at again with which that failed.
+    pub(crate) retries: Retries,
     /// Shares written a moment ago.
     pub(crate) shares_written: Recent<String, Arc<VirtiofsShare>>,
     /// Exports written a moment ago.
@@ -78,6 +79,9 @@ pub(crate) async fn reconcile(object: Arc<VirtiofsShare>, context: Arc<Context>)
     let result = look(&context, &observed).await;
     let outcome = if result.is_ok() { "done" } else { "failed" };
     context.metrics.reconciles.with_label_values(&["VirtiofsShare", outcome]).inc();
+    if result.is_ok() {
+        context.retries.went_well(&observed.object.name_any());
+    }
     match result {
         Err(error) if is_gone(&error) => {
             tracing::debug!(share = %observed.object.name_any(), %error, "changed meanwhile");
@@ -96,9 +100,10 @@ fn rest(object: &VirtiofsShare) -> Duration {
 }
 
 /// What to do after a look that failed.
-pub(crate) fn retry(object: Arc<VirtiofsShare>, error: &kube::Error, _: Arc<Context>) -> Action {
-    tracing::warn!(share = %object.name_any(), %error, "cannot be brought to its nodes; trying again");
-    Action::requeue(RETRY)
+pub(crate) fn retry(object: Arc<VirtiofsShare>, error: &kube::Error, context: Arc<Context>) -> Action {
+    let wait = context.retries.failed(&object.name_any(), Instant::now(), rand::random());
+    tracing::warn!(share = %object.name_any(), %error, ?wait, "cannot be brought to its nodes; trying again");
+    Action::requeue(wait)
 }
 
 /// One look. Was anything written?
