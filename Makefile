@@ -45,7 +45,7 @@ build: setup-build ## release binaries of the agent, the broker and the engine i
 image: setup-build tools-node ## container image of all programs in target/image, from local files; PROFILE=debug for tests
 	$(call STEP,image)
 	@cargo build $(LOCKED) -q $(if $(filter debug,$(PROFILE)),,--release) \
-	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
+	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine -p virtiofs-kubevirt-hook
 	@$(SETUP)/image.sh $(if $(filter debug,$(PROFILE)),debug,release)
 
 check: setup ## format, lints, unit and component tests, generated files, dependencies
