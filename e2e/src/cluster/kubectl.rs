@@ -115,6 +115,15 @@ impl Kubectl {
         self.run_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], documents).map(drop)
     }
 
+    /// Has the API server look at documents as if they were applied.
+    ///
+    /// # Errors
+    /// When it would refuse one.
+    pub fn try_text(&self, documents: &str) -> Result<()> {
+        let arguments = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"];
+        self.run_with(&arguments, documents).map(drop)
+    }
+
     /// Applies the status of an object.
     ///
     /// # Errors

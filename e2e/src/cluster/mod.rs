@@ -43,6 +43,7 @@ pub struct Cluster {
     pub admin: Kubectl,
     kwok: Process,
     own: Option<ControlPlane>,
+    tools: PathBuf,
     dir: TempDir,
 }
 
@@ -78,7 +79,7 @@ impl Cluster {
         .map_err(|error| error.context(own.as_ref().map(ControlPlane::logs).unwrap_or_default()))?;
         install_chart(&tools, &admin)?;
         let kwok = start_kwok(&tools, &admin, dir.path(), stages)?;
-        Ok(Cluster { admin, kwok, own, dir })
+        Ok(Cluster { admin, kwok, own, tools, dir })
     }
 
     /// Is this a control plane of our own, which a test may stop?
@@ -97,6 +98,14 @@ impl Cluster {
         own.start_api_server()?;
         wait_for("the API server to be back", || Ok(self.admin.run(&["get", "--raw", "/readyz"]).ok().map(drop)))?;
         acted
+    }
+
+    /// The chart as helm prints it with these options.
+    ///
+    /// # Errors
+    /// When helm refuses them; the message is what it said.
+    pub fn chart(&self, options: &[&str]) -> Result<String> {
+        chart(&self.tools, options)
     }
 
     /// Files of this cluster.
@@ -173,19 +182,25 @@ fn tools() -> Result<PathBuf> {
     tools.context("KUBERNETES_TOOLS does not say where kubectl and the others are: use `make api` or `make node`")
 }
 
-/// Installs the chart as `helm template` prints it.
+/// Installs the chart as `helm template` prints it, but for the programs, which tests start themselves.
 fn install_chart(tools: &Path, admin: &Kubectl) -> Result<()> {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/virtiofs-operator");
-    let mut helm = Command::new(tools.join("helm"));
-    helm.args(["template", "virtiofs", "--namespace", NAMESPACE]).arg(chart);
-    let output = helm.output().context("running helm")?;
-    ensure!(output.status.success(), "helm template: {}", String::from_utf8_lossy(&output.stderr));
+    let documents = chart(tools, &["--set", "workloads.enabled=false"])?;
     admin.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}))?;
-    admin.apply_text(&String::from_utf8_lossy(&output.stdout))?;
+    admin.apply_text(&documents)?;
     for definition in ["virtiofsshares.virtiofs.dev", "virtiofsexports.virtiofs.dev"] {
         admin.run(&["wait", "--for=condition=Established", "--timeout=60s", "crd", definition])?;
     }
     Ok(())
+}
+
+/// The chart as `helm template` prints it with these options.
+fn chart(tools: &Path, options: &[&str]) -> Result<String> {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/virtiofs-operator");
+    let mut helm = Command::new(tools.join("helm"));
+    helm.args(["template", "virtiofs", "--namespace", NAMESPACE]).arg(chart).args(options);
+    let output = helm.output().context("running helm")?;
+    ensure!(output.status.success(), "helm template: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn fake_node(name: &str, labels: &serde_json::Map<String, Value>) -> Value {

@@ -4,6 +4,7 @@
 //! Arguments choose tests by parts of their names.
 
 mod agent;
+mod chart;
 mod crash;
 mod deletion;
 mod exports;
@@ -20,6 +21,7 @@ use e2e::suite::{self, Test};
 use crate::world::World;
 
 const TESTS: &[Test<World>] = &[
+    ("the_api_server_accepts_the_chart", chart::the_api_server_accepts_the_chart),
     ("the_api_server_accepts_and_refuses_what_check_does", schema::the_api_server_accepts_and_refuses_what_check_does),
     ("what_a_share_says_cannot_be_moved", schema::what_a_share_says_cannot_be_moved),
     ("a_share_reaches_its_nodes_and_says_so", exports::a_share_reaches_its_nodes_and_says_so),
