@@ -33,7 +33,7 @@ mod structural;
 pub mod v1alpha1;
 pub mod validate;
 
-pub use changes::{Effect, FieldChange, changes};
+pub use changes::{FieldChange, changes};
 pub use durations::Interval;
 pub use manifest::{Document, Manifests, read_directory, read_files, read_text};
 pub use refusal::{Origin, Refusal, nearest};

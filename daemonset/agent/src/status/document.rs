@@ -1,6 +1,5 @@
 //! The answer as a document: `status.virtiofs.dev/v1`. Fields may be added in this version; none is taken
-//! away, renamed or given another meaning. Where both know of a share, the agent says how it is doing and the
-//! broker what is in force.
+//! away, renamed or given another meaning.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,39 +7,32 @@ use std::path::PathBuf;
 use anyhow::bail;
 use schemars::JsonSchema;
 use serde::Serialize;
-use virtiofs_contract::config::{Access, EngineConfig};
-use virtiofs_contract::control::{
-    Endpoint, EndpointStatus, EngineBinary, ExchangeOutcome, SessionState, SessionStatus, SocketSpec, Status, Turned,
-};
-use virtiofs_contract::counters::{Exchanges, Held, OPERATION_NAMES, Pauses, Totals};
+use virtiofs_contract::config::EngineConfig;
+use virtiofs_contract::control::{EngineBinary, ExchangeOutcome, SessionState, SocketSpec, Turned};
+use virtiofs_contract::counters::Held;
 use virtiofs_contract::preflight::Preflight;
 use virtiofs_contract::staleness::StaleEvent;
-use virtiofs_crds::{changes, nearest};
+use virtiofs_crds::nearest;
 
-use super::frontends::{Mount, mount};
-use crate::broker::client::ClientError;
+use super::frontends::Mount;
 use crate::desired::Problem;
-use crate::errno_names::errno_name;
-use crate::notice::{BROKER_UNAVAILABLE, Notice};
-use crate::offer::share_name;
-use crate::published::Published;
-use crate::report::{ShareReport, ShareState};
-use crate::runtime_dir::RuntimeDir;
+use crate::notice::Notice;
+use crate::report::ShareState;
 use crate::staleness::ShareStaleness;
 
 /// Version of the document.
-const VERSION: &str = "status.virtiofs.dev/v1";
+pub(super) const VERSION: &str = "status.virtiofs.dev/v1";
 
 /// One host.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Document {
     /// [`VERSION`].
-    api_version: &'static str,
+    pub(super) api_version: &'static str,
     /// Always `HostStatus`.
-    kind: &'static str,
+    pub(super) kind: &'static str,
     /// Where the sockets are.
-    runtime_dir: PathBuf,
+    pub(super) runtime_dir: PathBuf,
     /// The agent.
     pub(super) agent: Agent,
     /// The broker.
@@ -256,38 +248,6 @@ pub(super) struct PauseCounts {
     pub(super) longest_below_nanoseconds: Option<u64>,
 }
 
-/// Puts together what the broker answered and the agent has published.
-pub(super) fn gather(
-    runtime_dir: &RuntimeDir,
-    agent_runs: bool,
-    published: Option<Published>,
-    broker: Result<Status, ClientError>,
-) -> Document {
-    let (broker, endpoints) = broker_part(broker);
-    let (agent, report) = agent_part(agent_runs, published);
-    let mut served: BTreeMap<String, Vec<EndpointStatus>> = BTreeMap::new();
-    for endpoint in endpoints {
-        served.entry(share_name(&endpoint.endpoint.name).to_owned()).or_default().push(endpoint);
-    }
-    let mut report = report.unwrap_or_default();
-    let (known, problems) = (report.shares, report.problems);
-    let mut shares: Vec<_> = known.into_iter().map(|it| reported(it, &mut served, broker.running)).collect();
-    for share in &mut shares {
-        share.staleness = report.staleness.remove(&share.name);
-    }
-    shares.extend(served.into_iter().filter_map(|(name, endpoints)| unreported(&name, endpoints)));
-    shares.sort_by(|a, b| a.name.cmp(&b.name));
-    Document {
-        api_version: VERSION,
-        kind: "HostStatus",
-        runtime_dir: runtime_dir.root().to_path_buf(),
-        agent,
-        broker,
-        shares,
-        problems,
-    }
-}
-
 impl Document {
     /// Keeps the shares of these names; all where none is given.
     pub(super) fn select(&mut self, names: &[String]) -> anyhow::Result<()> {
@@ -300,197 +260,5 @@ impl Document {
             self.shares.retain(|share| names.contains(&share.name));
         }
         Ok(())
-    }
-}
-
-fn broker_part(status: Result<Status, ClientError>) -> (Broker, Vec<EndpointStatus>) {
-    match status {
-        Ok(status) => (Broker { running: true, pid: Some(status.pid), error: None }, status.endpoints),
-        Err(error) => (Broker { running: false, pid: None, error: Some(error.to_string()) }, Vec::new()),
-    }
-}
-
-fn agent_part(running: bool, published: Option<Published>) -> (Agent, Option<crate::report::Report>) {
-    match published {
-        None => (Agent { running, ..Agent::default() }, None),
-        Some(it) => {
-            let pid = running.then_some(it.pid);
-            (Agent { running, pid, version: Some(it.version), shares_dir: it.shares_dir }, Some(it.report))
-        }
-    }
-}
-
-/// A share that the agent knows, whatever the broker does.
-fn reported(report: ShareReport, served: &mut BTreeMap<String, Vec<EndpointStatus>>, broker_runs: bool) -> Share {
-    let known = served.remove(&report.name).and_then(|endpoints| unreported(&report.name, endpoints));
-    let mut share = known.unwrap_or_else(|| unserved(&report, broker_runs));
-    let listening = share.in_force.as_ref().is_some_and(|it| it.listening);
-    if broker_runs && (listening || !report.state.serves()) {
-        share.state = report.state;
-        share.notices = report.notices;
-    }
-    if !report.source.as_os_str().is_empty() {
-        share.source = report.source;
-    }
-    share
-}
-
-/// A share that only the agent knows. A broker that is new or gone serves nothing, whatever was published last.
-fn unserved(report: &ShareReport, broker_runs: bool) -> Share {
-    let silent = || {
-        let remedy = "start it, for instance with `virtiofs-agent up`";
-        Notice::new(BROKER_UNAVAILABLE, "the broker does not answer", remedy)
-    };
-    let (state, notices) = match broker_runs {
-        true => (ShareState::Pending, Vec::new()),
-        false => (ShareState::NotReady, vec![silent()]),
-    };
-    Share {
-        name: report.name.clone(),
-        state,
-        notices,
-        source: report.source.clone(),
-        in_force: None,
-        sessions: Vec::new(),
-        counts: Counts::default(),
-        staleness: None,
-        mount: mount(&report.name, &report.socket, Access::ReadWrite),
-        released_until: None,
-        sockets: Vec::new(),
-        refused_connections: 0,
-        refused_exclusive: 0,
-        last_refusal: None,
-    }
-}
-
-/// A share that only the broker knows, from its endpoints; none of them is none.
-fn unreported(name: &str, mut endpoints: Vec<EndpointStatus>) -> Option<Share> {
-    endpoints.sort_by_key(|it| it.endpoint.name != name);
-    let mut totals = Totals::default();
-    endpoints.iter().for_each(|it| totals.add(&it.totals));
-    let sockets = endpoints.iter().map(offered_at).collect();
-    let (refused_connections, refused_exclusive) =
-        endpoints.iter().fold((0, 0), |sum, it| (sum.0 + it.refused_connections, sum.1 + it.refused_exclusive));
-    let last_refusal = endpoints.iter().filter_map(|it| it.last_refusal.clone()).max_by_key(|it| it.at);
-    let released_until = endpoints.iter().filter_map(|it| it.released).map(|it| it.until).max();
-    let sessions = endpoints.iter_mut().flat_map(sessions).collect();
-    let own = endpoints.into_iter().next()?;
-    let state = match (own.listening, own.preflight.findings.is_empty()) {
-        (false, _) => ShareState::Draining,
-        (true, true) => ShareState::Ready,
-        (true, false) => ShareState::Degraded,
-    };
-    let wanted = own.endpoint;
-    Some(Share {
-        mount: mount(name, &wanted.socket.path, wanted.engine.access),
-        name: name.to_owned(),
-        state,
-        notices: own.preflight.findings.iter().map(Notice::from).collect(),
-        source: wanted.source.clone(),
-        sessions,
-        counts: counts(&totals),
-        staleness: None,
-        in_force: Some(InForce {
-            listening: own.listening,
-            source: wanted.source,
-            socket: wanted.socket,
-            exclusive: wanted.exclusive,
-            engine: wanted.engine,
-            preflight: own.preflight,
-        }),
-        released_until,
-        sockets,
-        refused_connections,
-        refused_exclusive,
-        last_refusal,
-    })
-}
-
-fn offered_at(status: &EndpointStatus) -> OfferedAt {
-    OfferedAt {
-        name: status.endpoint.name.clone(),
-        path: status.endpoint.socket.path.clone(),
-        sub_path: status.endpoint.sub_path.clone(),
-        listening: status.listening,
-    }
-}
-
-/// The sessions of an endpoint, which are taken out of it.
-fn sessions(status: &mut EndpointStatus) -> Vec<Session> {
-    let sessions = std::mem::take(&mut status.sessions);
-    sessions.into_iter().map(|it| session(it, &status.endpoint)).collect()
-}
-
-fn session(session: SessionStatus, endpoint: &Endpoint) -> Session {
-    Session {
-        differs: changes(&session.engine, &endpoint.engine).into_iter().map(|change| change.field).collect(),
-        id: session.id,
-        state: session.state,
-        notices: session.finding.iter().map(Notice::from).collect(),
-        vmm_pid: session.vmm_pid,
-        connected_at: session.connected_at,
-        engine_pid: session.engine_pid,
-        engines: session.engines,
-        engine: session.engine,
-        guest_memory_bytes: session.guest_memory,
-        open_files: session.open_files,
-        open_files_limit: session.preflight.as_ref().map(|preflight| preflight.open_files),
-        preflight: session.preflight,
-        held: session.held,
-        inodes_limit: session.inodes_limit,
-        counts: counts(&session.totals),
-        endpoint: endpoint.name.clone(),
-        sub_path: endpoint.sub_path.clone(),
-        oldest_request: session.oldest_request.map(|it| Oldest {
-            operation: operation(it.opcode),
-            age_milliseconds: it.age_ms,
-            node: it.node,
-            path: it.path,
-        }),
-        last_exchange: session.last_exchange.map(|it| Exchanged {
-            at: it.at,
-            outcome: it.outcome,
-            pause_nanoseconds: it.pause_ns,
-            notice: it.finding.as_ref().map(Notice::from),
-        }),
-        engine_binary: session.engine_binary,
-        generation: session.generation,
-        wanted_generation: session.wanted_generation,
-        traced_until: session.trace.map(|it| it.until),
-        parked_files: session.parked_files,
-        stale_events: session.stale_events,
-        source_gone: session.source_gone,
-    }
-}
-
-fn operation(opcode: u32) -> &'static str {
-    OPERATION_NAMES.get(opcode as usize).copied().unwrap_or(OPERATION_NAMES[0])
-}
-
-fn counts(totals: &Totals) -> Counts {
-    Counts {
-        requests: totals.requests(),
-        errors: totals.errors(),
-        read_bytes: totals.bytes_read,
-        written_bytes: totals.bytes_written,
-        malformed: totals.malformed,
-        requests_by_operation: totals.operations.iter().map(|it| (operation(it.opcode), it.requests)).collect(),
-        stale_by_cause: totals.stale.iter().map(|it| (it.cause.name(), it.events)).collect(),
-        errors_by_errno: totals.errnos.iter().map(|it| (errno_name(it.errno), it.replies)).collect(),
-        exchanges: exchanges(&totals.exchanges),
-    }
-}
-
-fn exchanges(exchanges: &Exchanges) -> ExchangeCounts {
-    let pauses = |pauses: &Pauses| PauseCounts {
-        count: pauses.count,
-        nanoseconds: pauses.nanoseconds,
-        longest_below_nanoseconds: pauses.longest_below(),
-    };
-    ExchangeCounts {
-        hand_overs: pauses(&exchanges.hand_overs),
-        put_off: exchanges.put_off,
-        recoveries: pauses(&exchanges.recoveries),
-        given_up: exchanges.given_up,
     }
 }

@@ -2,6 +2,7 @@
 
 mod document;
 mod frontends;
+mod gather;
 mod table;
 
 use std::path::Path;
@@ -43,7 +44,7 @@ pub(crate) fn gather(
     published: Option<Published>,
     broker: Result<Status, ClientError>,
 ) -> Answer {
-    Answer(document::gather(runtime_dir, runtime_dir.is_locked(), published, broker))
+    Answer(gather::gather(runtime_dir, runtime_dir.is_locked(), published, broker))
 }
 
 impl Answer {
