@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Kubectl, NAMESPACE, Operator, wait_for};
+use e2e::suite::World as _;
 use serde_json::json;
 
 use crate::world::{How, World};
@@ -71,8 +72,9 @@ pub(crate) fn a_node_is_as_reachable_as_its_agent(world: &mut World) -> Result<(
     world.operator = Some(Operator::start_watching_agents(&world.cluster, "agents", &format!("{AGENT}=yes"))?);
     let tested = changes_go_where_agents_are(world);
     world.admin().run(&["delete", "pods", "-n", NAMESPACE, "-l", AGENT, "--force", "--grace-period=0"])?;
-    // The next test has an operator that does not look at pods.
+    // Whatever is left is removed by an operator that does not look at pods, and the next test has that.
     world.end_operator()?;
+    world.ready()?;
     tested
 }
 
