@@ -25,7 +25,7 @@ use crate::reconcile::Turn;
 const FIELD_MANAGER: &str = "virtiofs-agent";
 /// Between two rounds; what happens in between is written together.
 const ROUND: Duration = Duration::from_secs(1);
-/// Numbers that rise are written this often while nothing else changes.
+/// Numbers that rise, and messages that repeat them, are written this often while nothing else changes.
 const NUMBERS_EVERY: Duration = Duration::from_secs(30);
 /// The first and the longest wait after the API server has refused or not answered.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -159,14 +159,15 @@ fn due(
     due
 }
 
-/// Is a status worth a write? Numbers that nobody acts upon wait until the last write is some time ago.
+/// Is a status worth a write? Numbers that nobody acts upon wait until the last write is some time ago, and so does how a
+/// condition is told: for how long a source has been hanging, or how many inodes a guest holds, is new every second.
 fn is_news(before: Option<&VirtiofsExportStatus>, status: &VirtiofsExportStatus, rested: bool) -> bool {
     let Some(before) = before else { return true };
-    let without_numbers = |status: &VirtiofsExportStatus| VirtiofsExportStatus {
-        stale: None,
-        staleness: Vec::new(),
-        recoveries: None,
-        ..status.clone()
+    let without_numbers = |status: &VirtiofsExportStatus| {
+        let mut status =
+            VirtiofsExportStatus { stale: None, staleness: Vec::new(), recoveries: None, ..status.clone() };
+        status.conditions.iter_mut().for_each(|condition| condition.message.clear());
+        status
     };
     if rested { before != status } else { without_numbers(before) != without_numbers(status) }
 }
@@ -183,4 +184,30 @@ fn user(session: &SessionStatus) -> String {
 /// A number from 0 to 1 that differs from agent to agent and from time to time.
 fn jitter() -> f64 {
     f64::from(Timestamp::now().subsec_nanosecond() % 1_000_000) / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_acts_upon_waits_and_the_rest_does_not() {
+        let status = |reason: &str, message: &str, stale| -> VirtiofsExportStatus {
+            let degraded = json!({"type": "Degraded", "status": "True", "reason": reason, "message": message,
+                                  "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            serde_json::from_value(json!({"sessions": 1, "stale": stale, "conditions": [degraded]})).unwrap()
+        };
+        let before = status("SourceHung", "a request has been waiting for 12 s", 1);
+        for (what, now, news, news_when_rested) in [
+            ("the same", before.clone(), false, false),
+            ("more of it", status("SourceHung", "a request has been waiting for 12 s", 2), false, true),
+            ("for longer", status("SourceHung", "a request has been waiting for 13 s", 1), false, true),
+            ("something else", status("NearLimit", "a request has been waiting for 12 s", 1), true, true),
+            ("one more VM", VirtiofsExportStatus { sessions: Some(2), ..before.clone() }, true, true),
+        ] {
+            assert_eq!(is_news(Some(&before), &now, false), news, "{what}");
+            assert_eq!(is_news(Some(&before), &now, true), news_when_rested, "{what}");
+        }
+        assert!(is_news(None, &before, false));
+    }
 }
