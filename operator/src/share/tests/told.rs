@@ -1,0 +1,48 @@
+//! What is said of a share.
+
+use super::*;
+
+#[test]
+fn status_names_the_nodes_that_do_not_serve() {
+    let mut bench = Bench::served(6, json!({}));
+    for node in ["n1", "n2", "n3", "n4", "n5"] {
+        bench.answer(node, false, 0);
+    }
+    let (.., status) = bench.decide();
+    let ready = status.conditions.iter().find(|it| it.type_ == READY).unwrap();
+    assert_eq!(ready.reason, NODES_NOT_READY);
+    assert!(ready.message.starts_with("1 of 6 nodes serve it; n1: SourceMissing: "), "{}", ready.message);
+    assert!(ready.message.ends_with("n3: SourceMissing: /srv/images does not exist and 2 more"), "{}", ready.message);
+}
+
+#[test]
+fn a_share_that_makes_no_sense_says_so_and_keeps_what_it_has() {
+    let mut object = share(json!({"content": "Immutable", "access": "ReadWrite"}));
+    object.status = Some(VirtiofsShareStatus { sessions: Some(7), ..VirtiofsShareStatus::default() });
+    let refusals = declare(&object).unwrap_err();
+    let status = status::refused(&object, &refusals, &time(0));
+    assert_eq!(status.sessions, Some(7));
+    assert!(status.conditions[0].message.contains("spec.access"), "{:?}", status.conditions);
+    assert_eq!(events(object.status.as_ref(), &status).len(), 1);
+    assert_eq!(events(Some(&status), &status).len(), 0);
+}
+
+#[test]
+fn what_is_new_becomes_an_event_once() {
+    let mut bench = Bench::served(2, json!({"rollout": {"maxUnavailable": 1}}));
+    bench.turn();
+    let reasons = |before: &VirtiofsShareStatus, after: &VirtiofsShareStatus| {
+        events(Some(before), after).into_iter().map(|event| event.reason).collect::<Vec<_>>()
+    };
+    let steady = bench.share.status.clone().unwrap();
+    bench.edit(json!({"rollout": {"maxUnavailable": 1}, "content": "Immutable"}));
+    bench.turn();
+    let changing = bench.share.status.clone().unwrap();
+    assert_eq!(reasons(&steady, &changing), [ROLLING_OUT]);
+    assert_eq!(reasons(&changing, &changing), Vec::<String>::new());
+    bench.answer("n0", false, 0);
+    bench.turn();
+    let halted = bench.share.status.clone().unwrap();
+    assert_eq!(reasons(&changing, &halted), [ROLLOUT_HALTED, NODES_NOT_READY]);
+    assert_eq!(events(None, &steady).len(), 0, "a share that is new is no news");
+}
