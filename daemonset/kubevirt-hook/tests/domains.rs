@@ -77,6 +77,18 @@ fn a_machine_gets_a_file_system_and_memory_that_others_can_map() {
 }
 
 #[test]
+fn the_machine_of_the_documentation_gets_what_is_written_there() {
+    let text = include_str!("../../../docs/KUBEVIRT.md");
+    let mut blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let machine = blocks.find(|block| block.contains("kind: VirtualMachine\n")).unwrap();
+    let machine: serde_json::Value = serde_saphyr::from_str(machine).unwrap();
+    // virt-launcher has the instance, which has what the template says.
+    let instance = serde_json::to_vec(&machine["spec"]["template"]).unwrap();
+    let domain = with_filesystems(PLAIN, &filesystems(&instance).unwrap()).unwrap();
+    assert_eq!(found(&domain).0, [socket("images")]);
+}
+
+#[test]
 fn what_kubevirt_has_put_in_stays() {
     let domain = give(VIRTIOFS, &["images", "tools"]).unwrap();
     let own = ("settings".to_owned(), "/var/run/kubevirt/virtiofs-containers/settings.sock".to_owned());

@@ -23,6 +23,7 @@ use crate::world::World;
 const TESTS: &[Test<World>] = &[
     ("the_api_server_accepts_the_chart", chart::the_api_server_accepts_the_chart),
     ("the_api_server_accepts_and_refuses_what_check_does", schema::the_api_server_accepts_and_refuses_what_check_does),
+    ("what_the_documentation_declares_is_accepted", schema::what_the_documentation_declares_is_accepted),
     ("what_a_share_says_cannot_be_moved", schema::what_a_share_says_cannot_be_moved),
     ("a_share_reaches_its_nodes_and_says_so", exports::a_share_reaches_its_nodes_and_says_so),
     ("nothing_is_written_when_nothing_changes", exports::nothing_is_written_when_nothing_changes),

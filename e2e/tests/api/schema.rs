@@ -27,6 +27,23 @@ pub(crate) fn the_api_server_accepts_and_refuses_what_check_does(world: &mut Wor
     Ok(())
 }
 
+/// What the documentation has people apply is accepted; only KubeVirt's own kinds are not known here.
+pub(crate) fn what_the_documentation_declares_is_accepted(world: &mut World) -> Result<()> {
+    let text = fs::read_to_string(in_tree("docs/KUBEVIRT.md"))?;
+    let blocks: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let known: Vec<&str> = blocks.into_iter().filter(|block| !block.contains("kubevirt.io/v1")).collect();
+    ensure!(known.len() == 2, "{} blocks: has the page changed?", known.len());
+    let admin = world.admin();
+    admin.apply(&serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "documented"}}))?;
+    let created = admin.run_with(&["create", "--dry-run=server", "--validate=strict", "-f", "-"], &known.join("---\n"));
+    admin.run(&["delete", "namespace", "documented", "--wait=false"])?;
+    let created = created?;
+    for object in ["virtiofsshare.virtiofs.dev/images", "persistentvolume/vms-images", "persistentvolumeclaim/images"] {
+        ensure!(created.contains(object), "no {object} in\n{created}");
+    }
+    Ok(())
+}
+
 pub(crate) fn what_a_share_says_cannot_be_moved(world: &mut World) -> Result<()> {
     world.served("fixed", &["f1"], serde_json::json!({}))?;
     let moved = share("fixed", serde_json::json!({"source": {"hostPath": {"path": "/srv/elsewhere"}}}));
