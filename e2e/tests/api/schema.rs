@@ -35,7 +35,9 @@ pub(crate) fn what_the_documentation_declares_is_accepted(world: &mut World) -> 
     ensure!(known.len() == 2, "{} blocks: has the page changed?", known.len());
     let admin = world.admin();
     admin.apply(&serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "documented"}}))?;
-    let created = admin.run_with(&["create", "--dry-run=server", "--validate=strict", "-f", "-"], &known.join("---\n"));
+    // Other tests have a namespace of the name in the documentation, and this one goes.
+    let documents = known.join("---\n").replace("namespace: vms", "namespace: documented");
+    let created = admin.run_with(&["create", "--dry-run=server", "--validate=strict", "-f", "-"], &documents);
     admin.run(&["delete", "namespace", "documented", "--wait=false"])?;
     let created = created?;
     for object in ["virtiofsshare.virtiofs.dev/images", "persistentvolume/vms-images", "persistentvolumeclaim/images"] {
