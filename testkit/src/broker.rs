@@ -70,8 +70,16 @@ impl Broker {
     /// An endpoint for its own user, with a socket in the runtime directory.
     pub fn endpoint(&self, name: &str, source: &Path, engine: EngineConfig) -> Endpoint {
         let path = self.runtime.join("shares").join(format!("{name}.sock"));
-        let socket = SocketSpec { path, owner: None, group: None, mode: 0o600 };
-        Endpoint { name: name.into(), source: source.into(), sub_path: None, socket, engine, exclusive: false }
+        let socket = SocketSpec { path, directory_given: false, owner: None, group: None, mode: 0o600 };
+        Endpoint {
+            name: name.into(),
+            source: source.into(),
+            sub_path: None,
+            socket,
+            engine,
+            exclusive: false,
+            consumer: None,
+        }
     }
 }
 
@@ -99,7 +107,7 @@ impl Control {
 
     /// Brings an endpoint into being, or changes it.
     pub fn apply(&mut self, endpoint: &Endpoint) -> Result<(), BrokerError> {
-        match self.ask(&Request::Apply { endpoint: endpoint.clone() })? {
+        match self.ask(&Request::Apply { endpoint: endpoint.clone(), tried_at: None })? {
             Response::Applied { .. } => Ok(()),
             Response::Refused { finding } => Err(BrokerError::Refused(finding)),
             other => Err(unexpected(&other)),

@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -86,6 +86,15 @@ pub(crate) struct NodeArgs {
     /// Directory for sockets; it is made if it is not there.
     #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
     pub(crate) runtime_dir: PathBuf,
+    /// The kubelet's directory, such as /var/lib/kubelet: pods get shares as volumes of csi.virtiofs.dev.
+    #[arg(long, value_name = "DIR", value_parser = absolute)]
+    pub(crate) kubelet_dir: Option<PathBuf>,
+    /// Directory below which sources are looked for: where the host's are in a container.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(crate) source_root: PathBuf,
+    /// Directory in which sources may be; may be given several times [default: anywhere].
+    #[arg(long = "allowed-source", value_name = "PREFIX", value_parser = absolute)]
+    pub(crate) allowed_sources: Vec<PathBuf>,
     /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9090.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
@@ -239,6 +248,13 @@ pub(crate) struct SupportBundleArgs {
     /// Directory that agent and broker run in.
     #[arg(long, value_name = "DIR", default_value_os_t = default_root())]
     pub(crate) runtime_dir: PathBuf,
+}
+
+/// A path as it is, but for a slash at its end.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let path: PathBuf = Path::new(text).components().collect();
+    let normal = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+    if normal { Ok(path) } else { Err("not an absolute path without `..`".to_owned()) }
 }
 
 fn octal(text: &str) -> Result<u32, String> {

@@ -7,6 +7,7 @@ mod backoff;
 mod broker;
 mod check;
 mod commands;
+mod csi;
 mod desired;
 mod errno_names;
 mod kubernetes;
@@ -31,6 +32,7 @@ mod source;
 mod staleness;
 mod status;
 mod up;
+mod volume;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -11,7 +11,8 @@ use virtiofs_contract::preflight::{Finding, Preflight};
 use crate::desired::Desired;
 use crate::offer::{offers, share_of};
 use crate::plan::Action;
-use crate::source::Source;
+use crate::source::{Source, Space};
+use crate::volume::{Volumes, is_volume};
 
 /// What is known.
 #[derive(Clone, Debug, Default)]
@@ -24,8 +25,10 @@ pub(crate) struct Observed {
     pub(crate) places: BTreeMap<String, Place>,
     /// What was done about each endpoint so far.
     pub(crate) efforts: BTreeMap<String, Effort>,
-    /// Endpoints that somebody has asked the broker for, beside those that are declared, by name.
+    /// Endpoints that somebody has asked for, beside those that are declared, by name.
     pub(crate) asked: BTreeMap<String, Asked>,
+    /// The volumes of this node; none: this agent has nothing to do with volumes.
+    pub(crate) volumes: Option<Volumes>,
 }
 
 /// What is known of one share's source.
@@ -57,6 +60,8 @@ pub(crate) struct Look {
     pub(crate) found: Result<Source, Finding>,
     /// Is that an empty directory and no mount point, as it is left by a file system that was unmounted?
     pub(crate) bare: bool,
+    /// How much room there is.
+    pub(crate) space: Option<Space>,
 }
 
 /// What was done about one endpoint so far.
@@ -110,13 +115,22 @@ impl Outcome {
     }
 }
 
-/// An endpoint that somebody has asked the broker for.
+/// An endpoint that somebody has asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Asked {
-    /// As it was last seen.
+    /// As it was last seen, or, for a volume, as far as it does not follow from its share.
     pub(crate) endpoint: Endpoint,
-    /// Process id of the broker that had it.
-    pub(crate) broker: u32,
+    /// Where it is known from.
+    pub(crate) by: Asker,
+}
+
+/// Where an endpoint is known from that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// The broker with this process id had it.
+    Broker(u32),
+    /// It is a volume.
+    Volume,
 }
 
 /// An action that has ended.
@@ -152,6 +166,12 @@ impl Observed {
         }
     }
 
+    /// How much room there is where shares are.
+    pub(crate) fn spaces(&self) -> BTreeMap<String, Space> {
+        let space = |(share, place): (&String, &Place)| Some((share.clone(), place.look.as_ref()?.space?));
+        self.places.iter().filter_map(space).collect()
+    }
+
     /// What was refused before this agent began is no news.
     fn note_refused(&mut self, now: Instant, status: &Status) {
         for it in &status.endpoints {
@@ -167,12 +187,23 @@ impl Observed {
     /// broker knows nothing of it: what its predecessor had is remembered, and what one and the same broker has no
     /// more was taken away.
     fn note_asked(&mut self, status: &Status) {
-        let listening = status.endpoints.iter().filter(|it| it.listening && share_of(&it.endpoint.name).is_some());
-        let mut now: BTreeMap<_, _> = listening
-            .map(|it| (it.endpoint.name.clone(), Asked { endpoint: it.endpoint.clone(), broker: status.pid }))
-            .collect();
-        self.asked.retain(|_, asked| asked.broker != status.pid);
+        let asked = |it: &&EndpointStatus| share_of(&it.endpoint.name).is_some() && !is_volume(&it.endpoint);
+        let listening = status.endpoints.iter().filter(|it| it.listening).filter(asked);
+        let by = Asker::Broker(status.pid);
+        let mut now: BTreeMap<_, _> =
+            listening.map(|it| (it.endpoint.name.clone(), Asked { endpoint: it.endpoint.clone(), by })).collect();
+        self.asked.retain(|_, asked| asked.by != by);
         self.asked.append(&mut now);
+    }
+
+    /// Takes in which volumes there are.
+    pub(crate) fn mount(&mut self, volumes: Option<Volumes>) {
+        self.asked.retain(|_, asked| asked.by != Asker::Volume);
+        let all = volumes.iter().flat_map(|volumes| &volumes.by_endpoint);
+        self.asked.extend(
+            all.map(|(name, volume)| (name.clone(), Asked { endpoint: volume.endpoint(name), by: Asker::Volume })),
+        );
+        self.volumes = volumes;
     }
 
     /// Keeps the memory in step with the declarations: what is gone is timed, what points elsewhere starts anew,
@@ -222,7 +253,9 @@ impl Observed {
                 let effort = self.efforts.entry(endpoint.name.clone()).or_default();
                 (effort.busy_since, effort.trying) = (Some(now), Some(source.path.clone()));
             }
-            Action::Withdraw { endpoint } => self.efforts.entry(endpoint.clone()).or_default().busy_since = Some(now),
+            Action::Withdraw { endpoint, .. } => {
+                self.efforts.entry(endpoint.clone()).or_default().busy_since = Some(now)
+            }
         }
     }
 
@@ -263,7 +296,7 @@ mod tests {
     }
 
     fn looked(at: Instant, path: &str) -> Done {
-        let look = Look { at, found: Ok(source(path, 1)), bare: false };
+        let look = Look { at, found: Ok(source(path, 1)), bare: false, space: None };
         Done::Looked { share: "a".into(), declared: path.into(), look }
     }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use virtiofs_contract::control::Endpoint;
+use virtiofs_contract::control::{Endpoint, SocketSpec};
 use virtiofs_crds::Share;
 
 use crate::desired::Desired;
-use crate::observed::Asked;
+use crate::observed::{Asked, Asker};
 use crate::plan;
 use crate::runtime_dir::RuntimeDir;
 use crate::source::Source;
@@ -19,7 +19,7 @@ pub(crate) struct Offer<'a> {
     /// The share.
     pub(crate) share: &'a Share,
     /// As it was asked for; none: the share's own.
-    asked: Option<&'a Endpoint>,
+    asked: Option<&'a Asked>,
 }
 
 impl Offer<'_> {
@@ -30,9 +30,30 @@ impl Offer<'_> {
         match self.asked {
             None => own,
             Some(asked) => {
-                Endpoint { source: own.source, engine: own.engine, exclusive: own.exclusive, ..asked.clone() }
+                let socket = match asked.by {
+                    Asker::Broker(_) => asked.endpoint.socket.clone(),
+                    // Who may connect is for the share to say, and for the pod only which group is its own.
+                    Asker::Volume => SocketSpec {
+                        path: asked.endpoint.socket.path.clone(),
+                        directory_given: true,
+                        group: asked.endpoint.socket.group.or(own.socket.group),
+                        ..own.socket
+                    },
+                };
+                Endpoint {
+                    source: own.source,
+                    engine: own.engine,
+                    exclusive: own.exclusive,
+                    socket,
+                    ..asked.endpoint.clone()
+                }
             }
         }
+    }
+
+    /// Is it a volume's?
+    pub(crate) fn is_volume(&self) -> bool {
+        self.asked.is_some_and(|asked| asked.by == Asker::Volume)
     }
 }
 
@@ -45,7 +66,7 @@ pub(crate) fn offers<'a>(desired: &'a Desired, asked: &'a BTreeMap<String, Asked
 pub(crate) fn offers_of<'a>(share: &'a Share, asked: &'a BTreeMap<String, Asked>) -> impl Iterator<Item = Offer<'a>> {
     let own = Offer { name: share.name.as_str(), share, asked: None };
     let others = asked.iter().filter(|(name, _)| share_of(name) == Some(share.name.as_str()));
-    let others = others.map(|(name, asked)| Offer { name, share, asked: Some(&asked.endpoint) });
+    let others = others.map(|(name, asked)| Offer { name, share, asked: Some(asked) });
     std::iter::once(own).chain(others)
 }
 

@@ -18,8 +18,9 @@ use crate::desired::Desired;
 use crate::observed::{Attempt, Done, Look, Observed, Outcome};
 use crate::plan::{Action, Site, plan};
 use crate::report::{Report, report};
-use crate::source::{Source, is_bare, look};
+use crate::source::{Source, Space, is_bare, look};
 use crate::staleness::{Amended, Answer, Keeper, Order, Remedies, amended, carry_out};
+use crate::volume::{self, Standing, Volumes};
 
 /// What the loop works on.
 pub(crate) struct Reconciler {
@@ -27,6 +28,8 @@ pub(crate) struct Reconciler {
     pub(crate) site: Site,
     /// What is declared, now and later.
     pub(crate) desired: watch::Receiver<Desired>,
+    /// Which volumes there are, now and later; none: this agent has nothing to do with volumes.
+    pub(crate) volumes: Option<watch::Receiver<Volumes>>,
     /// Reads the broker's status, often enough that little is lost of what a broker that dies has counted.
     pub(crate) observer: Arc<Observer>,
 }
@@ -40,6 +43,10 @@ pub(crate) struct Turn {
     pub(crate) report: Report,
     /// Shares that engines serve otherwise than declared, by name: remedies have seen to that.
     pub(crate) amended: BTreeMap<String, Amended>,
+    /// How endpoints of volumes are doing, by name.
+    pub(crate) volumes: BTreeMap<String, Standing>,
+    /// How much room there is where shares are, as far as it was found.
+    pub(crate) spaces: BTreeMap<String, Space>,
 }
 
 /// A loop that has not turned for this long hangs.
@@ -68,7 +75,9 @@ impl Reconciler {
         let mut observed = Observed::default();
         let mut remedies = Remedies::new();
         loop {
+            let begun = Instant::now();
             let declared = self.desired.borrow_and_update().clone();
+            observed.mount(self.volumes.as_mut().map(|volumes| volumes.borrow_and_update().clone()));
             // A broker of which it is not known what remedies are in force cannot be planned for.
             let status = match self.status().await {
                 Some(status) if remedies.ready(status.pid, &keeper).await => Some(status),
@@ -91,9 +100,11 @@ impl Reconciler {
             let mut report = report(now, &self.site, &desired, &observed);
             remedies.tell(&declared, &observed, &mut report);
             let amended = amended(&declared, &desired);
-            turns.send_replace(Turn { at: Some(now), report, amended });
+            let (volumes, spaces) = (volume::standings(&observed, &report), observed.spaces());
+            turns.send_replace(Turn { at: Some(begun), report, amended, volumes, spaces });
             tokio::select! {
                 changed = self.desired.changed() => if changed.is_err() { return },
+                Ok(()) = changed(self.volumes.as_mut()) => {}
                 Some(done) = endings.recv() => {
                     observed.finish(done);
                     while let Ok(done) = endings.try_recv() {
@@ -125,18 +136,23 @@ impl Reconciler {
         let act: Box<dyn FnOnce() -> Done + Send> = match action {
             Action::Look { share } => {
                 let place = observed.places.get(&share).cloned().unwrap_or_default();
+                let sources = self.site.sources.clone();
                 Box::new(move || {
-                    let found = look(&place.declared, place.pinned.as_deref());
-                    let bare = found.as_ref().is_ok_and(|source| is_bare(&source.path));
-                    Done::Looked { share, declared: place.declared, look: Look { at: Instant::now(), found, bare } }
+                    let (found, space) = match look(&sources, &place.declared, place.pinned.as_deref()) {
+                        Ok((source, space)) => (Ok(source), space),
+                        Err(finding) => (Err(finding), None),
+                    };
+                    let bare = found.as_ref().is_ok_and(|source| is_bare(&sources.seen(&source.path)));
+                    let look = Look { at: Instant::now(), found, bare, space };
+                    Done::Looked { share, declared: place.declared, look }
                 })
             }
             Action::Apply { endpoint, source } => {
                 let previous = observed.efforts.get(&endpoint.name).and_then(|effort| effort.attempt.clone());
                 Box::new(move || Done::Tried(Box::new(attempt(&socket, *endpoint, source, previous))))
             }
-            Action::Withdraw { endpoint } => Box::new(move || {
-                withdraw(&socket, &endpoint);
+            Action::Withdraw { endpoint, force } => Box::new(move || {
+                withdraw(&socket, &endpoint, force);
                 Done::Withdrawn { endpoint }
             }),
         };
@@ -154,7 +170,12 @@ impl Reconciler {
 }
 
 fn attempt(socket: &Path, endpoint: Endpoint, source: Source, previous: Option<Attempt>) -> Attempt {
-    let outcome = match Client::connect(socket).and_then(|mut client| client.apply(endpoint.clone())) {
+    let applied = if volume::is_volume(&endpoint) {
+        volume::apply(socket, &endpoint)
+    } else {
+        Client::connect(socket).and_then(|mut client| client.apply(endpoint.clone()))
+    };
+    let outcome = match applied {
         Ok(preflight) => Outcome::Served(Box::new(preflight)),
         Err(ClientError::Refused(finding)) => Outcome::Refused(finding),
         Err(ClientError::Invalid(message)) => Outcome::Impossible(message),
@@ -165,8 +186,16 @@ fn attempt(socket: &Path, endpoint: Endpoint, source: Source, previous: Option<A
     Attempt { at: Instant::now(), endpoint, source, repeated, outcome }
 }
 
-fn withdraw(socket: &Path, endpoint: &str) {
-    if let Err(error) = Client::connect(socket).and_then(|mut client| client.remove(endpoint)) {
+/// Waits for the next change; where nothing can change, for ever.
+async fn changed(volumes: Option<&mut watch::Receiver<Volumes>>) -> Result<(), watch::error::RecvError> {
+    match volumes {
+        Some(volumes) => volumes.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn withdraw(socket: &Path, endpoint: &str, force: bool) {
+    if let Err(error) = Client::connect(socket).and_then(|mut client| client.remove(endpoint, force)) {
         tracing::warn!(endpoint, %error, "not withdrawn yet");
     }
 }

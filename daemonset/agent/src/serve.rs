@@ -4,20 +4,28 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::args::ServeArgs;
 use crate::broker::observer::Observer;
+use crate::csi::RefusalCounts;
 use crate::desired::Desired;
 use crate::manifests::{self, Manifests};
 use crate::metrics;
 use crate::plan::Site;
 use crate::published;
 use crate::reconcile::{Reconciler, Turn};
-use crate::runtime_dir::{Lock, RuntimeDir};
+use crate::runtime_dir::{Lock, RuntimeDir, RuntimeDirError};
+use crate::source::Sources;
+use crate::volume::Volumes;
+
+/// How often it is tried to become the only agent.
+const TRY_EVERY: Duration = Duration::from_millis(200);
 
 /// Where an agent works, for as long as it has this.
 pub(crate) struct Place {
@@ -32,6 +40,28 @@ impl Place {
     pub(crate) async fn take(runtime_dir: &Path, metrics: Option<SocketAddr>) -> anyhow::Result<Self> {
         let runtime_dir = RuntimeDir::prepare(runtime_dir)?;
         let only_agent = runtime_dir.lock()?;
+        Self::with(runtime_dir, only_agent, metrics).await
+    }
+
+    /// The same, but waits while another agent works there: two may be started for one node of a cluster.
+    pub(crate) async fn wait_for(runtime_dir: &Path, metrics: Option<SocketAddr>) -> anyhow::Result<Self> {
+        let runtime_dir = RuntimeDir::prepare(runtime_dir)?;
+        let mut waits = false;
+        let only_agent = loop {
+            match runtime_dir.lock() {
+                Err(RuntimeDirError::Taken(path)) => {
+                    if !std::mem::replace(&mut waits, true) {
+                        tracing::info!(runtime_dir = %path.display(), "another agent works here; standing by");
+                    }
+                    sleep(TRY_EVERY).await;
+                }
+                other => break other?,
+            }
+        };
+        Self::with(runtime_dir, only_agent, metrics).await
+    }
+
+    async fn with(runtime_dir: RuntimeDir, only_agent: Lock, metrics: Option<SocketAddr>) -> anyhow::Result<Self> {
         let listener = match metrics {
             Some(address) => Some(metrics::bind(address).await?),
             None => None,
@@ -51,15 +81,30 @@ pub(crate) struct Loop {
     _only_agent: Lock,
 }
 
-/// Starts the loop and the sinks that every agent has. `shares_dir` is where shares are declared, if that is a
-/// directory.
-pub(crate) fn serve(place: Place, desired: watch::Receiver<Desired>, shares_dir: Option<PathBuf>) -> Loop {
+/// What the loop is to work on.
+pub(crate) struct Work {
+    /// What is declared.
+    pub(crate) desired: watch::Receiver<Desired>,
+    /// Which volumes there are; none: this agent has nothing to do with volumes.
+    pub(crate) volumes: Option<watch::Receiver<Volumes>>,
+    /// How often pods were refused.
+    pub(crate) refusals: RefusalCounts,
+    /// Where shares are declared, if that is a directory.
+    pub(crate) shares_dir: Option<PathBuf>,
+    /// Where sources are looked for.
+    pub(crate) sources: Sources,
+}
+
+/// Starts the loop and the sinks that every agent has.
+pub(crate) fn serve(place: Place, work: Work) -> Loop {
     let Place { runtime_dir, listener, _only_agent } = place;
+    let Work { desired, volumes, refusals, shares_dir, sources } = work;
     let observer = Arc::new(Observer::new(runtime_dir.broker_socket()));
-    let site = Site { runtime_dir: runtime_dir.clone(), manifests: shares_dir.clone() };
-    let turns = Reconciler { site, desired, observer: observer.clone() }.start();
+    let site = Site { runtime_dir: runtime_dir.clone(), manifests: shares_dir.clone(), sources };
+    let turns = Reconciler { site, desired, volumes, observer: observer.clone() }.start();
     if let Some(listener) = listener {
-        tokio::spawn(metrics::serve(listener, metrics::Serving { observer: observer.clone(), turns: turns.clone() }));
+        let serving = metrics::Serving { observer: observer.clone(), turns: turns.clone(), refusals };
+        tokio::spawn(metrics::serve(listener, serving));
     }
     tokio::spawn(published::keep(turns.clone(), runtime_dir.published(), shares_dir));
     Loop { runtime_dir, turns, observer, _only_agent }
@@ -84,7 +129,13 @@ pub(crate) async fn start(args: &ServeArgs) -> anyhow::Result<Serving> {
         std::fs::canonicalize(&args.shares).with_context(|| format!("--shares {}", args.shares.display()))?;
     let place = Place::take(&args.runtime_dir, args.metrics).await?;
     let manifests = manifests::follow(&shares_dir, &place.runtime_dir.broker_socket())?;
-    let Loop { runtime_dir, turns, _only_agent, .. } =
-        serve(place, manifests.desired.clone(), Some(shares_dir.clone()));
+    let work = Work {
+        desired: manifests.desired.clone(),
+        volumes: None,
+        refusals: RefusalCounts::default(),
+        shares_dir: Some(shares_dir.clone()),
+        sources: Sources::default(),
+    };
+    let Loop { runtime_dir, turns, _only_agent, .. } = serve(place, work);
     Ok(Serving { runtime_dir, shares_dir, manifests, turns, _only_agent })
 }

@@ -6,10 +6,14 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fstat, fstatvfs, openat, openat2,
+    stat, statx,
+};
+use rustix::io::Errno;
 use virtiofs_contract::preflight::{Finding, Reason};
 
 /// A directory that was found.
@@ -21,22 +25,105 @@ pub(crate) struct Source {
     pub(crate) identity: (u64, u64),
 }
 
-/// Looks for the source of a share: at `pinned`, if it was found before, else where `declared` leads.
-pub(crate) fn look(declared: &Path, pinned: Option<&Path>) -> Result<Source, Finding> {
+/// How much room a file system has, and how much of it is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Space {
+    /// Bytes: all, and those that may be written yet.
+    pub(crate) bytes: (u64, u64),
+    /// Inodes: all, and those that are free.
+    pub(crate) inodes: (u64, u64),
+}
+
+/// Where sources are looked for. Paths are named as the host has them, wherever that is.
+#[derive(Clone, Debug)]
+pub(crate) struct Sources {
+    /// The directory below which they lead: `/`, or where the host's are in a container.
+    pub(crate) root: PathBuf,
+    /// Directories in which a source may be; none: anywhere.
+    pub(crate) allowed: Vec<PathBuf>,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Sources { root: "/".into(), allowed: Vec::new() }
+    }
+}
+
+impl Sources {
+    /// Where a path of the host is found by this process.
+    pub(crate) fn seen(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// Follows a path, symbolic links as the host would, and never out of the root: where it leads, and what is there.
+    fn resolve(&self, path: &Path) -> io::Result<(PathBuf, OwnedFd)> {
+        let root = openat(CWD, &self.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        // The kernel gives up when somebody renames directories on a way that has `..` in it.
+        let open = || openat2(&root, below, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve);
+        let found = (0..AGAIN).map(|_| open()).find(|found| !matches!(found, Err(Errno::AGAIN)));
+        let found = found.unwrap_or(Err(Errno::AGAIN))?;
+        let named = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let (root, place) = (named(&root)?, named(&found)?);
+        // What has been removed meanwhile has a name no more, only one that says so.
+        let (there, opened) = (stat(&place)?, fstat(&found)?);
+        match place.strip_prefix(&root) {
+            Ok(below) if (there.st_dev, there.st_ino) == (opened.st_dev, opened.st_ino) => {
+                Ok((Path::new("/").join(below), found))
+            }
+            _ => Err(ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Says so if a path lies outside of what may be shared.
+    fn check(&self, path: &Path) -> Result<(), Finding> {
+        if self.allowed.is_empty() || self.allowed.iter().any(|allowed| path.starts_with(allowed)) {
+            return Ok(());
+        }
+        let allowed: Vec<_> = self.allowed.iter().map(|path| path.display().to_string()).collect();
+        Err(Finding {
+            reason: Reason::SourceForbidden,
+            message: format!("{} lies in none of the directories that may be shared here", path.display()),
+            remedy: format!(
+                "have an admin add it, or a directory above it, to the chart's value allowedSources (--allowed-source); \
+                 these are in it: {}",
+                allowed.join(", ")
+            ),
+        })
+    }
+}
+
+/// How often a path is followed anew when others rename directories on the way.
+const AGAIN: usize = 16;
+
+/// Looks for the source of a share: at `pinned`, if it was found before, else where `declared` leads. Also says how much
+/// room is there.
+pub(crate) fn look(
+    sources: &Sources,
+    declared: &Path,
+    pinned: Option<&Path>,
+) -> Result<(Source, Option<Space>), Finding> {
     let path = pinned.unwrap_or(declared);
-    let canonical = fs::canonicalize(path).map_err(|error| not_found(path, &error))?;
+    sources.check(path)?;
+    let (canonical, found) = sources.resolve(path).map_err(|error| not_found(sources, path, &error))?;
     if pinned.is_some_and(|pinned| pinned != canonical) {
         return Err(diverted(path, &canonical));
     }
-    let metadata = fs::metadata(&canonical).map_err(|error| not_found(&canonical, &error))?;
-    if !metadata.is_dir() {
+    sources.check(&canonical)?;
+    let stat = fstat(&found).map_err(|errno| not_found(sources, &canonical, &errno.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return Err(Finding {
             reason: Reason::SourceNotDirectory,
             message: format!("{} is not a directory", canonical.display()),
             remedy: "name the directory that holds the files".to_owned(),
         });
     }
-    Ok(Source { path: canonical, identity: (metadata.dev(), metadata.ino()) })
+    let space = fstatvfs(&found).ok().map(|found| Space {
+        bytes: (found.f_blocks.saturating_mul(found.f_frsize), found.f_bavail.saturating_mul(found.f_frsize)),
+        inodes: (found.f_files, found.f_favail),
+    });
+    Ok((Source { path: canonical, identity: (stat.st_dev, stat.st_ino) }, space))
 }
 
 /// Is that an empty directory and no mount point? Where a file system has been unmounted, one is left.
@@ -50,7 +137,7 @@ fn is_mount_point(path: &Path) -> bool {
     found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-fn not_found(path: &Path, error: &io::Error) -> Finding {
+fn not_found(sources: &Sources, path: &Path, error: &io::Error) -> Finding {
     let (reason, remedy) = match error.kind() {
         ErrorKind::NotFound => {
             (Reason::SourceMissing, "create the directory, or mount what belongs there; the share heals by itself")
@@ -64,15 +151,19 @@ fn not_found(path: &Path, error: &io::Error) -> Finding {
         ),
         _ => (Reason::SourceUnreadable, "see to the file system at that path; the share heals by itself"),
     };
-    Finding { reason, message: format!("{}: {}", path.display(), describe(path, error)), remedy: remedy.to_owned() }
+    Finding {
+        reason,
+        message: format!("{}: {}", path.display(), describe(sources, path, error)),
+        remedy: remedy.to_owned(),
+    }
 }
 
 /// The error, and where on the way it happens.
-fn describe(path: &Path, error: &io::Error) -> String {
+fn describe(sources: &Sources, path: &Path, error: &io::Error) -> String {
     if error.kind() != ErrorKind::NotFound {
         return error.to_string();
     }
-    match path.ancestors().skip(1).find(|ancestor| ancestor.exists()) {
+    match path.ancestors().skip(1).find(|ancestor| sources.seen(ancestor).exists()) {
         Some(there) if Some(there) != path.parent() => {
             format!("does not exist; nothing is there below {}", there.display())
         }
@@ -102,6 +193,37 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    fn look(declared: &Path, pinned: Option<&Path>) -> Result<Source, Finding> {
+        super::look(&Sources::default(), declared, pinned).map(|(source, _)| source)
+    }
+
+    #[test]
+    fn below_another_root_links_lead_where_the_host_would_go() {
+        let (_keep, folder) = folder();
+        fs::create_dir_all(folder.join("host/var/home/ann")).unwrap();
+        symlink("/var/home", folder.join("host/home")).unwrap();
+        symlink("../../../..", folder.join("host/var/up")).unwrap();
+        let everywhere = Sources { root: folder.join("host"), allowed: Vec::new() };
+        let found = |path: &str| super::look(&everywhere, Path::new(path), None).map(|(source, _)| source.path);
+        assert_eq!(found("/home/ann").unwrap(), Path::new("/var/home/ann"));
+        assert_eq!(found("/var/up/home/ann").unwrap(), Path::new("/var/home/ann"));
+        let missing = found("/home/bob").unwrap_err();
+        assert!(missing.message.starts_with("/home/bob") && !missing.message.contains("host"), "{missing}");
+        let (_, space) = super::look(&everywhere, Path::new("/var"), None).unwrap();
+        assert!(space.is_some_and(|space| space.bytes.0 > 0));
+
+        let some = Sources { allowed: vec!["/var/home".into(), "/home".into()], ..everywhere };
+        let reason = |path: &str| super::look(&some, Path::new(path), None).err().map(|finding| finding.reason);
+        assert_eq!(reason("/home/ann"), None);
+        fs::create_dir(folder.join("host/srv")).unwrap();
+        symlink("/srv", folder.join("host/var/home/out")).unwrap();
+        for path in ["/var", "/var/homestead", "/var/home/out"] {
+            assert_eq!(reason(path), Some(Reason::SourceForbidden), "{path}");
+        }
+        let refused = super::look(&some, Path::new("/srv"), None).unwrap_err();
+        assert!(refused.remedy.contains("allowedSources"), "{refused}");
+    }
 
     fn folder() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! All endpoints of this broker.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,15 +11,16 @@ use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::{
     Endpoint as Spec, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status, Traced,
 };
-use virtiofs_contract::preflight::{Finding, Reason};
+use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::MAX_RATE;
 
 use crate::endpoint::Endpoint;
+use crate::endpoints::Endpoints;
 use crate::engine::finding;
 use crate::engine::process::Population;
 use crate::engine::source::Place;
 use crate::engine::start::Starter;
-use crate::listen::ListenError;
+use crate::listen::{Directory, ListenError};
 use crate::poll::monotonic_ns;
 use crate::session::shared::Shared;
 use crate::store::Store;
@@ -31,7 +33,7 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Broker {
     starter: Arc<Starter>,
     engines: Arc<Population>,
-    endpoints: Mutex<BTreeMap<String, Arc<Endpoint>>>,
+    endpoints: Arc<Endpoints>,
     /// Held while endpoints change, never while anything is tried or waited for.
     changing: Mutex<()>,
     /// What the agent has put here.
@@ -51,6 +53,8 @@ pub(crate) enum InvalidEndpoint {
     Socket(String),
     #[error("socket mode {0:o}: permission bits up to 777 are expected")]
     Mode(u32),
+    #[error("{0} descriptors beside the request; one is expected where socket.directoryGiven is true, else none")]
+    Descriptors(usize),
     #[error("socket path {path} belongs to endpoint {owner}")]
     SocketOf { path: String, owner: String },
     #[error("endpoint {name} serves {source_now} to {sessions} sessions; its source cannot change under them")]
@@ -63,28 +67,34 @@ pub(crate) struct Senseless(pub(crate) String);
 
 impl Broker {
     pub(crate) fn new(starter: Arc<Starter>, engines: Arc<Population>) -> Self {
-        Broker { starter, engines, endpoints: Mutex::default(), changing: Mutex::default(), store: Store::default() }
+        Broker { starter, engines, endpoints: Arc::default(), changing: Mutex::default(), store: Store::default() }
     }
 
     fn endpoints(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Endpoint>>> {
-        let mut endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        endpoints.retain(|_, endpoint| !endpoint.is_over());
-        endpoints
+        self.endpoints.living()
     }
 
     fn all(&self) -> Vec<Arc<Endpoint>> {
-        self.endpoints().values().cloned().collect()
+        self.endpoints.all()
     }
 
-    pub(crate) fn apply(&self, spec: Spec) -> Response {
-        if let Err(invalid) = check(&spec) {
+    /// `fds` came beside the request: the directory of the socket, where that is given.
+    pub(crate) fn apply(&self, spec: Spec, tried_at: Option<&str>, fds: Vec<OwnedFd>) -> Response {
+        if let Err(invalid) = check(&spec, fds.len()) {
             return Response::Invalid { message: invalid.to_string() };
         }
+        let directory = match fds.into_iter().next().map(|fd| Directory::given(fd, &spec.socket.path)).transpose() {
+            Ok(directory) => directory,
+            Err(error) => return Response::Refused { finding: no_socket(&error) },
+        };
         // The slow part, which may hang with the source, before anything is locked.
         let place = Place { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
-        let preflight = match self.starter.preflight(&place, &spec.engine) {
-            Ok(preflight) => preflight,
-            Err(finding) => return Response::Refused { finding },
+        let preflight = match self.found_at(tried_at, &spec) {
+            Some(preflight) => preflight,
+            None => match self.starter.preflight(&place, &spec.engine) {
+                Ok(preflight) => preflight,
+                Err(finding) => return Response::Refused { finding },
+            },
         };
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let known = match self.known(&spec) {
@@ -92,14 +102,24 @@ impl Broker {
             Err(invalid) => return Response::Invalid { message: invalid.to_string() },
         };
         let name = spec.name.clone();
-        let endpoint = known.unwrap_or_else(|| Endpoint::new(spec.clone(), preflight.clone(), self.starter.clone()));
-        match endpoint.apply(spec, preflight.clone()) {
+        let anew = || Endpoint::new(spec.clone(), preflight.clone(), self.starter.clone(), &self.endpoints);
+        let endpoint = known.unwrap_or_else(anew);
+        // Nobody is admitted there before it is known to those beside it.
+        let _admitting = self.endpoints.admit();
+        match endpoint.apply(spec, preflight.clone(), directory) {
             Ok(()) => {
                 self.endpoints().insert(name, endpoint);
                 Response::Applied { preflight }
             }
             Err(error) => Response::Refused { finding: no_socket(&error) },
         }
+    }
+
+    /// What was found at another endpoint that serves the same in the same way.
+    fn found_at(&self, name: Option<&str>, spec: &Spec) -> Option<Preflight> {
+        let other = self.endpoints().get(name?).cloned()?;
+        let of = |spec: &Spec| (spec.source.clone(), spec.sub_path.clone(), spec.engine.clone());
+        (other.is_listening() && of(&other.spec()) == of(spec)).then(|| other.preflight())
     }
 
     /// The endpoint of this name, if the new one may take its place.
@@ -246,7 +266,7 @@ impl Broker {
     }
 }
 
-fn check(spec: &Spec) -> Result<(), InvalidEndpoint> {
+fn check(spec: &Spec, descriptors: usize) -> Result<(), InvalidEndpoint> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' || c == '-';
     if spec.name.is_empty() || spec.name.len() > 253 || !spec.name.chars().all(allowed) {
         return Err(InvalidEndpoint::Name(spec.name.clone()));
@@ -257,6 +277,9 @@ fn check(spec: &Spec) -> Result<(), InvalidEndpoint> {
     }
     if spec.socket.mode & !0o777 != 0 {
         return Err(InvalidEndpoint::Mode(spec.socket.mode));
+    }
+    if descriptors != usize::from(spec.socket.directory_given) {
+        return Err(InvalidEndpoint::Descriptors(descriptors));
     }
     Ok(())
 }
@@ -287,6 +310,7 @@ fn no_socket(error: &ListenError) -> Finding {
         ListenError::Foreign(_) => "move that file away, or choose another path for the socket",
         ListenError::Taken(_) => "end the process that listens there, or choose another path for the socket",
         ListenError::NotAPath(_) => "name a file in an existing directory",
+        ListenError::NotADirectory(_) => "send the descriptor of a directory",
         ListenError::Directory { .. } => "create the directory, and let the broker's user enter it",
         ListenError::Io { .. } => {
             "let the broker's user write in the directory; setting an owner needs CAP_CHOWN and CAP_FOWNER"
@@ -307,15 +331,26 @@ mod tests {
             name: "share".into(),
             source: "/srv".into(),
             sub_path: None,
-            socket: SocketSpec { path: "/run/s.sock".into(), owner: None, group: None, mode: 0o660 },
+            socket: SocketSpec {
+                path: "/run/s.sock".into(),
+                directory_given: false,
+                owner: None,
+                group: None,
+                mode: 0o660,
+            },
             engine: EngineConfig::stock(Access::ReadOnly),
             exclusive: false,
+            consumer: None,
         }
     }
 
     #[test]
     fn endpoints_that_cannot_be_are_refused_by_field() {
-        assert_eq!(check(&spec()), Ok(()));
+        assert_eq!(check(&spec(), 0), Ok(()));
+        assert_eq!(check(&spec(), 1), Err(InvalidEndpoint::Descriptors(1)));
+        let given = Spec { socket: SocketSpec { directory_given: true, ..spec().socket }, ..spec() };
+        assert_eq!(check(&given, 1), Ok(()));
+        assert_eq!(check(&given, 0), Err(InvalidEndpoint::Descriptors(0)));
         let mut table = Vec::new();
         for name in ["", "Share", "a/b", "a b", &"x".repeat(254)] {
             table.push((Spec { name: name.into(), ..spec() }, InvalidEndpoint::Name(name.into())));
@@ -329,7 +364,7 @@ mod tests {
         table.push((Spec { socket: socket("s", 0o600), ..spec() }, InvalidEndpoint::Socket("s".into())));
         table.push((Spec { socket: socket("/s", 0o4755), ..spec() }, InvalidEndpoint::Mode(0o4755)));
         for (wrong, expected) in table {
-            assert_eq!(check(&wrong), Err(expected));
+            assert_eq!(check(&wrong, 0), Err(expected));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The control socket: the agent's requests, answered in order, a thread for each connection.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -59,8 +60,8 @@ fn take_in(stream: UnixStream, broker: &Arc<Broker>, connections: &Arc<AtomicUsi
 fn converse(mut peer: FramedStream, broker: &Broker) -> Result<(), ChannelError> {
     let mut greeted = false;
     loop {
-        let request = match peer.receive::<Request>() {
-            Ok(request) => request,
+        let (request, fds) = match peer.receive_with::<Request>() {
+            Ok(received) => received,
             Err(ChannelError::Closed) => return Ok(()),
             Err(ChannelError::Malformed(error)) => {
                 return peer.send(&Response::Invalid { message: error.to_string() });
@@ -74,15 +75,15 @@ fn converse(mut peer: FramedStream, broker: &Broker) -> Result<(), ChannelError>
             }
             Request::Hello { version } => return peer.send(&other_version(version)),
             _ if !greeted => return peer.send(&not_greeted()),
-            request => answer(broker, request),
+            request => answer(broker, request, fds),
         };
         peer.send(&response)?;
     }
 }
 
-fn answer(broker: &Broker, request: Request) -> Response {
+fn answer(broker: &Broker, request: Request, fds: Vec<OwnedFd>) -> Response {
     match request {
-        Request::Apply { endpoint } => broker.apply(endpoint),
+        Request::Apply { endpoint, tried_at } => broker.apply(endpoint, tried_at.as_deref(), fds),
         Request::Remove { name, force } => broker.remove(&name, force),
         Request::Exchange { name, session } => either(broker.exchange(&name, session.as_deref())),
         Request::Close { name, session } => either(broker.close(&name, session.as_deref())),

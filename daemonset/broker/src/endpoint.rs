@@ -5,8 +5,9 @@ mod release;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,11 +18,12 @@ use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
 use crate::endpoint_watch;
+use crate::endpoints::Endpoints;
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, departed};
-use crate::engine::source::Place;
+use crate::engine::source::{Place, Sources};
 use crate::engine::start::Starter;
-use crate::listen::{BoundSocket, ListenError};
+use crate::listen::{BoundSocket, Directory, ListenError};
 use crate::mailbox::{Mailbox, Post, mailbox};
 use crate::poll::{Interest, wait_readable};
 use crate::session::shared::Shared;
@@ -52,6 +54,8 @@ pub(crate) struct Endpoint {
     session_ended: Condvar,
     /// Held while its source is being released.
     releasing: Mutex<()>,
+    /// Those beside it.
+    others: Weak<Endpoints>,
 }
 
 #[derive(Debug)]
@@ -88,6 +92,8 @@ enum Refusal {
     Removed,
     #[error("the endpoint is exclusive and has a session")]
     Exclusive,
+    #[error("the source is exclusive and another endpoint of it has a session")]
+    ExclusiveElsewhere,
     #[error("{MAX_SESSIONS} sessions is the limit")]
     TooManySessions,
     #[error("{MAX_HALF_OPEN} connections have not sent a message yet")]
@@ -100,7 +106,7 @@ enum Refusal {
 
 impl Endpoint {
     /// An endpoint that does not listen yet.
-    pub(crate) fn new(spec: Spec, preflight: Preflight, starter: Arc<Starter>) -> Arc<Self> {
+    pub(crate) fn new(spec: Spec, preflight: Preflight, starter: Arc<Starter>, others: &Arc<Endpoints>) -> Arc<Self> {
         let endpoint = Arc::new(Endpoint {
             starter,
             inner: Mutex::new(Inner {
@@ -118,6 +124,7 @@ impl Endpoint {
             }),
             session_ended: Condvar::new(),
             releasing: Mutex::default(),
+            others: Arc::downgrade(others),
         });
         if let Err(error) = endpoint_watch::begin(Arc::downgrade(&endpoint)) {
             tracing::warn!(endpoint = endpoint.spec().name, %error, "nobody watches its source");
@@ -149,6 +156,10 @@ impl Endpoint {
         self.inner().spec.clone()
     }
 
+    pub(crate) fn preflight(&self) -> Preflight {
+        self.inner().preflight.clone()
+    }
+
     pub(crate) fn is_listening(&self) -> bool {
         self.inner().listening.is_some()
     }
@@ -163,18 +174,31 @@ impl Endpoint {
         self.inner().sessions.len()
     }
 
+    /// How many sessions it has, if it is exclusive and serves this source.
+    pub(crate) fn exclusive_sessions(&self, source: &Path) -> usize {
+        let inner = self.inner();
+        let counts = inner.spec.exclusive && inner.spec.source == source;
+        if counts { inner.sessions.len() } else { 0 }
+    }
+
     /// Makes the endpoint what is asked for. A socket that is in place stays, and so do sessions; where the
-    /// configuration is another one, they are handed over to engines of it.
-    pub(crate) fn apply(self: &Arc<Self>, spec: Spec, preflight: Preflight) -> Result<(), ListenError> {
+    /// configuration is another one, they are handed over to engines of it. `directory`: where the socket is to be, if
+    /// not where its path leads.
+    pub(crate) fn apply(
+        self: &Arc<Self>,
+        spec: Spec,
+        preflight: Preflight,
+        directory: Option<Directory>,
+    ) -> Result<(), ListenError> {
         let mut inner = self.inner();
-        let stays = inner
-            .listening
-            .as_ref()
-            .is_some_and(|listening| inner.spec.socket.path == spec.socket.path && listening.socket.in_place());
+        let stays = inner.listening.as_ref().is_some_and(|listening| {
+            let same_directory = directory.as_ref().is_none_or(|directory| listening.socket.is_in(directory));
+            inner.spec.socket.path == spec.socket.path && same_directory && listening.socket.in_place()
+        });
         if stays {
             inner.set_access(&spec)?;
         } else {
-            let listening = self.listen(&spec)?;
+            let listening = self.listen(&spec, directory)?;
             if let Some(before) = inner.listening.replace(listening) {
                 before.stop();
             }
@@ -220,13 +244,21 @@ impl Endpoint {
         self.inner().sessions.values().find_map(|live| live.shared.estate.mounted_at())
     }
 
+    /// Where sources are.
+    pub(crate) fn sources(&self) -> Sources {
+        self.starter.sources.clone()
+    }
+
     pub(crate) fn place(&self) -> Place {
         self.inner().place()
     }
 
-    fn listen(self: &Arc<Self>, spec: &Spec) -> Result<Listening, ListenError> {
+    fn listen(self: &Arc<Self>, spec: &Spec, directory: Option<Directory>) -> Result<Listening, ListenError> {
         let failed = |error| ListenError::Io { path: spec.socket.path.clone(), error };
-        let socket = BoundSocket::bind(&spec.socket)?;
+        let socket = match directory {
+            Some(directory) => BoundSocket::bind_in(directory, &spec.socket)?,
+            None => BoundSocket::bind(&spec.socket)?,
+        };
         let accepting = mailbox().and_then(|(stop, stopped)| {
             let listener = socket.listener().try_clone()?;
             listener.set_nonblocking(true)?;
@@ -282,7 +314,7 @@ impl Endpoint {
         }
         EndpointStatus {
             endpoint: inner.spec.clone(),
-            listening: inner.listening.is_some(),
+            listening: inner.listening.as_ref().is_some_and(|listening| listening.socket.in_place()),
             preflight: inner.preflight.clone(),
             sessions_started: inner.sessions_started + sessions.len() as u64,
             sessions,
@@ -321,7 +353,7 @@ impl Endpoint {
         if let Err(refusal) = self.open_session(stream) {
             let mut inner = self.inner();
             inner.refused_connections += 1;
-            inner.refused_exclusive += u64::from(matches!(refusal, Refusal::Exclusive));
+            inner.refused_exclusive += u64::from(matches!(refusal, Refusal::Exclusive | Refusal::ExclusiveElsewhere));
             let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             inner.last_refusal = Some(Turned { at, message: refusal.to_string() });
             tracing::warn!(endpoint = inner.spec.name, %refusal, "connection refused");
@@ -329,6 +361,13 @@ impl Endpoint {
     }
 
     fn open_session(self: &Arc<Self>, stream: UnixStream) -> Result<(), Refusal> {
+        let others = self.others.upgrade().ok_or(Refusal::Removed)?;
+        let admitting = others.admit();
+        // Asked with nothing of this endpoint held: others may be asking for this one.
+        let Spec { exclusive, source, .. } = self.spec();
+        if exclusive && others.sessions_beside(self, &source) > 0 {
+            return Err(Refusal::ExclusiveElsewhere);
+        }
         let mut inner = self.inner();
         inner.admit_one_more()?;
         let id = format!("{}-{}", inner.spec.name, SERIAL.fetch_add(1, Relaxed));
@@ -349,6 +388,8 @@ impl Endpoint {
         };
         thread::Builder::new().name("session".into()).spawn(run)?;
         inner.sessions.insert(id, Live { shared, post });
+        drop(inner);
+        drop(admitting);
         Ok(())
     }
 

@@ -25,7 +25,8 @@ fn watch(endpoint: &Weak<Endpoint>, mounts: &Mounts) {
         let served = endpoint.upgrade().map_or_else(Vec::new, |endpoint| endpoint.served());
         // A source that nobody serves may be about to be unmounted: it is not to be touched.
         if !served.is_empty() {
-            let found = Root::at(&path);
+            let Some(sources) = endpoint.upgrade().map(|endpoint| endpoint.sources()) else { return };
+            let found = Root::at(&path, &sources);
             if let Some(endpoint) = endpoint.upgrade() {
                 endpoint.path_leads_to(found, &served);
             }

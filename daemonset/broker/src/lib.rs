@@ -18,6 +18,7 @@ mod control;
 mod descriptor;
 mod endpoint;
 mod endpoint_watch;
+mod endpoints;
 mod engine;
 mod guest_memory;
 mod limits;

@@ -7,7 +7,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, chownat, openat, renameat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, chownat, fstat, openat, renameat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Gid, Uid};
@@ -23,6 +25,8 @@ pub(crate) enum ListenError {
     NotAPath(PathBuf),
     #[error("directory {directory} of the socket: {error}")]
     Directory { directory: PathBuf, error: io::Error },
+    #[error("the descriptor that came for the directory of {0} is not one of a directory")]
+    NotADirectory(PathBuf),
     #[error("{0} exists and is not a socket")]
     Foreign(PathBuf),
     #[error("another process listens on {0}")]
@@ -45,11 +49,43 @@ pub(crate) struct BoundSocket {
     identity: (u64, u64),
 }
 
+/// The directory of a socket, opened.
+#[derive(Debug)]
+pub(crate) struct Directory(OwnedFd);
+
+impl Directory {
+    /// The one that a socket's path leads to.
+    pub(crate) fn of_path(path: &Path) -> Result<Self, ListenError> {
+        let parent = path.parent().ok_or_else(|| ListenError::NotAPath(path.into()))?;
+        openat(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map(Directory)
+            .map_err(|errno| ListenError::Directory { directory: parent.into(), error: errno.into() })
+    }
+
+    /// One whose descriptor somebody has sent for the socket of this path.
+    pub(crate) fn given(fd: OwnedFd, path: &Path) -> Result<Self, ListenError> {
+        match fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+            Ok(FileType::Directory) => Ok(Directory(fd)),
+            _ => Err(ListenError::NotADirectory(path.into())),
+        }
+    }
+
+    fn identity(&self) -> io::Result<(u64, u64)> {
+        let Stat { st_dev, st_ino, .. } = fstat(&self.0)?;
+        Ok((st_dev, st_ino))
+    }
+}
+
 impl BoundSocket {
-    /// Binds under another name, sets owner and mode, listens, and moves the socket to its path: who finds
-    /// it there may connect. A socket that nobody listens on is replaced.
+    /// Binds in the directory that the path leads to.
     pub(crate) fn bind(spec: &SocketSpec) -> Result<Self, ListenError> {
-        let (directory, name) = place(&spec.path)?;
+        Self::bind_in(Directory::of_path(&spec.path)?, spec)
+    }
+
+    /// Binds under another name, sets owner and mode, listens, and moves the socket to its name in the directory: who
+    /// finds it there may connect. A socket that nobody listens on is replaced.
+    pub(crate) fn bind_in(Directory(directory): Directory, spec: &SocketSpec) -> Result<Self, ListenError> {
+        let name = spec.path.file_name().ok_or_else(|| ListenError::NotAPath(spec.path.clone()))?.to_owned();
         make_way(directory.as_fd(), &name, &spec.path)?;
         let in_the_making =
             OsString::from(format!(".virtiofs-{}-{}", std::process::id(), SERIAL.fetch_add(1, Relaxed)));
@@ -76,6 +112,12 @@ impl BoundSocket {
         &self.listener
     }
 
+    /// Is it in this directory?
+    pub(crate) fn is_in(&self, directory: &Directory) -> bool {
+        let own = fstat(&self.directory).map(|stat| (stat.st_dev, stat.st_ino));
+        own.is_ok_and(|own| directory.identity().is_ok_and(|other| own == other))
+    }
+
     /// Is it still this socket that the path leads to?
     pub(crate) fn in_place(&self) -> bool {
         identity_at(self.directory.as_fd(), &self.name).is_ok_and(|found| found == self.identity)
@@ -94,15 +136,6 @@ impl BoundSocket {
             tracing::warn!(socket = ?self.name, %error, "socket not unlinked");
         }
     }
-}
-
-fn place(path: &Path) -> Result<(OwnedFd, OsString), ListenError> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(ListenError::NotAPath(path.into()));
-    };
-    let directory = openat(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| ListenError::Directory { directory: parent.into(), error: errno.into() })?;
-    Ok((directory, name.into()))
 }
 
 /// A dead socket may be replaced; anything else at the path is somebody's.
@@ -160,7 +193,7 @@ mod tests {
     use super::*;
 
     fn spec(path: PathBuf) -> SocketSpec {
-        SocketSpec { path, owner: None, group: None, mode: 0o660 }
+        SocketSpec { path, directory_given: false, owner: None, group: None, mode: 0o660 }
     }
 
     #[test]
@@ -175,6 +208,25 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         socket.unlink();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_is_enough_wherever_its_path_leads() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (here, there) = (scratch.path().join("here"), scratch.path().join("there"));
+        std::fs::create_dir(&here).unwrap();
+        std::fs::create_dir(&there).unwrap();
+        let spec = spec("/nowhere/at/all/s.sock".into());
+        let open = |path: &Path| OwnedFd::from(std::fs::File::open(path).unwrap());
+        let socket = BoundSocket::bind_in(Directory::given(open(&here), &spec.path).unwrap(), &spec).unwrap();
+        UnixStream::connect(here.join("s.sock")).unwrap();
+        assert!(socket.is_in(&Directory::given(open(&here), &spec.path).unwrap()));
+        assert!(!socket.is_in(&Directory::given(open(&there), &spec.path).unwrap()));
+        socket.unlink();
+        assert_eq!(std::fs::read_dir(&here).unwrap().count(), 0);
+        std::fs::write(here.join("file"), "").unwrap();
+        let refused = Directory::given(open(&here.join("file")), &spec.path);
+        assert!(matches!(refused, Err(ListenError::NotADirectory(_))));
     }
 
     #[test]

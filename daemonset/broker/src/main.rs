@@ -20,6 +20,15 @@ struct Args {
     /// The engine's binary [default: virtiofs-engine beside this one].
     #[arg(long)]
     engine: Option<PathBuf>,
+    /// Directory below which sources are looked for: where the host's are in a container.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    source_root: PathBuf,
+    /// Directory in which sources may be; may be given several times [default: anywhere].
+    #[arg(long = "allowed-source", value_name = "PREFIX")]
+    allowed_sources: Vec<PathBuf>,
+    /// The kubelet's directory: no source may overlap it.
+    #[arg(long, value_name = "DIR")]
+    kubelet_dir: Option<PathBuf>,
     /// What to log: a level, or `target=level` directives.
     #[arg(long, default_value = "info")]
     log: String,
@@ -44,7 +53,13 @@ fn start(args: Args) -> anyhow::Result<()> {
     let log = logging::start(&args.log, args.log_format)?;
     let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("virtiofs-engine"));
     let engine = args.engine.map_or_else(beside, Ok)?;
-    let outcome = run(&Config { runtime_dir: args.runtime_dir, engine });
+    let outcome = run(&Config {
+        runtime_dir: args.runtime_dir,
+        engine,
+        source_root: args.source_root,
+        allowed_sources: args.allowed_sources,
+        kubelet_dir: args.kubelet_dir,
+    });
     log.finish();
     Ok(outcome?)
 }

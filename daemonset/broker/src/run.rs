@@ -13,7 +13,7 @@ use crate::broker::Broker;
 use crate::control;
 use crate::engine::limits::cgroup::Cgroups;
 use crate::engine::process::{Population, Spawner};
-use crate::engine::source::Reserved;
+use crate::engine::source::Sources;
 use crate::engine::start::Starter;
 use crate::limits;
 use crate::listen::BoundSocket;
@@ -26,6 +26,12 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// The engine's binary.
     pub engine: PathBuf,
+    /// The directory below which sources are looked for; `/` outside of a container.
+    pub source_root: PathBuf,
+    /// Directories in which sources may be; none: anywhere.
+    pub allowed_sources: Vec<PathBuf>,
+    /// The kubelet's directory, which no source may overlap.
+    pub kubelet_dir: Option<PathBuf>,
 }
 
 /// Why the broker cannot run.
@@ -59,8 +65,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let runtime_dir = RuntimeDir::take(&config.runtime_dir)?;
     let population = Arc::new(Population::default());
     let spawner = Spawner::start(engine, population.clone())?;
-    let reserved = Reserved::new(runtime_dir.path().into());
-    let starter = Arc::new(Starter::new(spawner, runtime_dir.engine_sockets(), Cgroups::find(), reserved));
+    let sources = sources(config, &runtime_dir);
+    let starter = Arc::new(Starter::new(spawner, runtime_dir.engine_sockets(), Cgroups::find(), sources));
     let broker = Arc::new(Broker::new(starter, population));
     let control = bind_control(&runtime_dir)?;
     control::serve(control.listener().try_clone()?, broker.clone())?;
@@ -70,6 +76,16 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     control.unlink();
     broker.shut_down();
     Ok(())
+}
+
+fn sources(config: &Config, runtime_dir: &RuntimeDir) -> Sources {
+    let mut reserved = vec![("the runtime directory", runtime_dir.path().to_path_buf())];
+    for path in config.kubelet_dir.iter() {
+        // As it was named, and where it leads to.
+        reserved.push(("the kubelet's directory", path.clone()));
+        reserved.extend(path.canonicalize().ok().map(|path| ("the kubelet's directory", path)));
+    }
+    Sources { root: config.source_root.clone(), allowed: config.allowed_sources.clone(), reserved }
 }
 
 /// The path is kept as it is: what lies there when an engine is started is what is started, so that a new binary
@@ -87,6 +103,7 @@ fn block_ending_signals() -> io::Result<SigSet> {
 }
 
 fn bind_control(runtime_dir: &RuntimeDir) -> Result<BoundSocket, RunError> {
-    let spec = SocketSpec { path: runtime_dir.control_socket(), owner: None, group: None, mode: 0o600 };
+    let path = runtime_dir.control_socket();
+    let spec = SocketSpec { path, directory_given: false, owner: None, group: None, mode: 0o600 };
     BoundSocket::bind(&spec).map_err(|error| RunError::ControlSocket(error.into()))
 }

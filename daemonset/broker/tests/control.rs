@@ -206,9 +206,9 @@ fn requests_that_make_no_sense_are_invalid() {
     let mut other_source = good.clone();
     other_source.source = broker.source("elsewhere");
     let requests = [
-        Request::Apply { endpoint: other_name },
-        Request::Apply { endpoint: bad_name },
-        Request::Apply { endpoint: other_source },
+        Request::Apply { endpoint: other_name, tried_at: None },
+        Request::Apply { endpoint: bad_name, tried_at: None },
+        Request::Apply { endpoint: other_source, tried_at: None },
         Request::Preflight { source: "relative".into(), sub_path: None, engine: EngineConfig::stock(Access::ReadOnly) },
     ];
     for request in requests {

@@ -147,6 +147,11 @@ impl FramedStream {
 
     /// Sends one message.
     pub fn send<M: Serialize>(&mut self, message: &M) -> Result<(), ChannelError> {
+        self.send_with(message, &[])
+    }
+
+    /// Sends one message and its file descriptors, which travel with its first byte.
+    pub fn send_with<M: Serialize>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
         let body = serde_json::to_vec(message)?;
         if body.len() > MAX_MESSAGE {
             return Err(ChannelError::TooLarge(body.len()));
@@ -154,14 +159,21 @@ impl FramedStream {
         let mut frame = Vec::with_capacity(4 + body.len());
         frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
         frame.extend_from_slice(&body);
-        self.stream.write_all(&frame)?;
+        let sent = if fds.is_empty() { 0 } else { send_beside(&self.stream, &frame, fds)? };
+        self.stream.write_all(&frame[sent..])?;
         Ok(())
     }
 
-    /// Waits for one message.
+    /// Waits for one message. File descriptors beside it are closed.
     pub fn receive<M: DeserializeOwned>(&mut self) -> Result<M, ChannelError> {
+        self.receive_with().map(|(message, _)| message)
+    }
+
+    /// Waits for one message and takes the file descriptors beside it, close-on-exec.
+    pub fn receive_with<M: DeserializeOwned>(&mut self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+        let mut reader = FdReader { stream: &self.stream, fds: Vec::new(), too_many: false };
         let mut length = [0u8; 4];
-        match self.stream.read_exact(&mut length) {
+        match reader.read_exact(&mut length) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ChannelError::Closed),
             other => other?,
         }
@@ -170,8 +182,48 @@ impl FramedStream {
             return Err(ChannelError::TooLarge(length));
         }
         let mut body = vec![0u8; length];
-        self.stream.read_exact(&mut body)?;
-        Ok(serde_json::from_slice(&body)?)
+        reader.read_exact(&mut body)?;
+        if reader.too_many {
+            return Err(ChannelError::TooManyFds);
+        }
+        let fds = reader.fds;
+        Ok((serde_json::from_slice(&body)?, fds))
+    }
+}
+
+/// Sends as much as goes at once; the descriptors are with it, however much that is.
+fn send_beside(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, ChannelError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if fds.len() > MAX_FDS || !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(ChannelError::TooManyFds);
+    }
+    Ok(retry(|| sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?)
+}
+
+/// Reads a stream and keeps the descriptors that come along.
+struct FdReader<'a> {
+    stream: &'a UnixStream,
+    fds: Vec<OwnedFd>,
+    too_many: bool,
+}
+
+impl Read for FdReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received =
+            retry(|| recvmsg(self.stream, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                self.fds.extend(rights);
+            }
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_FDS {
+            self.too_many = true;
+            self.fds.clear();
+        }
+        Ok(received.bytes)
     }
 }
 
@@ -227,6 +279,39 @@ mod tests {
         let (mut a, b) = UnixStream::pair().unwrap();
         a.write_all(&u32::MAX.to_le_bytes()).unwrap();
         assert!(matches!(FramedStream::new(b).receive::<u32>(), Err(ChannelError::TooLarge(_))));
+    }
+
+    #[test]
+    fn descriptors_come_with_the_frame_that_they_were_sent_with() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (FramedStream::new(a), FramedStream::new(b));
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        a.send(&"before").unwrap();
+        a.send_with(&"with", &[writer.as_fd()]).unwrap();
+        a.send(&"after").unwrap();
+        drop(writer);
+        let (message, fds) = b.receive_with::<String>().unwrap();
+        assert_eq!((message.as_str(), fds.len()), ("before", 0));
+        let (message, fds) = b.receive_with::<String>().unwrap();
+        assert_eq!((message.as_str(), fds.len()), ("with", 1));
+        File::from(fds.into_iter().next().unwrap()).write_all(b"through").unwrap();
+        let (message, fds) = b.receive_with::<String>().unwrap();
+        assert_eq!((message.as_str(), fds.len()), ("after", 0));
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn descriptors_that_nobody_wants_are_closed() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let (mut a, mut b) = (FramedStream::new(a), FramedStream::new(b));
+        let (reader, writer) = std::io::pipe().unwrap();
+        a.send_with(&"with", &[writer.as_fd()]).unwrap();
+        drop(writer);
+        assert_eq!(b.receive::<String>().unwrap(), "with");
+        // Were the received copy of the writing end left open, this would wait for ever.
+        assert_eq!(std::io::read_to_string(reader).unwrap(), "");
     }
 
     #[test]

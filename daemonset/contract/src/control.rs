@@ -39,9 +39,13 @@ pub struct Endpoint {
     pub socket: SocketSpec,
     /// Configuration of its engines. Sessions that run are handed over to engines of a new one.
     pub engine: EngineConfig,
-    /// Is a second session at the same time refused?
+    /// Is a second session at the same time refused? It counts what is connected at other exclusive endpoints of the
+    /// same source too: several endpoints are no way around it.
     #[serde(default)]
     pub exclusive: bool,
+    /// For whom it is, in words for people. Nobody acts upon them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
 }
 
 /// Where to listen, and who may connect.
@@ -50,6 +54,10 @@ pub struct Endpoint {
 pub struct SocketSpec {
     /// Path of the socket.
     pub path: PathBuf,
+    /// Is the socket's directory not looked for at `path`, but the one whose descriptor comes beside the request? The
+    /// path then says where that is for whoever asks, and its last part is the socket's name there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub directory_given: bool,
     /// Owner; none: the broker's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<u32>,
@@ -70,10 +78,15 @@ pub enum Request {
     },
     /// Bring the endpoint of this name into being, or change it. The configuration is tried first
     /// (preflight); where that fails nothing changes and the answer is [`Response::Refused`]. Doing it
-    /// twice is doing it once. Answered with [`Response::Applied`].
+    /// twice is doing it once: a socket that is in place, in the same directory, is not bound anew. Answered with
+    /// [`Response::Applied`]. Where [`SocketSpec::directory_given`], one descriptor comes beside it: the directory.
     Apply {
         /// The endpoint wanted.
         endpoint: Endpoint,
+        /// Name of another endpoint. If that is in force with the same directory and configuration, what its trial
+        /// found is taken for this one too, and nothing is tried.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tried_at: Option<String>,
     },
     /// Stop listening at the endpoint. Its sessions run on until their VMM leaves, or end at once with
     /// `force`. An unknown name is no error. Answered with [`Response::Done`].
@@ -301,7 +314,7 @@ pub struct Status {
 pub struct EndpointStatus {
     /// The endpoint in force.
     pub endpoint: Endpoint,
-    /// Does it accept VMMs?
+    /// Does it accept VMMs? Not when somebody has taken its socket away.
     pub listening: bool,
     /// What its last trial found.
     pub preflight: Preflight,

@@ -6,6 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::Cluster;
@@ -17,9 +19,11 @@ const FAREWELL: Duration = Duration::from_secs(15);
 /// Agent and broker of a node. Dropped, both are asked to end.
 pub struct NodeDaemons {
     agent: Option<Process>,
-    broker: Process,
+    broker: Option<Process>,
     node: String,
     kubeconfig: PathBuf,
+    /// Does the agent serve a kubelet?
+    volumes: bool,
     dir: TempDir,
 }
 
@@ -29,15 +33,96 @@ impl NodeDaemons {
     /// # Errors
     /// When they are not built or do not start.
     pub fn start(cluster: &Cluster, node: &str) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("node-").tempdir_in(cluster.dir());
+        Self::start_with(cluster, node, false)
+    }
+
+    /// The same with an agent that serves a kubelet, whose directory is [`NodeDaemons::kubelet_dir`].
+    ///
+    /// # Errors
+    /// When they are not built or do not start.
+    pub fn start_with_volumes(cluster: &Cluster, node: &str) -> Result<Self> {
+        Self::start_with(cluster, node, true)
+    }
+
+    fn start_with(cluster: &Cluster, node: &str, volumes: bool) -> Result<Self> {
+        // Sockets lie deep below it, and their paths must not be long.
+        let dir = tempfile::Builder::new().prefix("n-").tempdir_in(cluster.dir());
         let dir = dir.context("making a directory for a node")?;
-        let mut broker = Command::new(binary("virtiofs-broker")?);
-        broker.arg("--runtime-dir").arg(dir.path().join("run"));
-        let broker = Process::start(broker, &dir.path().join("broker.log"), FAREWELL)?;
         let kubeconfig = cluster.agent_of(node)?.kubeconfig().to_owned();
-        let mut daemons = NodeDaemons { agent: None, broker, node: node.to_owned(), kubeconfig, dir };
+        let mut daemons = NodeDaemons { agent: None, broker: None, node: node.to_owned(), kubeconfig, volumes, dir };
+        daemons.start_broker()?;
         daemons.start_agent()?;
         Ok(daemons)
+    }
+
+    /// Starts the broker.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_broker(&mut self) -> Result<()> {
+        let mut broker = Command::new(binary("virtiofs-broker")?);
+        broker.arg("--runtime-dir").arg(self.runtime_dir());
+        self.broker = Some(Process::start(broker, &self.dir.path().join("broker.log"), FAREWELL)?);
+        Ok(())
+    }
+
+    /// Kills the broker, and with it its engines.
+    ///
+    /// # Errors
+    /// When it does not die.
+    pub fn kill_broker(&mut self) -> Result<()> {
+        let broker = self.broker.take().context("there is no broker")?;
+        kill_now(&broker)
+    }
+
+    /// Kills the agent.
+    ///
+    /// # Errors
+    /// When it does not die.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        let agent = self.agent.take().context("there is no agent")?;
+        kill_now(&agent)
+    }
+
+    /// Process id of the broker.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn broker_pid(&self) -> Result<u32> {
+        Ok(self.broker.as_ref().context("there is no broker")?.id())
+    }
+
+    /// Starts another agent for the node beside this one, and returns it.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_another_agent(&self, log: &str) -> Result<Process> {
+        Process::start(self.agent_command()?, &self.dir.path().join(log), FAREWELL)
+    }
+
+    /// Puts another agent in the place of this one, which has ended.
+    pub fn replace_agent(&mut self, agent: Process) {
+        self.agent = Some(agent);
+    }
+
+    fn agent_command(&self) -> Result<Command> {
+        let mut agent = Command::new(binary("virtiofs-agent")?);
+        agent.env("KUBECONFIG", &self.kubeconfig);
+        agent.args(["node", "--node", &self.node, "--runtime-dir"]).arg(self.runtime_dir());
+        if self.volumes {
+            agent.arg("--kubelet-dir").arg(self.kubelet_dir());
+        }
+        Ok(agent)
+    }
+
+    /// Where agent and broker meet.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// The kubelet's directory.
+    pub fn kubelet_dir(&self) -> PathBuf {
+        self.dir.path().join("k")
     }
 
     /// Starts the agent.
@@ -45,10 +130,7 @@ impl NodeDaemons {
     /// # Errors
     /// When it does not start.
     pub fn start_agent(&mut self) -> Result<()> {
-        let mut agent = Command::new(binary("virtiofs-agent")?);
-        agent.env("KUBECONFIG", &self.kubeconfig);
-        agent.args(["node", "--node", &self.node, "--runtime-dir"]).arg(self.dir.path().join("run"));
-        self.agent = Some(Process::start(agent, &self.dir.path().join("agent.log"), FAREWELL)?);
+        self.agent = Some(Process::start(self.agent_command()?, &self.dir.path().join("agent.log"), FAREWELL)?);
         Ok(())
     }
 
@@ -82,13 +164,20 @@ impl NodeDaemons {
     /// What both said last.
     pub fn log_tail(&self) -> String {
         let agent = self.agent.as_ref().map(Process::log_tail).unwrap_or_default();
-        format!("{agent}\n{}", self.broker.log_tail())
+        let broker = self.broker.as_ref().map(Process::log_tail).unwrap_or_default();
+        format!("{agent}\n{broker}")
     }
 }
 
-/// A daemon for tests, built by `make api`.
+fn kill_now(process: &Process) -> Result<()> {
+    kill(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL).context("killing a daemon")?;
+    process.wait_for(FAREWELL)?.map(drop).context("a daemon does not die")
+}
+
+/// A daemon for tests, built by `make api`; `VIRTIOFS_BINARIES` names a directory of others, for figures.
 fn binary(name: &str) -> Result<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug").join(name);
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug");
+    let path = std::env::var_os("VIRTIOFS_BINARIES").map_or_else(built, PathBuf::from).join(name);
     ensure!(path.exists(), "{} is not there: use `make api`", path.display());
     Ok(path)
 }

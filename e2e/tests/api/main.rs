@@ -8,10 +8,12 @@ mod chart;
 mod crash;
 mod deletion;
 mod exports;
+mod kubelet;
 mod nodes;
 mod permissions;
 mod rollouts;
 mod schema;
+mod volumes;
 mod world;
 
 use std::process::ExitCode;
@@ -44,6 +46,12 @@ const TESTS: &[Test<World>] = &[
     ("a_real_agent_serves_reports_changes_and_lets_go", agent::a_real_agent_serves_reports_changes_and_lets_go),
     ("a_remedy_is_told_and_the_share_stays_ready", agent::a_remedy_is_told_and_the_share_stays_ready),
     ("an_agent_goes_on_without_an_api_server", agent::an_agent_goes_on_without_an_api_server),
+    ("a_pod_gets_a_share_and_leaves_nothing", volumes::a_pod_gets_a_share_and_leaves_nothing),
+    ("who_may_not_have_a_share_is_told", volumes::who_may_not_have_a_share_is_told_and_so_is_the_admin),
+    ("volumes_outlast_what_dies", volumes::volumes_outlast_what_dies),
+    ("the_driver_stays_registered", volumes::the_driver_stays_registered),
+    ("how_long_a_volume_takes", volumes::how_long_a_volume_takes),
+    ("csi_sanity_finds_nothing_wrong", volumes::csi_sanity_finds_nothing_wrong),
     ("an_operator_killed_before_any_write_is_replaced", crash::an_operator_killed_before_any_write_is_replaced),
     ("of_two_operators_one_works", crash::of_two_operators_one_works),
     ("the_api_server_goes_away_and_comes_back", crash::the_api_server_goes_away_and_comes_back),

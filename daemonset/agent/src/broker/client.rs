@@ -1,6 +1,7 @@
 //! One conversation on the broker's control socket.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -91,15 +92,31 @@ impl Client {
 
     /// Has an endpoint served, or served differently; what its trial found.
     pub(crate) fn apply(&mut self, endpoint: Endpoint) -> Result<Preflight, ClientError> {
-        match self.call(&Request::Apply { endpoint }, TRIAL_WITHIN)? {
+        self.applied(&Request::Apply { endpoint, tried_at: None }, &[])
+    }
+
+    /// The same for one whose socket is to be in this directory. What was found at `tried_at`, if that serves the same,
+    /// is not tried again.
+    pub(crate) fn apply_in(
+        &mut self,
+        endpoint: Endpoint,
+        directory: BorrowedFd<'_>,
+        tried_at: Option<String>,
+    ) -> Result<Preflight, ClientError> {
+        self.applied(&Request::Apply { endpoint, tried_at }, &[directory])
+    }
+
+    fn applied(&mut self, request: &Request, beside: &[BorrowedFd<'_>]) -> Result<Preflight, ClientError> {
+        match self.call_with(request, beside, TRIAL_WITHIN)? {
             Response::Applied { preflight } => Ok(preflight),
             other => Err(unexpected(other)),
         }
     }
 
-    /// Lets no more VMMs connect to an endpoint; its sessions run on.
-    pub(crate) fn remove(&mut self, name: &str) -> Result<(), ClientError> {
-        self.done(&Request::Remove { name: name.to_owned(), force: false }, ANSWER_WITHIN)
+    /// Lets no more VMMs connect to an endpoint; its sessions run on, or end with `force`.
+    pub(crate) fn remove(&mut self, name: &str, force: bool) -> Result<(), ClientError> {
+        let within = if force { TRIAL_WITHIN } else { ANSWER_WITHIN };
+        self.done(&Request::Remove { name: name.to_owned(), force }, within)
     }
 
     /// Gives the sessions of an endpoint, or one of them, new engines. It is under way when this returns.
@@ -192,8 +209,17 @@ impl Client {
     }
 
     fn call(&mut self, request: &Request, within: Duration) -> Result<Response, ClientError> {
+        self.call_with(request, &[], within)
+    }
+
+    fn call_with(
+        &mut self,
+        request: &Request,
+        beside: &[BorrowedFd<'_>],
+        within: Duration,
+    ) -> Result<Response, ClientError> {
         self.stream.stream().set_read_timeout(Some(within)).map_err(ChannelError::Io)?;
-        self.stream.send(request)?;
+        self.stream.send_with(request, beside)?;
         Ok(self.stream.receive()?)
     }
 }
@@ -242,7 +268,7 @@ mod tests {
     fn a_senseless_request_comes_back_with_the_brokers_words() {
         let welcome = Response::Welcome { version: VERSION, pid: 1 };
         let (_folder, socket) = answering(vec![welcome, Response::Invalid { message: "name: empty".into() }]);
-        let error = Client::connect(&socket).unwrap().remove("").unwrap_err();
+        let error = Client::connect(&socket).unwrap().remove("", false).unwrap_err();
         assert!(matches!(error, ClientError::Invalid(message) if message == "name: empty"));
     }
 

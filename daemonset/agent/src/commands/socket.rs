@@ -27,7 +27,7 @@ pub(crate) fn socket(args: &SocketArgs) -> Result<bool> {
     if args.remove {
         let known = status.endpoints.iter().find(|it| it.endpoint.name == name && it.listening);
         ensure!(known.is_some(), "there is no socket {:?} of share {:?}", args.name, args.share);
-        client.remove(&name)?;
+        client.remove(&name, false)?;
         print(&format!("{name}: removed; VMs that use it go on\n"))?;
         return Ok(true);
     }
@@ -35,6 +35,7 @@ pub(crate) fn socket(args: &SocketArgs) -> Result<bool> {
     let endpoint = Endpoint {
         socket: SocketSpec {
             path: runtime_dir.share_socket(&name),
+            directory_given: false,
             owner: args.owner.or(own.socket.owner),
             group: args.group.or(own.socket.group),
             mode: args.mode.unwrap_or(own.socket.mode),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use virtiofs_contract::control::{EndpointStatus, SessionStatus};
+use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionStatus};
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 use virtiofs_crds::export::share_of;
@@ -45,7 +45,7 @@ pub(crate) struct Known<'a> {
     /// Since when this has been asked.
     pub(crate) asked_since: Instant,
     /// Who a session's VM is.
-    pub(crate) user: fn(&SessionStatus) -> String,
+    pub(crate) user: fn(&Endpoint, &SessionStatus) -> String,
 }
 
 /// What is said of an export now; none: it cannot be told yet, and what was said before stands.
@@ -56,19 +56,24 @@ pub(crate) fn answer(
 ) -> Option<VirtiofsExportStatus> {
     let own: Vec<&EndpointStatus> =
         known.endpoints.iter().filter(|it| belongs_to(&it.endpoint.name, &export.spec.share)).collect();
-    let sessions: Vec<&SessionStatus> = own.iter().flat_map(|it| &it.sessions).collect();
+    let sessions: Vec<(&Endpoint, &SessionStatus)> =
+        own.iter().flat_map(|it| it.sessions.iter().map(|session| (&it.endpoint, session))).collect();
     let said = match export.spec.mode {
         ExportMode::Serve => serve(export, known, &own, now.0),
         // Before it has stopped listening, nothing can be said for good: a VM might still come.
         ExportMode::Drain if own.iter().any(|it| it.listening) => return None,
-        ExportMode::Drain => drain(export, &sessions),
+        ExportMode::Drain => drain(export, sessions.len()),
     };
     let before = export.status.as_ref();
     Some(VirtiofsExportStatus {
         observed_generation: export.metadata.generation,
         observed_revision: said.revision.or_else(|| before.and_then(|it| it.observed_revision.clone())),
         sessions: Some(i64::try_from(sessions.len()).unwrap_or(i64::MAX)),
-        users: sessions.iter().take(USERS_MAX).map(|session| cut(&(known.user)(session), 253)).collect(),
+        users: sessions
+            .iter()
+            .take(USERS_MAX)
+            .map(|(endpoint, session)| cut(&(known.user)(endpoint, session), 253))
+            .collect(),
         preflight: own.first().map(|it| preflight(&it.preflight)),
         stale: known.totals.map(|totals| total(totals.stale.iter().map(|it| it.events).sum())),
         staleness: known.totals.map(staleness).unwrap_or_default(),
@@ -118,8 +123,8 @@ fn serve(export: &VirtiofsExport, known: &Known<'_>, own: &[&EndpointStatus], no
     Said { revision, conditions: vec![ready, degraded] }
 }
 
-fn drain(export: &VirtiofsExport, sessions: &[&SessionStatus]) -> Said {
-    let reason = if sessions.is_empty() { DRAINED } else { DRAINING };
+fn drain(export: &VirtiofsExport, sessions: usize) -> Said {
+    let reason = if sessions == 0 { DRAINED } else { DRAINING };
     let ready = (READY, false, reason.to_owned(), String::new());
     Said { revision: Some(export.spec.revision.clone()), conditions: vec![ready] }
 }

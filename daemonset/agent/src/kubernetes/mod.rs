@@ -14,5 +14,6 @@ mod recoveries;
 mod sink;
 mod source;
 
+pub(crate) use exports::Exports;
 pub(crate) use sink::Sink;
 pub(crate) use source::follow;

@@ -11,7 +11,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use virtiofs_contract::control::SessionStatus;
+use virtiofs_contract::control::{Endpoint, SessionStatus};
 use virtiofs_crds::schema::API_VERSION;
 use virtiofs_crds::{VirtiofsExport, VirtiofsExportStatus};
 
@@ -173,7 +173,10 @@ fn is_news(before: Option<&VirtiofsExportStatus>, status: &VirtiofsExportStatus,
 }
 
 /// A session's VM, as far as the node knows it.
-fn user(session: &SessionStatus) -> String {
+fn user(endpoint: &Endpoint, session: &SessionStatus) -> String {
+    if let Some(consumer) = &endpoint.consumer {
+        return consumer.clone();
+    }
     let comm = std::fs::read_to_string(format!("/proc/{}/comm", session.vmm_pid)).unwrap_or_default();
     match comm.trim() {
         "" => session.id.clone(),

@@ -4,6 +4,7 @@ mod families;
 mod sample;
 mod server;
 mod staleness;
+mod volumes;
 
 pub(crate) use families::page;
 pub(crate) use server::{Serving, bind, serve};

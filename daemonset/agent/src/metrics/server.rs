@@ -15,7 +15,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::families::families;
+use super::volumes;
 use crate::broker::observer::Observer;
+use crate::csi::RefusalCounts;
 use crate::reconcile::Turn;
 
 /// What the pages are made from.
@@ -24,6 +26,8 @@ pub(crate) struct Serving {
     pub(crate) observer: Arc<Observer>,
     /// How the shares are doing.
     pub(crate) turns: watch::Receiver<Turn>,
+    /// How often pods were refused a volume.
+    pub(crate) refusals: RefusalCounts,
 }
 
 /// Takes the address; a second agent's address clash is an error at once, not a log line.
@@ -45,8 +49,13 @@ pub(crate) async fn serve(listener: TcpListener, serving: Serving) {
 
 async fn metrics(State(serving): State<Arc<Serving>>) -> Response {
     let observation = serving.observer.observe().await;
-    let report = serving.turns.borrow().report.clone();
-    match TextEncoder::new().encode_to_string(&families(&report, &observation)) {
+    let (report, volumes) = {
+        let turn = serving.turns.borrow();
+        (turn.report.clone(), turn.volumes.clone())
+    };
+    let mut families = families(&report, &observation);
+    families.extend(volumes::families(&volumes, &serving.refusals));
+    match TextEncoder::new().encode_to_string(&families) {
         Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -14,7 +14,8 @@ use crate::observed::{Attempt, Effort, Observed, Outcome};
 use crate::offer::{Offer, offers, offers_of, share_of};
 use crate::overlap::{self, Ground, Served};
 use crate::runtime_dir::RuntimeDir;
-use crate::source::Source;
+use crate::source::{Source, Sources};
+use crate::volume::is_volume;
 
 /// How often a source is looked for: the time a share needs at most to notice that its source came or went.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -39,8 +40,8 @@ pub(crate) enum Action {
     Look { share: String },
     /// Have the broker serve a share at an endpoint.
     Apply { endpoint: Box<Endpoint>, source: Source },
-    /// Have the broker stop listening at an endpoint.
-    Withdraw { endpoint: String },
+    /// Have the broker stop listening at an endpoint; `force`: end its sessions too.
+    Withdraw { endpoint: String, force: bool },
 }
 
 /// What to do now, and when to think again.
@@ -59,6 +60,8 @@ pub(crate) struct Site {
     pub(crate) runtime_dir: RuntimeDir,
     /// Where shares are declared, where that is a directory.
     pub(crate) manifests: Option<PathBuf>,
+    /// Where sources are looked for.
+    pub(crate) sources: Sources,
 }
 
 /// Decides what to do.
@@ -73,6 +76,7 @@ pub(crate) fn plan(now: Instant, site: &Site, desired: &Desired, observed: &Obse
         let wanted: BTreeSet<_> = offers(desired, &observed.asked).map(|offer| offer.name).collect();
         due.withdraw_all_but(&wanted, observed);
     }
+    due.unpublish(observed);
     Plan { actions: due.actions, rest: due.rest }
 }
 
@@ -84,12 +88,14 @@ pub(crate) fn endpoint(runtime_dir: &RuntimeDir, share: &Share, source: &Source)
         source: source.path.clone(),
         socket: SocketSpec {
             path: runtime_dir.share_socket(share.name.as_str()),
+            directory_given: false,
             owner: share.socket.owner,
             group: share.socket.group,
             mode: share.socket.mode,
         },
         engine: share.engine.clone(),
         exclusive: share.exclusive,
+        consumer: None,
     }
 }
 
@@ -174,8 +180,13 @@ impl Due {
         if known.is_some_and(|it| it.listening && it.endpoint.source != endpoint.source) {
             // Another share of this name was here; nobody may get its files for the new one's.
             if !desired.partial {
-                self.actions.push(Action::Withdraw { endpoint: endpoint.name });
+                self.actions.push(Action::Withdraw { endpoint: endpoint.name, force: false });
             }
+            return;
+        }
+        let in_force = known.is_some_and(|it| it.listening && it.endpoint == endpoint);
+        if offer.is_volume() && in_force {
+            // What there is to complain of is said, and tried again, at the share's own endpoint.
             return;
         }
         if let Some(at) = try_at(self.now, &endpoint, source, known, effort.attempt.as_ref())
@@ -187,12 +198,28 @@ impl Due {
     }
 
     fn withdraw_all_but(&mut self, wanted: &BTreeSet<&str>, observed: &Observed) {
-        let listening = observed.endpoints.iter().flat_map(|endpoints| endpoints.values()).filter(|it| it.listening);
-        for name in listening.map(|it| &it.endpoint.name).filter(|name| !wanted.contains(name.as_str())) {
+        let endpoints = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
+        // One that neither listens nor has a session has lost its socket to somebody.
+        let open = endpoints.filter(|it| it.listening || it.sessions.is_empty());
+        let open = open.filter(|it| !is_volume(&it.endpoint) || observed.volumes.is_some());
+        for name in open.map(|it| &it.endpoint.name).filter(|name| !wanted.contains(name.as_str())) {
             let effort = observed.efforts.get(name);
             if effort.is_none_or(|effort| effort.busy_since.is_none()) {
                 let gone_since = effort.and_then(|effort| effort.unwanted_since).unwrap_or(self.now);
-                self.when(gone_since + WITHDRAW_AFTER, || Action::Withdraw { endpoint: name.clone() });
+                self.when(gone_since + WITHDRAW_AFTER, || Action::Withdraw { endpoint: name.clone(), force: false });
+            }
+        }
+    }
+
+    /// Volumes that are no more: their pods have ended, and whatever is connected still.
+    fn unpublish(&mut self, observed: &Observed) {
+        let Some(volumes) = &observed.volumes else { return };
+        let endpoints = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
+        let gone = endpoints.filter(|it| is_volume(&it.endpoint) && !volumes.may_have(&it.endpoint.name));
+        for name in gone.map(|it| &it.endpoint.name) {
+            if observed.efforts.get(name).is_none_or(|effort| effort.busy_since.is_none()) {
+                self.actions.retain(|action| !matches!(action, Action::Withdraw { endpoint, .. } if endpoint == name));
+                self.actions.push(Action::Withdraw { endpoint: name.clone(), force: true });
             }
         }
     }

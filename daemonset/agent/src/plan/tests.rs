@@ -10,7 +10,11 @@ use crate::desired::tests::{declared, desired};
 use crate::observed::{Look, Place};
 
 pub(crate) fn site() -> Site {
-    Site { runtime_dir: RuntimeDir::at(Path::new("/run/virtiofs")), manifests: None }
+    Site {
+        runtime_dir: RuntimeDir::at(Path::new("/run/virtiofs")),
+        manifests: None,
+        sources: crate::source::Sources::default(),
+    }
 }
 
 pub(crate) fn source(path: &str, inode: u64) -> Source {
@@ -41,7 +45,7 @@ impl Progress {
 /// A share whose source was looked for, with this result.
 pub(crate) fn looked(at: Instant, found: Result<Source, Finding>) -> Progress {
     let pinned = found.as_ref().ok().map(|source| source.path.clone());
-    let place = Place { look: Some(Look { at, found, bare: false }), pinned, ..Place::default() };
+    let place = Place { look: Some(Look { at, found, bare: false, space: None }), pinned, ..Place::default() };
     Progress { place, ..Progress::default() }
 }
 
@@ -233,7 +237,7 @@ fn a_share_is_withdrawn_only_after_it_was_gone_for_a_while() {
     let observed = observed(vec![there], vec![("a", progress)]);
     assert_eq!(plan(gone, &site(), &Desired::default(), &observed).actions, []);
     let later = plan(gone + WITHDRAW_AFTER, &site(), &Desired::default(), &observed);
-    assert_eq!(later.actions, [Action::Withdraw { endpoint: "a".into() }]);
+    assert_eq!(later.actions, [Action::Withdraw { endpoint: "a".into(), force: false }]);
 }
 
 #[test]
@@ -243,7 +247,7 @@ fn a_share_declared_anew_with_another_source_is_first_withdrawn() {
     let mut observed = observed(vec![old], vec![("a", seen(now, "/srv/a"))]);
     let desired = desired([declared("a", "/srv/a")]);
     let first = plan(now, &site(), &desired, &observed);
-    assert_eq!(first.actions, [Action::Withdraw { endpoint: "a".into() }]);
+    assert_eq!(first.actions, [Action::Withdraw { endpoint: "a".into(), force: false }]);
 
     observed.endpoints.as_mut().unwrap().get_mut("a").unwrap().listening = false;
     let second = plan(now, &site(), &desired, &observed);
@@ -325,7 +329,7 @@ fn an_endpoint_that_was_asked_for_follows_its_share_and_goes_with_it() {
     assert_eq!(gone.actions, [], "timed from when it was first missed");
     orphaned.remember(now, &Desired::default());
     let gone = plan(now + WITHDRAW_AFTER, &site(), &Desired::default(), &orphaned);
-    let withdrawn = |name: &str| Action::Withdraw { endpoint: name.into() };
+    let withdrawn = |name: &str| Action::Withdraw { endpoint: name.into(), force: false };
     assert_eq!(gone.actions, [withdrawn("a"), withdrawn("a.vm-7")]);
 }
 

@@ -61,7 +61,8 @@ fn efforts<'a>(observed: &'a Observed, share: &'a str) -> impl Iterator<Item = &
 /// doing; one that was asked for beside it makes it no worse than `Degraded`.
 pub(super) fn served(site: &Site, desired: &Desired, observed: &Observed, share: &Share) -> (ShareState, Vec<Notice>) {
     let source = observed.places.get(share.name.as_str()).and_then(Place::source);
-    let mut all = offers_of(share, &observed.asked).map(|offer| {
+    // What a pod asks for, such as a directory that is not there, is between it and its volume.
+    let mut all = offers_of(share, &observed.asked).filter(|offer| !offer.is_volume()).map(|offer| {
         let known = observed.endpoints.as_ref().and_then(|endpoints| endpoints.get(offer.name));
         let listening = known.filter(|it| it.listening);
         let as_declared =

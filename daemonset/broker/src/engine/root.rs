@@ -10,8 +10,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
+
+use super::source::Sources;
 
 /// STATX_MNT_ID_UNIQUE (Linux 6.8): a number that no later mount gets. Older kernels do not know it and give the
 /// other one, which a later mount may get; its device or inode number is another one then, as an engine holds on to
@@ -35,9 +37,8 @@ impl Root {
     }
 
     /// The directory that a path leads to, followed as for an engine's start. Blocks as long as its file system does.
-    pub(crate) fn at(path: &Path) -> Result<Root, Errno> {
-        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        Root::of(openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    pub(crate) fn at(path: &Path, sources: &Sources) -> Result<Root, Errno> {
+        Root::of(sources.open(path)?)
     }
 }
 
@@ -97,13 +98,15 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("a")).unwrap();
-        let served = Root::at(&root.join("a")).unwrap();
+        let sources = Sources { root: "/".into(), allowed: Vec::new(), reserved: Vec::new() };
+        let at = |path: &str| Root::at(&root.join(path), &sources);
+        let served = at("a").unwrap();
         assert_eq!(Root::of(File::open(root.join("a")).unwrap()), Ok(served));
         std::fs::rename(root.join("a"), root.join("b")).unwrap();
-        assert_eq!(Root::at(&root.join("a")), Err(Errno::NOENT));
+        assert_eq!(at("a"), Err(Errno::NOENT));
         std::fs::create_dir(root.join("a")).unwrap();
-        assert!(departed(served, Root::at(&root.join("a"))).is_some());
+        assert!(departed(served, at("a")).is_some());
         std::os::unix::fs::symlink("b", root.join("link")).unwrap();
-        assert!(departed(served, Root::at(&root.join("link"))).is_some(), "engines are not started there either");
+        assert!(departed(served, at("link")).is_some(), "engines are not started there either");
     }
 }

@@ -18,22 +18,49 @@ const KERNEL_FILE_SYSTEMS: [u64; 9] =
 
 const KERNEL_DIRECTORIES: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// Places that must not be shared because the broker itself lives there.
+/// Where sources are, and which must not be shared.
 #[derive(Clone, Debug)]
-pub(crate) struct Reserved {
-    runtime_dir: PathBuf,
+pub(crate) struct Sources {
+    /// The directory below which the paths of sources lead: `/`, or where the host's are in a container.
+    pub(crate) root: PathBuf,
+    /// Directories in which sources may be; none: anywhere.
+    pub(crate) allowed: Vec<PathBuf>,
+    /// Directories that no source may overlap, and what they are.
+    pub(crate) reserved: Vec<(&'static str, PathBuf)>,
 }
 
-impl Reserved {
-    /// `runtime_dir` is canonical.
-    pub(crate) fn new(runtime_dir: PathBuf) -> Self {
-        Reserved { runtime_dir }
+impl Sources {
+    /// Opens a path below the root, and never through a symbolic link.
+    pub(crate) fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        let root = openat(CWD, &self.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let below = if below.as_os_str().is_empty() { Path::new(".") } else { below };
+        openat2(root, below, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), NO_LINKS | ResolveFlags::IN_ROOT)
     }
 
-    fn overlaps(&self, source: &Path) -> bool {
-        self.runtime_dir.starts_with(source) || source.starts_with(&self.runtime_dir)
+    /// Why a path is not to be shared, whatever is there.
+    fn forbids(&self, path: &Path) -> Option<Finding> {
+        if let Some(kernel) = KERNEL_DIRECTORIES.iter().find(|kernel| path.starts_with(kernel)) {
+            let why = format!("lies below {kernel}");
+            return Some(forbidden(path, &why, "share a directory of an ordinary file system"));
+        }
+        let overlaps = |place: &Path| place.starts_with(path) || path.starts_with(place);
+        if let Some((what, place)) = self.reserved.iter().find(|(_, place)| overlaps(place)) {
+            let why = format!("overlaps {what} {}", place.display());
+            return Some(forbidden(path, &why, "share a directory beside it, or move it out of the share"));
+        }
+        let outside = !self.allowed.is_empty() && !self.allowed.iter().any(|allowed| path.starts_with(allowed));
+        outside.then(|| {
+            forbidden(
+                path,
+                "lies in none of the directories that the broker was allowed to share",
+                "allow it with --allowed-source; in a cluster with the chart's value allowedSources",
+            )
+        })
     }
 }
+
+const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_MAGICLINKS);
 
 /// The directory that engines of an endpoint serve.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,26 +78,16 @@ impl Place {
 }
 
 /// Opens the directory (`O_PATH`), or says what is wrong with it.
-pub(crate) fn open_source(place: &Place, reserved: &Reserved) -> Result<OwnedFd, Finding> {
+pub(crate) fn open_source(place: &Place, sources: &Sources) -> Result<OwnedFd, Finding> {
     let path = &place.path();
-    if let Some(kernel) = KERNEL_DIRECTORIES.iter().find(|kernel| path.starts_with(kernel)) {
-        return Err(forbidden(path, &format!("lies below {kernel}"), "share a directory of an ordinary file system"));
+    if let Some(finding) = sources.forbids(path) {
+        return Err(finding);
     }
-    if reserved.overlaps(path) {
-        let why = format!("overlaps the runtime directory {}", reserved.runtime_dir.display());
-        return Err(forbidden(
-            path,
-            &why,
-            "move the runtime directory out of the share, or share a directory beside it",
-        ));
-    }
-    let no_links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let mut fd = openat2(CWD, &place.source, flags, Mode::empty(), no_links)
-        .map_err(|errno| not_opened(&place.source, errno))?;
+    let mut fd = sources.open(&place.source).map_err(|errno| not_opened(&place.source, errno))?;
     if let Some(sub_path) = &place.sub_path {
         // Guests that have the whole source can rename and replace whatever lies on the way.
-        fd = openat2(&fd, sub_path, flags, Mode::empty(), no_links | ResolveFlags::BENEATH)
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        fd = openat2(&fd, sub_path, flags, Mode::empty(), NO_LINKS | ResolveFlags::BENEATH)
             .map_err(|errno| not_opened(path, errno))?;
     }
     let stat = fstat(&fd).map_err(|errno| not_opened(path, errno))?;
@@ -146,7 +163,43 @@ mod tests {
 
     fn reason_below(path: &Path, sub_path: Option<&str>, runtime_dir: &Path) -> Option<Reason> {
         let place = Place { source: path.into(), sub_path: sub_path.map(PathBuf::from) };
-        open_source(&place, &Reserved::new(runtime_dir.into())).err().map(|finding| finding.reason)
+        open_source(&place, &sources(runtime_dir)).err().map(|finding| finding.reason)
+    }
+
+    fn sources(runtime_dir: &Path) -> Sources {
+        let reserved = vec![("the runtime directory", runtime_dir.into())];
+        Sources { root: "/".into(), allowed: Vec::new(), reserved }
+    }
+
+    #[test]
+    fn sources_lie_below_the_root_and_are_named_without_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("host/srv/data/below")).unwrap();
+        std::fs::create_dir_all(root.join("host/var/lib/kubelet/pods")).unwrap();
+        symlink("/srv", root.join("host/link")).unwrap();
+        let sources = Sources {
+            root: root.join("host"),
+            allowed: vec!["/srv/data".into(), "/var".into()],
+            reserved: vec![("the kubelet's directory", "/var/lib/kubelet".into())],
+        };
+        for (path, reason) in [
+            ("/srv/data", None),
+            ("/srv/data/below", None),
+            ("/srv/database", Some(Reason::SourceForbidden)),
+            ("/srv", Some(Reason::SourceForbidden)),
+            ("/link/data", Some(Reason::SourceForbidden)),
+            ("/var/lib/kubelet/pods", Some(Reason::SourceForbidden)),
+            ("/var/lib", Some(Reason::SourceForbidden)),
+            ("/var/nothing", Some(Reason::SourceMissing)),
+        ] {
+            let place = Place { source: path.into(), sub_path: None };
+            let found = open_source(&place, &sources);
+            assert_eq!(found.as_ref().err().map(|finding| finding.reason), reason, "{path}");
+            if let Err(finding) = found {
+                assert!(!finding.message.contains("host"), "{finding}");
+            }
+        }
     }
 
     #[test]

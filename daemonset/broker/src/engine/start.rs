@@ -24,7 +24,7 @@ use super::log::{self, EngineLog};
 use super::mount_point::{self, MountPoint};
 use super::process::{EngineProcess, Purpose, Spawner};
 use super::root::Root;
-use super::source::{Place, Reserved, open_source};
+use super::source::{Place, Sources, open_source};
 use crate::poll::{Interest, wait_readable};
 use crate::session::estate::Estate;
 use crate::session::parking::Attendant;
@@ -78,7 +78,7 @@ pub(crate) struct Starter {
     spawner: Spawner,
     sockets: PathBuf,
     cgroups: Cgroups,
-    reserved: Reserved,
+    pub(crate) sources: Sources,
     serial: AtomicU64,
     trials: Mutex<Trials>,
     trial_ended: Condvar,
@@ -105,12 +105,12 @@ struct Begun {
 
 impl Starter {
     /// `sockets` is a directory that nobody else can enter.
-    pub(crate) fn new(spawner: Spawner, sockets: PathBuf, cgroups: Cgroups, reserved: Reserved) -> Self {
+    pub(crate) fn new(spawner: Spawner, sockets: PathBuf, cgroups: Cgroups, sources: Sources) -> Self {
         Starter {
             spawner,
             sockets,
             cgroups,
-            reserved,
+            sources,
             serial: AtomicU64::new(0),
             trials: Mutex::default(),
             trial_ended: Condvar::new(),
@@ -119,7 +119,7 @@ impl Starter {
 
     /// Starts an engine. Blocks as long as the source does: to be called from a thread that may.
     pub(crate) fn start(&self, job: &Job, estate: &Estate) -> Result<Engine, Finding> {
-        let source = open_source(&job.place, &self.reserved)?;
+        let source = open_source(&job.place, &self.sources)?;
         let mounted_at = MountPoint::of(&source);
         mount_point::check(estate.mounted_at().as_ref(), mounted_at.as_ref())?;
         let (listener, connection) = self.connected_pair().map_err(|error| not_started(&error))?;
@@ -173,9 +173,9 @@ impl Starter {
     /// Is the directory there, and if it was mounted somewhere, still or again? Costs no more than
     /// [`START_DEADLINE`], whatever the source does.
     pub(crate) fn look_at(&self, place: &Place, mounted_at: Option<MountPoint>) -> Result<(), Finding> {
-        let (reserved, looked_at) = (self.reserved.clone(), place.clone());
+        let (sources, looked_at) = (self.sources.clone(), place.clone());
         let look = aside("look", START_DEADLINE, move || {
-            let source = open_source(&looked_at, &reserved)?;
+            let source = open_source(&looked_at, &sources)?;
             mount_point::check(mounted_at.as_ref(), MountPoint::of(&source).as_ref())
         });
         look.map_err(|error| not_started(&error))?.unwrap_or_else(|| Err(hung(&place.path())))
@@ -220,7 +220,7 @@ impl Starter {
     }
 
     fn try_out(&self, place: &Place, config: EngineConfig) -> Result<Preflight, Finding> {
-        let source = open_source(place, &self.reserved)?;
+        let source = open_source(place, &self.sources)?;
         let limits = config.limits.clone();
         let first = ToEngine::Preflight { version: VERSION, config };
         self.begin(Purpose::Trial(place.path()), &limits, &first, &[source.as_fd()])?.verdict("trial")

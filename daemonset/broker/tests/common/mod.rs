@@ -5,6 +5,7 @@
 pub(crate) mod fuse;
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -159,12 +160,14 @@ impl Broker {
             sub_path: None,
             socket: SocketSpec {
                 path: self.runtime_dir().join(format!("shares/{name}.sock")),
+                directory_given: false,
                 owner: None,
                 group: None,
                 mode: 0o600,
             },
             engine: EngineConfig::stock(Access::ReadWrite),
             exclusive: false,
+            consumer: None,
         }
     }
 
@@ -244,8 +247,23 @@ impl Control {
         self.0.receive().unwrap()
     }
 
+    pub(crate) fn ask_with(&mut self, request: &Request, beside: &fs::File) -> Response {
+        self.0.send_with(request, &[beside.as_fd()]).unwrap();
+        self.0.receive().unwrap()
+    }
+
     pub(crate) fn apply(&mut self, endpoint: &Endpoint) -> Result<Preflight, Finding> {
-        match self.ask(&Request::Apply { endpoint: endpoint.clone() }) {
+        match self.ask(&Request::Apply { endpoint: endpoint.clone(), tried_at: None }) {
+            Response::Applied { preflight } => Ok(preflight),
+            Response::Refused { finding } => Err(finding),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The same for a socket in a directory that is sent along.
+    pub(crate) fn apply_in(&mut self, endpoint: &Endpoint, directory: &Path) -> Result<Preflight, Finding> {
+        let request = Request::Apply { endpoint: endpoint.clone(), tried_at: None };
+        match self.ask_with(&request, &fs::File::open(directory).unwrap()) {
             Response::Applied { preflight } => Ok(preflight),
             Response::Refused { finding } => Err(finding),
             other => panic!("{other:?}"),

@@ -47,7 +47,7 @@ fn known<'a>(report: Option<&'a ShareReport>, endpoints: &'a [EndpointStatus]) -
         totals: None,
         recoveries: RecoveryCounts::default(),
         asked_since: Instant::now(),
-        user: |session| session.id.clone(),
+        user: |_, session| session.id.clone(),
     }
 }
 

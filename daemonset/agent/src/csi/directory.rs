@@ -1,0 +1,99 @@
+//! The directory of a volume: a plain one, in which the broker binds the socket. Nothing is ever mounted on it.
+
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+
+use rustix::fs::{XattrFlags, setxattr};
+
+use crate::volume::SOCKET;
+
+/// Containers may use what has this label (SELinux).
+const LABEL: &str = "system_u:object_r:container_file_t:s0";
+
+/// Makes the directory where it is missing. The kubelet has made what is above it.
+///
+/// # Errors
+/// It cannot be made, or something else is there.
+pub(super) fn make(target_path: &Path) -> io::Result<()> {
+    match DirBuilder::new().create(target_path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if !fs::symlink_metadata(target_path)?.is_dir() {
+        return Err(io::Error::other("something is there that is not a directory"));
+    }
+    // Whatever the umask: the pod's user goes through it to the socket, whose mode says who may connect.
+    fs::set_permissions(target_path, fs::Permissions::from_mode(0o755))?;
+    label(target_path);
+    Ok(())
+}
+
+/// The kubelet labels no volume that is read-only. What is made in the directory inherits its type.
+fn label(target_path: &Path) {
+    if !Path::new("/sys/fs/selinux/enforce").exists() {
+        return;
+    }
+    if let Err(errno) = setxattr(target_path, "security.selinux", LABEL.as_bytes(), XattrFlags::empty()) {
+        tracing::warn!(error = %io::Error::from(errno), path = %target_path.display(), "the volume gets no label");
+    }
+}
+
+/// Removes the directory with the socket, and what a broker that died has left of one. What is not there is removed.
+///
+/// # Errors
+/// Something that is not ours lies in it.
+pub(super) fn remove(target_path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(target_path) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = name == SOCKET || name.as_encoded_bytes().starts_with(b".virtiofs-");
+        if ours && entry.file_type()?.is_socket() {
+            missing_is_fine(fs::remove_file(entry.path()))?;
+        }
+    }
+    missing_is_fine(fs::remove_dir(target_path))
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_once_and_removed_with_our_sockets_only() {
+        let scratch = tempfile::tempdir().unwrap();
+        let target = scratch.path().join("mount");
+        make(&target).unwrap();
+        make(&target).unwrap();
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
+        for name in [SOCKET, ".virtiofs-7-1"] {
+            drop(UnixListener::bind(target.join(name)).unwrap());
+        }
+        fs::write(target.join("foreign"), "").unwrap();
+        assert!(remove(&target).is_err());
+        assert!(target.join("foreign").exists() && !target.join(SOCKET).exists());
+        fs::remove_file(target.join("foreign")).unwrap();
+        remove(&target).unwrap();
+        remove(&target).unwrap();
+        assert!(!target.exists());
+        fs::write(&target, "").unwrap();
+        assert!(make(&target).is_err());
+        remove(&target).unwrap();
+        assert!(target.exists(), "a file there is nobody's volume");
+    }
+}

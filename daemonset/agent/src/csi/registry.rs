@@ -1,0 +1,143 @@
+//! Which volumes there are: remembered in the kubelet's directory, so that they outlast agents, brokers and reboots. The
+//! kubelet publishes a volume again after its own restarts and reboots; it is then what it was.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use tokio::sync::watch;
+
+use super::socket::make_directory;
+use crate::volume::{Volume, Volumes};
+
+/// The volumes, a file each.
+pub(crate) struct Registry {
+    directory: PathBuf,
+    volumes: watch::Sender<Volumes>,
+}
+
+impl Registry {
+    /// Reads what is remembered.
+    ///
+    /// # Errors
+    /// The directory cannot be made or read.
+    pub(crate) fn open(directory: PathBuf) -> anyhow::Result<Self> {
+        let volumes = make_directory(&directory).and_then(|()| read(&directory));
+        let volumes = volumes.with_context(|| format!("volumes in {}", directory.display()))?;
+        tracing::info!(volumes = volumes.by_endpoint.len(), "volumes that are remembered");
+        Ok(Registry { directory, volumes: watch::Sender::new(volumes) })
+    }
+
+    /// The volumes, now and later.
+    pub(crate) fn follow(&self) -> watch::Receiver<Volumes> {
+        self.volumes.subscribe()
+    }
+
+    /// The volume in this directory.
+    pub(super) fn at(&self, target_path: &Path) -> Option<Volume> {
+        self.volumes.borrow().at(target_path).cloned()
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<Volume> {
+        self.volumes.borrow().by_endpoint.values().cloned().collect()
+    }
+
+    /// Remembers a volume, whole or not at all, and has the loop look at it.
+    pub(super) fn put(&self, volume: &Volume) -> io::Result<()> {
+        let path = self.path(&volume.target_path);
+        let new = path.with_extension("new");
+        let mut options = OpenOptions::new();
+        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(volume)?)?;
+        fs::rename(new, path)?;
+        self.volumes.send_modify(|volumes| {
+            volumes.unreadable.remove(&Volume::key(&volume.target_path));
+            volumes.by_endpoint.insert(volume.endpoint_name(), volume.clone());
+        });
+        Ok(())
+    }
+
+    /// Notes that a volume has been served, which changes nothing for the loop.
+    pub(super) fn note_published(&self, volume: &Volume) -> io::Result<()> {
+        self.put(&Volume { published: true, ..volume.clone() })
+    }
+
+    /// Has the loop look at its volumes.
+    pub(super) fn look(&self) {
+        self.volumes.send_modify(|_| {});
+    }
+
+    /// Forgets the volume in a directory.
+    pub(super) fn remove(&self, target_path: &Path) -> io::Result<()> {
+        match fs::remove_file(self.path(target_path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.volumes.send_modify(|volumes| {
+            volumes.unreadable.remove(&Volume::key(target_path));
+            volumes.by_endpoint.retain(|_, volume| volume.target_path != target_path);
+        });
+        Ok(())
+    }
+
+    fn path(&self, target_path: &Path) -> PathBuf {
+        self.directory.join(format!("{}.json", Volume::key(target_path)))
+    }
+}
+
+fn read(directory: &Path) -> io::Result<Volumes> {
+    let mut volumes = Volumes { unreadable: BTreeSet::new(), ..Volumes::default() };
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension() != Some(OsStr::new("json")) {
+            continue;
+        }
+        let key = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
+        let volume = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Volume>(&text)?));
+        match volume {
+            Ok(volume) if Volume::key(&volume.target_path) == key => {
+                volumes.by_endpoint.insert(volume.endpoint_name(), volume);
+            }
+            other => {
+                let error = other.err().map_or("it is of another volume".to_owned(), |error| error.to_string());
+                tracing::error!(path = %path.display(), error, "a volume is remembered in a way that makes no sense");
+                volumes.unreadable.insert(key.to_owned());
+            }
+        }
+    }
+    Ok(volumes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::tests::volume;
+
+    #[test]
+    fn volumes_are_remembered_and_what_makes_no_sense_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let open = || Registry::open(scratch.path().join("volumes")).unwrap();
+        let (one, two) = (volume("images", "one"), volume("images", "two"));
+        let registry = open();
+        registry.put(&one).unwrap();
+        registry.put(&two).unwrap();
+        registry.note_published(&one).unwrap();
+        fs::write(registry.path(&two.target_path), "{").unwrap();
+        let registry = open();
+        assert_eq!(registry.all(), [Volume { published: true, ..one.clone() }]);
+        assert!(registry.follow().borrow().may_have(&two.endpoint_name()));
+        registry.put(&two).unwrap();
+        assert_eq!(registry.at(&two.target_path), Some(two.clone()));
+        for volume in [&one, &two, &two] {
+            registry.remove(&volume.target_path).unwrap();
+        }
+        assert_eq!(open().all(), []);
+        assert!(!registry.follow().borrow().may_have(&two.endpoint_name()));
+        assert_eq!(fs::read_dir(scratch.path().join("volumes")).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,289 @@
+//! What a kubelet asks for, parsed: pure. What is wrong with it is said to whoever wrote the pod, in whose events it
+//! appears.
+
+use std::path::{Component, Path, PathBuf};
+
+use tonic::Status;
+use virtiofs_crds::{ShareName, nearest};
+use virtiofs_csi::v1::NodePublishVolumeRequest;
+use virtiofs_csi::v1::volume_capability::AccessType;
+
+use super::DRIVER;
+use crate::volume::Volume;
+
+/// What the kubelet adds to a volume's attributes begins like this.
+const KUBELET: &str = "csi.storage.k8s.io/";
+/// What it adds.
+const ADDED: [&str; 6] =
+    ["pod.name", "pod.namespace", "pod.uid", "serviceAccount.name", "serviceAccount.tokens", "ephemeral"];
+const SHARE: &str = "share";
+const SUB_PATH: &str = "subPath";
+/// Longest path below a share, in bytes.
+const SUB_PATH_MAX: usize = 4000;
+
+/// The kubelet's directory, as the kubelet names it.
+#[derive(Clone, Debug)]
+pub(crate) struct KubeletDir(PathBuf);
+
+impl KubeletDir {
+    /// `path` is absolute.
+    pub(crate) fn new(path: PathBuf) -> Self {
+        KubeletDir(path)
+    }
+
+    /// What the plugin has of its own there.
+    pub(crate) fn plugin(&self) -> PathBuf {
+        self.0.join("plugins").join(DRIVER)
+    }
+
+    /// The socket by which the kubelet gets to know the plugin. The kubelet takes the whole path for the name of a host;
+    /// the end of this one is a name that passes for it.
+    pub(crate) fn registration(&self) -> PathBuf {
+        self.0.join("plugins_registry").join(format!("{DRIVER}-reg.sock@localhost"))
+    }
+
+    /// Where pods have their directories.
+    pub(super) fn pods(&self) -> PathBuf {
+        self.0.join("pods")
+    }
+
+    /// The pod's uid, if a path is that of a volume's directory: `pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
+    pub(super) fn pod_of<'a>(&self, target_path: &'a Path) -> Option<&'a str> {
+        let below = target_path.strip_prefix(self.pods()).ok()?;
+        let parts: Option<Vec<&str>> = below
+            .components()
+            .map(|part| match part {
+                Component::Normal(name) => name.to_str(),
+                _ => None,
+            })
+            .collect();
+        // A path with `//` or `/./` has the same parts, but is not the name of the same volume.
+        let normal = target_path.components().collect::<PathBuf>().as_os_str() == target_path.as_os_str();
+        match parts?.as_slice() {
+            [uid, "volumes", "kubernetes.io~csi", _, "mount"] if normal => Some(uid),
+            _ => None,
+        }
+    }
+}
+
+/// Says so if a field is empty.
+pub(super) fn present(field: &str, value: &str) -> Result<(), Status> {
+    match value {
+        "" => Err(Status::invalid_argument(format!("{field} is missing"))),
+        _ => Ok(()),
+    }
+}
+
+/// The volume that is asked for.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, with the field and what would be right.
+pub(super) fn publish(request: &NodePublishVolumeRequest, kubelet: &KubeletDir) -> Result<Volume, Status> {
+    present("volume_id", &request.volume_id)?;
+    present("target_path", &request.target_path)?;
+    let mount_group = capability(request)?;
+    if !request.readonly {
+        return Err(wrong(
+            "the volume must be readOnly: true. That is about the directory with the socket, which nobody is to change; \
+             whether a VM may write is for the share's spec.access to say",
+        ));
+    }
+    let target_path = PathBuf::from(&request.target_path);
+    let uid = kubelet.pod_of(&target_path).ok_or_else(|| {
+        let pods = kubelet.pods();
+        wrong(&format!("target_path {} is not that of a volume of a pod below {}", request.target_path, pods.display()))
+    })?;
+    let pod = pod(request, uid)?;
+    known_attributes(request)?;
+    let share = request
+        .volume_context
+        .get(SHARE)
+        .ok_or_else(|| wrong("the volume's attributes name no share: add share: NAME, the name of a VirtiofsShare"))?;
+    let share = ShareName::parse(share).map_err(|refusal| wrong(&format!("attribute share: {}", refusal.message)))?;
+    Ok(Volume {
+        volume_id: request.volume_id.clone(),
+        target_path,
+        share: share.to_string(),
+        sub_path: sub_path(request.volume_context.get(SUB_PATH))?,
+        namespace: pod.namespace,
+        pod: pod.name,
+        pod_uid: pod.uid,
+        mount_group,
+        published: false,
+    })
+}
+
+/// The group that is to have access.
+fn capability(request: &NodePublishVolumeRequest) -> Result<Option<u32>, Status> {
+    let capability = request.volume_capability.as_ref().ok_or_else(|| wrong("volume_capability is missing"))?;
+    let mount = match &capability.access_type {
+        Some(AccessType::Mount(mount)) => mount,
+        Some(AccessType::Block(_)) => {
+            return Err(wrong("a share is no block device: write volumeMode: Filesystem, or leave it out"));
+        }
+        None => return Err(wrong("volume_capability.access_type is missing")),
+    };
+    if !mount.mount_flags.is_empty() {
+        return Err(wrong("mountOptions have no effect here, as nothing is mounted on the node: remove them"));
+    }
+    if mount.volume_mount_group.is_empty() {
+        return Ok(None);
+    }
+    let group = mount.volume_mount_group.parse();
+    group.map(Some).map_err(|_| wrong(&format!("fsGroup {:?} is not the number of a group", mount.volume_mount_group)))
+}
+
+struct Pod {
+    name: String,
+    namespace: String,
+    uid: String,
+}
+
+/// The pod, as the kubelet says.
+fn pod(request: &NodePublishVolumeRequest, uid: &str) -> Result<Pod, Status> {
+    let said = |what: &str| {
+        let value = request.volume_context.get(&format!("{KUBELET}{what}")).filter(|value| !value.is_empty());
+        value.cloned().ok_or_else(|| {
+            wrong(&format!("the kubelet does not say {what}: the CSIDriver {DRIVER} must have podInfoOnMount: true"))
+        })
+    };
+    let pod = Pod { name: said("pod.name")?, namespace: said("pod.namespace")?, uid: said("pod.uid")? };
+    if pod.uid != uid {
+        return Err(wrong(&format!("pod.uid {} is not that of target_path {}", pod.uid, request.target_path)));
+    }
+    Ok(pod)
+}
+
+/// An attribute that is not known may be one that was meant to restrict something.
+fn known_attributes(request: &NodePublishVolumeRequest) -> Result<(), Status> {
+    for key in request.volume_context.keys() {
+        match key.strip_prefix(KUBELET) {
+            Some(added) if ADDED.contains(&added) => {}
+            Some(_) => return Err(wrong(&format!("attribute {key}: {KUBELET}* is the kubelet's own; remove it"))),
+            None if key == SHARE || key == SUB_PATH => {}
+            None => {
+                let guess = nearest(key, [SHARE, SUB_PATH]);
+                let guess = guess.map(|near| format!(" Did you mean {near}?")).unwrap_or_default();
+                return Err(wrong(&format!("attribute {key:?} is not known; there are share and subPath.{guess}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sub_path(given: Option<&String>) -> Result<Option<PathBuf>, Status> {
+    let Some(given) = given else { return Ok(None) };
+    let plain = given.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if !plain || given.len() > SUB_PATH_MAX || given.contains(char::is_control) {
+        return Err(wrong(&format!(
+            "attribute subPath: {given:?} is not a path below the share, such as images/base: without . and .., // and \
+             a / at either end"
+        )));
+    }
+    Ok(Some(given.into()))
+}
+
+fn wrong(message: &str) -> Status {
+    Status::invalid_argument(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use virtiofs_csi::v1::VolumeCapability;
+    use virtiofs_csi::v1::volume_capability::{BlockVolume, MountVolume};
+
+    use super::*;
+
+    const TARGET: &str = "/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~csi/data/mount";
+
+    fn kubelet() -> KubeletDir {
+        KubeletDir::new("/var/lib/kubelet".into())
+    }
+
+    fn good() -> NodePublishVolumeRequest {
+        let context = [
+            ("share", "images"),
+            ("csi.storage.k8s.io/pod.name", "vm-1"),
+            ("csi.storage.k8s.io/pod.namespace", "vms"),
+            ("csi.storage.k8s.io/pod.uid", "u-1"),
+            ("csi.storage.k8s.io/serviceAccount.name", "default"),
+            ("csi.storage.k8s.io/ephemeral", "true"),
+        ];
+        NodePublishVolumeRequest {
+            volume_id: "csi-1".into(),
+            target_path: TARGET.into(),
+            volume_capability: Some(VolumeCapability {
+                access_type: Some(AccessType::Mount(MountVolume::default())),
+                access_mode: None,
+            }),
+            readonly: true,
+            volume_context: context.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_understood() {
+        let mut request = good();
+        request.volume_context.insert("subPath".into(), "a/b".into());
+        request.volume_capability.as_mut().unwrap().access_type =
+            Some(AccessType::Mount(MountVolume { volume_mount_group: "107".into(), ..MountVolume::default() }));
+        let volume = publish(&request, &kubelet()).unwrap();
+        assert_eq!((volume.share.as_str(), volume.sub_path.as_deref()), ("images", Some(Path::new("a/b"))));
+        assert_eq!((volume.namespace.as_str(), volume.pod.as_str(), volume.pod_uid.as_str()), ("vms", "vm-1", "u-1"));
+        assert_eq!((volume.mount_group, volume.target_path.as_path()), (Some(107), Path::new(TARGET)));
+        assert_eq!(publish(&good(), &kubelet()).unwrap().sub_path, None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_field() {
+        let capability = |access_type| Some(VolumeCapability { access_type, access_mode: None });
+        let mount = |mount| capability(Some(AccessType::Mount(mount)));
+        type Change = Box<dyn Fn(&mut NodePublishVolumeRequest)>;
+        let put = |key: &'static str, value: &'static str| -> Change {
+            Box::new(move |it| _ = it.volume_context.insert(key.into(), value.into()))
+        };
+        let without = |key: &'static str| -> Change { Box::new(move |it| _ = it.volume_context.remove(key)) };
+        let target = |path: &'static str| -> Change { Box::new(move |it| it.target_path = path.into()) };
+        let (flags, group) = (
+            mount(MountVolume { mount_flags: vec!["ro".into()], ..MountVolume::default() }),
+            mount(MountVolume { volume_mount_group: "vms".into(), ..MountVolume::default() }),
+        );
+        let block = capability(Some(AccessType::Block(BlockVolume {})));
+        let table: Vec<(Change, &str)> = vec![
+            (Box::new(|it| it.volume_id.clear()), "volume_id is missing"),
+            (target(""), "target_path is missing"),
+            (Box::new(|it| it.volume_capability = None), "volume_capability is missing"),
+            (Box::new(move |it| it.volume_capability = capability(None)), "access_type is missing"),
+            (Box::new(move |it| it.volume_capability = block.clone()), "volumeMode: Filesystem"),
+            (Box::new(move |it| it.volume_capability = flags.clone()), "mountOptions"),
+            (Box::new(move |it| it.volume_capability = group.clone()), "fsGroup \"vms\""),
+            (Box::new(|it| it.readonly = false), "readOnly: true"),
+            (target("/srv/elsewhere"), "is not that of a volume of a pod"),
+            (target("/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~csi/data"), "is not that of a volume"),
+            (target("/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~csi/../x/mount"), "is not that of a volume"),
+            (target("/var/lib/kubelet/pods/u-1/volumes//kubernetes.io~csi/x/mount"), "is not that of a volume"),
+            (target("/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~csi/x/mount/"), "is not that of a volume"),
+            (without("csi.storage.k8s.io/pod.namespace"), "podInfoOnMount"),
+            (without("csi.storage.k8s.io/pod.uid"), "podInfoOnMount"),
+            (put("csi.storage.k8s.io/pod.uid", "u-2"), "pod.uid u-2 is not that of target_path"),
+            (put("csi.storage.k8s.io/anything", "x"), "the kubelet's own"),
+            (put("subpath", "a"), "Did you mean subPath?"),
+            (put("hostPath", "/"), "attribute \"hostPath\" is not known"),
+            (without("share"), "add share: NAME"),
+            (put("share", "Images"), "attribute share"),
+            (put("share", "../x"), "attribute share"),
+            (put("subPath", ""), "attribute subPath"),
+            (put("subPath", "/etc"), "attribute subPath"),
+            (put("subPath", "a/../../etc"), "attribute subPath"),
+            (put("subPath", "a/./b"), "attribute subPath"),
+            (put("subPath", "a\nb"), "attribute subPath"),
+        ];
+        for (change, expected) in table {
+            let mut request = good();
+            change(&mut request);
+            let status = publish(&request, &kubelet()).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{expected}: {status}");
+            assert!(status.message().contains(expected), "{expected}: {status}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Sockets in directories of which the broker is sent a descriptor, and endpoints beside each other.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use common::{Broker, boot, read_hello, until};
+use testkit::guest::{Guest, GuestConfig};
+use virtiofs_contract::control::{Endpoint, Request, Response};
+
+/// An endpoint that the broker could not bind by its path.
+fn given(broker: &Broker, name: &str, source: &Path) -> Endpoint {
+    let mut endpoint = Endpoint { source: source.into(), ..broker.endpoint(name) };
+    endpoint.socket.path = "/where/only/the/agent/is/volume.sock".into();
+    endpoint.socket.directory_given = true;
+    endpoint
+}
+
+fn hello(socket: &Path) -> String {
+    read_hello(&Guest::boot(GuestConfig::new(socket).small()).unwrap())
+}
+
+#[test]
+fn a_socket_is_bound_in_the_directory_that_was_sent_and_stays_there() {
+    let broker = Broker::start();
+    let scratch = tempfile::tempdir().unwrap();
+    let (one, two) = (scratch.path().join("one"), scratch.path().join("two"));
+    for directory in [&one, &two] {
+        fs::create_dir(directory).unwrap();
+    }
+    let mut endpoint = given(&broker, "data.volume", &broker.source("data"));
+    broker.control().apply_in(&endpoint, &one).unwrap();
+    let inode = |directory: &Path| fs::symlink_metadata(directory.join("volume.sock")).unwrap().ino();
+    let bound = inode(&one);
+    let guest = Guest::boot(GuestConfig::new(one.join("volume.sock")).small()).unwrap();
+
+    // The same again, and with another configuration: the socket is the same, and so is the session.
+    broker.control().apply_in(&endpoint, &one).unwrap();
+    endpoint.engine.max_inodes += 1;
+    endpoint.socket.mode = 0o666;
+    broker.control().apply_in(&endpoint, &one).unwrap();
+    assert_eq!(inode(&one), bound);
+    assert_eq!(fs::metadata(one.join("volume.sock")).unwrap().mode() & 0o777, 0o666);
+    assert_eq!(read_hello(&guest), "from the host\n");
+    assert_eq!(broker.status_of("data.volume").sessions_started, 1);
+
+    // Somebody takes it away: that is seen, and mended when it is asked for again.
+    fs::remove_file(one.join("volume.sock")).unwrap();
+    assert!(!broker.status_of("data.volume").listening);
+    broker.control().apply_in(&endpoint, &one).unwrap();
+    assert!(broker.status_of("data.volume").listening);
+    assert_eq!(hello(&one.join("volume.sock")), "from the host\n");
+
+    // In another directory, it is not in this one any more.
+    broker.control().apply_in(&endpoint, &two).unwrap();
+    assert!(!one.join("volume.sock").exists());
+    assert_eq!(hello(&two.join("volume.sock")), "from the host\n");
+    assert_eq!((read_hello(&guest).as_str(), guest.violations()), ("from the host\n", vec![]));
+
+    broker.control().ask(&Request::Remove { name: "data.volume".into(), force: true });
+    assert_eq!(fs::read_dir(&two).unwrap().count(), 0);
+    until("the endpoint is gone", || broker.control().status().endpoints.is_empty());
+}
+
+#[test]
+fn a_directory_must_come_along_and_be_one() {
+    let broker = Broker::start();
+    let endpoint = given(&broker, "data.volume", &broker.source("data"));
+    let answer = broker.control().ask(&Request::Apply { endpoint: endpoint.clone(), tried_at: None });
+    assert!(matches!(&answer, Response::Invalid { message } if message.contains("directoryGiven")), "{answer:?}");
+    let file = endpoint.source.join("hello");
+    let finding = broker.control().apply_in(&endpoint, &file).unwrap_err();
+    assert!(finding.message.contains("volume.sock is not one of a directory"), "{finding}");
+    assert!(broker.control().status().endpoints.is_empty());
+}
+
+#[test]
+fn what_was_found_at_one_endpoint_holds_for_another_that_serves_the_same() {
+    let broker = Broker::start();
+    let scratch = tempfile::tempdir().unwrap();
+    let own = broker.share("data");
+    let beside = given(&broker, "data.volume", &own.source);
+    let found = broker.status_of("data").preflight;
+    // Nothing could be tried there now.
+    fs::rename(&own.source, own.source.with_extension("away")).unwrap();
+    assert!(broker.control().apply_in(&beside, scratch.path()).is_err());
+    let directory = fs::File::open(scratch.path()).unwrap();
+    let mut control = broker.control();
+    let request = Request::Apply { endpoint: beside, tried_at: Some("data".into()) };
+    let answer = control.ask_with(&request, &directory);
+    assert!(matches!(&answer, Response::Applied { preflight } if *preflight == found), "{answer:?}");
+}
+
+#[test]
+fn an_exclusive_source_has_one_session_at_all_its_endpoints() {
+    let broker = Broker::start();
+    let scratch = tempfile::tempdir().unwrap();
+    let mut own = broker.endpoint("data");
+    own.exclusive = true;
+    broker.control().apply(&own).unwrap();
+    let mut beside = given(&broker, "data.volume", &own.source);
+    beside.exclusive = true;
+    broker.control().apply_in(&beside, scratch.path()).unwrap();
+    let volume = scratch.path().join("volume.sock");
+    let other = broker.share("other");
+
+    let guest = boot(&own);
+    assert!(Guest::boot(GuestConfig::new(&volume).small()).is_err());
+    let refused = broker.status_of("data.volume");
+    assert_eq!((refused.refused_exclusive, refused.sessions.len()), (1, 0));
+    assert!(refused.last_refusal.unwrap().message.contains("another endpoint"));
+    assert_eq!(read_hello(&boot(&other)), "from the host\n", "what is not exclusive has nothing to do with it");
+    drop(guest);
+    until("the session is over", || broker.status_of("data").sessions.is_empty());
+    let guest = Guest::boot(GuestConfig::new(&volume).small()).unwrap();
+    assert!(Guest::boot(GuestConfig::new(&own.socket.path).small()).is_err());
+    assert_eq!(read_hello(&guest), "from the host\n");
+}

@@ -1,0 +1,382 @@
+//! Volumes: a real agent and broker, and the test in the place of the kubelet.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::{NodeDaemons, condition_of, until, wait_for};
+use e2e::suite::World as _;
+use serde_json::{Value, json};
+use testkit::guest::{Guest, GuestConfig};
+use tonic::Code;
+
+use crate::kubelet::{Kubelet, Pod};
+use crate::world::World;
+
+const NODE: &str = "real";
+
+/// A node whose agent serves this test, with a share for namespace `vms`.
+struct Stage {
+    daemons: NodeDaemons,
+    kubelet: Kubelet,
+    share: &'static str,
+}
+
+impl Stage {
+    fn set(world: &mut World, share: &'static str, more: Value) -> Result<Self> {
+        world.nodes(share, &[NODE])?;
+        let daemons = NodeDaemons::start_with_volumes(&world.cluster, NODE)?;
+        let kubelet = Kubelet::of(&daemons)?;
+        kubelet.register(world.admin(), NODE)?;
+        let mut spec = json!({
+            "source": {"hostPath": {"path": daemons.source(share)?}},
+            "consumers": {"namespaces": {"matchNames": ["vms"]}},
+        });
+        if let (Some(spec), Some(more)) = (spec.as_object_mut(), more.as_object()) {
+            spec.extend(more.clone());
+        }
+        world.declare(share, spec)?;
+        let stage = Stage { daemons, kubelet, share };
+        stage.until_served(world)?;
+        Ok(stage)
+    }
+
+    fn until_served(&self, world: &World) -> Result<()> {
+        until(
+            &format!("{} to be served", self.share),
+            || format!("{}\n{}", world.explain(), self.daemons.log_tail()),
+            || {
+                let export = world.exports(self.share)?.remove(NODE);
+                Ok(export.filter(|export| condition_of(export, "Ready")["status"] == "True").map(drop))
+            },
+        )
+    }
+
+    fn pod(&self, name: &str) -> Pod {
+        Pod::of(name, self.share)
+    }
+
+    fn publish(&self, pod: &Pod) -> Result<()> {
+        self.kubelet.publish_at_last(pod).map_err(|error| error.context(self.daemons.log_tail()))
+    }
+
+    fn socket(&self, pod: &Pod) -> PathBuf {
+        self.kubelet.target(pod).join("virtiofs.sock")
+    }
+
+    fn inode(&self, pod: &Pod) -> Result<u64> {
+        Ok(fs::symlink_metadata(self.socket(pod)).context("the volume's socket")?.ino())
+    }
+
+    /// A guest at the volume's socket, however long its path is.
+    fn boot(&self, pod: &Pod) -> Result<Guest> {
+        let directory = fs::File::open(self.kubelet.target(pod))?;
+        let socket = below(&directory).join("virtiofs.sock");
+        Guest::boot(GuestConfig::new(socket).small())
+            .with_context(|| format!("a guest of {}\n{}", pod.name, self.daemons.log_tail()))
+    }
+
+    /// Engines that run, spares included.
+    fn engines(&self) -> Result<usize> {
+        let pid = self.daemons.broker_pid()?.cast_signed();
+        let named = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "virtiofs-engine")
+        };
+        Ok(testkit::processes::descendants(pid)?.iter().filter(|pid| named(pid)).count())
+    }
+
+    /// Everything that lies in a volume's directory or is remembered of one.
+    fn left(&self) -> Result<Vec<PathBuf>> {
+        let kubelet = self.daemons.kubelet_dir();
+        let mut left = Vec::new();
+        for directory in [kubelet.join("plugins/csi.virtiofs.dev/volumes"), kubelet.join("pods")] {
+            collect(&directory, &mut left)?;
+        }
+        Ok(left)
+    }
+}
+
+fn below(directory: &fs::File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string())
+}
+
+/// Files, sockets and directories of volumes below a directory.
+fn collect(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
+    for entry in entries {
+        let path = entry?.path();
+        let is_directory = fs::symlink_metadata(&path)?.is_dir();
+        if !is_directory || path.ends_with("mount") {
+            found.push(path.clone());
+        }
+        if is_directory {
+            collect(&path, found)?;
+        }
+    }
+    Ok(())
+}
+
+fn hello(guest: &Guest) -> Result<()> {
+    let fuse = guest.fuse();
+    let node = fuse.lookup(1, "hello").context("looking a file up")?;
+    ensure!(node.attr.size > 0, "the file is empty");
+    ensure!(guest.violations().is_empty(), "{:?}", guest.violations());
+    Ok(())
+}
+
+pub(crate) fn a_pod_gets_a_share_and_leaves_nothing(world: &mut World) -> Result<()> {
+    let mut stage = Stage::set(world, "images", json!({"socket": {"mode": "0660", "group": 6}}))?;
+    let pod = stage.pod("a");
+    stage.publish(&pod)?;
+    let bound = stage.inode(&pod)?;
+    let access = fs::metadata(stage.socket(&pod))?;
+    ensure!((access.mode() & 0o777, access.gid()) == (0o660, 6), "{:o} {}", access.mode(), access.gid());
+    let guest = stage.boot(&pod)?;
+    hello(&guest)?;
+    // Who uses the share is told by the pod's name.
+    world.until_exports("images", "the pod is named", |exports| {
+        exports.get(NODE).is_some_and(|export| export["status"]["users"] == json!(["pod vms/a"]))
+    })?;
+
+    // Asked again, by a kubelet that has restarted; by an agent that has.
+    for _ in 0..3 {
+        stage.publish(&pod)?;
+    }
+    stage.daemons.kill_agent()?;
+    stage.daemons.start_agent()?;
+    stage.kubelet.register(world.admin(), NODE)?;
+    stage.publish(&pod)?;
+    ensure!(stage.inode(&pod)? == bound, "the socket was bound anew");
+    hello(&guest)?;
+    let room = stage.kubelet.stats(&pod)??;
+    ensure!(room.len() == 2 && room[0].total > 0, "{room:?}");
+
+    // A directory of the share, and a group of the pod's own.
+    fs::create_dir(stage.daemons.source("images")?.join("below"))?;
+    fs::write(stage.daemons.source("images")?.join("below/hello"), "from below\n")?;
+    let part = Pod { group: Some(107), ..with(stage.pod("b"), "subPath", "below") };
+    stage.publish(&part)?;
+    ensure!(fs::metadata(stage.socket(&part))?.gid() == 107, "the pod's group has no access");
+    hello(&stage.boot(&part)?)?;
+    let lost = with(stage.pod("c"), "subPath", "missing");
+    let refused = stage.kubelet.publish(&lost)?.err().context("there is no such directory")?;
+    ensure!(refused.code() == Code::Unavailable && refused.message().contains("SourceMissing"), "{refused}");
+    ensure!(!stage.kubelet.target(&lost).exists(), "something is left of what was not published");
+
+    // The pods go, and with them all that was theirs; a guest that holds on as well.
+    stage.kubelet.unpublish(&part)??;
+    stage.kubelet.unpublish(&pod)??;
+    stage.kubelet.unpublish(&pod)??;
+    wait_for("engines to end", || Ok((stage.engines()? == 0).then_some(())))?;
+    ensure!(stage.left()? == Vec::<PathBuf>::new(), "{:?}", stage.left()?);
+    let gone = stage.kubelet.stats(&pod)?.err().context("there is no such volume")?;
+    ensure!(gone.code() == Code::NotFound, "{gone}");
+    drop(guest);
+    Ok(())
+}
+
+fn with(mut pod: Pod, key: &'static str, value: &str) -> Pod {
+    pod.attributes.push((key, value.to_owned()));
+    pod
+}
+
+pub(crate) fn who_may_not_have_a_share_is_told_and_so_is_the_admin(world: &mut World) -> Result<()> {
+    let stage = Stage::set(world, "secret", json!({}))?;
+    let stranger = Pod { namespace: "strangers", ..stage.pod("x") };
+    let refused = stage.kubelet.publish(&stranger)?.err().context("a stranger has the share")?;
+    ensure!(refused.code() == Code::PermissionDenied && refused.message().contains("matchNames"), "{refused}");
+    let unknown = stage.kubelet.publish(&Pod::of("y", "no-such-share"))?.err().context("there is no such share")?;
+    ensure!(unknown.code() == Code::NotFound && unknown.message().contains("no-such-share"), "{unknown}");
+    let wrong = stage.kubelet.publish(&with(stage.pod("z"), "subpath", "a"))?.err().context("it makes no sense")?;
+    ensure!(wrong.code() == Code::InvalidArgument && wrong.message().contains("subPath"), "{wrong}");
+    ensure!(stage.left()? == Vec::<PathBuf>::new(), "{:?}", stage.left()?);
+    let event = until(
+        "an Event of the share",
+        || stage.daemons.log_tail(),
+        || {
+            let events = world.admin().list("events", &["-n", "default"])?;
+            let of = |it: &Value| it["involvedObject"]["name"] == "secret" && it["reason"] == "NotAConsumer";
+            Ok(events.into_iter().find(of))
+        },
+    )?;
+    let message = event["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("strangers/x") && message.contains(NODE), "{event:#}");
+    println!("{message}");
+
+    // By labels, which are looked at when it is asked.
+    world.admin().apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "strangers"}}))?;
+    let selector = json!({"matchLabels": {"consumer.virtiofs.dev/secret": "true"}});
+    let path = stage.daemons.source("secret")?;
+    world.declare(
+        "secret",
+        json!({"source": {"hostPath": {"path": path}}, "consumers": {"namespaces": {"selector": selector}}}),
+    )?;
+    world.until_exports("secret", "the selector is there", |exports| {
+        exports.get(NODE).is_some_and(|it| !it["spec"]["consumers"]["namespaces"]["selector"].is_null())
+    })?;
+    let refused = stage.kubelet.publish(&stranger)?.err().context("its namespace has no label")?;
+    ensure!(refused.code() == Code::PermissionDenied, "{refused}");
+    world.admin().run(&["label", "namespace", "strangers", "consumer.virtiofs.dev/secret=true"])?;
+    stage.publish(&stranger)?;
+    hello(&stage.boot(&stranger)?)?;
+    stage.kubelet.unpublish(&stranger)??;
+    world.admin().run(&["delete", "namespace", "strangers", "--wait=false"]).map(drop)
+}
+
+pub(crate) fn volumes_outlast_what_dies(world: &mut World) -> Result<()> {
+    let mut stage = Stage::set(world, "kept", json!({}))?;
+    let (stays, goes, lost) = (stage.pod("a"), stage.pod("b"), stage.pod("c"));
+    for pod in [&stays, &goes, &lost] {
+        stage.publish(pod)?;
+    }
+    let guest = stage.boot(&stays)?;
+    hello(&guest)?;
+
+    // A broker that dies takes its sessions along; the next has the same volumes, in the same directories.
+    stage.daemons.kill_broker()?;
+    drop(guest);
+    stage.daemons.start_broker()?;
+    for pod in [&stays, &goes, &lost] {
+        stage.publish(pod)?;
+        hello(&stage.boot(pod)?)?;
+    }
+
+    // A node that boots: nothing runs, and the runtime directory is empty. One pod was deleted meanwhile, and of another
+    // not even a directory is left.
+    stage.daemons.kill_agent()?;
+    stage.daemons.kill_broker()?;
+    fs::remove_dir_all(stage.daemons.runtime_dir()).context("wiping the runtime directory")?;
+    fs::remove_dir_all(stage.daemons.kubelet_dir().join("pods").join(&lost.uid))?;
+    stage.daemons.start_broker()?;
+    stage.daemons.start_agent()?;
+    stage.kubelet.register(world.admin(), NODE)?;
+    stage.kubelet.unpublish(&goes)??;
+    stage.publish(&stays)?;
+    let guest = stage.boot(&stays)?;
+    hello(&guest)?;
+    ensure!(!stage.kubelet.target(&goes).exists(), "a pod that is gone has a directory");
+    wait_for("the volume without a pod to be swept", || {
+        Ok((stage.left()?.len() == 3).then_some(())) // File, directory and socket of the one that stays.
+    })?;
+
+    // Its share is deleted while the pod has it: the session goes on until the pod goes, API server or not.
+    world.admin().run(&["delete", "vfs", "kept", "--wait=false"])?;
+    wait_for("the socket to go", || Ok((!stage.socket(&stays).exists()).then_some(())))?;
+    hello(&guest)?;
+    let late = stage.kubelet.publish(&stage.pod("d"))?.err().context("the share is being deleted")?;
+    ensure!(late.code() == Code::Unavailable, "{late}");
+    stage.kubelet.unpublish(&stays)??;
+    wait_for("engines to end", || Ok((stage.engines()? == 0).then_some(())))?;
+    ensure!(stage.left()? == Vec::<PathBuf>::new(), "{:?}", stage.left()?);
+    drop(guest);
+    world.until_share("kept", "gone", Value::is_null)?;
+    stage.kubelet.unpublish(&stays)??;
+    Ok(())
+}
+
+pub(crate) fn the_driver_stays_registered(world: &mut World) -> Result<()> {
+    let mut stage = Stage::set(world, "listed", json!({}))?;
+    let socket = stage.kubelet.registration_socket();
+    // A file system gives the number of a file that is gone to the next one.
+    let inode = |socket: &Path| {
+        let found = fs::symlink_metadata(socket)?;
+        Ok::<_, anyhow::Error>((found.ino(), found.ctime(), found.ctime_nsec()))
+    };
+    let offered = |before: (u64, i64, i64), why: &str| {
+        until(
+            &format!("the driver to offer itself anew: {why}"),
+            || stage.daemons.log_tail(),
+            || Ok(inode(&socket).ok().filter(|now| *now != before)),
+        )
+    };
+    // Somebody has taken its entry away.
+    let first = inode(&socket)?;
+    stage.kubelet.deregister(world.admin(), NODE)?;
+    offered(first, "its entry is gone")?;
+    stage.kubelet.register(world.admin(), NODE)?;
+
+    // A second agent is started, and either ends first: by force, in good order, or while it stands by.
+    for how in ["the one that serves is killed", "the one that serves ends", "the one that stands by ends"] {
+        let before = inode(&socket)?;
+        let log = format!("agent-{}.log", how.len());
+        let second = stage.daemons.start_another_agent(&log)?;
+        wait_for("the second to stand by", || Ok(second.log_tail().contains("standing by").then_some(())))?;
+        ensure!(inode(&socket)? == before, "the second has touched the socket of the first");
+        if how.contains("stands by ends") {
+            second.stop()?;
+            ensure!(inode(&socket)? == before, "the second has taken the socket of the first away");
+        } else {
+            let began = Instant::now();
+            match how.contains("killed") {
+                true => stage.daemons.kill_agent()?,
+                false => stage.daemons.stop_agent()?,
+            }
+            wait_for(how, || Ok(inode(&socket).ok().filter(|now| *now != before)))?;
+            println!("{how}: the other offers itself after {:.1} s", began.elapsed().as_secs_f64());
+            stage.daemons.replace_agent(second);
+        }
+        stage.kubelet.register(world.admin(), NODE)?;
+        let pod = stage.pod("a");
+        stage.publish(&pod)?;
+        hello(&stage.boot(&pod)?)?;
+    }
+    stage.daemons.stop_agent()?;
+    ensure!(!socket.exists() && !stage.kubelet.csi_socket().exists(), "an agent that has ended leaves its sockets");
+    Ok(())
+}
+
+/// How many volumes the figure is of.
+const VOLUMES: usize = 200;
+
+pub(crate) fn how_long_a_volume_takes(world: &mut World) -> Result<()> {
+    let stage = Stage::set(world, "many", json!({}))?;
+    let pods: Vec<Pod> = (0..VOLUMES).map(|number| stage.pod(&number.to_string())).collect();
+    let mut took = Vec::new();
+    for pod in &pods {
+        let began = Instant::now();
+        stage.publish(pod)?;
+        took.push(began.elapsed());
+        ensure!(stage.socket(pod).exists(), "published, and no socket");
+    }
+    took.sort();
+    let milliseconds = |at: usize| took.get(at).map_or(0.0, |it: &Duration| it.as_secs_f64() * 1e3);
+    println!(
+        "{VOLUMES} volumes, from the request to a listening socket: median {:.1} ms, p99 {:.1} ms, worst {:.1} ms",
+        milliseconds(VOLUMES / 2),
+        milliseconds(VOLUMES * 99 / 100),
+        milliseconds(VOLUMES - 1)
+    );
+    for pod in &pods {
+        stage.kubelet.unpublish(pod)??;
+    }
+    ensure!(stage.left()? == Vec::<PathBuf>::new(), "{:?}", stage.left()?);
+    Ok(())
+}
+
+/// What makes or needs a volume of a controller's: there is none.
+const NEEDS_A_CONTROLLER: &str =
+    "Controller|should remove target path|should fail when volume does not exist on the specified path";
+
+pub(crate) fn csi_sanity_finds_nothing_wrong(world: &mut World) -> Result<()> {
+    let stage = Stage::set(world, "sane", json!({}))?;
+    let tools = std::env::var_os("KUBERNETES_TOOLS").context("KUBERNETES_TOOLS")?;
+    let scratch = stage.daemons.runtime_dir();
+    let output = std::process::Command::new(Path::new(&tools).join("csi-sanity"))
+        .arg("-csi.endpoint")
+        .arg(stage.kubelet.csi_socket())
+        .arg("-csi.mountdir")
+        .arg(scratch.join("sanity-mount"))
+        .arg("-csi.stagingdir")
+        .arg(scratch.join("sanity-staging"))
+        .args(["-ginkgo.no-color", "-ginkgo.skip", NEEDS_A_CONTROLLER])
+        .output()
+        .context("running csi-sanity")?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "csi-sanity: {}\n{said}\n{}", output.status, stage.daemons.log_tail());
+    let summary = said.lines().rev().find(|line| line.contains("Passed")).unwrap_or_default();
+    println!("csi-sanity: {summary}");
+    Ok(())
+}
