@@ -7,6 +7,7 @@ use tonic::Status;
 use virtiofs_crds::{ShareName, nearest};
 use virtiofs_csi::v1::NodePublishVolumeRequest;
 use virtiofs_csi::v1::volume_capability::AccessType;
+use virtiofs_csi::v1::volume_capability::access_mode::Mode;
 
 use super::DRIVER;
 use crate::volume::Volume;
@@ -82,10 +83,11 @@ pub(super) fn publish(request: &NodePublishVolumeRequest, kubelet: &KubeletDir) 
     present("volume_id", &request.volume_id)?;
     present("target_path", &request.target_path)?;
     let mount_group = capability(request)?;
-    if !request.readonly {
+    if !request.readonly && !is_for_readers(request) {
         return Err(wrong(
-            "the volume must be readOnly: true. That is about the directory with the socket, which nobody is to change; \
-             whether a VM may write is for the share's spec.access to say",
+            "the volume must be readOnly: true, or a PersistentVolume with accessModes: [ReadOnlyMany]. That is about the \
+             directory with the socket, which nobody is to change; whether a VM may write is for the share's spec.access to \
+             say",
         ));
     }
     let target_path = PathBuf::from(&request.target_path);
@@ -111,6 +113,13 @@ pub(super) fn publish(request: &NodePublishVolumeRequest, kubelet: &KubeletDir) 
         mount_group,
         published: false,
     })
+}
+
+/// Is it a PersistentVolume that is for reading only? Some who use a claim cannot say `readOnly` of it, such as KubeVirt
+/// for its hooks, and the kubelet does not pass on what the PersistentVolume says.
+fn is_for_readers(request: &NodePublishVolumeRequest) -> bool {
+    let mode = request.volume_capability.as_ref().and_then(|capability| capability.access_mode);
+    mode.is_some_and(|mode| mode.mode() == Mode::MultiNodeReaderOnly)
 }
 
 /// The group that is to have access.
@@ -190,7 +199,7 @@ fn wrong(message: &str) -> Status {
 #[cfg(test)]
 mod tests {
     use virtiofs_csi::v1::VolumeCapability;
-    use virtiofs_csi::v1::volume_capability::{BlockVolume, MountVolume};
+    use virtiofs_csi::v1::volume_capability::{AccessMode, BlockVolume, MountVolume};
 
     use super::*;
 
@@ -232,6 +241,23 @@ mod tests {
         assert_eq!((volume.namespace.as_str(), volume.pod.as_str(), volume.pod_uid.as_str()), ("vms", "vm-1", "u-1"));
         assert_eq!((volume.mount_group, volume.target_path.as_path()), (Some(107), Path::new(TARGET)));
         assert_eq!(publish(&good(), &kubelet()).unwrap().sub_path, None);
+    }
+
+    #[test]
+    fn a_volume_is_for_reading_by_its_use_or_by_its_access_mode() {
+        let modes = [
+            (None, false),
+            (Some(Mode::MultiNodeReaderOnly), true),
+            (Some(Mode::MultiNodeMultiWriter), false),
+            (Some(Mode::SingleNodeWriter), false),
+        ];
+        for (mode, is_enough) in modes {
+            let mut request = NodePublishVolumeRequest { readonly: false, ..good() };
+            request.volume_capability.as_mut().unwrap().access_mode = mode.map(|mode| AccessMode { mode: mode.into() });
+            assert_eq!(publish(&request, &kubelet()).is_ok(), is_enough, "{mode:?}");
+            request.readonly = true;
+            assert!(publish(&request, &kubelet()).is_ok(), "{mode:?}");
+        }
     }
 
     #[test]
