@@ -27,7 +27,11 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
 async fn work(args: &NodeArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    let place = Place::wait_for(&args.runtime_dir, args.metrics).await?;
+    let place = tokio::select! {
+        place = Place::wait_for(&args.runtime_dir, args.metrics) => place?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let client = Client::try_default().await.context("cannot tell how to reach the API server")?;
     let source = kubernetes::follow(client.clone(), &args.node, place.runtime_dir.root());
     let kubelet = args.kubelet_dir.clone().map(KubeletDir::new);

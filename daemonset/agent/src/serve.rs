@@ -16,7 +16,7 @@ use crate::broker::observer::Observer;
 use crate::csi::RefusalCounts;
 use crate::desired::Desired;
 use crate::manifests::{self, Manifests};
-use crate::metrics;
+use crate::metrics::{self, Standby};
 use crate::plan::Site;
 use crate::published;
 use crate::reconcile::{Reconciler, Turn};
@@ -46,18 +46,23 @@ impl Place {
     /// The same, but waits while another agent works there: two may be started for one node of a cluster.
     pub(crate) async fn wait_for(runtime_dir: &Path, metrics: Option<SocketAddr>) -> anyhow::Result<Self> {
         let runtime_dir = RuntimeDir::prepare(runtime_dir)?;
-        let mut waits = false;
+        let mut standby = None;
         let only_agent = loop {
             match runtime_dir.lock() {
                 Err(RuntimeDirError::Taken(path)) => {
-                    if !std::mem::replace(&mut waits, true) {
+                    if standby.is_none() {
                         tracing::info!(runtime_dir = %path.display(), "another agent works here; standing by");
+                        // On one network with the other it is that one's address.
+                        standby = Some(metrics.and_then(|address| Standby::answer_at(address).ok()));
                     }
                     sleep(TRY_EVERY).await;
                 }
                 other => break other?,
             }
         };
+        if let Some(Some(standby)) = standby {
+            standby.end().await;
+        }
         Self::with(runtime_dir, only_agent, metrics).await
     }
 

@@ -24,6 +24,9 @@ use crate::report::{Report, ShareState};
 /// Name of the socket in a volume's directory.
 pub(crate) const SOCKET: &str = "virtiofs.sock";
 
+/// The reason why a volume is not served whose share is not.
+const NOT_SERVED: &str = "NotServed";
+
 /// A volume that was published: what its pod asked for, whatever was or will be the default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -112,7 +115,7 @@ pub(crate) fn is_volume(endpoint: &Endpoint) -> bool {
 /// How the endpoint of a volume is doing.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Standing {
-    /// A VM may connect.
+    /// A VM may connect, or has done so.
     Listening,
     /// It is being brought about, or has not been tried yet.
     Waiting,
@@ -147,9 +150,19 @@ fn standing(name: &str, observed: &Observed, report: &Report) -> Standing {
     if known.is_some_and(|it| it.listening) {
         return Standing::Listening;
     }
-    let share = report.shares.iter().find(|share| share.name == share_name(name));
-    if let Some(share) = share.filter(|share| share.state == ShareState::NotReady) {
-        return share.notices.first().cloned().map_or(Standing::Waiting, Standing::Refused);
+    // A share that was taken from a VM that has it is nothing that its pod would have to be told.
+    if known.is_some_and(|it| !it.sessions.is_empty()) {
+        return Standing::Listening;
+    }
+    match report.shares.iter().find(|share| share.name == share_name(name)) {
+        Some(share) if share.state == ShareState::NotReady => {
+            return share.notices.first().cloned().map_or(Standing::Waiting, Standing::Refused);
+        }
+        Some(share) if share.state != ShareState::Draining => {}
+        _ => {
+            let remedy = "end the pod, or have an admin declare the share for this node again";
+            return Standing::Refused(Notice::new(NOT_SERVED, "no VM may connect to it here any more", remedy));
+        }
     }
     let effort = observed.efforts.get(name);
     if effort.is_some_and(|effort| effort.busy_since.is_some()) {
@@ -180,6 +193,10 @@ pub(crate) fn apply(socket: &Path, endpoint: &Endpoint) -> Result<Preflight, Cli
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::desired::Desired;
+    use crate::desired::tests::{declared, desired};
+    use crate::plan::tests::{listening, site};
+    use crate::report::report;
 
     /// A volume of this share in a directory of this name.
     pub(crate) fn volume(share: &str, directory: &str) -> Volume {
@@ -199,6 +216,32 @@ pub(crate) mod tests {
     pub(crate) fn volumes<const N: usize>(volumes: [Volume; N]) -> Volumes {
         let by_endpoint = volumes.into_iter().map(|volume| (volume.endpoint_name(), volume)).collect();
         Volumes { by_endpoint, unreadable: BTreeSet::new() }
+    }
+
+    #[test]
+    fn how_a_volume_is_doing_follows_from_its_endpoint_and_its_share() {
+        let now = std::time::Instant::now();
+        let volume = volume("a", "one");
+        let name = volume.endpoint_name();
+        let listens = || listening(volume.endpoint(&name));
+        let stand = |desired: &Desired, endpoints: Vec<virtiofs_contract::control::EndpointStatus>, known: bool| {
+            let mut observed = Observed::default();
+            let known = if known { volumes([volume.clone()]) } else { Volumes::default() };
+            observed.hear(now, Some(&crate::plan::tests::status(1, endpoints)));
+            observed.mount(Some(known));
+            observed.remember(now, desired);
+            let report = report(now, &site(), desired, &observed);
+            standings(&observed, &report).remove(&name)
+        };
+        let (shared, none) = (desired([declared("a", "/srv/a")]), Desired::default());
+        let mut deaf = listens();
+        deaf.listening = false;
+        assert_eq!(stand(&shared, vec![], true), Some(Standing::Waiting));
+        assert_eq!(stand(&shared, vec![listens()], true), Some(Standing::Listening));
+        assert_eq!(stand(&shared, vec![deaf], true), Some(Standing::Waiting));
+        assert!(matches!(stand(&none, vec![], true), Some(Standing::Refused(notice)) if notice.reason == NOT_SERVED));
+        assert_eq!(stand(&shared, vec![listens()], false), Some(Standing::Leaving));
+        assert_eq!(stand(&shared, vec![], false), None);
     }
 
     #[test]

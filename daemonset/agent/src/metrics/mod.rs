@@ -7,4 +7,4 @@ mod staleness;
 mod volumes;
 
 pub(crate) use families::page;
-pub(crate) use server::{Serving, bind, serve};
+pub(crate) use server::{Serving, Standby, bind, serve};

@@ -1,5 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +14,7 @@ use axum::routing::get;
 use prometheus::{TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::families::families;
 use super::volumes;
@@ -44,6 +46,35 @@ pub(crate) async fn serve(listener: TcpListener, serving: Serving) {
         .with_state(Arc::new(serving));
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "metrics are no longer served");
+    }
+}
+
+/// What answers for an agent that stands by: it is alive, and not ready.
+pub(crate) struct Standby(JoinHandle<()>);
+
+impl Standby {
+    /// Answers at this address.
+    ///
+    /// # Errors
+    /// It is somebody else's.
+    pub(crate) fn answer_at(address: SocketAddr) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let stands_by =
+            || async { (StatusCode::SERVICE_UNAVAILABLE, "another agent works here; this one stands by\n") };
+        let router = Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(stands_by));
+        Ok(Standby(tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::warn!(%error, "nobody answers while this agent stands by");
+            }
+        })))
+    }
+
+    /// Ends it; the address is free then.
+    pub(crate) async fn end(self) {
+        self.0.abort();
+        let _ = self.0.await;
     }
 }
 
