@@ -92,7 +92,7 @@ pub(crate) struct NodeArgs {
     /// Directory below which sources are looked for: where the host's are in a container.
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub(crate) source_root: PathBuf,
-    /// Directory in which sources may be; may be given several times [default: anywhere].
+    /// Directory in which sources may be; may be given several times [default: anywhere; nowhere with --source-root].
     #[arg(long = "allowed-source", value_name = "PREFIX", value_parser = absolute)]
     pub(crate) allowed_sources: Vec<PathBuf>,
     /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9090.

@@ -39,7 +39,7 @@ pub(crate) struct Space {
 pub(crate) struct Sources {
     /// The directory below which they lead: `/`, or where the host's are in a container.
     pub(crate) root: PathBuf,
-    /// Directories in which a source may be; none: anywhere.
+    /// Directories in which a source may be; none: anywhere, or nowhere below another root, where nothing else is.
     pub(crate) allowed: Vec<PathBuf>,
 }
 
@@ -78,17 +78,18 @@ impl Sources {
 
     /// Says so if a path lies outside of what may be shared.
     fn check(&self, path: &Path) -> Result<(), Finding> {
-        if self.allowed.is_empty() || self.allowed.iter().any(|allowed| path.starts_with(allowed)) {
+        let anywhere = self.allowed.is_empty() && self.root == Path::new("/");
+        if anywhere || self.allowed.iter().any(|allowed| path.starts_with(allowed)) {
             return Ok(());
         }
         let allowed: Vec<_> = self.allowed.iter().map(|path| path.display().to_string()).collect();
+        let allowed = if allowed.is_empty() { "none as yet".to_owned() } else { allowed.join(", ") };
         Err(Finding {
             reason: Reason::SourceForbidden,
             message: format!("{} lies in none of the directories that may be shared here", path.display()),
             remedy: format!(
                 "have an admin add it, or a directory above it, to the chart's value allowedSources (--allowed-source); \
-                 these are in it: {}",
-                allowed.join(", ")
+                 these are in it: {allowed}"
             ),
         })
     }
@@ -204,7 +205,7 @@ mod tests {
         fs::create_dir_all(folder.join("host/var/home/ann")).unwrap();
         symlink("/var/home", folder.join("host/home")).unwrap();
         symlink("../../../..", folder.join("host/var/up")).unwrap();
-        let everywhere = Sources { root: folder.join("host"), allowed: Vec::new() };
+        let everywhere = Sources { root: folder.join("host"), allowed: vec!["/".into()] };
         let found = |path: &str| super::look(&everywhere, Path::new(path), None).map(|(source, _)| source.path);
         assert_eq!(found("/home/ann").unwrap(), Path::new("/var/home/ann"));
         assert_eq!(found("/var/up/home/ann").unwrap(), Path::new("/var/home/ann"));
@@ -213,6 +214,9 @@ mod tests {
         let (_, space) = super::look(&everywhere, Path::new("/var"), None).unwrap();
         assert!(space.is_some_and(|space| space.bytes.0 > 0));
 
+        let nowhere = Sources { allowed: Vec::new(), ..everywhere.clone() };
+        let refused = super::look(&nowhere, Path::new("/var"), None).unwrap_err();
+        assert!(refused.remedy.contains("allowedSources") && refused.remedy.ends_with("none as yet"), "{refused}");
         let some = Sources { allowed: vec!["/var/home".into(), "/home".into()], ..everywhere };
         let reason = |path: &str| super::look(&some, Path::new(path), None).err().map(|finding| finding.reason);
         assert_eq!(reason("/home/ann"), None);

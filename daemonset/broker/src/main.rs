@@ -23,7 +23,7 @@ struct Args {
     /// Directory below which sources are looked for: where the host's are in a container.
     #[arg(long, value_name = "DIR", default_value = "/")]
     source_root: PathBuf,
-    /// Directory in which sources may be; may be given several times [default: anywhere].
+    /// Directory in which sources may be; may be given several times [default: anywhere; nowhere with --source-root].
     #[arg(long = "allowed-source", value_name = "PREFIX")]
     allowed_sources: Vec<PathBuf>,
     /// The kubelet's directory: no source may overlap it.

@@ -28,7 +28,7 @@ pub struct Config {
     pub engine: PathBuf,
     /// The directory below which sources are looked for; `/` outside of a container.
     pub source_root: PathBuf,
-    /// Directories in which sources may be; none: anywhere.
+    /// Directories in which sources may be; none: anywhere, or nowhere below another root than `/`.
     pub allowed_sources: Vec<PathBuf>,
     /// The kubelet's directory, which no source may overlap.
     pub kubelet_dir: Option<PathBuf>,

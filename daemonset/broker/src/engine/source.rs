@@ -23,7 +23,7 @@ const KERNEL_DIRECTORIES: [&str; 3] = ["/proc", "/sys", "/dev"];
 pub(crate) struct Sources {
     /// The directory below which the paths of sources lead: `/`, or where the host's are in a container.
     pub(crate) root: PathBuf,
-    /// Directories in which sources may be; none: anywhere.
+    /// Directories in which sources may be; none: anywhere, or nowhere below another root, where nothing else is.
     pub(crate) allowed: Vec<PathBuf>,
     /// Directories that no source may overlap, and what they are.
     pub(crate) reserved: Vec<(&'static str, PathBuf)>,
@@ -49,8 +49,9 @@ impl Sources {
             let why = format!("overlaps {what} {}", place.display());
             return Some(forbidden(path, &why, "share a directory beside it, or move it out of the share"));
         }
-        let outside = !self.allowed.is_empty() && !self.allowed.iter().any(|allowed| path.starts_with(allowed));
-        outside.then(|| {
+        let anywhere = self.allowed.is_empty() && self.root == Path::new("/");
+        let inside = anywhere || self.allowed.iter().any(|allowed| path.starts_with(allowed));
+        (!inside).then(|| {
             forbidden(
                 path,
                 "lies in none of the directories that the broker was allowed to share",
