@@ -89,10 +89,13 @@ kills: setup-build ## each operation, its engine dying before each single store 
 	$(call STEP,deaths between any two stores)
 	@cargo test $(LOCKED) -p virtiofs-engine --features die-at-store --test engine_process between_stores
 
-rules: tools-kubernetes ## alerts are valid, and each fires when it should and not when it should not
+rules: tools-kubernetes ## alerts are valid, as files and out of the chart, and each fires when it should and not when it should not
 	$(call STEP,alerts)
 	@tools=$$($(SETUP)/kubernetes-tools.sh) && \
 	    "$$tools/promtool" check rules charts/virtiofs-operator/files/alerts.yaml && \
+	    "$$tools/helm" template virtiofs charts/virtiofs-operator -s templates/alerts.yaml --set alerts.enabled=true \
+	        --set alerts.runbooks=https://example.com/ | sed '1,/^spec:/d' >target/rendered-alerts.yaml && \
+	    "$$tools/promtool" check rules target/rendered-alerts.yaml && \
 	    "$$tools/promtool" test rules e2e/rules/alerts.test.yaml
 
 test: setup-go setup check kills guest api node rules ## everything that CI runs

@@ -2,15 +2,18 @@
 
 use std::net::SocketAddr;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Brings VirtiofsShares of a cluster to its nodes. Finds the API server as kubectl does: KUBECONFIG, ~/.kube/config,
 /// or the service account of its pod.
 #[derive(Debug, Parser)]
 #[command(name = "virtiofs-operator", version)]
 pub(crate) struct Arguments {
+    /// What to do instead of operating.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
     /// Namespace of the lease that tells which of several operators works, and of the agents' pods.
-    #[arg(long, value_name = "NAME", default_value = "virtiofs-system")]
+    #[arg(long, global = true, value_name = "NAME", default_value = "virtiofs-system")]
     pub(crate) namespace: String,
     /// Name that this operator holds the lease by; a pod's name. Else one by chance.
     #[arg(long, value_name = "NAME")]
@@ -26,11 +29,30 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
     /// Which log lines to write, such as `info` or `warn,virtiofs_operator=debug`.
-    #[arg(long, value_name = "FILTER", default_value = "info")]
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
     pub(crate) log: String,
     /// How log lines look.
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
+}
+
+/// What an operator can do besides.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Before the chart is removed: refuses while shares are in use, and names who uses them. Otherwise ends the
+    /// operators and takes their finalizer off all shares.
+    PrepareUninstall(Uninstall),
+}
+
+/// What is to be removed.
+#[derive(Args, Debug)]
+pub(crate) struct Uninstall {
+    /// The operators' Deployment.
+    #[arg(long, value_name = "NAME", default_value = "virtiofs-operator")]
+    pub(crate) deployment: String,
+    /// How long operators get to end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) wait_seconds: u64,
 }
 
 /// How log lines look.

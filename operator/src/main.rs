@@ -15,6 +15,7 @@ mod pace;
 mod retries;
 mod run;
 mod share;
+mod uninstall;
 mod writer;
 
 use std::process::ExitCode;

@@ -14,22 +14,26 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 use virtiofs_crds::VirtiofsShare;
 
-use crate::args::Arguments;
+use crate::args::{Arguments, Command};
 use crate::cluster::{Recent, Triggers, reflect};
 use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::retries::Retries;
 use crate::writer::{FIELD_MANAGER, Writer};
-use crate::{http, leadership, node, share};
+use crate::{http, leadership, node, share, uninstall};
 
 /// How many shares, and how many nodes, are looked at at a time.
 const SHARES_AT_A_TIME: u16 = 4;
 const NODES_AT_A_TIME: u16 = 8;
 
-/// Runs until a signal, or until another operator works.
+/// Runs until a signal, or until another operator works; or does what is asked instead.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("cannot start")?.block_on(operate(arguments))
+    let runtime = runtime.context("cannot start")?;
+    match &arguments.command {
+        Some(Command::PrepareUninstall(what)) => runtime.block_on(uninstall::prepare(&arguments.namespace, what)),
+        None => runtime.block_on(operate(arguments)),
+    }
 }
 
 async fn operate(arguments: Arguments) -> anyhow::Result<()> {

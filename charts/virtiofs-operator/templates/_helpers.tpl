@@ -25,7 +25,9 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 
 {{/* Pods of every node: as important as what nodes are made of, wherever they may run. */}}
 {{- define "virtiofs.on-every-node" -}}
-priorityClassName: {{ .Values.priorityClassName }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
 tolerations:
   - operator: Exists
 {{- with .Values.nodeSelector }}
@@ -34,6 +36,25 @@ nodeSelector:
 {{- end }}
 {{- with .Values.affinity }}
 affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Pods that belong to no node. */}}
+{{- define "virtiofs.operator-placement" -}}
+{{- with .Values.operator.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.operator.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.operator.tolerations }}
+tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.image.pullSecrets }}

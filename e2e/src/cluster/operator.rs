@@ -63,6 +63,17 @@ impl Operator {
         Ok(Operator { process, metrics })
     }
 
+    /// What the chart's hook runs before the chart is removed, with its rights and these arguments of its Job.
+    ///
+    /// # Errors
+    /// When it is not built, or the API server issues no token.
+    pub fn hook(cluster: &Cluster, arguments: &[String]) -> Result<Command> {
+        let access = cluster.service_account("virtiofs-uninstall")?;
+        let mut command = Command::new(binary()?);
+        command.env("KUBECONFIG", access.kubeconfig()).args(arguments);
+        Ok(command)
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.process.id()

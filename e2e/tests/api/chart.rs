@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 
+use crate::permissions::refused;
 use crate::world::World;
 
 /// Values that make templates say something else.
@@ -12,7 +13,32 @@ const VALUES: &[&[&str]] = &[
     &["crds.enabled=false", "admission.enabled=false", "flowControl.enabled=false"],
     &["operator.replicas=1", "operator.priorityClassName=", "nodeSelector.kvm=yes", "operator.nodeSelector.infra=yes"],
     &["image.pullSecrets[0].name=registry", "image.tag=1.2.3", "image.pullPolicy=Always", "log.format=text"],
+    &["resourceQuota.enabled=true", "resourceQuota.pods=20", "operator.tolerations[0].operator=Exists"],
     &["dashboard.enabled=true", "workloads.enabled=false"],
+];
+
+/// Values that are refused, and words of the refusal.
+const REFUSED: &[(&str, &[&str])] = &[
+    ("kubletDir=/var", &["additional properties 'kubletDir' not allowed"]),
+    ("allowedSources=/srv", &["/allowedSources", "want array"]),
+    ("allowedSources={srv}", &["allowedSources[0]: \"srv\" is not absolute", "as /srv/vm does"]),
+    ("allowedSources={/srv,/}", &["allowedSources[1]", "name directories"]),
+    ("allowedSources={/srv/vm/}", &["is not in its shortest form; say \"/srv/vm\""]),
+    ("allowedSources={/srv/../etc}", &["say \"/etc\""]),
+    ("allowedSources={/run}", &["allowedSources[0]: /run has to do with /run/virtiofs"]),
+    ("allowedSources={/proc/1/root}", &["has to do with /proc"]),
+    ("allowedSources={/srv,/srv}", &["items at 0 and 1 are equal"]),
+    ("kubeletDir=var/lib/kubelet", &["kubeletDir: \"var/lib/kubelet\" is not absolute"]),
+    ("broker.sandbox=chroot", &["/broker/sandbox", "'Chroot', 'Namespace'"]),
+    ("broker.moreCapabilities={CAP_MKNOD}", &["/broker/moreCapabilities/0", "'MKNOD'"]),
+    ("broker.resources.limits.memory=1Gi", &["broker.resources.limits.memory", "end all engines", "leave it out"]),
+    ("operator.replicas=0", &["/operator/replicas", "want 1"]),
+    ("image.pullSecrets={registry}", &["/image/pullSecrets/0", "want object"]),
+    ("image.tag=2", &["/image/tag", "want string"]),
+    ("log.format=xml", &["/log/format", "'text', 'json'"]),
+    ("workloads=false", &["/workloads", "want object"]),
+    ("alerts.runbooks=https://example.com", &["/alerts/runbooks", "'/$'"]),
+    ("podMonitor.interval=soon", &["/podMonitor/interval", "'soon'"]),
 ];
 
 pub(crate) fn the_api_server_accepts_the_chart(world: &mut World) -> Result<()> {
@@ -20,6 +46,15 @@ pub(crate) fn the_api_server_accepts_the_chart(world: &mut World) -> Result<()> 
         let options: Vec<&str> = values.iter().flat_map(|value| ["--set", *value]).collect();
         let documents = world.cluster.chart(&options)?;
         world.admin().try_text(&documents).with_context(|| format!("with {values:?}"))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn values_that_cannot_be_meant_are_refused(world: &mut World) -> Result<()> {
+    for (value, words) in REFUSED {
+        for word in *words {
+            refused(value, world.cluster.chart(&["--set", value]), word)?;
+        }
     }
     Ok(())
 }

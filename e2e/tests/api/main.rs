@@ -11,8 +11,10 @@ mod exports;
 mod kubelet;
 mod nodes;
 mod permissions;
+mod placement;
 mod rollouts;
 mod schema;
+mod uninstall;
 mod volumes;
 mod world;
 
@@ -24,6 +26,9 @@ use crate::world::World;
 
 const TESTS: &[Test<World>] = &[
     ("the_api_server_accepts_the_chart", chart::the_api_server_accepts_the_chart),
+    ("values_that_cannot_be_meant_are_refused", chart::values_that_cannot_be_meant_are_refused),
+    ("pods_go_where_their_shares_are", placement::pods_go_where_their_shares_are),
+    ("the_chart_stays_while_shares_are_in_use", uninstall::the_chart_stays_while_shares_are_in_use),
     ("the_api_server_accepts_and_refuses_what_check_does", schema::the_api_server_accepts_and_refuses_what_check_does),
     ("what_the_documentation_declares_is_accepted", schema::what_the_documentation_declares_is_accepted),
     ("what_a_share_says_cannot_be_moved", schema::what_a_share_says_cannot_be_moved),

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::world::{How, World, answer};
 
 /// Does this fail, and for a reason that holds these words?
-fn refused(what: &str, result: Result<impl Sized>, words: &str) -> Result<()> {
+pub(crate) fn refused(what: &str, result: Result<impl Sized>, words: &str) -> Result<()> {
     let Err(error) = result else { anyhow::bail!("{what} was permitted") };
     let text = format!("{error:#}");
     ensure!(text.contains(words), "{what} was refused for another reason: {text}");

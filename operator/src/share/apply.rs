@@ -107,7 +107,7 @@ fn delete<'a>(context: &'a Context, export: &'a Arc<VirtiofsExport>) -> BoxFutur
 }
 
 /// What says which share is meant: this one, not one that has taken its name since.
-fn identity(object: &VirtiofsShare) -> Value {
+pub(crate) fn identity(object: &VirtiofsShare) -> Value {
     json!({
         "apiVersion": API_VERSION,
         "kind": KIND,

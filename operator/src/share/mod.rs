@@ -39,6 +39,8 @@ use crate::pace::Pace;
 use crate::retries::Retries;
 use crate::writer::{Writer, is_gone};
 
+pub(crate) use self::apply::identity;
+pub(crate) use self::deletion::FINALIZER;
 pub(crate) use self::health::is_ready;
 
 /// How long a share rests between two looks. What happens to its exports meanwhile is seen by the next.
