@@ -49,7 +49,7 @@ fn a_hung_source_is_a_finding_and_costs_nobody_else_anything() {
         until("it hangs", || mount.hanging() > 0);
         assert_eq!(read_hello(&boot(&other)), "from the host\n");
         broker.control().apply(&other).unwrap();
-        assert!(broker.control().apply(&endpoint).is_err(), "a second trial does not wait as well");
+        assert!(broker.control().apply(&endpoint).is_err(), "a second trial does not wait for as long");
         assert!(mount.hanging() > 0, "it still hangs");
         let finding = applying.join().unwrap().unwrap_err();
         assert_eq!(finding.reason, Reason::SourceUnreadable);

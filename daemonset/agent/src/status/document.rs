@@ -105,6 +105,8 @@ pub(super) struct OfferedAt {
     pub(super) path: PathBuf,
     /// Directory of the share that is offered there; null: all of it.
     pub(super) sub_path: Option<PathBuf>,
+    /// For whom it is, such as `pod NAMESPACE/NAME` of a volume; null: for whoever may connect.
+    pub(super) consumer: Option<String>,
     /// Does it accept VMs?
     pub(super) listening: bool,
 }
@@ -160,6 +162,8 @@ pub(super) struct Session {
     pub(super) endpoint: String,
     /// Directory of the share that it has; null: all of it.
     pub(super) sub_path: Option<PathBuf>,
+    /// For whom that socket is, such as `pod NAMESPACE/NAME` of a volume; null: for whoever may connect.
+    pub(super) consumer: Option<String>,
     /// The request in progress that began first.
     pub(super) oldest_request: Option<Oldest>,
     /// The last time that its engine was replaced, or was to be.

@@ -160,6 +160,7 @@ fn offered_at(status: &EndpointStatus) -> OfferedAt {
         name: status.endpoint.name.clone(),
         path: status.endpoint.socket.path.clone(),
         sub_path: status.endpoint.sub_path.clone(),
+        consumer: status.endpoint.consumer.clone(),
         listening: status.listening,
     }
 }
@@ -190,6 +191,7 @@ fn session(session: SessionStatus, endpoint: &Endpoint) -> Session {
         counts: counts(&session.totals),
         endpoint: endpoint.name.clone(),
         sub_path: endpoint.sub_path.clone(),
+        consumer: endpoint.consumer.clone(),
         oldest_request: session.oldest_request.map(|it| Oldest {
             operation: operation(it.opcode),
             age_milliseconds: it.age_ms,

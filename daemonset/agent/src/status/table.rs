@@ -71,11 +71,13 @@ fn details(share: &Share) -> String {
     }
     for socket in share.sockets.iter().filter(|socket| socket.name != share.name) {
         let part = socket.sub_path.as_ref().map(|it| format!(" {}", clean(&it.display().to_string())));
+        let consumer = socket.consumer.as_ref().map(|it| format!(" for {}", clean(it)));
         let closed = if socket.listening { "" } else { " (removed; VMs that use it go on)" };
         _ = writeln!(
             text,
-            "  socket {}:{} at {}{closed}",
+            "  socket {}{}:{} at {}{closed}",
             socket.name,
+            consumer.unwrap_or_default(),
             part.unwrap_or_default(),
             socket.path.display()
         );

@@ -1,6 +1,6 @@
 //! From a configuration to an engine that is ready, or to a finding that says what would help.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -33,6 +33,10 @@ use crate::vhost_user::front_end::FrontEnd;
 /// How long an engine may take until it is ready, or a trial until it is over: sandbox, trying file handles on
 /// every file system of the share.
 pub(crate) const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A trial takes some hundredths of a second; one that has been under way for longer than this hangs, as far as others
+/// are concerned that want to try something on the same directory.
+const ORDINARY_TRIAL: Duration = Duration::from_secs(2);
 
 /// How long an engine may take for one vhost-user message: the longest is mapping the guest's memory.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
@@ -87,8 +91,8 @@ pub(crate) struct Starter {
 /// Trials on directories.
 #[derive(Debug, Default)]
 struct Trials {
-    /// Those that have not come back yet.
-    under_way: HashSet<Place>,
+    /// Those that have not come back yet, and when they began.
+    under_way: HashMap<Place, Instant>,
     /// Directories on which there must be none until then: their sources are released.
     barred: HashMap<Place, Instant>,
 }
@@ -151,8 +155,8 @@ impl Starter {
         Ok(Engine { process, control, front_end, log, config, binary, preflight, root, epoch, parking })
     }
 
-    /// Tries a configuration on a source. A source that hangs costs the caller [`START_DEADLINE`] once, and
-    /// nothing while the trial before is still stuck in it.
+    /// Tries a configuration on a source, one at a time on each. A source that hangs costs the caller [`START_DEADLINE`]
+    /// once, and next to nothing while the trial before is still stuck in it.
     pub(crate) fn preflight(self: &Arc<Self>, place: &Place, config: &EngineConfig) -> Result<Preflight, Finding> {
         self.begin_trial(place)?;
         let (starter, tried, config) = (self.clone(), place.clone(), config.clone());
@@ -187,13 +191,23 @@ impl Starter {
 
     fn begin_trial(&self, place: &Place) -> Result<(), Finding> {
         let mut trials = self.trials();
-        trials.barred.retain(|_, until| *until > Instant::now());
-        if trials.barred.contains_key(place) {
-            return Err(released(&place.path()));
-        }
-        match trials.under_way.insert(place.clone()) {
-            true => Ok(()),
-            false => Err(hung(&place.path())),
+        loop {
+            let now = Instant::now();
+            trials.barred.retain(|_, until| *until > now);
+            if trials.barred.contains_key(place) {
+                return Err(released(&place.path()));
+            }
+            let Some(since) = trials.under_way.get(place).copied() else {
+                trials.under_way.insert(place.clone(), now);
+                return Ok(());
+            };
+            // Somebody else is trying something on it: that is no sign of anything before it has taken long.
+            let left = ORDINARY_TRIAL.saturating_sub(now.saturating_duration_since(since));
+            if left.is_zero() {
+                return Err(hung(&place.path()));
+            }
+            let waited = self.trial_ended.wait_timeout(trials, left);
+            trials = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -214,9 +228,9 @@ impl Starter {
 
     /// Waits until no trial on this directory is under way, at most so long; says whether that is so.
     pub(crate) fn wait_for_trial(&self, place: &Place, longest: Duration) -> bool {
-        let under_way = |trials: &mut Trials| trials.under_way.contains(place);
+        let under_way = |trials: &mut Trials| trials.under_way.contains_key(place);
         let waited = self.trial_ended.wait_timeout_while(self.trials(), longest, under_way);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.under_way.contains(place)
+        !waited.unwrap_or_else(PoisonError::into_inner).0.under_way.contains_key(place)
     }
 
     fn try_out(&self, place: &Place, config: EngineConfig) -> Result<Preflight, Finding> {
