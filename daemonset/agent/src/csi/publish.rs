@@ -9,13 +9,15 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::{Code, Status};
+use virtiofs_contract::preflight::Reason;
 use virtiofs_crds::{ExportMode, VirtiofsExport};
 
-use super::refusals::{Reason, Refusals};
+use super::refusals::{self, Refusals};
 use super::registry::Registry;
 use super::request::KubeletDir;
 use super::{consumers, directory};
 use crate::kubernetes::Exports;
+use crate::notice::Notice;
 use crate::reconcile::Turn;
 use crate::report::ShareState;
 use crate::volume::{Standing, Volume};
@@ -112,13 +114,13 @@ impl Publisher {
         let (share, namespace) = (volume.share.as_str(), volume.namespace.as_str());
         let export = self.export(share).inspect_err(|status| {
             if status.code() == Code::NotFound {
-                self.refusals.refuse(None, volume, Reason::UnknownShare);
+                self.refusals.refuse(None, volume, refusals::Reason::UnknownShare);
             }
         })?;
         if consumers::admits(&self.client, &export.spec.consumers, namespace).await? {
             return Ok(());
         }
-        self.refusals.refuse(Some(&export), volume, Reason::NotAConsumer);
+        self.refusals.refuse(Some(&export), volume, refusals::Reason::NotAConsumer);
         Err(Status::permission_denied(format!(
             "pods of namespace {namespace} may not use share {share}: have an admin add the namespace to \
              spec.consumers.namespaces.matchNames of VirtiofsShare {share}"
@@ -153,7 +155,7 @@ impl Publisher {
         match report {
             Some(report) if report.state.serves() => Ok(()),
             Some(report) if report.state == ShareState::NotReady => {
-                let why = report.notices.first().map(|it| format!(": {}: {}", it.reason, it.message));
+                let why = report.notices.first().map(|notice| format!(": {}", for_the_pod(notice, None)));
                 Err(Status::unavailable(format!(
                     "share {share} is not ready on node {}{}",
                     self.node,
@@ -184,7 +186,8 @@ impl Publisher {
                 match standing(&turns.borrow_and_update(), &name, since) {
                     Some(Standing::Listening) => return Ok(()),
                     Some(Standing::Refused(notice)) => {
-                        return Err(format!("{}: {} ({})", notice.reason, notice.message, notice.remedy));
+                        tracing::warn!(endpoint = name, reason = notice.reason, why = notice.message, "volume refused");
+                        return Err(for_the_pod(&notice, volume.sub_path.as_deref()));
                     }
                     _ => {}
                 }
@@ -194,7 +197,8 @@ impl Publisher {
             }
         });
         let failed = |why: &str| {
-            let what = volume.sub_path.as_ref().map(|path| format!("{} of ", path.display())).unwrap_or_default();
+            let what =
+                volume.sub_path.as_ref().map(|path| format!("subPath {} of ", path.display())).unwrap_or_default();
             Status::unavailable(format!("{what}share {} is not served on node {}: {why}", volume.share, self.node))
         };
         match standing.await {
@@ -215,6 +219,22 @@ impl Publisher {
         };
         timeout(PATIENCE, turns.wait_for(gone)).await.is_ok()
     }
+}
+
+/// Why there is no volume, for whoever wrote the pod. They can name a share, and are not to learn where it lies.
+fn for_the_pod(notice: &Notice, sub_path: Option<&Path>) -> String {
+    let reason = notice.reason.as_str();
+    let of = |known: Reason| sub_path.is_some() && reason == known.as_str();
+    let why = if of(Reason::SourceMissing) {
+        "the share has no such directory"
+    } else if of(Reason::SourceNotDirectory) {
+        "that is not a directory"
+    } else if of(Reason::SourceForbidden) {
+        "it leads through a symbolic link, or may not be shared"
+    } else {
+        "an admin sees why in the status of the share's export (kubectl get vfe)"
+    };
+    format!("{reason}: {why}")
 }
 
 fn standing(turn: &Turn, name: &str, since: Instant) -> Option<Standing> {
@@ -288,6 +308,24 @@ mod tests {
             Volume { volume_id: "another".into(), ..known.clone() },
         ] {
             assert_eq!(same(&known, &other).unwrap_err().code(), Code::AlreadyExists);
+        }
+    }
+
+    #[test]
+    fn whoever_wrote_the_pod_is_told_why_and_no_path_of_the_node() {
+        let notice = |reason: Reason| Notice::new(reason.as_str(), "/srv/secret is not there", "see /srv");
+        for (reason, sub_path, expected) in [
+            (Reason::SourceMissing, Some("a"), "SourceMissing: the share has no such directory"),
+            (
+                Reason::SourceForbidden,
+                Some("a"),
+                "SourceForbidden: it leads through a symbolic link, or may not be shared",
+            ),
+            (Reason::SourceMissing, None, "SourceMissing: an admin sees why in the status"),
+            (Reason::CapabilityMissing, Some("a"), "CapabilityMissing: an admin sees why in the status"),
+        ] {
+            let told = for_the_pod(&notice(reason), sub_path.map(Path::new));
+            assert!(told.starts_with(expected) && !told.contains("/srv"), "{told}");
         }
     }
 

@@ -49,12 +49,7 @@ impl Registry {
 
     /// Remembers a volume, whole or not at all, and has the loop look at it.
     pub(super) fn put(&self, volume: &Volume) -> io::Result<()> {
-        let path = self.path(&volume.target_path);
-        let new = path.with_extension("new");
-        let mut options = OpenOptions::new();
-        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(volume)?)?;
-        fs::rename(new, path)?;
+        self.write(volume)?;
         self.volumes.send_modify(|volumes| {
             volumes.unreadable.remove(&Volume::key(&volume.target_path));
             volumes.by_endpoint.insert(volume.endpoint_name(), volume.clone());
@@ -62,9 +57,24 @@ impl Registry {
         Ok(())
     }
 
-    /// Notes that a volume has been served, which changes nothing for the loop.
+    fn write(&self, volume: &Volume) -> io::Result<()> {
+        let path = self.path(&volume.target_path);
+        let new = path.with_extension("new");
+        let mut options = OpenOptions::new();
+        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(volume)?)?;
+        fs::rename(new, path)
+    }
+
+    /// Notes that a volume has been served. That is no news for the loop.
     pub(super) fn note_published(&self, volume: &Volume) -> io::Result<()> {
-        self.put(&Volume { published: true, ..volume.clone() })
+        let volume = Volume { published: true, ..volume.clone() };
+        self.write(&volume)?;
+        self.volumes.send_if_modified(|volumes| {
+            volumes.by_endpoint.insert(volume.endpoint_name(), volume);
+            false
+        });
+        Ok(())
     }
 
     /// Has the loop look at its volumes.
