@@ -32,12 +32,17 @@ pub(super) fn make(target_path: &Path) -> io::Result<()> {
 
 /// The kubelet labels no volume that is read-only. What is made in the directory inherits its type.
 fn label(target_path: &Path) {
-    if !Path::new("/sys/fs/selinux/enforce").exists() {
+    if !fs::read_to_string("/proc/filesystems").is_ok_and(|known| has_selinux(&known)) {
         return;
     }
     if let Err(errno) = setxattr(target_path, "security.selinux", LABEL.as_bytes(), XattrFlags::empty()) {
         tracing::warn!(error = %io::Error::from(errno), path = %target_path.display(), "the volume gets no label");
     }
+}
+
+/// Is SELinux on, by the kernel's list of file systems? Its own is mounted on the host, not in a container like ours.
+fn has_selinux(filesystems: &str) -> bool {
+    filesystems.lines().any(|line| line.split_whitespace().last() == Some("selinuxfs"))
 }
 
 /// Removes the directory with the socket, and what a broker that died has left of one. What is not there is removed.
@@ -73,6 +78,12 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
+
+    #[test]
+    fn selinux_is_known_by_its_file_system() {
+        assert!(has_selinux("nodev\tsysfs\nnodev\tselinuxfs\n\text4\n"));
+        assert!(!has_selinux("nodev\tsysfs\nnodev\tsecurityfs\n\text4\n"));
+    }
 
     #[test]
     fn a_directory_is_made_once_and_removed_with_our_sockets_only() {
