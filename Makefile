@@ -75,7 +75,8 @@ api: setup-build tools-kubernetes ## the operator against a real API server; KUB
 	@$(if $(filter oldest,$(KUBERNETES)),export KUBERNETES_CONTROL_PLANE=$$($(SETUP)/kubernetes-tools.sh tools-oldest) &&) \
 	    KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
 
-node: setup setup-build tools-kubernetes ## all of it on a real node: kubelet, containerd, VMs in pods (root); NODE='name' for some tests
+node: setup tools-kubernetes ## all of it on a real node: kubelet, containerd, VMs in pods (root); NODE='name' for some tests
+	@$(MAKE) --no-print-directory image PROFILE=debug
 	$(call STEP,node)
 	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test node -- $(NODE)
 

@@ -28,10 +28,15 @@ impl Broker {
         }
     }
 
+    /// Everywhere that VMs connect, as it is now.
+    pub(crate) fn endpoints(&mut self) -> Result<Vec<EndpointStatus>> {
+        let Response::Status(status) = self.ask(&Request::Status)? else { bail!("the broker did not say how it is") };
+        Ok(status.endpoints)
+    }
+
     /// One share as it is now.
     pub(crate) fn endpoint(&mut self, name: &str) -> Result<EndpointStatus> {
-        let Response::Status(status) = self.ask(&Request::Status)? else { bail!("the broker did not say how it is") };
-        let found = status.endpoints.into_iter().find(|it| it.endpoint.name == name);
+        let found = self.endpoints()?.into_iter().find(|it| it.endpoint.name == name);
         found.with_context(|| format!("the broker knows no endpoint {name}"))
     }
 

@@ -19,9 +19,17 @@ use nix::unistd::{Pid, Uid, getpid};
 
 /// Says inside that this is inside, and which cgroup is the node's.
 const CGROUP: &str = "VIRTIOFS_E2E_CGROUP";
-/// Where container runtime, kubelet and this project's own daemons keep things on every node, whatever they are told.
-const OWN: [&str; 6] =
-    ["/run/containerd", "/run/netns", "/run/virtiofs", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers"];
+/// Where container runtime, kubelet and this project's own daemons keep things on every node, whatever they are told;
+/// and what is shared.
+const OWN: [&str; 7] = [
+    "/run/containerd",
+    "/run/netns",
+    "/run/virtiofs",
+    "/srv",
+    "/var/lib/cni",
+    "/var/lib/kubelet",
+    "/var/log/containers",
+];
 /// What a kubelet sets for the whole kernel.
 const KERNEL: [&str; 6] = [
     "vm/overcommit_memory",
@@ -59,6 +67,44 @@ pub fn run(test: impl FnOnce() -> Result<bool>) -> ExitCode {
 /// Where this is no such test.
 pub(crate) fn cgroup() -> Result<String> {
     std::env::var(CGROUP).context("this test does not keep to itself")
+}
+
+/// All processes in that cgroup.
+///
+/// # Errors
+/// Where this is no such test.
+pub(crate) fn processes() -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for place in cgroups(&cgroup()?)? {
+        collect(&place, &mut found);
+    }
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+fn collect(cgroup: &Path, found: &mut Vec<Pid>) {
+    let members = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    // Those of other process namespaces are all called 0.
+    found.extend(members.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).map(Pid::from_raw));
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect(&entry.path(), found);
+        }
+    }
+}
+
+/// A cgroup of this name in each hierarchy.
+fn cgroups(name: &str) -> Result<Vec<PathBuf>> {
+    let root = Path::new("/sys/fs/cgroup");
+    let own = |hierarchy: &Path| hierarchy.join(name.trim_start_matches('/'));
+    if root.join("cgroup.procs").exists() {
+        return Ok(vec![own(root)]);
+    }
+    let entries = fs::read_dir(root).context("looking for cgroups")?;
+    // Two names of one hierarchy are a directory and links to it.
+    let hierarchies = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(hierarchies.map(|entry| own(&entry.path())).collect())
 }
 
 /// Prepares what has to be there before, and cleans up after.
@@ -138,29 +184,16 @@ impl Traces {
             fs::create_dir_all(place).with_context(|| format!("making {}", place.display()))?;
             traces.made.push(place.to_owned());
         }
-        for cgroup in traces.cgroups()? {
+        for cgroup in cgroups(&traces.cgroup)? {
             fs::create_dir(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
         }
         Ok(traces)
-    }
-
-    /// The node's cgroup in each hierarchy.
-    fn cgroups(&self) -> Result<Vec<PathBuf>> {
-        let root = Path::new("/sys/fs/cgroup");
-        let own = root.join(&self.cgroup[1..]);
-        if root.join("cgroup.procs").exists() {
-            return Ok(vec![own]);
-        }
-        let entries = fs::read_dir(root).context("looking for cgroups")?;
-        // Two names of one hierarchy are a directory and links to it.
-        let hierarchies = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        Ok(hierarchies.map(|entry| entry.path().join(&self.cgroup[1..])).collect())
     }
 }
 
 impl Drop for Traces {
     fn drop(&mut self) {
-        for cgroup in self.cgroups().unwrap_or_default() {
+        for cgroup in cgroups(&self.cgroup).unwrap_or_default() {
             // Processes that have just been killed take a moment to leave.
             (0..100).find(|_| {
                 remove_cgroup(&cgroup) || {

@@ -19,8 +19,9 @@ const PLUGINS: &str = "/usr/lib/cni";
 
 /// A container runtime. Dropped, it ends; containers are their shims' and go on.
 pub(super) struct Containerd {
-    process: Process,
+    process: Option<Process>,
     socket: PathBuf,
+    dir: PathBuf,
 }
 
 impl Containerd {
@@ -29,21 +30,39 @@ impl Containerd {
         let (config, socket) = (dir.join("containerd.toml"), dir.join("containerd.sock"));
         write_network(dir)?;
         fs::write(&config, configuration(dir, &socket)?).context("writing containerd's configuration")?;
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(&config);
-        let process = Process::start(command, &dir.join("containerd.log"), FAREWELL)?;
-        let containerd = Containerd { process, socket };
-        wait_for("containerd", || {
-            ensure!(containerd.process.ended()?.is_none(), "containerd ended\n{}", containerd.log_tail());
-            Ok(containerd.ctr(&["version"]).ok().map(drop))
-        })
-        .map_err(|error| error.context(containerd.log_tail()))?;
+        let mut containerd = Containerd { process: None, socket, dir: dir.to_owned() };
+        containerd.restart()?;
         Ok(containerd)
+    }
+
+    /// Ends it.
+    pub(super) fn stop(&mut self) {
+        self.process = None;
+    }
+
+    /// Ends it, as far as it has not ended, and starts another.
+    pub(super) fn restart(&mut self) -> Result<()> {
+        self.stop();
+        let mut command = Command::new("containerd");
+        command.arg("--config").arg(self.dir.join("containerd.toml"));
+        let process = Process::start(command, &self.dir.join("containerd.log"), FAREWELL)?;
+        wait_for("containerd", || {
+            ensure!(process.ended()?.is_none(), "containerd ended\n{}", process.log_tail());
+            Ok(self.ctr(&["version"]).ok().map(drop))
+        })
+        .map_err(|error| error.context(process.log_tail()))?;
+        self.process = Some(process);
+        Ok(())
     }
 
     /// What the kubelet connects to.
     pub(super) fn endpoint(&self) -> String {
         format!("unix://{}", self.socket.display())
+    }
+
+    /// Where it listens.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Makes an image known to the kubelet.
@@ -60,7 +79,7 @@ impl Containerd {
     }
 
     pub(super) fn log_tail(&self) -> String {
-        self.process.log_tail()
+        self.process.as_ref().map(Process::log_tail).unwrap_or_default()
     }
 }
 

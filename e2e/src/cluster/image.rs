@@ -11,9 +11,9 @@ use crate::initramfs;
 use crate::parts::Parts;
 
 /// The image whose containers do nothing: what holds a pod's namespaces.
-pub(super) const PAUSE: &str = "localhost/pause:e2e";
+pub(super) const PAUSE: &str = "localhost/pause:1";
 /// QEMU, a guest's kernel and initramfs, and a shell.
-pub const VM: &str = "localhost/vm:e2e";
+pub const VM: &str = "localhost/vm:1";
 /// The guest's kernel in that image.
 pub(crate) const KERNEL: &str = "/guest/vmlinuz";
 /// Its initramfs.

@@ -89,6 +89,15 @@ impl Kubectl {
         if text.trim().is_empty() { Ok(None) } else { Ok(Some(serde_json::from_str(&text)?)) }
     }
 
+    /// An object in a namespace; `Null` where there is none of that name.
+    ///
+    /// # Errors
+    /// When the API server does not answer or permit it.
+    pub fn get_in(&self, namespace: &str, kind: &str, name: &str) -> Result<Value> {
+        let text = self.run(&["-n", namespace, "get", kind, name, "--ignore-not-found", "-o", "json"])?;
+        if text.trim().is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
+    }
+
     /// All objects of a kind that further options select.
     ///
     /// # Errors

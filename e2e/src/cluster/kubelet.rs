@@ -1,4 +1,4 @@
-//! A kubelet with a root directory of its own.
+//! A kubelet.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use crate::process::Process;
 use crate::seclusion;
 
 const FAREWELL: Duration = Duration::from_secs(10);
+/// Where every kubelet keeps things; a test that keeps to itself has a directory of its own there.
+pub(super) const ROOT: &str = "/var/lib/kubelet";
 
 /// A kubelet that can be stopped and started again. Dropped, it ends; pods go on.
 pub(super) struct Kubelet {
@@ -62,14 +64,14 @@ impl Kubelet {
         Ok(kubelet)
     }
 
-    /// Its root directory.
-    pub(super) fn root(&self) -> PathBuf {
-        self.dir.join("kubelet")
+    /// Ends it.
+    pub(super) fn stop(&mut self) {
+        self.process = None;
     }
 
     /// Ends it, as far as it has not ended, and starts another.
     pub(super) fn restart(&mut self) -> Result<()> {
-        self.process = None;
+        self.stop();
         self.run()
     }
 
@@ -77,7 +79,7 @@ impl Kubelet {
         let mut kubelet = Command::new(&self.program);
         kubelet.arg("--config").arg(self.dir.join("kubelet.json"));
         kubelet.arg("--kubeconfig").arg(&self.kubeconfig);
-        kubelet.arg("--root-dir").arg(self.root()).arg("--cert-dir").arg(self.dir.join("kubelet-pki"));
+        kubelet.arg("--root-dir").arg(ROOT).arg("--cert-dir").arg(self.dir.join("kubelet-pki"));
         kubelet.args(["--hostname-override", self.name, "--node-ip", &seclusion::NODE.to_string(), "-v=2"]);
         self.process = Some(Process::start(kubelet, &self.dir.join("kubelet.log"), FAREWELL)?);
         Ok(())

@@ -9,7 +9,10 @@ mod image;
 mod kubectl;
 mod kubelet;
 mod operator;
+pub mod readme;
 mod real;
+pub mod sessions;
+pub mod traces;
 mod vm;
 mod wait;
 
@@ -28,7 +31,7 @@ pub use self::image::VM as VM_IMAGE;
 pub use self::kubectl::Kubectl;
 pub use self::operator::Operator;
 pub use self::real::RealCluster;
-pub use self::vm::VmPod;
+pub use self::vm::{VmPod, volume_of};
 pub use self::wait::{until, wait_for};
 use crate::process::Process;
 

@@ -1,17 +1,23 @@
 //! A cluster of one node, with everything that a node has: scheduler, kubelet, containerd. Nothing in it is simulated.
 
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 
 use super::containerd::Containerd;
 use super::control_plane::{ControlPlane, Nodes};
 use super::kubelet::Kubelet;
+use super::sessions::{RUNTIME_DIR, processes_of};
 use super::wait::{until, wait_for};
-use super::{Kubectl, image, is_true, tools};
+use super::{Kubectl, NAMESPACE, image, is_true, kubelet, tools};
 use crate::parts::Parts;
-use crate::seclusion::SERVICE;
+use crate::seclusion::{self, SERVICE};
 
 /// The node's name.
 const NODE: &str = "node";
@@ -80,14 +86,66 @@ impl RealCluster {
         self.kubelet.restart()
     }
 
-    /// The kubelet's root directory, with pods' volumes.
-    pub fn kubelet_dir(&self) -> PathBuf {
-        self.kubelet.root()
+    /// Upgrades the chart to another image, which is the same under another name.
+    ///
+    /// # Errors
+    /// When helm fails.
+    pub fn upgrade(&self) -> Result<()> {
+        let script = format!(
+            "from=$(ctr --namespace k8s.io images list -q | grep '^localhost/virtiofs-operator:' | head -n 1)
+             ctr --namespace k8s.io images tag --force \"$from\" localhost/virtiofs-operator:next
+             helm upgrade virtiofs charts/virtiofs-operator --namespace {NAMESPACE} --reuse-values \\
+                 --set image.tag=next"
+        );
+        self.shell(&script, "").map(drop)
     }
 
-    /// helm and others.
-    pub fn tools(&self) -> &Path {
-        &self.tools
+    /// The node goes down, with all that runs on it and all that is not on a disk, and comes up again.
+    ///
+    /// # Errors
+    /// When it does not come up, or what is done meanwhile fails.
+    pub fn reboot(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.kubelet.stop();
+        self.containerd.stop();
+        power_off(self.dir.path())?;
+        meanwhile()?;
+        self.containerd.restart()?;
+        self.kubelet.restart()?;
+        self.until_ready()
+    }
+
+    /// Runs a script as somebody at a desk does who may do everything, in this repository, with `input` to read, and
+    /// returns what it prints.
+    ///
+    /// # Errors
+    /// When it fails; the message has what it said.
+    pub fn shell(&self, script: &str, input: &str) -> Result<String> {
+        let path = std::env::join_paths(
+            std::iter::once(self.tools.clone())
+                .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+        )
+        .context("putting the tools on the path")?;
+        let mut child = Command::new("bash")
+            .args(["-euo", "pipefail", "-c", script])
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+            .env("PATH", path)
+            .env("KUBECONFIG", self.admin.kubeconfig())
+            // No file of whoever runs this is read.
+            .env("HOME", self.dir.path())
+            .env("CONTAINERD_ADDRESS", self.containerd.socket())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("running bash")?;
+        let mut stdin = child.stdin.take().context("bash has no standard input")?;
+        // A program that ends without reading all of it says itself why.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        let output = child.wait_with_output().context("waiting for bash")?;
+        let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "`{script}` ended with {}\n{said}{complained}", output.status);
+        Ok(said.into_owned())
     }
 
     /// Files of this cluster.
@@ -99,4 +157,41 @@ impl RealCluster {
     pub fn logs(&self) -> String {
         [self.control_plane.logs(), self.containerd.log_tail(), self.kubelet.log_tail()].join("\n")
     }
+}
+
+/// What a power failure does to a node whose runtime has its state in `dir`.
+fn power_off(dir: &Path) -> Result<()> {
+    // Shims first: what they are told of the death of their containers, they would write down.
+    for pid in processes_of("containerd-shim-runc-v2") {
+        kill(pid, Signal::SIGKILL).context("killing a container's shim")?;
+    }
+    wait_for("all containers to be dead", || {
+        let left = seclusion::processes()?;
+        for pid in &left {
+            // One that has just died is what was wanted.
+            let _ = kill(*pid, Signal::SIGKILL);
+        }
+        Ok(left.is_empty().then_some(()))
+    })?;
+    let volatile =
+        [Path::new(RUNTIME_DIR), Path::new("/run/containerd"), Path::new("/run/netns"), &dir.join("containerd-state")];
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading mounts")?;
+    let of_pods = |point: &&str| {
+        volatile.iter().any(|place| Path::new(point).starts_with(place) && Path::new(point) != *place)
+            || Path::new(point).starts_with(Path::new(kubelet::ROOT).join("pods"))
+    };
+    for point in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(of_pods) {
+        umount2(point, MntFlags::MNT_DETACH).with_context(|| format!("unmounting {point}"))?;
+    }
+    for place in volatile {
+        for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+            let removed = if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                fs::remove_dir_all(entry.path())
+            } else {
+                fs::remove_file(entry.path())
+            };
+            removed.with_context(|| format!("wiping {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::{Kubectl, RealCluster, image};
 use crate::accelerator::Accelerator;
@@ -38,13 +39,15 @@ pub struct VmPod<'a> {
     pub stubborn: bool,
 }
 
+/// An inline volume of a share, without a name.
+pub fn volume_of(share: &str) -> Value {
+    json!({"csi": {"driver": "csi.virtiofs.dev", "readOnly": true, "volumeAttributes": {"share": share}}})
+}
+
 impl<'a> VmPod<'a> {
     /// A pod with an inline volume of a share.
     pub fn new(namespace: &'a str, name: &'a str, share: &'a str) -> Self {
-        let volume = json!({"csi": {
-            "driver": "csi.virtiofs.dev", "readOnly": true, "volumeAttributes": {"share": share},
-        }});
-        VmPod { namespace, name, share, volume, grace: 5, stubborn: false }
+        VmPod { namespace, name, share, volume: volume_of(share), grace: 5, stubborn: false }
     }
 
     /// The pod. Its guest's console and sockets are in `dir`, on the node too.
@@ -99,12 +102,22 @@ impl RealCluster {
     /// When the pod does not start or the guest does not come up.
     pub fn boot(&self, pod: &VmPod<'_>) -> Result<Guest> {
         let start = Instant::now();
+        let dir = self.create(pod)?;
+        let vmm = Pod { admin: self.admin.clone(), namespace: pod.namespace.to_owned(), name: pod.name.to_owned() };
+        Guest::attach(Box::new(vmm), dir, Accelerator::Tcg, start)
+    }
+
+    /// Creates a pod with a VM, which may come to nothing, and returns the directory that its guest's console and
+    /// sockets come into.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn create(&self, pod: &VmPod<'_>) -> Result<TempDir> {
         let dir = tempfile::Builder::new().prefix("vm-").tempdir_in(self.dir());
         let dir = dir.context("making a directory for a guest")?;
         chown(dir.path(), Some(QEMU), Some(QEMU)).context("giving a directory to QEMU")?;
         self.admin.apply(&pod.manifest(dir.path()))?;
-        let vmm = Pod { admin: self.admin.clone(), namespace: pod.namespace.to_owned(), name: pod.name.to_owned() };
-        Guest::attach(Box::new(vmm), dir, Accelerator::Tcg, start)
+        Ok(dir)
     }
 }
 

@@ -3,7 +3,10 @@
 //!
 //! Arguments choose tests by parts of their names.
 
+mod complaints;
 mod pods;
+mod readme;
+mod vms;
 mod world;
 
 use std::process::ExitCode;
@@ -13,7 +16,23 @@ use e2e::suite::{self, Test};
 
 use crate::world::World;
 
-const TESTS: &[Test<World>] = &[("a_pod_runs_and_goes", pods::a_pod_runs_and_goes)];
+// The last one takes away what all others use.
+const TESTS: &[Test<World>] = &[
+    ("a_pod_runs_and_goes", pods::a_pod_runs_and_goes),
+    ("the_readme_leads_to_a_vm_with_a_share", readme::the_readme_leads_to_a_vm_with_a_share),
+    ("a_vm_uses_a_share_and_leaves_nothing_behind", vms::a_vm_uses_a_share_and_leaves_nothing_behind),
+    ("agent_and_operator_are_replaced_under_a_vm", vms::agent_and_operator_are_replaced_under_a_vm),
+    ("a_namespace_that_is_not_admitted_is_told_so", vms::a_namespace_that_is_not_admitted_is_told_so),
+    ("restarts_multiply_nothing", complaints::restarts_multiply_nothing),
+    (
+        "after_a_reboot_who_stays_is_served_and_who_was_deleted_goes",
+        complaints::after_a_reboot_who_stays_is_served_and_who_was_deleted_goes,
+    ),
+    ("of_two_agents_whoever_goes_the_driver_stays", complaints::of_two_agents_whoever_goes_the_driver_stays),
+    ("a_vm_that_ends_slowly_ends_without_the_daemons", complaints::a_vm_that_ends_slowly_ends_without_the_daemons),
+    ("the_chart_does_not_go_before_its_users", complaints::the_chart_does_not_go_before_its_users),
+    ("the_chart_goes_and_leaves_nothing_behind", complaints::the_chart_goes_and_leaves_nothing_behind),
+];
 
 fn main() -> ExitCode {
     seclusion::run(|| suite::run(TESTS))

@@ -1,10 +1,25 @@
-//! What every test has: a cluster of one node, and the words in which tests are told.
+//! What every test has: a cluster of one node with the chart installed, and the words in which tests are told.
 
-use anyhow::Result;
-use e2e::cluster::{Kubectl, RealCluster, until};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::readme::{self, Step};
+use e2e::cluster::sessions::sessions;
+use e2e::cluster::traces::Traces;
+use e2e::cluster::{Kubectl, NAMESPACE, RealCluster, condition_of, is_true, until};
 use e2e::parts::Parts;
 use e2e::suite::{self, World as _};
-use serde_json::Value;
+use e2e::tree;
+use serde_json::{Value, json};
+use virtiofs_contract::control::SessionStatus;
+
+/// Whom the shares of tests admit.
+pub(crate) const VMS: &str = "vms";
+/// Whom they do not.
+pub(crate) const OTHERS: &str = "others";
+/// Files of a share.
+const FILES: u64 = 60;
 
 pub(crate) struct World {
     pub(crate) cluster: RealCluster,
@@ -12,23 +27,37 @@ pub(crate) struct World {
 
 impl suite::World for World {
     fn start() -> Result<Self> {
-        Ok(World { cluster: RealCluster::start(&Parts::locate()?)? })
+        let world = World { cluster: RealCluster::start(&Parts::locate()?)? };
+        for namespace in [VMS, OTHERS] {
+            world.admin().run(&["create", "namespace", namespace])?;
+        }
+        world.install().map_err(|error| error.context(world.explain()))?;
+        Ok(world)
     }
 
     fn ready(&mut self) -> Result<()> {
-        self.cluster.until_ready()
+        self.cluster.until_ready()?;
+        self.until_driver()?;
+        self.until_tidy()
     }
 
     fn explain(&self) -> String {
         let admin = self.admin();
-        let pods = admin.run(&["get", "pods", "-A", "-o", "wide"]).unwrap_or_default();
-        let events = admin.run(&["get", "events", "-A", "--sort-by=.metadata.creationTimestamp"]).unwrap_or_default();
-        format!("{pods}\n{events}\n{}", self.cluster.logs())
+        let run = |arguments: &[&str]| admin.run(arguments).unwrap_or_else(|error| format!("{error:#}\n"));
+        let mut told = run(&["get", "pods,vfs,vfe,csinodes", "-A", "-o", "wide"]);
+        told += &run(&["get", "events", "-A", "--sort-by=.metadata.creationTimestamp"]);
+        for part in ["deployment/virtiofs-operator", "daemonset/virtiofs-agent", "daemonset/virtiofs-broker"] {
+            told += &format!("---- {part}:\n{}", run(&["-n", NAMESPACE, "logs", part, "--tail=100"]));
+        }
+        format!("{told}\n{}", self.cluster.logs())
     }
 
     fn clean_up(&mut self) {
         // What fails here shows in the next test, with an explanation.
-        let _ = self.admin().run(&["delete", "pods", "--all", "--timeout=60s"]);
+        for namespace in [VMS, OTHERS, "default"] {
+            let _ = self.admin().run(&["-n", namespace, "delete", "pods", "--all", "--timeout=60s"]);
+        }
+        let _ = self.admin().run(&["delete", "vfs", "--all", "--timeout=60s"]);
     }
 }
 
@@ -37,8 +66,163 @@ impl World {
         &self.cluster.admin
     }
 
+    /// Installs the chart as the README's first example does.
+    fn install(&self) -> Result<()> {
+        for step in readme::examples()?.remove(0) {
+            match step {
+                // It was made before.
+                Step::Shell(command) if command.starts_with("make ") => (),
+                Step::Shell(command) => drop(self.cluster.shell(&command, "")?),
+                Step::Guest(command) => anyhow::bail!("{command}: there is no guest yet"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the node says that it has the driver.
+    pub(crate) fn until_driver(&self) -> Result<()> {
+        until("the driver to be in CSINode", || self.explain(), || Ok(self.has_driver()?.then_some(())))
+    }
+
+    /// Does the node say so?
+    pub(crate) fn has_driver(&self) -> Result<bool> {
+        let drivers = self.admin().list("csinodes", &[])?;
+        let drivers = drivers.iter().flat_map(|node| node["spec"]["drivers"].as_array().cloned().unwrap_or_default());
+        Ok(drivers.into_iter().any(|driver| driver["name"] == "csi.virtiofs.dev"))
+    }
+
     /// Waits until a pod is as it should be, and returns it.
-    pub(crate) fn until_pod(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-        until(&format!("pod {name}: {what}"), || self.explain(), || Ok(self.admin().get("pod", name)?.filter(&wanted)))
+    pub(crate) fn until_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        until(
+            &format!("pod {name}: {what}"),
+            || self.explain(),
+            || Ok(Some(self.admin().get_in(namespace, "pod", name)?).filter(&wanted)),
+        )
+    }
+
+    /// Deletes a pod and waits until it is gone.
+    pub(crate) fn delete_pod(&self, namespace: &str, name: &str) -> Result<()> {
+        self.admin().run(&["-n", namespace, "delete", "pod", name, "--wait=false", "--ignore-not-found"])?;
+        self.until_pod(namespace, name, "gone", Value::is_null).map(drop)
+    }
+
+    /// The pods of one of our own daemons, but those that are going.
+    pub(crate) fn daemons(&self, name: &str) -> Result<Vec<Value>> {
+        let selector = format!("--selector=app.kubernetes.io/name={name}");
+        let pods = self.admin().list("pods", &["-n", NAMESPACE, &selector])?;
+        Ok(pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
+    }
+
+    /// The one pod of one of our own daemons.
+    pub(crate) fn daemon(&self, name: &str) -> Result<Value> {
+        let mut pods = self.daemons(name)?;
+        ensure!(pods.len() == 1, "there are {} pods of {name} where there should be one", pods.len());
+        Ok(pods.remove(0))
+    }
+
+    /// Waits until one of our daemons runs in another pod than this, and returns it.
+    pub(crate) fn until_other_daemon(&self, name: &str, before: &Value) -> Result<Value> {
+        let other = |pod: &Value| pod["metadata"]["uid"] != before["metadata"]["uid"] && is_true(pod, "Ready");
+        until(&format!("another {name}"), || self.explain(), || Ok(self.daemon(name).ok().filter(other)))
+    }
+
+    /// A directory of the node with files whose names tell what is in them.
+    pub(crate) fn plant(&self, name: &str) -> Result<PathBuf> {
+        let source = Path::new("/srv").join(name);
+        fs::create_dir_all(&source).context("making a source")?;
+        tree::plant(&source, FILES)?;
+        Ok(source)
+    }
+
+    /// Declares a share of such a directory for the namespace [`VMS`].
+    pub(crate) fn declare(&self, name: &str, more: Value) -> Result<()> {
+        let mut share = json!({
+            "apiVersion": "virtiofs.dev/v1alpha1",
+            "kind": "VirtiofsShare",
+            "metadata": {"name": name},
+            "spec": {
+                "source": {"hostPath": {"path": self.plant(name)?}},
+                "consumers": {"namespaces": {"matchNames": [VMS]}},
+                "socket": {"owner": 107, "group": 107},
+            },
+        });
+        if let (Some(spec), Some(more)) = (share["spec"].as_object_mut(), more.as_object()) {
+            spec.extend(more.clone());
+        }
+        self.admin().apply(&share)
+    }
+
+    /// Declares a share and waits until it is served.
+    pub(crate) fn serve(&self, name: &str, more: Value) -> Result<()> {
+        self.declare(name, more)?;
+        self.until_export(name, "served", |export| is_true(export, "Ready")).map(drop)
+    }
+
+    /// The export of a share on the node.
+    pub(crate) fn export(&self, share: &str) -> Result<Value> {
+        let mut found = self.admin().list("vfe", &[&format!("--field-selector=spec.share={share}")])?;
+        Ok(found.pop().unwrap_or_default())
+    }
+
+    /// Waits until the export of a share is as it should be, and returns it.
+    pub(crate) fn until_export(&self, share: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        until(
+            &format!("export of {share}: {what}"),
+            || self.explain(),
+            || Ok(Some(self.export(share)?).filter(|export| wanted(export))),
+        )
+    }
+
+    /// Waits until the node serves what the share now says.
+    pub(crate) fn until_taken_up(&self, share: &str) -> Result<()> {
+        until(
+            &format!("{share} to be taken up"),
+            || self.explain(),
+            || {
+                let declared = self.admin().get("vfs", share)?.unwrap_or_default();
+                let seen = declared["status"]["observedGeneration"] == declared["metadata"]["generation"];
+                let export = self.export(share)?;
+                let revision = &declared["status"]["revision"];
+                let all = declared["status"]["nodes"]["updated"] == 1;
+                let done = all
+                    && export["status"]["observedRevision"] == *revision
+                    && condition_of(&export, "Ready")["status"] == "True";
+                Ok((seen && done).then_some(()))
+            },
+        )
+    }
+
+    /// The one session on the node.
+    pub(crate) fn session(&self) -> Result<SessionStatus> {
+        let mut sessions = sessions()?;
+        ensure!(sessions.len() == 1, "there are {} sessions where there should be one", sessions.len());
+        Ok(sessions.remove(0))
+    }
+
+    /// Waits until the one session on the node is as it should be.
+    pub(crate) fn until_session(&self, what: &str, wanted: impl Fn(&SessionStatus) -> bool) -> Result<SessionStatus> {
+        until(&format!("the session: {what}"), || self.explain(), || Ok(self.session().ok().filter(&wanted)))
+    }
+
+    /// Waits until there is nothing on the node that was not there before.
+    pub(crate) fn until_nothing_is_left(&self, before: &Traces) -> Result<()> {
+        let left = || Traces::now().map(|now| now.since(before)).unwrap_or_default();
+        let nothing = || Ok(Traces::now()?.since(before).is_empty().then_some(()));
+        until("nothing to be left behind", || format!("{}{}", left(), self.explain()), nothing)
+    }
+
+    /// Waits until the kubelet has removed what it had of pods that are gone.
+    fn until_tidy(&self) -> Result<()> {
+        let tidy = || {
+            let kept = fs::read_dir("/var/lib/kubelet/pods").context("looking for pods")?.count();
+            Ok((kept == self.admin().list("pods", &["-A"])?.len()).then_some(()))
+        };
+        until("the kubelet to tidy up", || self.explain(), tidy)
     }
 }

@@ -1,0 +1,103 @@
+//! VMs in pods, and what happens around them: their guests count no error.
+
+use anyhow::{Result, ensure};
+use e2e::cluster::sessions::{kill_engine, sessions};
+use e2e::cluster::traces::Traces;
+use e2e::cluster::{VmPod, condition_of, is_true, until};
+use e2e::load::Load;
+use e2e::suite::World as _;
+use serde_json::{Value, json};
+
+use crate::world::{OTHERS, VMS, World};
+
+fn is_false(object: &Value, condition: &str) -> bool {
+    condition_of(object, condition)["status"] == "False"
+}
+
+pub(crate) fn a_vm_uses_a_share_and_leaves_nothing_behind(world: &mut World) -> Result<()> {
+    world.serve("data", json!({"access": "ReadWrite", "content": "Shared"}))?;
+    // The pods may do what the share needs: nothing was fallen back to.
+    let served = world.until_export("data", "as good as can be", |export| is_false(export, "Degraded"))?;
+    ensure!(served["status"]["preflight"]["inodeFileHandles"] == "Prefer", "{served:#}");
+    let before = Traces::now()?;
+    let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "data"))?;
+    println!("a guest in a pod within {:.1} s", guest.boot_time().as_secs_f64());
+    let mounted = guest.mount("data")?;
+    let load = guest.start_work(&Load::writing(&mounted).and_reading(&mounted))?;
+
+    // Its engine dies.
+    let session = world.session()?;
+    kill_engine(&session)?;
+    world.until_session("recovered", |now| {
+        now.totals.exchanges.recoveries.count > 0 && now.engine_pid.is_some() && now.engine_pid != session.engine_pid
+    })?;
+    let export = world.until_export("data", "says so", |export| export["status"]["recoveries"]["total"] == 1)?;
+    ensure!(export["status"]["sessions"] == 1, "{export:#}");
+
+    // The share is edited.
+    world.declare("data", json!({"access": "ReadWrite", "content": "Shared", "engine": {"cache": "Metadata"}}))?;
+    world.until_taken_up("data")?;
+    let after = world.until_session("reconfigured", |now| now.engine != session.engine)?;
+    ensure!(after.id == session.id && after.totals.exchanges.hand_overs.count == 1, "{after:#?}");
+    println!("{}", world.admin().run(&["get", "vfs,vfe"])?);
+    println!("{}", world.admin().run(&["describe", "vfs", "data"])?);
+    guest.stop_work(load)?.must_be_clean()?;
+
+    drop(guest);
+    world.delete_pod(VMS, "vm")?;
+    until("the session to end", || world.explain(), || Ok(sessions()?.is_empty().then_some(())))?;
+    world.until_export("data", "no session", |export| export["status"]["sessions"] == 0)?;
+    world.until_nothing_is_left(&before)
+}
+
+pub(crate) fn agent_and_operator_are_replaced_under_a_vm(world: &mut World) -> Result<()> {
+    world.serve("kept", json!({"access": "ReadWrite"}))?;
+    let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "kept"))?;
+    let mounted = guest.mount("kept")?;
+    let load = guest.start_work(&Load::writing(&mounted).and_reading(&mounted))?;
+    let session = world.session()?;
+    let (agent, broker) = (world.daemon("virtiofs-agent")?, world.daemon("virtiofs-broker")?);
+    let operators = world.daemons("virtiofs-operator")?;
+
+    world.cluster.upgrade()?;
+    world.until_other_daemon("virtiofs-agent", &agent)?;
+    until(
+        "all operators to be other ones",
+        || world.explain(),
+        || {
+            let now = world.daemons("virtiofs-operator")?;
+            let old = |pod: &Value| operators.iter().any(|it| it["metadata"]["uid"] == pod["metadata"]["uid"]);
+            Ok((!now.is_empty() && now.iter().all(|pod| !old(pod) && is_true(pod, "Ready"))).then_some(()))
+        },
+    )?;
+    world.until_driver()?;
+    let same = world.daemon("virtiofs-broker")?;
+    ensure!(same["metadata"]["uid"] == broker["metadata"]["uid"], "the broker was replaced, and with it all sessions");
+    let after = world.session()?;
+    ensure!(after.id == session.id && after.engine_pid == session.engine_pid, "{after:#?}");
+
+    // Both work: a change arrives.
+    world.declare("kept", json!({"access": "ReadWrite", "engine": {"cache": "Metadata"}}))?;
+    world.until_taken_up("kept")?;
+    guest.stop_work(load)?.must_be_clean()?;
+    guest.shutdown()
+}
+
+pub(crate) fn a_namespace_that_is_not_admitted_is_told_so(world: &mut World) -> Result<()> {
+    world.serve("private", json!({}))?;
+    let pod = VmPod::new(OTHERS, "intruder", "private");
+    let _dir = world.cluster.create(&pod)?;
+    let told = until(
+        "the pod's events to say why",
+        || world.explain(),
+        || {
+            let events = world.admin().run(&["-n", OTHERS, "get", "events", "-o", "jsonpath={.items[*].message}"])?;
+            Ok(events.contains("PermissionDenied").then_some(events))
+        },
+    )?;
+    ensure!(told.contains("private") && told.contains(OTHERS), "{told}");
+    println!("{told}");
+    ensure!(sessions()?.is_empty(), "somebody is connected");
+    world.delete_pod(OTHERS, "intruder")?;
+    Ok(())
+}
