@@ -111,10 +111,12 @@ fn cgroups(name: &str) -> Result<Vec<PathBuf>> {
 fn outside() -> Result<bool> {
     ensure!(Uid::effective().is_root(), "a node needs root: containers, cgroups, namespaces");
     let traces = Traces::prepare()?;
+    // Whatever happens inside, its files go too.
+    let files = tempfile::Builder::new().prefix("node-").tempdir().context("making a directory for a node")?;
     let mut inside = Command::new("unshare");
     inside.args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
     inside.arg(std::env::current_exe().context("looking for this program")?).args(std::env::args_os().skip(1));
-    inside.env(CGROUP, &traces.cgroup);
+    inside.env(CGROUP, &traces.cgroup).env("TMPDIR", files.path());
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_block().context("blocking signals")?;
     // SAFETY: runs between fork and exec; both are async-signal-safe and touch no memory of the parent.

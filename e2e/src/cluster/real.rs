@@ -41,7 +41,7 @@ impl RealCluster {
     /// When a program is missing or does not start; its log is in the message.
     pub fn start(parts: &Parts) -> Result<Self> {
         let tools = tools()?;
-        let dir = tempfile::Builder::new().prefix("node-").tempdir().context("making a directory for a node")?;
+        let dir = tempfile::Builder::new().prefix("cluster-").tempdir().context("making a directory for a node")?;
         let nodes = Nodes::Real { name: NODE, service: SERVICE };
         let control_plane = ControlPlane::start(&tools, dir.path(), nodes)?;
         let containerd = Containerd::start(dir.path())?;
