@@ -21,6 +21,10 @@ const TESTS: &[Test<World>] = &[
     ("a_pod_runs_and_goes", pods::a_pod_runs_and_goes),
     ("the_readme_leads_to_a_vm_with_a_share", readme::the_readme_leads_to_a_vm_with_a_share),
     ("a_vm_uses_a_share_and_leaves_nothing_behind", vms::a_vm_uses_a_share_and_leaves_nothing_behind),
+    (
+        "a_vm_uses_a_directory_of_a_share_by_a_persistent_volume",
+        vms::a_vm_uses_a_directory_of_a_share_by_a_persistent_volume,
+    ),
     ("agent_and_operator_are_replaced_under_a_vm", vms::agent_and_operator_are_replaced_under_a_vm),
     ("a_namespace_that_is_not_admitted_is_told_so", vms::a_namespace_that_is_not_admitted_is_told_so),
     ("restarts_multiply_nothing", complaints::restarts_multiply_nothing),

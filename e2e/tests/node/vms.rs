@@ -50,6 +50,59 @@ pub(crate) fn a_vm_uses_a_share_and_leaves_nothing_behind(world: &mut World) -> 
     world.until_nothing_is_left(&before)
 }
 
+pub(crate) fn a_vm_uses_a_directory_of_a_share_by_a_persistent_volume(world: &mut World) -> Result<()> {
+    world.serve("persistent", json!({"content": "Immutable"}))?;
+    let claim = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": "part-of-persistent"},
+            "spec": {
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadOnlyMany"],
+                "storageClassName": "",
+                "claimRef": {"namespace": VMS, "name": "part"},
+                "csi": {
+                    "driver": "csi.virtiofs.dev",
+                    "volumeHandle": "part-of-persistent",
+                    "readOnly": true,
+                    "volumeAttributes": {"share": "persistent", "subPath": "d0"},
+                },
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "part", "namespace": VMS},
+            "spec": {
+                "accessModes": ["ReadOnlyMany"],
+                "storageClassName": "",
+                "volumeName": "part-of-persistent",
+                "resources": {"requests": {"storage": "1Gi"}},
+            },
+        },
+    ]});
+    world.admin().apply(&claim)?;
+    let before = Traces::now()?;
+    let mut pod = VmPod::new(VMS, "vm", "persistent");
+    pod.volume = json!({"persistentVolumeClaim": {"claimName": "part", "readOnly": true}});
+    let mut guest = world.cluster.boot(&pod)?;
+    let mounted = guest.mount("persistent")?;
+    let seen: usize = guest.must(&format!("ls {mounted} | wc -l"))?.trim().parse()?;
+    let there = std::fs::read_dir("/srv/persistent/d0")?.count();
+    ensure!(
+        seen == there && !guest.must(&format!("ls {mounted}"))?.contains("d0"),
+        "the guest sees {seen} of {there} files"
+    );
+    guest.work(&Load::reading(&mounted), 2)?.must_be_clean()?;
+    drop(guest);
+    world.delete_pod(VMS, "vm")?;
+    world.until_nothing_is_left(&before)?;
+    world.admin().run(&["-n", VMS, "delete", "pvc", "part", "--timeout=60s"])?;
+    world.admin().run(&["delete", "pv", "part-of-persistent", "--timeout=60s"])?;
+    Ok(())
+}
+
 pub(crate) fn agent_and_operator_are_replaced_under_a_vm(world: &mut World) -> Result<()> {
     world.serve("kept", json!({"access": "ReadWrite"}))?;
     let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "kept"))?;
