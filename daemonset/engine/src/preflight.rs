@@ -300,9 +300,10 @@ fn handles_finding(reason: Reason, mount: &MountPreflight) -> Finding {
         )
     } else {
         (
-            "makes file handles, and opening a file by one is not permitted",
+            "makes file handles, and using them is not permitted",
             "give the broker CAP_DAC_READ_SEARCH in the initial user namespace (a rootless container cannot have it), \
-             or raise the limit of open files and leave spec.engine.inodeFileHandles at Prefer",
+             and no seccomp profile that forbids name_to_handle_at or open_by_handle_at, or raise the limit of open \
+             files and leave spec.engine.inodeFileHandles at Prefer",
         )
     };
     Finding {

@@ -10,9 +10,10 @@ use virtiofs_contract::config::InodeFileHandles;
 
 /// How file handles are made possible, where it is for want of a capability that they are not.
 const GRANT_HANDLES: &str = "give the broker CAP_DAC_READ_SEARCH in the initial user namespace. Kubernetes: \
-     securityContext.capabilities.add [DAC_READ_SEARCH] on its container, without hostUsers: false. Podman: as root, \
-     --cap-add dac_read_search, without --userns. systemd: CAP_DAC_READ_SEARCH in CapabilityBoundingSet= and, unless \
-     it runs as root, AmbientCapabilities=, without PrivateUsers=";
+     securityContext.capabilities.add [DAC_READ_SEARCH] on its container, without hostUsers: false, and no seccomp \
+     profile that forbids name_to_handle_at. Podman: as root, --cap-add dac_read_search, without --userns. systemd: \
+     CAP_DAC_READ_SEARCH in CapabilityBoundingSet= and, unless it runs as root, AmbientCapabilities=, without \
+     PrivateUsers=";
 
 /// How the limit of open files is raised.
 const GRANT_FILES: &str = "raise the broker's hard limit of open files. Kubernetes: LimitNOFILE= of the container \
