@@ -356,7 +356,7 @@ pub(crate) fn how_long_a_volume_takes(world: &mut World) -> Result<()> {
     let mut took = Vec::new();
     for pod in &pods {
         let began = Instant::now();
-        stage.publish(pod)?;
+        stage.kubelet.publish(pod)?.with_context(|| stage.daemons.log_tail())?;
         took.push(began.elapsed());
         ensure!(stage.socket(pod).exists(), "published, and no socket");
     }
