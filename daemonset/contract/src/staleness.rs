@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
@@ -104,9 +105,9 @@ pub struct StaleEvent {
 
 /// The last [`EVENTS`] events, in memory that engines and broker share.
 ///
-/// A place is claimed by one addition, filled, and then numbered; a reader takes what has the same number before and
-/// after. A writer that dies in between leaves a place without a number. Whatever a hostile engine writes is a
-/// bounded piece of text.
+/// A place loses its number, is filled, and is numbered anew; a reader takes what has the same number before and after. A
+/// writer that dies in between leaves a place without a number. Whatever a hostile engine writes is a bounded piece of
+/// text.
 #[repr(C)]
 pub(crate) struct EventRing {
     begun: AtomicU64,
@@ -123,9 +124,14 @@ struct Place {
     path: [AtomicU64; EVENT_PATH / 8],
 }
 
+/// Threads of an engine write one after the other: one that was held up for as long as it takes others to come round to
+/// its place would write into theirs. Of several engines only one writes. An event is rare, and this is short.
+static WRITING: Mutex<()> = Mutex::new(());
+
 impl EventRing {
     /// Keeps an event.
     pub(crate) fn push(&self, cause: Cause, path: &[u8]) {
+        let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
         let number = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let place = &self.places[(number % EVENTS as u64) as usize];
         place.number.store(0, Ordering::Relaxed);
