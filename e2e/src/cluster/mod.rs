@@ -1,5 +1,6 @@
 //! A Kubernetes cluster to test against: a control plane of our own, from the programs that `make tools-kubernetes`
-//! built, or the one that `KUBECONFIG` names. Nothing in it is simulated except nodes, which are kwok's.
+//! built, or the one that `KUBECONFIG` names. Nothing in it is simulated except nodes, which are kwok's; of a
+//! [`RealCluster`] nothing at all is.
 
 mod access;
 mod agent;

@@ -70,14 +70,6 @@ impl RealCluster {
         until("the node to be ready", || self.logs(), look)
     }
 
-    /// Makes an image known to the node.
-    ///
-    /// # Errors
-    /// When it cannot be imported.
-    pub fn import(&self, archive: &Path) -> Result<()> {
-        self.containerd.import(archive)
-    }
-
     /// Ends the kubelet and starts another, under all that runs.
     ///
     /// # Errors
