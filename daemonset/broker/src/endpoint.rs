@@ -29,10 +29,16 @@ use crate::poll::{Interest, wait_readable};
 use crate::session::shared::Shared;
 use crate::session::{Command, End, Service, Session};
 use crate::vhost_user::socket::VmmSocket;
-use release::Released;
+pub(crate) use release::Released;
 
 /// Most sessions of one socket. Each costs an engine process.
 const MAX_SESSIONS: usize = 256;
+
+/// The same of a socket that was made for one consumer, who needs one, or two while a VM is replaced.
+const MAX_SESSIONS_OF_ONE: usize = 4;
+
+/// Most sessions of all sockets: a consumer may have many.
+const MAX_SESSIONS_OF_ALL: usize = 1024;
 
 /// Most connections of one socket that have not sent a message yet. Each costs a thread for a few seconds.
 const MAX_HALF_OPEN: usize = 16;
@@ -94,8 +100,10 @@ enum Refusal {
     Exclusive,
     #[error("the source is exclusive and another endpoint of it has a session")]
     ExclusiveElsewhere,
-    #[error("{MAX_SESSIONS} sessions is the limit")]
-    TooManySessions,
+    #[error("{0} sessions is the limit of this socket")]
+    TooManySessions(usize),
+    #[error("{MAX_SESSIONS_OF_ALL} sessions is the limit of all sockets together")]
+    TooManyInAll,
     #[error("{MAX_HALF_OPEN} connections have not sent a message yet")]
     TooManyHalfOpen,
     #[error("set-up: {0}")]
@@ -107,6 +115,8 @@ enum Refusal {
 impl Endpoint {
     /// An endpoint that does not listen yet.
     pub(crate) fn new(spec: Spec, preflight: Preflight, starter: Arc<Starter>, others: &Arc<Endpoints>) -> Arc<Self> {
+        // What was let go of at another socket is not taken up at this one.
+        let released = others.release_of(&spec.source);
         let endpoint = Arc::new(Endpoint {
             starter,
             inner: Mutex::new(Inner {
@@ -117,7 +127,7 @@ impl Endpoint {
                 refused_connections: 0,
                 refused_exclusive: 0,
                 last_refusal: None,
-                released: None,
+                released,
                 sessions_started: 0,
                 engines_ended: 0,
                 ended: Totals::default(),
@@ -179,6 +189,12 @@ impl Endpoint {
         let inner = self.inner();
         let counts = inner.spec.exclusive && inner.spec.source == source;
         if counts { inner.sessions.len() } else { 0 }
+    }
+
+    /// The release that holds for it, if it serves this source.
+    pub(crate) fn release_of(&self, source: &Path) -> Option<Released> {
+        let inner = self.inner();
+        inner.released().filter(|_| inner.spec.source == source)
     }
 
     /// Makes the endpoint what is asked for. A socket that is in place stays, and so do sessions; where the
@@ -368,6 +384,9 @@ impl Endpoint {
         if exclusive && others.sessions_beside(self, &source) > 0 {
             return Err(Refusal::ExclusiveElsewhere);
         }
+        if others.sessions() >= MAX_SESSIONS_OF_ALL {
+            return Err(Refusal::TooManyInAll);
+        }
         let mut inner = self.inner();
         inner.admit_one_more()?;
         let id = format!("{}-{}", inner.spec.name, SERIAL.fetch_add(1, Relaxed));
@@ -439,19 +458,25 @@ impl Inner {
 
     fn admit_one_more(&self) -> Result<(), Refusal> {
         let half_open = self.sessions.values().filter(|live| !live.shared.view().begun).count();
-        admission(self.listening.is_some(), self.spec.exclusive, self.sessions.len(), half_open)
+        let most = if self.spec.consumer.is_some() { MAX_SESSIONS_OF_ONE } else { MAX_SESSIONS };
+        admission(self.listening.is_some(), self.spec.exclusive, (self.sessions.len(), most), half_open)
     }
 }
 
 /// May there be one session more? A connection may have been accepted just before its endpoint was removed: nobody would
 /// ever find that session again.
-fn admission(listening: bool, exclusive: bool, sessions: usize, half_open: usize) -> Result<(), Refusal> {
+fn admission(
+    listening: bool,
+    exclusive: bool,
+    (sessions, most): (usize, usize),
+    half_open: usize,
+) -> Result<(), Refusal> {
     match sessions {
         _ if !listening => Err(Refusal::Removed),
         0 => Ok(()),
         _ if exclusive => Err(Refusal::Exclusive),
         _ if half_open >= MAX_HALF_OPEN => Err(Refusal::TooManyHalfOpen),
-        MAX_SESSIONS.. => Err(Refusal::TooManySessions),
+        _ if sessions >= most => Err(Refusal::TooManySessions(most)),
         _ => Ok(()),
     }
 }
@@ -479,12 +504,13 @@ mod tests {
     #[test]
     fn who_connects_is_admitted_or_told_why_not() {
         for (listening, exclusive, sessions, half_open, refusal) in [
-            (true, true, 0, 0, None),
-            (true, false, MAX_SESSIONS - 1, MAX_HALF_OPEN - 1, None),
-            (true, true, 1, 0, Some("exclusive")),
-            (true, false, MAX_HALF_OPEN, MAX_HALF_OPEN, Some("16 connections")),
-            (true, false, MAX_SESSIONS, 0, Some("256 sessions")),
-            (false, false, 0, 0, Some("removed")),
+            (true, true, (0, MAX_SESSIONS), 0, None),
+            (true, false, (MAX_SESSIONS - 1, MAX_SESSIONS), MAX_HALF_OPEN - 1, None),
+            (true, true, (1, MAX_SESSIONS), 0, Some("exclusive")),
+            (true, false, (MAX_HALF_OPEN, MAX_SESSIONS), MAX_HALF_OPEN, Some("16 connections")),
+            (true, false, (MAX_SESSIONS, MAX_SESSIONS), 0, Some("256 sessions")),
+            (true, false, (MAX_SESSIONS_OF_ONE, MAX_SESSIONS_OF_ONE), 0, Some("4 sessions")),
+            (false, false, (0, MAX_SESSIONS), 0, Some("removed")),
         ] {
             let refused = admission(listening, exclusive, sessions, half_open).err().map(|refusal| refusal.to_string());
             let as_expected = match (&refused, refusal) {

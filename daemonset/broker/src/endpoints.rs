@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, Released};
 
 /// All endpoints of a broker.
 #[derive(Debug, Default)]
@@ -32,6 +32,16 @@ impl Endpoints {
     /// taken before any lock of an endpoint.
     pub(crate) fn admit(&self) -> MutexGuard<'_, ()> {
         self.admitting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many sessions there are at all of them.
+    pub(crate) fn sessions(&self) -> usize {
+        self.all().iter().map(|endpoint| endpoint.sessions()).sum()
+    }
+
+    /// The release of this source, if any of them has let go of it.
+    pub(crate) fn release_of(&self, source: &Path) -> Option<Released> {
+        self.all().iter().find_map(|endpoint| endpoint.release_of(source))
     }
 
     /// How many sessions other exclusive endpoints of this source have.

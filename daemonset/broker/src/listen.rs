@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, chownat, fstat, openat, renameat, statat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmod, chownat, fstat, openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -163,12 +163,18 @@ fn answers(directory: BorrowedFd<'_>, name: &OsStr) -> bool {
     matches!(connected, Ok(()) | Err(Errno::AGAIN))
 }
 
+/// Through a descriptor: who may write in the directory may put a symbolic link in the socket's place at any time.
 fn set_access_at(directory: BorrowedFd<'_>, name: &OsStr, spec: &SocketSpec) -> io::Result<()> {
+    let file = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::Socket {
+        return Err(io::Error::other("something else is there by now"));
+    }
     let (owner, group) = (spec.owner.map(Uid::from_raw), spec.group.map(Gid::from_raw));
     if owner.is_some() || group.is_some() {
-        chownat(directory, name, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        chownat(&file, "", owner, group, AtFlags::EMPTY_PATH)?;
     }
-    Ok(chmodat(directory, name, Mode::from_raw_mode(spec.mode), AtFlags::empty())?)
+    let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(chmod(itself, Mode::from_raw_mode(spec.mode))?)
 }
 
 fn identity_at(directory: BorrowedFd<'_>, name: &OsStr) -> io::Result<(u64, u64)> {
@@ -227,6 +233,20 @@ mod tests {
         std::fs::write(here.join("file"), "").unwrap();
         let refused = Directory::given(open(&here.join("file")), &spec.path);
         assert!(matches!(refused, Err(ListenError::NotADirectory(_))));
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_socket_is_not_followed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (path, precious) = (scratch.path().join("s.sock"), scratch.path().join("precious"));
+        std::fs::write(&precious, "").unwrap();
+        std::fs::set_permissions(&precious, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let socket = BoundSocket::bind(&spec(path.clone())).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        symlink(&precious, &path).unwrap();
+        let owned = SocketSpec { owner: Some(rustix::process::getuid().as_raw()), mode: 0o777, ..spec(path) };
+        assert!(socket.set_access(&owned).is_err());
+        assert_eq!(std::fs::metadata(&precious).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::path::Path;
 
 use common::{Broker, boot, read_hello, until};
 use testkit::guest::{Guest, GuestConfig};
-use virtiofs_contract::control::{Endpoint, Request, Response};
+use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
+use virtiofs_contract::preflight::Reason;
 
 /// An endpoint that the broker could not bind by its path.
 fn given(broker: &Broker, name: &str, source: &Path) -> Endpoint {
@@ -119,4 +120,30 @@ fn an_exclusive_source_has_one_session_at_all_its_endpoints() {
     let guest = Guest::boot(GuestConfig::new(&volume).small()).unwrap();
     assert!(Guest::boot(GuestConfig::new(&own.socket.path).small()).is_err());
     assert_eq!(read_hello(&guest), "from the host\n");
+}
+
+#[test]
+fn what_was_released_is_not_taken_up_at_a_new_socket() {
+    let broker = Broker::start();
+    let own = broker.share("data");
+    fs::create_dir(own.source.join("part")).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let released = broker.control().ask(&Request::Release { name: "data".into(), deadline_ms: 600_000, force: false });
+    assert!(matches!(released, Response::Released { .. }), "{released:?}");
+
+    let volume = given(&broker, "data.volume", &own.source);
+    let part = Endpoint { sub_path: Some("part".into()), ..volume.clone() };
+    let finding = broker.control().apply_in(&part, scratch.path()).unwrap_err();
+    assert_eq!(finding.reason, Reason::SourceReleased);
+    let apply = Request::Apply { endpoint: volume, tried_at: Some("data".into()) };
+    let applied = broker.control().ask_with(&apply, &fs::File::open(scratch.path()).unwrap());
+    assert!(matches!(applied, Response::Applied { .. }), "{applied:?}");
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| hello(&scratch.path().join("volume.sock")));
+        assert_eq!(broker.until_state("data.volume", SessionState::Released).engine_pid, None);
+        for name in ["data", "data.volume"] {
+            broker.control().ask(&Request::Resume { name: name.into() });
+        }
+        assert_eq!(guest.join().unwrap(), "from the host\n");
+    });
 }

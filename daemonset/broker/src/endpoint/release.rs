@@ -21,7 +21,7 @@ const GONE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A release as its endpoint knows it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Released {
+pub(crate) struct Released {
     pub(super) until: Instant,
     unix: u64,
 }

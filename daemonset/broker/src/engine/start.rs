@@ -93,8 +93,8 @@ pub(crate) struct Starter {
 struct Trials {
     /// Those that have not come back yet, and when they began.
     under_way: HashMap<Place, Instant>,
-    /// Directories on which there must be none until then: their sources are released.
-    barred: HashMap<Place, Instant>,
+    /// Sources on which there must be none until then, at whatever directory: they are released.
+    barred: HashMap<PathBuf, Instant>,
 }
 
 /// A process that has been given its first message.
@@ -194,7 +194,7 @@ impl Starter {
         loop {
             let now = Instant::now();
             trials.barred.retain(|_, until| *until > now);
-            if trials.barred.contains_key(place) {
+            if trials.barred.contains_key(&place.source) {
                 return Err(released(&place.path()));
             }
             let Some(since) = trials.under_way.get(place).copied() else {
@@ -216,14 +216,14 @@ impl Starter {
         self.trial_ended.notify_all();
     }
 
-    /// From now on until then there is no trial on this directory but one that is under way.
+    /// From now on until then there is no trial on this source but one that is under way.
     pub(crate) fn bar_trials(&self, place: &Place, until: Instant) {
-        self.trials().barred.insert(place.clone(), until);
+        self.trials().barred.insert(place.source.clone(), until);
     }
 
     /// Undoes [`Starter::bar_trials`].
     pub(crate) fn unbar_trials(&self, place: &Place) {
-        self.trials().barred.remove(place);
+        self.trials().barred.remove(&place.source);
     }
 
     /// Waits until no trial on this directory is under way, at most so long; says whether that is so.
