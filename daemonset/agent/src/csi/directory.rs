@@ -2,12 +2,12 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustix::fs::{XattrFlags, setxattr};
 
-use crate::volume::SOCKET;
+use super::empty::{empty, open};
 
 /// Containers may use what has this label (SELinux).
 const LABEL: &str = "system_u:object_r:container_file_t:s0";
@@ -45,29 +45,18 @@ fn has_selinux(filesystems: &str) -> bool {
     filesystems.lines().any(|line| line.split_whitespace().last() == Some("selinuxfs"))
 }
 
-/// Removes the directory with the socket, and what a broker that died has left of one. What is not there is removed.
+/// Removes the directory with the socket, and whatever else is in it: of a PersistentVolume for readers the kubelet makes
+/// the directory writable for a pod that does not say `readOnly` itself. What is not there is removed.
 ///
 /// # Errors
-/// Something that is not ours lies in it.
+/// Something cannot be removed, or is mounted there.
 pub(super) fn remove(target_path: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(target_path) {
-        Ok(entries) => entries,
+    let directory = match open(rustix::fs::CWD, target_path) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
-        Err(error) => return Err(error),
+        other => other?,
     };
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        let ours = name == SOCKET || name.as_encoded_bytes().starts_with(b".virtiofs-");
-        if ours && entry.file_type()?.is_socket() {
-            missing_is_fine(fs::remove_file(entry.path()))?;
-        }
-    }
-    missing_is_fine(fs::remove_dir(target_path))
-}
-
-fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
-    match result {
+    empty(&directory)?;
+    match fs::remove_dir(target_path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
     }
@@ -75,9 +64,11 @@ fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
     use super::*;
+    use crate::volume::SOCKET;
 
     #[test]
     fn selinux_is_known_by_its_file_system() {
@@ -86,25 +77,39 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_made_once_and_removed_with_our_sockets_only() {
+    fn a_directory_is_made_once_and_removed_with_all_that_a_pod_has_left_there() {
         let scratch = tempfile::tempdir().unwrap();
-        let target = scratch.path().join("mount");
+        let (target, elsewhere) = (scratch.path().join("mount"), scratch.path().join("elsewhere"));
         make(&target).unwrap();
         make(&target).unwrap();
         assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o755);
         for name in [SOCKET, ".virtiofs-7-1"] {
             drop(UnixListener::bind(target.join(name)).unwrap());
         }
-        fs::write(target.join("foreign"), "").unwrap();
-        assert!(remove(&target).is_err());
-        assert!(target.join("foreign").exists() && !target.join(SOCKET).exists());
-        fs::remove_file(target.join("foreign")).unwrap();
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(elsewhere.join("file"), "").unwrap();
+        symlink(&elsewhere, target.join("link")).unwrap();
+        fs::write(target.join(".up-1"), "").unwrap();
+        fs::create_dir_all(target.join("a/b/c/d")).unwrap();
+        for place in ["foreign", "a/file", "a/b/c/d/file", "a/b/file"] {
+            fs::write(target.join(place), "").unwrap();
+        }
+        symlink(&elsewhere, target.join("a/b/link")).unwrap();
         remove(&target).unwrap();
         remove(&target).unwrap();
-        assert!(!target.exists());
+        assert!(!target.exists() && elsewhere.join("file").exists());
         fs::write(&target, "").unwrap();
         assert!(make(&target).is_err());
         remove(&target).unwrap();
         assert!(target.exists(), "a file there is nobody's volume");
+        fs::remove_file(&target).unwrap();
+        symlink(&elsewhere, &target).unwrap();
+        remove(&target).unwrap();
+        assert!(elsewhere.join("file").exists(), "nor is where a link leads");
+    }
+
+    #[test]
+    fn where_something_is_mounted_nothing_is_removed() {
+        assert!(remove(Path::new("/proc")).is_err());
     }
 }

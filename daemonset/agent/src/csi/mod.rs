@@ -10,6 +10,7 @@
 mod consumers;
 mod csi_node;
 mod directory;
+mod empty;
 mod identity;
 mod node;
 mod publish;

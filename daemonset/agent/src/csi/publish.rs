@@ -82,7 +82,7 @@ impl Publisher {
     /// Takes a volume away, with all sessions of it. One that is not there has been taken away, whatever it was of.
     ///
     /// # Errors
-    /// `ABORTED`: it is being published. `INTERNAL`: its directory holds what is not ours.
+    /// `ABORTED`: it is being published. `INTERNAL`: its directory cannot be removed.
     pub(super) async fn unpublish(&self, target_path: &Path) -> Result<(), Status> {
         let _busy = self.busy.take(target_path)?;
         let known = self.registry.at(target_path);
@@ -106,7 +106,10 @@ impl Publisher {
         {
             tracing::warn!(share = volume.share, pod = pod(&volume), "sessions of the volume are still ending");
         }
-        directory::remove(target_path).map_err(internal)
+        let directory = target_path.to_path_buf();
+        // A pod may have put a lot there.
+        let removed = tokio::task::spawn_blocking(move || directory::remove(&directory)).await;
+        removed.map_err(std::io::Error::other).flatten().map_err(internal)
     }
 
     /// May the pod's namespace use the share, as far as this node knows?
