@@ -50,33 +50,41 @@ impl Publisher {
             Some(known) => same(known, &asked)?.clone(),
             None => asked,
         };
+        if let Err(status) = self.may(&volume, known.is_none()).await {
+            if known.is_some() && !stays(&volume, true, &status) {
+                self.withdraw(&volume.target_path).await?;
+            }
+            return Err(status);
+        }
+        let Err(status) = self.bring_about(&volume).await else { return Ok(()) };
+        tracing::warn!(share = volume.share, pod = pod(&volume), %status, "volume not published");
+        if !stays(&volume, known.is_some(), &status) {
+            self.withdraw(&volume.target_path).await?;
+        }
+        Err(status)
+    }
+
+    /// May it be published now? What has been, may.
+    async fn may(&self, volume: &Volume, new: bool) -> Result<(), Status> {
         if !volume.published {
-            self.permit(&volume).await?;
+            self.permit(volume).await?;
         }
-        if known.is_none() {
-            self.ready(&volume.share)?;
+        match new {
+            true => self.ready(&volume.share),
+            false => Ok(()),
         }
-        let begun = self.prepare(&volume).map_err(|error| {
+    }
+
+    async fn bring_about(&self, volume: &Volume) -> Result<(), Status> {
+        let since = self.prepare(volume).map_err(|error| {
             Status::internal(format!("directory {} of the volume: {error}", volume.target_path.display()))
-        });
-        let listening = match begun {
-            Ok(since) => self.until_listening(&volume, since).await,
-            Err(status) => Err(status),
-        };
-        match listening {
-            Ok(()) if volume.published => Ok(()),
-            Ok(()) => {
-                tracing::info!(share = volume.share, pod = pod(&volume), "volume published");
-                self.registry.note_published(&volume).map_err(|error| Status::internal(error.to_string()))
-            }
-            Err(status) => {
-                tracing::warn!(share = volume.share, pod = pod(&volume), %status, "volume not published");
-                if known.is_none() {
-                    self.withdraw(&volume.target_path).await?;
-                }
-                Err(status)
-            }
+        })?;
+        self.until_listening(volume, since).await?;
+        if !volume.published {
+            self.registry.note_published(volume).map_err(|error| Status::internal(error.to_string()))?;
+            tracing::info!(share = volume.share, pod = pod(volume), "volume published");
         }
+        Ok(())
     }
 
     /// Takes a volume away, with all sessions of it. One that is not there has been taken away, whatever it was of.
@@ -245,6 +253,13 @@ fn standing(turn: &Turn, name: &str, since: Instant) -> Option<Standing> {
     fresh.then(|| turn.volumes.get(name).cloned()).flatten()
 }
 
+/// Does a volume stay that was not published with this answer? `known`: it was there before it was asked for. After an
+/// answer that is final the kubelet believes that there is nothing, and never takes it away.
+fn stays(volume: &Volume, known: bool, status: &Status) -> bool {
+    let tried_again = matches!(status.code(), Code::Unavailable | Code::Aborted);
+    volume.published || (known && tried_again)
+}
+
 fn pod(volume: &Volume) -> String {
     format!("{}/{}", volume.namespace, volume.pod)
 }
@@ -288,8 +303,86 @@ impl Drop for Taken {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
     use super::*;
+    use crate::kubernetes::exports::tests::export;
+    use crate::report::{Report, ShareReport};
     use crate::volume::tests::volume;
+
+    /// A publisher on a node where share `images` is served to pods of these namespaces.
+    fn publisher(scratch: &Path, consumers: &[&str]) -> Publisher {
+        let mut exports = Exports::default();
+        exports.put(export("images", json!({"consumers": {"namespaces": {"matchNames": consumers}}})), Instant::now());
+        let registry = Arc::new(Registry::open(scratch.join("volumes")).unwrap());
+        // Names decide who is admitted here: nobody is asked.
+        let client = Client::try_from(kube::Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
+        let turns = watch::Sender::new(turn(&registry));
+        let publisher = Publisher {
+            node: "n1".into(),
+            kubelet: KubeletDir::new(scratch.into()),
+            exports: watch::Sender::new(exports).subscribe(),
+            turns: turns.subscribe(),
+            registry: registry.clone(),
+            refusals: Refusals::start(&client, "n1", refusals::RefusalCounts::default()),
+            client,
+            busy: Busy::default(),
+        };
+        let mut volumes = registry.follow();
+        tokio::spawn(async move {
+            while volumes.changed().await.is_ok() {
+                turns.send_replace(turn(&registry));
+            }
+        });
+        publisher
+    }
+
+    /// All that is asked for is served.
+    fn turn(registry: &Registry) -> Turn {
+        let share = ShareReport {
+            name: "images".into(),
+            state: ShareState::Ready,
+            notices: Vec::new(),
+            source: PathBuf::new(),
+            socket: PathBuf::new(),
+        };
+        let volumes = registry.all().iter().map(|it| (it.endpoint_name(), Standing::Listening)).collect();
+        let report = Report { broker: true, shares: vec![share], ..Report::default() };
+        Turn { at: Some(Instant::now()), report, volumes, ..Turn::default() }
+    }
+
+    #[tokio::test]
+    async fn of_a_volume_that_is_no_longer_permitted_and_never_was_published_nothing_is_left() {
+        let scratch = tempfile::tempdir().unwrap();
+        let publisher = publisher(scratch.path(), &["others"]);
+        for (published, left) in [(true, true), (false, false)] {
+            let asked = Volume { target_path: scratch.path().join("mount"), ..volume("images", "one") };
+            directory::make(&asked.target_path).unwrap();
+            publisher.registry.put(&Volume { published, ..asked.clone() }).unwrap();
+            let answer = publisher.publish(asked.clone()).await;
+            assert_eq!(answer.err().map(|status| status.code()), (!left).then_some(Code::PermissionDenied));
+            assert_eq!(publisher.registry.at(&asked.target_path).is_some(), left);
+            assert_eq!(asked.target_path.exists(), left);
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_volume_that_cannot_be_noted_nothing_is_left() {
+        let scratch = tempfile::tempdir().unwrap();
+        let publisher = publisher(scratch.path(), &["vms"]);
+        let asked = Volume { target_path: scratch.path().join("mount"), ..volume("images", "one") };
+        publisher.registry.put(&asked).unwrap();
+        let in_the_way = scratch.path().join("volumes").join(Volume::key(&asked.target_path)).with_extension("new");
+        fs::create_dir(&in_the_way).unwrap();
+        assert_eq!(publisher.publish(asked.clone()).await.unwrap_err().code(), Code::Internal);
+        assert_eq!(publisher.registry.all(), []);
+        assert!(!asked.target_path.exists());
+        fs::remove_dir(&in_the_way).unwrap();
+        publisher.publish(asked.clone()).await.unwrap();
+        assert!(publisher.registry.at(&asked.target_path).unwrap().published);
+    }
 
     #[test]
     fn of_two_at_one_directory_the_second_is_told_to_come_again() {

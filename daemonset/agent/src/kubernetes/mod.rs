@@ -8,7 +8,7 @@
 //! ```
 
 mod answer;
-mod exports;
+pub(crate) mod exports;
 mod last_good;
 mod recoveries;
 mod sink;
