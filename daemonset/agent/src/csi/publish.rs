@@ -164,8 +164,8 @@ impl Publisher {
         let turn = self.turns.borrow();
         let report = turn.report.shares.iter().find(|it| it.name == share);
         match report {
-            Some(report) if report.state.serves() => Ok(()),
-            Some(report) if report.state == ShareState::NotReady => {
+            Some(report) if report.admits() => Ok(()),
+            Some(report) if report.state == ShareState::NotReady || report.state.serves() => {
                 let why = report.notices.first().map(|notice| format!(": {}", for_the_pod(notice, None)));
                 Err(Status::unavailable(format!(
                     "share {share} is not ready on node {}{}",
@@ -319,7 +319,7 @@ mod tests {
         let registry = Arc::new(Registry::open(scratch.join("volumes")).unwrap());
         // Names decide who is admitted here: nobody is asked.
         let client = Client::try_from(kube::Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
-        let turns = watch::Sender::new(turn(&registry));
+        let turns = watch::Sender::new(turn(&registry, &[]));
         let publisher = Publisher {
             node: "n1".into(),
             kubelet: KubeletDir::new(scratch.into()),
@@ -333,18 +333,18 @@ mod tests {
         let mut volumes = registry.follow();
         tokio::spawn(async move {
             while volumes.changed().await.is_ok() {
-                turns.send_replace(turn(&registry));
+                turns.send_replace(turn(&registry, &[]));
             }
         });
         publisher
     }
 
-    /// All that is asked for is served.
-    fn turn(registry: &Registry) -> Turn {
+    /// All that is asked for is served, and there is this to say of it.
+    fn turn(registry: &Registry, notices: &[Notice]) -> Turn {
         let share = ShareReport {
             name: "images".into(),
-            state: ShareState::Ready,
-            notices: Vec::new(),
+            state: if notices.is_empty() { ShareState::Ready } else { ShareState::Degraded },
+            notices: notices.to_vec(),
             source: PathBuf::new(),
             socket: PathBuf::new(),
         };
@@ -365,6 +365,21 @@ mod tests {
             assert_eq!(answer.err().map(|status| status.code()), (!left).then_some(Code::PermissionDenied));
             assert_eq!(publisher.registry.at(&asked.target_path).is_some(), left);
             assert_eq!(asked.target_path.exists(), left);
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_let_in_while_the_source_is_released() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut publisher = publisher(scratch.path(), &["vms"]);
+        for (reason, admitted) in [(Reason::CapabilityMissing, true), (Reason::SourceReleased, false)] {
+            let notice = Notice::new(reason.as_str(), "m", "r");
+            publisher.turns = watch::Sender::new(turn(&publisher.registry, &[notice])).subscribe();
+            let refusal = publisher.ready("images").err();
+            assert_eq!(refusal.is_none(), admitted);
+            assert!(refusal.is_none_or(|status| {
+                status.code() == Code::Unavailable && status.message().contains("SourceReleased")
+            }));
         }
     }
 

@@ -11,7 +11,7 @@ use virtiofs_crds::Share;
 use crate::backoff::delay;
 use crate::desired::Desired;
 use crate::observed::{Attempt, Effort, Observed, Outcome};
-use crate::offer::{Offer, offers, offers_of, share_of};
+use crate::offer::{Offer, offers, offers_of, share_name, share_of};
 use crate::overlap::{self, Ground, Served};
 use crate::runtime_dir::RuntimeDir;
 use crate::source::{Source, Sources};
@@ -129,6 +129,12 @@ fn served(observed: &Observed, share: &str, writable: bool) -> Served {
     }
 }
 
+/// Has somebody released the share's source? That holds for endpoints that are asked for meanwhile as well.
+fn is_released(observed: &Observed, share: &str) -> bool {
+    let endpoints = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
+    endpoints.filter(|it| share_name(&it.endpoint.name) == share).any(|it| it.released.is_some())
+}
+
 struct Due {
     now: Instant,
     actions: Vec<Action>,
@@ -160,6 +166,10 @@ impl Due {
             return;
         }
         let Some(source) = place.and_then(|place| place.source()) else { return };
+        if is_released(observed, share.name.as_str()) {
+            // A trial would hold what somebody is about to unmount, and what is found then may be the bare mount point.
+            return;
+        }
         if conflict(site, desired, observed, share).is_none() {
             for offer in offers_of(share, &observed.asked) {
                 self.offer(site, desired, observed, offer, source);
@@ -173,10 +183,6 @@ impl Due {
         let Some(endpoints) = observed.endpoints.as_ref().filter(|_| effort.busy_since.is_none()) else { return };
         let endpoint = offer.endpoint(&site.runtime_dir, source);
         let known = endpoints.get(offer.name);
-        if known.is_some_and(|it| it.released.is_some()) {
-            // A trial would hold what somebody is about to unmount.
-            return;
-        }
         if known.is_some_and(|it| it.listening && it.endpoint.source != endpoint.source) {
             // Another share of this name was here; nobody may get its files for the new one's.
             if !desired.partial {

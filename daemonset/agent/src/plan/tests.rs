@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use virtiofs_contract::config::{Access, EngineConfig, InodeFileHandles, Sandbox};
-use virtiofs_contract::control::Status;
+use virtiofs_contract::control::{Released, Status};
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::{Preflight, Reason};
 
@@ -379,6 +379,19 @@ fn a_volume_follows_its_share_and_is_not_tried_for_what_its_share_is_tried_for()
         matches!(&actions[..], [Action::Apply { endpoint, .. }] if **endpoint == published(&share, &volume)),
         "{actions:?}"
     );
+}
+
+#[test]
+fn a_volume_of_a_share_that_is_released_waits() {
+    let now = Instant::now();
+    let share = declared("a", "/srv/a");
+    let mut own = listening(endpoint(&site().runtime_dir, &share, &source("/srv/a", 2)));
+    for (released, applied) in [(Some(Released { until: 1_700_000_000 }), 0), (None, 1)] {
+        own.released = released;
+        let mut known = observed(vec![own.clone()], vec![("a", seen(now, "/srv/a"))]);
+        known.mount(Some(volumes([volume("a", "one")])));
+        assert_eq!(plan(now, &site(), &desired([share.clone()]), &known).actions.len(), applied);
+    }
 }
 
 #[test]

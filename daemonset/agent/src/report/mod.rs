@@ -11,6 +11,7 @@ use std::time::Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use virtiofs_contract::control::EndpointStatus;
+use virtiofs_contract::preflight::Reason;
 use virtiofs_crds::Share;
 
 use self::serving::{Obstacle, SILENCE, obstacle, served};
@@ -70,6 +71,13 @@ pub(crate) struct ShareReport {
     pub(crate) source: PathBuf,
     /// Its socket.
     pub(crate) socket: PathBuf,
+}
+
+impl ShareReport {
+    /// May a VM that is new connect, and have its files? Not while somebody has the source released.
+    pub(crate) fn admits(&self) -> bool {
+        self.state.serves() && self.notices.iter().all(|notice| notice.reason != Reason::SourceReleased.as_str())
+    }
 }
 
 /// All shares of this host.
