@@ -86,7 +86,8 @@ pub(crate) fn labels_that_admit_are_for_those_who_may_share(world: &mut World) -
         {"apiVersion": "v1", "kind": "ServiceAccount",
          "metadata": {"name": "tenant", "namespace": e2e::cluster::NAMESPACE}},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "test-tenant"},
-         "rules": [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["*"]}]},
+         "rules": [{"apiGroups": [""], "verbs": ["*"],
+                    "resources": ["namespaces", "namespaces/status", "namespaces/finalize"]}]},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
          "metadata": {"name": "test-tenant"},
          "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "test-tenant"},
@@ -98,6 +99,19 @@ pub(crate) fn labels_that_admit_are_for_those_who_may_share(world: &mut World) -
     let set = |kubectl: &e2e::cluster::Kubectl, value: &str| kubectl.run(&[&label[..], &[value]].concat());
     set(&tenant, "mine=yes")?;
     refused("admitting a namespace", set(&tenant, "consumer.virtiofs.dev/images=true"), "admit a namespace to shares")?;
+    let status = ["patch", "namespace", "test-vms", "--subresource=status", "--type=merge", "-p"];
+    let admits = r#"{"metadata":{"labels":{"consumer.virtiofs.dev/images":"true"}}}"#;
+    let by_status = tenant.run(&[&status[..], &[admits]].concat());
+    refused("admitting it by its status", by_status, "admit a namespace to shares")?;
+    tenant.run(&[&status[..], &[r#"{"metadata":{"labels":{"mine":"by-status"}}}"#]].concat())?;
+    let finalize = |label: &str| -> Result<String> {
+        let mut namespace = admin.get("namespace", "test-vms")?.context("the namespace is gone")?;
+        namespace["metadata"]["labels"][label] = json!("true");
+        let path = "/api/v1/namespaces/test-vms/finalize";
+        tenant.run_with(&["replace", "--raw", path, "-f", "-"], &namespace.to_string())
+    };
+    refused("admitting it by finalizing", finalize("consumer.virtiofs.dev/images"), "admit a namespace to shares")?;
+    finalize("mine")?;
     set(admin, "consumer.virtiofs.dev/images=true")?;
     set(&tenant, "mine=still")?;
     refused("changing it", set(&tenant, "consumer.virtiofs.dev/images=other"), "admit a namespace to shares")?;
