@@ -55,7 +55,7 @@ impl Sources {
             forbidden(
                 path,
                 "lies in none of the directories that the broker was allowed to share",
-                "allow it with --allowed-source; in a cluster with the chart's value allowedSources",
+                "allow it with --allowed-source; in a cluster with the chart's value allowedSources, and replace the node's broker pod",
             )
         })
     }
