@@ -35,13 +35,17 @@ pub(crate) async fn prepare(namespace: &str, arguments: &Uninstall) -> anyhow::R
     let client = Client::try_default().await.context("cannot tell how to reach the API server")?;
     refuse_if_used(&client).await?;
     let operators = Operators { client: client.clone(), namespace, deployment: &arguments.deployment };
-    let replicas = operators.stop(Duration::from_secs(arguments.wait_seconds)).await?;
-    // Whoever came meanwhile has an agent and a broker still.
-    if let Err(error) = refuse_if_used(&client).await {
-        operators.scale(replicas).await?;
-        return Err(error);
-    }
-    let shares = let_go(&client).await?;
+    let replicas = operators.scale(0).await?;
+    let let_go = async {
+        operators.until_gone(Duration::from_secs(arguments.wait_seconds)).await?;
+        // Whoever came meanwhile has an agent and a broker still.
+        refuse_if_used(&client).await?;
+        let_go(&client).await
+    };
+    let shares = match let_go.await {
+        Ok(shares) => shares,
+        Err(error) => return Err(operators.start_again(replicas, error).await),
+    };
     tracing::info!(shares, "no share is in use; they stay, and may be deleted");
     Ok(())
 }
@@ -98,22 +102,6 @@ struct Operators<'a> {
 }
 
 impl Operators<'_> {
-    /// Ends them, and waits until none is left that could put a finalizer on; returns how many were to run.
-    async fn stop(&self, patience: Duration) -> anyhow::Result<i32> {
-        let scale = self.scale(0).await?;
-        let wait = self.until_gone();
-        let Ok(gone) = tokio::time::timeout(patience, wait).await else {
-            bail!(
-                "operators of deployment {}/{} do not end within {} s; it is scaled to 0, and `helm upgrade` starts it \
-                 again",
-                self.namespace,
-                self.deployment,
-                patience.as_secs()
-            );
-        };
-        gone.map(|()| scale)
-    }
-
     /// Says how many are to run; returns how many were.
     async fn scale(&self, replicas: i32) -> anyhow::Result<i32> {
         let api = Api::<Deployment>::namespaced(self.client.clone(), self.namespace);
@@ -124,7 +112,31 @@ impl Operators<'_> {
         Ok(before.spec.and_then(|spec| spec.replicas).unwrap_or_default())
     }
 
-    async fn until_gone(&self) -> anyhow::Result<()> {
+    /// What did not work leaves the cluster as it was: they run again. Returns why it did not work.
+    async fn start_again(&self, replicas: i32, why: anyhow::Error) -> anyhow::Error {
+        match self.scale(replicas).await {
+            Ok(_) => why,
+            Err(error) => why.context(format!(
+                "no operator runs any more, and it could not be started again ({error:#}); start it with `helm upgrade \
+                 --force-conflicts`"
+            )),
+        }
+    }
+
+    /// Waits until none is left that could put a finalizer on.
+    async fn until_gone(&self, patience: Duration) -> anyhow::Result<()> {
+        let Ok(gone) = tokio::time::timeout(patience, self.gone()).await else {
+            bail!(
+                "operators of deployment {}/{} do not end within {} s; nothing has been removed",
+                self.namespace,
+                self.deployment,
+                patience.as_secs()
+            );
+        };
+        gone
+    }
+
+    async fn gone(&self) -> anyhow::Result<()> {
         let scale = Api::<Deployment>::namespaced(self.client.clone(), self.namespace).get_scale(self.deployment).await;
         let selector = scale.context("cannot read which pods are operators")?.status.and_then(|status| status.selector);
         let selector = selector.context("the API server does not say which pods are operators")?;
