@@ -8,7 +8,8 @@ use crate::world::World;
 /// Values that make templates say something else.
 const VALUES: &[&[&str]] = &[
     &[],
-    &["allowedSources={/srv/vm,/var/lib/containers}", "kubeletDir=/var/lib/k0s/kubelet"],
+    &["allowedSources={/srv/vm,/var/lib/containers,/var/lib/kubelet-data}", "kubeletDir=/var/lib/k0s/kubelet"],
+    &["allowedSources={/var/lib/kubelet-data,/var/runner,/var/run/media}"],
     &["broker.sandbox=Namespace", "broker.moreCapabilities={MKNOD,SETFCAP,SYS_RESOURCE}", "allowedSources={/srv}"],
     &["crds.enabled=false", "admission.enabled=false", "flowControl.enabled=false"],
     &["operator.replicas=1", "operator.priorityClassName=", "nodeSelector.kvm=yes", "operator.nodeSelector.infra=yes"],
@@ -26,6 +27,10 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("allowedSources={/srv/vm/}", &["is not in its shortest form; say \"/srv/vm\""]),
     ("allowedSources={/srv/../etc}", &["say \"/etc\""]),
     ("allowedSources={/run}", &["allowedSources[0]: /run has to do with /run/virtiofs"]),
+    ("allowedSources={/srv,/var/run}", &["allowedSources[1]: /var/run has to do with /run/virtiofs"]),
+    ("allowedSources={/var/run/virtiofs/engines}", &["has to do with /run/virtiofs"]),
+    ("allowedSources={/var}", &["allowedSources[0]: /var has to do with /var/lib/kubelet"]),
+    ("allowedSources={/var/lib/kubelet/pods}", &["has to do with /var/lib/kubelet"]),
     ("allowedSources={/proc/1/root}", &["has to do with /proc"]),
     ("allowedSources={/srv,/srv}", &["items at 0 and 1 are equal"]),
     ("kubeletDir=var/lib/kubelet", &["kubeletDir: \"var/lib/kubelet\" is not absolute"]),
