@@ -9,6 +9,7 @@ mod crash;
 mod deletion;
 mod exports;
 mod kubelet;
+mod monitoring;
 mod nodes;
 mod permissions;
 mod placement;
@@ -27,6 +28,7 @@ use crate::world::World;
 const TESTS: &[Test<World>] = &[
     ("the_api_server_accepts_the_chart", chart::the_api_server_accepts_the_chart),
     ("values_that_cannot_be_meant_are_refused", chart::values_that_cannot_be_meant_are_refused),
+    ("what_monitors_name_is_there", monitoring::what_monitors_name_is_there),
     ("pods_go_where_their_shares_are", placement::pods_go_where_their_shares_are),
     ("the_chart_stays_while_shares_are_in_use", uninstall::the_chart_stays_while_shares_are_in_use),
     ("the_api_server_accepts_and_refuses_what_check_does", schema::the_api_server_accepts_and_refuses_what_check_does),

@@ -379,6 +379,9 @@ pub(crate) fn how_long_a_volume_takes(world: &mut World) -> Result<()> {
 const NEEDS_A_CONTROLLER: &str =
     "Controller|should remove target path|should fail when volume does not exist on the specified path";
 
+/// How many there are of what is offered.
+const SPECS: usize = 13;
+
 pub(crate) fn csi_sanity_finds_nothing_wrong(world: &mut World) -> Result<()> {
     let stage = Stage::set(world, "sane", json!({}))?;
     let tools = std::env::var_os("KUBERNETES_TOOLS").context("KUBERNETES_TOOLS")?;
@@ -397,5 +400,14 @@ pub(crate) fn csi_sanity_finds_nothing_wrong(world: &mut World) -> Result<()> {
     ensure!(output.status.success(), "csi-sanity: {}\n{said}\n{}", output.status, stage.daemons.log_tail());
     let summary = said.lines().rev().find(|line| line.contains("Passed")).unwrap_or_default();
     println!("csi-sanity: {summary}");
+    // Were too much skipped, nothing would be wrong either.
+    let passed = passed_specs(summary).with_context(|| format!("csi-sanity does not say how many passed:\n{said}"))?;
+    ensure!(passed >= SPECS, "csi-sanity: {passed} specs passed, not {SPECS} or more:\n{said}");
     Ok(())
+}
+
+/// Of a line such as `SUCCESS! -- 14 Passed | 0 Failed | 1 Pending | 77 Skipped`.
+fn passed_specs(summary: &str) -> Option<usize> {
+    let before = summary.split("Passed").next()?;
+    before.split_whitespace().next_back()?.parse().ok()
 }
