@@ -10,7 +10,7 @@ use virtiofs_contract::preflight::{Finding, Preflight};
 
 use crate::desired::Desired;
 use crate::offer::{offers, share_of};
-use crate::plan::Action;
+use crate::plan::{Action, tried};
 use crate::source::{Source, Space};
 use crate::volume::{Volumes, is_volume};
 
@@ -69,7 +69,7 @@ pub(crate) struct Look {
 pub(crate) struct Effort {
     /// Since when an action on it has been under way.
     pub(crate) busy_since: Option<Instant>,
-    /// The source on which a trial of it is under way.
+    /// The directory on which a trial of it is under way.
     pub(crate) trying: Option<PathBuf>,
     /// The last attempt to have it served.
     pub(crate) attempt: Option<Attempt>,
@@ -249,9 +249,9 @@ impl Observed {
     pub(crate) fn begin(&mut self, now: Instant, action: &Action) {
         match action {
             Action::Look { share } => self.places.entry(share.clone()).or_default().looking_since = Some(now),
-            Action::Apply { endpoint, source } => {
+            Action::Apply { endpoint, .. } => {
                 let effort = self.efforts.entry(endpoint.name.clone()).or_default();
-                (effort.busy_since, effort.trying) = (Some(now), Some(source.path.clone()));
+                (effort.busy_since, effort.trying) = (Some(now), Some(tried(endpoint)));
             }
             Action::Withdraw { endpoint, .. } => {
                 self.efforts.entry(endpoint.clone()).or_default().busy_since = Some(now)

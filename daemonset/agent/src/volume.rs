@@ -136,12 +136,13 @@ pub(crate) fn standings(observed: &Observed, report: &Report) -> BTreeMap<String
     let busy = observed
         .efforts
         .iter()
-        .filter(|(name, effort)| effort.busy_since.is_some() && is_key(name) && !volumes.may_have(name));
+        .filter(|(name, effort)| effort.busy_since.is_some() && is_volume_name(name) && !volumes.may_have(name));
     let busy = busy.map(|(name, _)| (name.clone(), Standing::Leaving));
     wanted.chain(leaving).chain(busy).collect()
 }
 
-fn is_key(endpoint: &str) -> bool {
+/// Is this the name of a volume's endpoint?
+pub(crate) fn is_volume_name(endpoint: &str) -> bool {
     endpoint.split_once('.').is_some_and(|(_, key)| key.starts_with("v-"))
 }
 
@@ -249,7 +250,7 @@ pub(crate) mod tests {
         let (one, two) = (volume("images", "one"), volume("images", "two"));
         assert_ne!(one.endpoint_name(), two.endpoint_name());
         assert_eq!(share_name(&one.endpoint_name()), "images");
-        assert!(is_key(&one.endpoint_name()) && !is_key("images.vm-7") && !is_key("images"));
+        assert!(is_volume_name(&one.endpoint_name()) && !is_volume_name("images.vm-7") && !is_volume_name("images"));
         let all = volumes([one.clone()]);
         assert_eq!(all.at(&one.target_path), Some(&one));
         assert_eq!(all.at(&two.target_path), None);

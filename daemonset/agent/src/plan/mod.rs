@@ -129,6 +129,11 @@ fn served(observed: &Observed, share: &str, writable: bool) -> Served {
     }
 }
 
+/// The directory on which an endpoint is tried. What a pod has asked for below a source may hang where the rest does not.
+pub(crate) fn tried(endpoint: &Endpoint) -> PathBuf {
+    endpoint.sub_path.as_ref().map_or_else(|| endpoint.source.clone(), |below| endpoint.source.join(below))
+}
+
 /// Has somebody released the share's source? That holds for endpoints that are asked for meanwhile as well.
 fn is_released(observed: &Observed, share: &str) -> bool {
     let endpoints = observed.endpoints.iter().flat_map(|endpoints| endpoints.values());
@@ -139,8 +144,8 @@ struct Due {
     now: Instant,
     actions: Vec<Action>,
     rest: Duration,
-    /// Sources on which something is being tried. The broker tries one thing at a time on each: a source that
-    /// hangs must not fill it with trials.
+    /// Directories on which something is being tried. The broker tries one thing at a time on each, and below a source
+    /// nothing while that is tried: one that hangs must not fill it with trials.
     trying: BTreeSet<PathBuf>,
 }
 
@@ -195,11 +200,13 @@ impl Due {
             // What there is to complain of is said, and tried again, at the share's own endpoint.
             return;
         }
+        let tried = tried(&endpoint);
         if let Some(at) = try_at(self.now, &endpoint, source, known, effort.attempt.as_ref())
             && !self.trying.contains(&source.path)
+            && !self.trying.contains(&tried)
             && self.when(at, || Action::Apply { endpoint: Box::new(endpoint), source: source.clone() })
         {
-            self.trying.insert(source.path.clone());
+            self.trying.insert(tried);
         }
     }
 

@@ -382,6 +382,30 @@ fn a_volume_follows_its_share_and_is_not_tried_for_what_its_share_is_tried_for()
 }
 
 #[test]
+fn a_directory_that_hangs_holds_back_what_is_tried_on_it_and_one_that_is_shared_whole_all_below_it() {
+    let now = Instant::now();
+    let share = declared("a", "/srv/a");
+    let own = listening(endpoint(&site().runtime_dir, &share, &source("/srv/a", 2)));
+    let below = |name: &str, path: &str| Volume { sub_path: Some(path.into()), ..volume("a", name) };
+    let (one, beside, other) = (below("one", "x"), below("beside", "x"), below("other", "y"));
+    for (hangs, applied) in [(one.endpoint_name(), vec![other.endpoint_name()]), ("a".to_owned(), vec![])] {
+        let mut known = observed(vec![own.clone()], vec![("a", seen(now, "/srv/a"))]);
+        let source = source("/srv/a", 2);
+        known.mount(Some(volumes([one.clone()])));
+        let tried = offers_of(&share, &known.asked).find(|offer| offer.name == hangs).unwrap();
+        let endpoint = Box::new(tried.endpoint(&site().runtime_dir, &source));
+        known.begin(now, &Action::Apply { endpoint, source });
+        known.mount(Some(volumes([one.clone(), beside.clone(), other.clone()])));
+        let actions = plan(now, &site(), &desired([share.clone()]), &known).actions;
+        let names = actions.iter().map(|action| match action {
+            Action::Apply { endpoint, .. } => endpoint.name.clone(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(names.collect::<Vec<_>>(), applied);
+    }
+}
+
+#[test]
 fn a_volume_of_a_share_that_is_released_waits() {
     let now = Instant::now();
     let share = declared("a", "/srv/a");

@@ -185,6 +185,7 @@ pub(crate) mod tests {
     use crate::observed::Outcome;
     use crate::plan::endpoint;
     use crate::plan::tests::{Progress, attempt, finding, listening, looked, observed, preflight, seen, site, source};
+    use crate::volume::tests::volume;
 
     /// State and reasons of the one share.
     pub(super) fn of(now: Instant, desired: &Desired, observed: &Observed) -> (ShareState, Vec<String>) {
@@ -241,6 +242,19 @@ pub(crate) mod tests {
         ] {
             let found = of(at, &desired([share.clone()]), &observed(endpoints, vec![("a", progress)]));
             assert_eq!(found, (state, reasons.iter().map(|it| (*it).to_owned()).collect()), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_volume_that_hangs_is_no_matter_of_its_share() {
+        let now = Instant::now();
+        let mut here = observed(vec![served(vec![])], vec![("a", seen(now, "/srv/a"))]);
+        let late = now + PATIENCE + Duration::from_secs(1);
+        for (endpoint, state) in
+            [(volume("a", "one").endpoint_name(), ShareState::Ready), ("a.vm-7".into(), ShareState::NotReady)]
+        {
+            here.efforts.entry(endpoint).or_default().busy_since = Some(now);
+            assert_eq!(of(late, &desired([declared("a", "/srv/a")]), &here).0, state);
         }
     }
 

@@ -9,9 +9,10 @@ use super::ShareState;
 use crate::desired::Desired;
 use crate::notice::{BROKER_REFUSED, BROKER_UNAVAILABLE, Notice};
 use crate::observed::{Effort, Observed, Outcome, Place};
-use crate::offer::{offers_of, share_of};
+use crate::offer::{offers_of, share_name};
 use crate::plan::{Site, conflict};
 use crate::source::hangs;
+use crate::volume::is_volume_name;
 
 /// A look at a source that takes longer than this is worth a word.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,9 +52,10 @@ pub(super) fn obstacle(now: Instant, observed: &Observed, share: &Share) -> Opti
     None
 }
 
-/// What was done about the endpoints of a share.
+/// What was done about the endpoints of a share, but for those of volumes: what a pod has asked for may hang without the
+/// share doing so.
 fn efforts<'a>(observed: &'a Observed, share: &'a str) -> impl Iterator<Item = &'a Effort> {
-    let own = move |name: &str| name == share || share_of(name) == Some(share);
+    let own = move |name: &str| share_name(name) == share && !is_volume_name(name);
     observed.efforts.iter().filter(move |(name, _)| own(name)).map(|(_, effort)| effort)
 }
 
