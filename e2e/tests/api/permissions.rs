@@ -114,6 +114,8 @@ pub(crate) fn labels_that_admit_are_for_those_who_may_share(world: &mut World) -
     finalize("mine")?;
     set(admin, "consumer.virtiofs.dev/images=true")?;
     set(&tenant, "mine=still")?;
+    // As the namespace controller does, or no namespace would ever go.
+    finalize("finalized")?;
     refused("changing it", set(&tenant, "consumer.virtiofs.dev/images=other"), "admit a namespace to shares")?;
     set(&tenant, "consumer.virtiofs.dev/images-")?;
     for object in ["namespace/test-vms", "clusterrolebinding/test-tenant", "clusterrole/test-tenant"] {
