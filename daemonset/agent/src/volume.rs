@@ -151,15 +151,15 @@ fn standing(name: &str, observed: &Observed, report: &Report) -> Standing {
     if known.is_some_and(|it| it.listening) {
         return Standing::Listening;
     }
-    // A share that was taken from a VM that has it is nothing that its pod would have to be told.
-    if known.is_some_and(|it| !it.sessions.is_empty()) {
-        return Standing::Listening;
-    }
+    let in_use = known.is_some_and(|it| !it.sessions.is_empty());
     match report.shares.iter().find(|share| share.name == share_name(name)) {
+        // Where it is served, it listens again in a moment.
+        Some(share) if !matches!(share.state, ShareState::NotReady | ShareState::Draining) => {}
+        // A share that was taken from a VM that has it is nothing that its pod would have to be told.
+        _ if in_use => return Standing::Listening,
         Some(share) if share.state == ShareState::NotReady => {
             return share.notices.first().cloned().map_or(Standing::Waiting, Standing::Refused);
         }
-        Some(share) if share.state != ShareState::Draining => {}
         _ => {
             let remedy = "end the pod, or have an admin declare the share for this node again";
             return Standing::Refused(Notice::new(NOT_SERVED, "no VM may connect to it here any more", remedy));
@@ -193,11 +193,14 @@ pub(crate) fn apply(socket: &Path, endpoint: &Endpoint) -> Result<Preflight, Cli
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use virtiofs_contract::control::EndpointStatus;
+
     use super::*;
     use crate::desired::Desired;
     use crate::desired::tests::{declared, desired};
     use crate::plan::tests::{listening, site};
     use crate::report::report;
+    use crate::report::tests::session;
 
     /// A volume of this share in a directory of this name.
     pub(crate) fn volume(share: &str, directory: &str) -> Volume {
@@ -225,7 +228,7 @@ pub(crate) mod tests {
         let volume = volume("a", "one");
         let name = volume.endpoint_name();
         let listens = || listening(volume.endpoint(&name));
-        let stand = |desired: &Desired, endpoints: Vec<virtiofs_contract::control::EndpointStatus>, known: bool| {
+        let stand = |desired: &Desired, endpoints: Vec<EndpointStatus>, known: bool| {
             let mut observed = Observed::default();
             let known = if known { volumes([volume.clone()]) } else { Volumes::default() };
             observed.hear(now, Some(&crate::plan::tests::status(1, endpoints)));
@@ -237,9 +240,12 @@ pub(crate) mod tests {
         let (shared, none) = (desired([declared("a", "/srv/a")]), Desired::default());
         let mut deaf = listens();
         deaf.listening = false;
+        let used = EndpointStatus { sessions: vec![session("a.v-1")], ..deaf.clone() };
         assert_eq!(stand(&shared, vec![], true), Some(Standing::Waiting));
         assert_eq!(stand(&shared, vec![listens()], true), Some(Standing::Listening));
         assert_eq!(stand(&shared, vec![deaf], true), Some(Standing::Waiting));
+        assert_eq!(stand(&shared, vec![used.clone()], true), Some(Standing::Waiting), "it is about to listen again");
+        assert_eq!(stand(&none, vec![used], true), Some(Standing::Listening), "its VM goes on");
         assert!(matches!(stand(&none, vec![], true), Some(Standing::Refused(notice)) if notice.reason == NOT_SERVED));
         assert_eq!(stand(&shared, vec![listens()], false), Some(Standing::Leaving));
         assert_eq!(stand(&shared, vec![], false), None);
