@@ -1,7 +1,7 @@
 //! Who was refused, and how the admin gets to know: a count, a log line, and an Event of the share, not more often than is
 //! good for anybody.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,9 @@ use crate::volume::Volume;
 
 /// The same is told again after this time.
 const AGAIN_AFTER: Duration = Duration::from_secs(300);
-/// So many are told within that time; more are counted.
-const TOLD_MOST: usize = 50;
+/// So many are told of one namespace within that time; more are counted. What somebody does in one does not hide what
+/// happens in another.
+const TOLD_MOST: usize = 20;
 
 /// Why somebody was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,9 +71,12 @@ impl Refusals {
 
     /// A pod was refused a share; `export` is what this node has of that.
     pub(super) fn refuse(&self, export: Option<&VirtiofsExport>, volume: &Volume, reason: Reason) {
-        self.counts.count(export.map_or("", |export| &export.spec.share), reason);
-        let about = (volume.share.clone(), volume.namespace.clone(), reason);
-        if !self.told.lock().unwrap_or_else(PoisonError::into_inner).is_due(about, Instant::now()) {
+        let share = export.map_or("", |export| &export.spec.share);
+        self.counts.count(share, reason);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = told.is_due(&volume.namespace, (share.to_owned(), reason), Instant::now());
+        drop(told);
+        if !due {
             return;
         }
         let pod = format!("{}/{}", volume.namespace, volume.pod);
@@ -110,19 +114,24 @@ fn share_of(export: &VirtiofsExport) -> Option<ObjectReference> {
     })
 }
 
-/// What was told, and when.
+/// What was told of each namespace, and when.
 #[derive(Debug, Default)]
-struct Told(VecDeque<(Instant, (String, String, Reason))>);
+struct Told(BTreeMap<String, Vec<(Instant, About)>>);
+
+/// Share and reason; shares that do not exist are one.
+type About = (String, Reason);
 
 impl Told {
     /// Is it to be told now? Then it is noted.
-    fn is_due(&mut self, about: (String, String, Reason), now: Instant) -> bool {
-        while self.0.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= AGAIN_AFTER) {
-            self.0.pop_front();
-        }
-        let due = self.0.len() < TOLD_MOST && self.0.iter().all(|(_, told)| *told != about);
+    fn is_due(&mut self, namespace: &str, about: About, now: Instant) -> bool {
+        self.0.retain(|_, told| {
+            told.retain(|(at, _)| now.saturating_duration_since(*at) < AGAIN_AFTER);
+            !told.is_empty()
+        });
+        let told = self.0.entry(namespace.to_owned()).or_default();
+        let due = told.len() < TOLD_MOST && told.iter().all(|(_, told)| *told != about);
         if due {
-            self.0.push_back((now, about));
+            told.push((now, about));
         }
         due
     }
@@ -133,14 +142,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_is_told_once_in_a_while_and_not_too_much_of_anything() {
+    fn the_same_is_told_once_in_a_while_and_not_too_much_of_any_namespace() {
         let mut told = Told::default();
         let start = Instant::now();
-        let about = |number: usize| ("images".to_owned(), format!("ns-{number}"), Reason::NotAConsumer);
-        assert!(told.is_due(about(0), start));
-        assert!(!told.is_due(about(0), start));
-        assert_eq!((1..2 * TOLD_MOST).filter(|number| told.is_due(about(*number), start)).count(), TOLD_MOST - 1);
-        assert!(told.is_due(about(0), start + AGAIN_AFTER));
+        let about = |number: usize| (format!("share-{number}"), Reason::NotAConsumer);
+        assert!(told.is_due("a", about(0), start));
+        assert!(!told.is_due("a", about(0), start));
+        assert_eq!((1..2 * TOLD_MOST).filter(|number| told.is_due("a", about(*number), start)).count(), TOLD_MOST - 1);
+        assert!(told.is_due("b", about(0), start), "another namespace hides nothing of this one");
+        assert!(told.is_due("a", about(0), start + AGAIN_AFTER));
+        assert_eq!(told.0.len(), 1, "what was told long ago is forgotten");
     }
 
     #[test]
