@@ -366,6 +366,8 @@ impl Endpoint {
     }
 
     fn take_in(self: &Arc<Self>, stream: UnixStream) {
+        // Whoever is turned away sees it only when it has been counted.
+        let _open = stream.try_clone();
         if let Err(refusal) = self.open_session(stream) {
             let mut inner = self.inner();
             inner.refused_connections += 1;

@@ -93,7 +93,15 @@ pub(crate) fn of_two_agents_whoever_goes_the_driver_stays(world: &mut World) -> 
         spec["nodeName"] = json!("node");
         let metadata = json!({"name": "second-agent", "namespace": NAMESPACE});
         world.admin().apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))?;
-        world.until_pod(NAMESPACE, "second-agent", "running", |pod| pod["status"]["phase"] == "Running").map(drop)
+        world.until_pod(NAMESPACE, "second-agent", "running", |pod| pod["status"]["phase"] == "Running")?;
+        until(
+            "the second agent to stand by",
+            || world.explain(),
+            || {
+                let log = world.admin().run(&["-n", NAMESPACE, "logs", "second-agent"])?;
+                Ok(log.contains("standing by").then_some(()))
+            },
+        )
     };
     let works = |world: &World, name: &str| -> Result<()> {
         let began = Instant::now();
@@ -140,7 +148,8 @@ pub(crate) fn a_vm_that_ends_slowly_ends_without_the_daemons(world: &mut World) 
     world.serve("slow", json!({"access": "ReadWrite"}))?;
     let before = Traces::now()?;
     let mut slow = VmPod::new(VMS, "slow", "slow");
-    (slow.grace, slow.stubborn) = (12, true);
+    // Longer than anything here takes.
+    (slow.grace, slow.stubborn) = (600, true);
     let mut guest = world.cluster.boot(&slow)?;
     guest.mount("slow")?;
     world.admin().run(&["-n", VMS, "delete", "pod", "slow", "--wait=false"])?;
@@ -153,6 +162,9 @@ pub(crate) fn a_vm_that_ends_slowly_ends_without_the_daemons(world: &mut World) 
         "the VM did not take its time"
     );
     drop(guest);
+    for vm in processes_of("qemu-system-x86_64") {
+        kill(vm, Signal::SIGKILL).context("ending the VM")?;
+    }
     world.until_pod(VMS, "slow", "gone", Value::is_null)?;
     world.until_nothing_is_left(&before)
 }

@@ -39,7 +39,9 @@ pub(crate) fn a_vm_uses_a_share_and_leaves_nothing_behind(world: &mut World) -> 
     world.until_taken_up("data")?;
     let after = world.until_session("reconfigured", |now| now.engine != session.engine)?;
     ensure!(after.id == session.id && after.totals.exchanges.hand_overs.count == 1, "{after:#?}");
-    println!("{}", world.admin().run(&["get", "vfs,vfe"])?);
+    let table = world.admin().run(&["get", "vfs,vfe"])?;
+    println!("{table}");
+    ensure!(["AllNodesReady", "Complete"].iter().all(|word| table.contains(word)), "{table}");
     println!("{}", world.admin().run(&["describe", "vfs", "data"])?);
     guest.stop_work(load)?.must_be_clean()?;
 
@@ -150,6 +152,15 @@ pub(crate) fn a_namespace_that_is_not_admitted_is_told_so(world: &mut World) -> 
     )?;
     ensure!(told.contains("private") && told.contains(OTHERS), "{told}");
     println!("{told}");
+    until(
+        "an Event of the share to say who tried",
+        || world.explain(),
+        || {
+            let about = "--field-selector=involvedObject.kind=VirtiofsShare,reason=NotAConsumer";
+            let events = world.admin().run(&["-n", "default", "get", "events", about])?;
+            Ok(events.contains(&format!("{OTHERS}/intruder")).then_some(()))
+        },
+    )?;
     ensure!(sessions()?.is_empty(), "somebody is connected");
     world.delete_pod(OTHERS, "intruder")?;
     Ok(())
