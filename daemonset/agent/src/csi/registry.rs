@@ -47,7 +47,7 @@ impl Registry {
         self.volumes.borrow().by_endpoint.values().cloned().collect()
     }
 
-    /// Remembers a volume, whole or not at all, and has the loop look at it.
+    /// Remembers a volume, whole or not at all, whatever happens to the node, and has the loop look at it.
     pub(super) fn put(&self, volume: &Volume) -> io::Result<()> {
         self.write(volume)?;
         self.volumes.send_modify(|volumes| {
@@ -60,9 +60,11 @@ impl Registry {
     fn write(&self, volume: &Volume) -> io::Result<()> {
         let path = self.path(&volume.target_path);
         let new = path.with_extension("new");
-        let mut options = OpenOptions::new();
-        let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(&serde_json::to_vec(volume)?)?;
+        if let Err(error) = write_durably(&new, &serde_json::to_vec(volume)?) {
+            // On a disk that is full, say. The next one truncates what cannot be removed.
+            let _ = fs::remove_file(&new);
+            return Err(error);
+        }
         fs::rename(new, path)
     }
 
@@ -84,10 +86,7 @@ impl Registry {
 
     /// Forgets the volume in a directory.
     pub(super) fn remove(&self, target_path: &Path) -> io::Result<()> {
-        match fs::remove_file(self.path(target_path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_file(&self.path(target_path))?;
         self.volumes.send_modify(|volumes| {
             volumes.unreadable.remove(&Volume::key(target_path));
             volumes.by_endpoint.retain(|_, volume| volume.target_path != target_path);
@@ -100,6 +99,22 @@ impl Registry {
     }
 }
 
+/// Without that a node that loses power may be left with the new name of an empty file.
+fn write_durably(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+/// What is not there is removed.
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn read(directory: &Path) -> io::Result<Volumes> {
     let mut volumes = Volumes { unreadable: BTreeSet::new(), ..Volumes::default() };
     for entry in fs::read_dir(directory)? {
@@ -108,8 +123,14 @@ fn read(directory: &Path) -> io::Result<Volumes> {
             continue;
         }
         let key = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
-        let volume = fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<Volume>(&text)?));
-        match volume {
+        let text = fs::read(&path);
+        if text.as_ref().is_ok_and(Vec::is_empty) {
+            // Of a node that lost power: nothing of the volume is left, and the kubelet publishes it again if its pod is.
+            tracing::warn!(path = %path.display(), "an empty file is removed");
+            remove_file(&path)?;
+            continue;
+        }
+        match text.and_then(|text| Ok(serde_json::from_slice::<Volume>(&text)?)) {
             Ok(volume) if Volume::key(&volume.target_path) == key => {
                 volumes.by_endpoint.insert(volume.endpoint_name(), volume);
             }
@@ -138,9 +159,13 @@ mod tests {
         registry.put(&two).unwrap();
         registry.note_published(&one).unwrap();
         fs::write(registry.path(&two.target_path), "{").unwrap();
+        let empty = registry.path(Path::new("/gone"));
+        fs::write(&empty, "").unwrap();
         let registry = open();
         assert_eq!(registry.all(), [Volume { published: true, ..one.clone() }]);
         assert!(registry.follow().borrow().may_have(&two.endpoint_name()));
+        assert_eq!(registry.follow().borrow().unreadable.len(), 1);
+        assert!(!empty.exists());
         registry.put(&two).unwrap();
         assert_eq!(registry.at(&two.target_path), Some(two.clone()));
         for volume in [&one, &two, &two] {
