@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use e2e::cluster::sessions::{kill_engine, sessions};
 use e2e::cluster::traces::Traces;
-use e2e::cluster::{VmPod, condition_of, is_true, until};
+use e2e::cluster::{VM_IMAGE, VmPod, condition_of, is_true, until};
 use e2e::load::Load;
 use e2e::suite::World as _;
 use serde_json::{Value, json};
@@ -100,9 +100,37 @@ pub(crate) fn a_vm_uses_a_directory_of_a_share_by_a_persistent_volume(world: &mu
     drop(guest);
     world.delete_pod(VMS, "vm")?;
     world.until_nothing_is_left(&before)?;
+    leave_behind(world, "part")?;
+    world.until_nothing_is_left(&before)?;
     world.admin().run(&["-n", VMS, "delete", "pvc", "part", "--timeout=60s"])?;
     world.admin().run(&["delete", "pv", "part-of-persistent", "--timeout=60s"])?;
     Ok(())
+}
+
+/// A pod whose root container writes into its volume's directory, which the kubelet lets it where the pod does not say
+/// `readOnly`, and gives what it wrote to somebody else. It ends all the same.
+fn leave_behind(world: &World, claim: &str) -> Result<()> {
+    let write = "cd /share && busybox mkdir d && echo x >d/f && busybox chown -R 107 d && busybox chmod 1700 d";
+    world.admin().apply(&json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "litter", "namespace": VMS},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "litter",
+                "image": VM_IMAGE,
+                "command": ["sh", "-c", format!("{write} && exec busybox sleep 3600")],
+                "volumeMounts": [{"name": "share", "mountPath": "/share"}],
+            }],
+            "volumes": [{"name": "share", "persistentVolumeClaim": {"claimName": claim}}],
+        },
+    }))?;
+    world.until_pod(VMS, "litter", "running", |pod| is_true(pod, "Ready"))?;
+    let look = ["-n", VMS, "exec", "litter", "--", "busybox", "stat", "-c", "%U %a", "/share/d"];
+    let written = || Ok(world.admin().run(&look).ok().filter(|told| told.contains("1700")));
+    until("the pod to have written", || world.explain(), written)?;
+    world.delete_pod(VMS, "litter")
 }
 
 pub(crate) fn agent_and_operator_are_replaced_under_a_vm(world: &mut World) -> Result<()> {
