@@ -1,7 +1,7 @@
 //! What every test has: a cluster of one node with the chart installed, and the words in which tests are told.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::readme::{self, Step};
@@ -132,22 +132,21 @@ impl World {
         until(&format!("another {name}"), || self.explain(), || Ok(self.daemon(name).ok().filter(other)))
     }
 
-    /// A directory of the node with files whose names tell what is in them.
-    pub(crate) fn plant(&self, name: &str) -> Result<PathBuf> {
+    /// Fills a directory of the node with files whose names tell what is in them. Not under a guest that reads them.
+    fn plant(&self, name: &str) -> Result<()> {
         let source = Path::new("/srv").join(name);
         fs::create_dir_all(&source).context("making a source")?;
-        tree::plant(&source, FILES)?;
-        Ok(source)
+        tree::plant(&source, FILES)
     }
 
-    /// Declares a share of such a directory for the namespace [`VMS`].
+    /// Declares a share of a directory of the node for the namespace [`VMS`], or changes it.
     pub(crate) fn declare(&self, name: &str, more: Value) -> Result<()> {
         let mut share = json!({
             "apiVersion": "virtiofs.dev/v1alpha1",
             "kind": "VirtiofsShare",
             "metadata": {"name": name},
             "spec": {
-                "source": {"hostPath": {"path": self.plant(name)?}},
+                "source": {"hostPath": {"path": format!("/srv/{name}")}},
                 "consumers": {"namespaces": {"matchNames": [VMS]}},
                 "socket": {"owner": 107, "group": 107},
             },
@@ -160,6 +159,7 @@ impl World {
 
     /// Declares a share and waits until it is served.
     pub(crate) fn serve(&self, name: &str, more: Value) -> Result<()> {
+        self.plant(name)?;
         self.declare(name, more)?;
         self.until_export(name, "served", |export| is_true(export, "Ready")).map(drop)
     }
