@@ -15,6 +15,7 @@
 //! | [`share`] | the parsed share that the rest of the system works with |
 //! | [`resolve`] | from what is true of the content to one concrete engine configuration |
 //! | [`export`] | from a share to what is asked of a node, and back |
+//! | [`volume`] | how a pod's volume names a share |
 //! | [`changes`] | which fields differ, and when a difference takes effect |
 //! | [`refusal`] | how a refusal names the field, the value and the remedy |
 //!
@@ -32,6 +33,7 @@ pub mod share;
 mod structural;
 pub mod v1alpha1;
 pub mod validate;
+pub mod volume;
 
 pub use changes::{FieldChange, changes};
 pub use durations::Interval;

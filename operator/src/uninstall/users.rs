@@ -5,11 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{PersistentVolume, Pod, Volume};
 use kube::ResourceExt;
 use virtiofs_crds::VirtiofsExport;
+use virtiofs_crds::volume::{DRIVER, SHARE};
 
-/// The CSI driver that pods' volumes name.
-const DRIVER: &str = "csi.virtiofs.dev";
-/// The attribute of a volume that names its share.
-const SHARE: &str = "share";
 /// How many users are named.
 const NAMED: usize = 20;
 

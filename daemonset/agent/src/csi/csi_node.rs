@@ -10,8 +10,8 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
+use virtiofs_crds::volume::DRIVER;
 
-use super::DRIVER;
 use super::socket::Bound;
 
 /// How long the kubelet may take to register the driver before it is asked anew; longer each time, up to the second.

@@ -1,13 +1,12 @@
 //! Who the driver is.
 
 use tonic::{Request, Response, Status};
+use virtiofs_crds::volume::DRIVER;
 use virtiofs_csi::v1::identity_server;
 use virtiofs_csi::v1::{
     GetPluginCapabilitiesRequest, GetPluginCapabilitiesResponse, GetPluginInfoRequest, GetPluginInfoResponse,
     ProbeRequest, ProbeResponse,
 };
-
-use super::DRIVER;
 
 /// The identity service.
 pub(super) struct Identity;

@@ -43,9 +43,6 @@ pub(crate) use registry::Registry;
 pub(crate) use request::KubeletDir;
 use socket::{Bound, Only};
 
-/// Name of the driver.
-pub(crate) const DRIVER: &str = "csi.virtiofs.dev";
-
 /// What the plugin works with.
 pub(crate) struct Plugin {
     /// Name of this node.

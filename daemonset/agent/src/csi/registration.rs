@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use tonic::{Request, Response, Status};
+use virtiofs_crds::volume::DRIVER;
 use virtiofs_csi::registration::registration_server;
 use virtiofs_csi::registration::{InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse};
-
-use super::DRIVER;
 
 /// The registration service.
 pub(super) struct Registration {

@@ -4,12 +4,12 @@
 use std::path::{Component, Path, PathBuf};
 
 use tonic::Status;
+use virtiofs_crds::volume::{DRIVER, SHARE, SUB_PATH};
 use virtiofs_crds::{ShareName, nearest};
 use virtiofs_csi::v1::NodePublishVolumeRequest;
 use virtiofs_csi::v1::volume_capability::AccessType;
 use virtiofs_csi::v1::volume_capability::access_mode::Mode;
 
-use super::DRIVER;
 use crate::volume::Volume;
 
 /// What the kubelet adds to a volume's attributes begins like this.
@@ -17,8 +17,6 @@ const KUBELET: &str = "csi.storage.k8s.io/";
 /// What it adds.
 const ADDED: [&str; 6] =
     ["pod.name", "pod.namespace", "pod.uid", "serviceAccount.name", "serviceAccount.tokens", "ephemeral"];
-const SHARE: &str = "share";
-const SUB_PATH: &str = "subPath";
 /// Longest path below a share, in bytes.
 const SUB_PATH_MAX: usize = 4000;
 
