@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build setup-go tools-node tools-kubernetes image api node scale build check kills test guest rules demo bench chaos generate
+.PHONY: help setup setup-build setup-go tools-node tools-kubernetes image api node scale build check words kills test guest rules demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -52,7 +52,7 @@ check: setup ## format, lints, unit and component tests, generated files, depend
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
-	@shellcheck $(SETUP)/*.sh .ci/run
+	@shellcheck $(SETUP)/*.sh .ci/run .ci/words.sh
 	@cargo clippy $(LOCKED) --workspace --all-targets --features virtiofs-engine/die-at-store,virtiofs-operator/die-at-write -- -D warnings
 	$(call STEP,unit and component tests)
 	@$(STOCK) cargo test $(LOCKED) --workspace --exclude e2e
@@ -61,6 +61,9 @@ check: setup ## format, lints, unit and component tests, generated files, depend
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen -- --check
 	$(call STEP,dependencies)
 	@deny=$$($(SETUP)/cargo-tool.sh cargo-deny 0.20.2) && "$$deny" --log-level warn check bans licenses sources
+
+words: ## uses of the project's former private vocabulary, counted; .ci/words.sh shows where they are
+	@.ci/words.sh --count
 
 guest: setup build ## the tests that boot real guests in QEMU
 	$(call STEP,guests)
@@ -114,6 +117,6 @@ chaos: build ## 2000 kills and 2000 hand-overs under guests that notice everythi
 	$(call STEP,chaos)
 	@cargo run $(LOCKED) -q --release -p testkit --bin chaos -- $(CHAOS)
 
-generate: setup-build ## writes the generated files anew
+generate: setup-build ## rewrites the generated files
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen
 	@cargo run $(LOCKED) -q -p virtiofs-agent -- status --schema >docs/status.schema.json
