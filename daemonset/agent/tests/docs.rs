@@ -49,14 +49,49 @@ fn every_reason_is_in_the_manual() {
     }
 }
 
+/// All documents of the repository that link to each other, relative to its root.
+fn documents() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(PathBuf::from).into();
+    for folder in ["docs", "docs/runbooks"] {
+        let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", folder].iter().collect();
+        let names = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name());
+        found.extend(names.map(|name| Path::new(folder).join(name)).filter(|it| it.extension() == Some("md".as_ref())));
+    }
+    found
+}
+
+/// The anchors that a code host derives from the headings of a document.
+fn anchors(text: &str) -> Vec<String> {
+    let mut in_code = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        in_code ^= line.starts_with("```");
+        if let Some(heading) = line.strip_prefix('#').filter(|_| !in_code) {
+            let heading = heading.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading.chars().filter(|it| it.is_alphanumeric() || matches!(it, ' ' | '-' | '_'));
+            found.push(kept.collect::<String>().replace(' ', "-"));
+        }
+    }
+    found
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
-    for name in ["README.md", "CONTRIBUTING.md", "docs/MANUAL.md", "docs/ARCHITECTURE.md"] {
-        let folder = Path::new(name).parent().unwrap();
-        for link in document(name).split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
-            let local = !link.is_empty() && !link.contains("://");
-            let target: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", ".."].iter().collect();
-            assert!(!local || target.join(folder).join(link).exists(), "{name} links to {link}, which is not there");
+    let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", ".."].iter().collect();
+    for name in documents() {
+        let text = std::fs::read_to_string(root.join(&name)).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
+            let target = if file.is_empty() { name.clone() } else { name.parent().unwrap().join(file) };
+            let shown = name.display();
+            assert!(root.join(&target).exists(), "{shown} links to {link}: no such file");
+            if let Some(anchor) = anchor {
+                let target = std::fs::read_to_string(root.join(&target)).unwrap();
+                assert!(anchors(&target).iter().any(|it| it == anchor), "{shown} links to {link}: no such heading");
+            }
         }
     }
 }

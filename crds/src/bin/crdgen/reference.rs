@@ -73,7 +73,7 @@ fn conditions(page: &mut String) {
     }
     page.push_str(
         "\nAn export that is not served, or not as declared, has the finding of its node as reason; the \
-         [manual](MANUAL.md#when-something-is-wrong) has them all, with remedies.\n",
+         [manual](MANUAL.md#reasons) has them all, with remedies.\n",
     );
 }
 
