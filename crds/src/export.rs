@@ -50,7 +50,7 @@ fn readable(name: &str, most: usize) -> String {
 /// it, nor is what does not reach an agent: `nodes` and `rollout`.
 pub fn export_spec(share: &Share, declared: &VirtiofsShareSpec) -> VirtiofsExportSpec {
     let mut spec = VirtiofsExportSpec {
-        share: share.name.to_string(),
+        share_name: share.name.to_string(),
         node_name: String::new(),
         consumers: declared.consumers.clone(),
         revision: String::new(),
@@ -103,8 +103,8 @@ pub fn share_of(export: &VirtiofsExport) -> Result<Share, Vec<Refusal>> {
         staleness: spec.staleness.clone(),
         rollout: Rollout::default(),
     };
-    let mut share = VirtiofsShare::new(&spec.share, declared);
-    share.metadata = ObjectMeta { name: Some(spec.share.clone()), ..ObjectMeta::default() };
+    let mut share = VirtiofsShare::new(&spec.share_name, declared);
+    share.metadata = ObjectMeta { name: Some(spec.share_name.clone()), ..ObjectMeta::default() };
     Share::from_object(&share)
         .map_err(|refusals| refusals.into_iter().map(|it| it.of(Some(&export.name_any()))).collect())
 }
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn what_cannot_be_understood_is_refused_by_name() {
         let mut export = VirtiofsExport::new("images-n1-0", spec(""));
-        export.spec.share = "not.a.label".into();
+        export.spec.share_name = "not.a.label".into();
         let refusals = share_of(&export).unwrap_err();
         assert_eq!((refusals[0].field.as_str(), refusals[0].share.as_deref()), ("metadata.name", Some("images-n1-0")));
     }

@@ -10,6 +10,7 @@
 pub mod conditions;
 mod consumers;
 mod engine;
+mod engine_status;
 mod export;
 mod export_status;
 mod nodes;
@@ -24,10 +25,10 @@ mod status;
 
 pub use consumers::{Consumers, NamespaceConsumers};
 pub use engine::{EngineLimits, EngineOptions, IdTranslation};
+pub use engine_status::{EngineStatus, IdTranslationStatus, word};
 pub use export::{Baseline, ExportMode, VirtiofsExport, VirtiofsExportSpec};
 pub use export_status::{
-    ExportFinding, ExportPreflight, FINDINGS_MAX, LastRemedy, MESSAGE_MAX, RecoveryCounts, StaleCount, USERS_MAX,
-    VirtiofsExportStatus,
+    ExportFinding, ExportPreflight, FINDINGS_MAX, LastRemedy, MESSAGE_MAX, USERS_MAX, VirtiofsExportStatus,
 };
 pub use nodes::Nodes;
 pub use rollout::Rollout;

@@ -26,6 +26,7 @@ const KEYWORDS: &[&str] = &[
     "x-kubernetes-int-or-string",
     "x-kubernetes-list-map-keys",
     "x-kubernetes-list-type",
+    "x-kubernetes-map-type",
     "x-kubernetes-validations",
 ];
 
@@ -119,7 +120,7 @@ fn an_export_is_found_by_node_and_by_share() {
     assert_eq!(definition["spec"]["names"]["shortNames"], serde_json::json!(["vfe"]));
     assert_eq!(definition["spec"]["names"]["categories"], serde_json::json!(["virtiofs"]));
     let version = &definition["spec"]["versions"][0];
-    let selectable = serde_json::json!([{"jsonPath": ".spec.nodeName"}, {"jsonPath": ".spec.share"}]);
+    let selectable = serde_json::json!([{"jsonPath": ".spec.nodeName"}, {"jsonPath": ".spec.shareName"}]);
     assert_eq!(version["selectableFields"], selectable);
     assert!(version["subresources"]["status"].is_object());
 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use prometheus::{Encoder, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use virtiofs_crds::v1alpha1::VirtiofsShareStatus;
-use virtiofs_crds::v1alpha1::conditions::{PROGRESSING, READY, ROLLOUT_HALTED};
+use virtiofs_crds::v1alpha1::conditions::{DEGRADED, READY, RECONCILING, STALLED};
 
 /// All metrics of this process.
 pub(crate) struct Metrics {
@@ -18,14 +18,15 @@ pub(crate) struct Metrics {
     leader: IntGauge,
     nodes: IntGaugeVec,
     sessions: IntGaugeVec,
-    ready: IntGaugeVec,
-    halted: IntGaugeVec,
+    conditions: IntGaugeVec,
     known: Mutex<BTreeSet<String>>,
     reached: AtomicBool,
 }
 
 /// States of a share's nodes, as a label.
 const NODE_STATES: [&str; 4] = ["selected", "updated", "ready", "unreachable"];
+/// Conditions of a share, as a label.
+const CONDITIONS: [&str; 4] = [READY, RECONCILING, STALLED, DEGRADED];
 
 impl Metrics {
     /// Metrics that are all at nought.
@@ -57,10 +58,13 @@ impl Metrics {
                 "Requests to the API server that change something, by kind and verb.",
                 &["kind", "verb"],
             )?,
-            nodes: gauge("virtiofs_share_nodes", "Nodes of a share, by state.", &["share", "state"])?,
-            sessions: gauge("virtiofs_share_sessions", "VMs that are connected to a share.", &["share"])?,
-            ready: gauge("virtiofs_share_ready", "1: every reachable node serves the share.", &["share"])?,
-            halted: gauge("virtiofs_share_rollout_halted", "1: a change of the share goes no further.", &["share"])?,
+            nodes: gauge("virtiofs_operator_share_nodes", "Nodes of a share, by state.", &["share", "state"])?,
+            sessions: gauge("virtiofs_operator_share_sessions", "VMs that are connected to a share.", &["share"])?,
+            conditions: gauge(
+                "virtiofs_operator_share_condition",
+                "Conditions of a share, by type. 1: the condition is True.",
+                &["share", "condition"],
+            )?,
             registry,
             leader,
             known: Mutex::default(),
@@ -96,12 +100,11 @@ impl Metrics {
         for (state, count) in NODE_STATES.iter().zip([nodes.selected, nodes.updated, nodes.ready, nodes.unreachable]) {
             self.nodes.with_label_values(&[name, state]).set(count);
         }
-        let is = |kind: &str, what: &dyn Fn(&str, &str) -> bool| {
-            status.conditions.iter().any(|it| it.type_ == kind && what(&it.status, &it.reason))
-        };
         self.sessions.with_label_values(&[name]).set(status.sessions.unwrap_or(0));
-        self.ready.with_label_values(&[name]).set(is(READY, &|status, _| status == "True").into());
-        self.halted.with_label_values(&[name]).set(is(PROGRESSING, &|_, reason| reason == ROLLOUT_HALTED).into());
+        for condition in CONDITIONS {
+            let is_true = status.conditions.iter().any(|it| it.type_ == condition && it.status == "True");
+            self.conditions.with_label_values(&[name, condition]).set(is_true.into());
+        }
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 
@@ -114,9 +117,10 @@ impl Metrics {
             for state in NODE_STATES {
                 let _ = self.nodes.remove_label_values(&[&name, state]);
             }
-            for family in [&self.sessions, &self.ready, &self.halted] {
-                let _ = family.remove_label_values(&[&name]);
+            for condition in CONDITIONS {
+                let _ = self.conditions.remove_label_values(&[&name, condition]);
             }
+            let _ = self.sessions.remove_label_values(&[&name]);
             known.remove(&name);
         }
     }
@@ -130,7 +134,7 @@ mod tests {
     fn a_share_that_is_gone_leaves_nothing() {
         let metrics = Metrics::new().unwrap();
         metrics.share("images", &VirtiofsShareStatus { sessions: Some(3), ..VirtiofsShareStatus::default() });
-        assert!(metrics.text().unwrap().contains("virtiofs_share_sessions{share=\"images\"} 3"));
+        assert!(metrics.text().unwrap().contains("virtiofs_operator_share_sessions{share=\"images\"} 3"));
         metrics.keep_shares(|name| name == "images");
         assert!(metrics.text().unwrap().contains("images"));
         metrics.keep_shares(|_| false);

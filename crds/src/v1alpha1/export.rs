@@ -1,4 +1,4 @@
-//! One share on one node: what the operator asks of the node's agent.
+//! One share on one node: the operator's request to the node's agent.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
@@ -9,7 +9,7 @@ use virtiofs_contract::config::Access;
 use super::rule::{rule, rule_on};
 use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, VirtiofsExportStatus};
 
-/// One share on one node. Written by the operator (spec) and by the node's agent (status); nobody else needs to.
+/// One share on one node. The operator writes the spec and the node's agent writes the status; nobody else needs to.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "virtiofs.dev",
@@ -20,10 +20,10 @@ use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, Virtio
     category = "virtiofs",
     status = "VirtiofsExportStatus",
     derive = "PartialEq",
-    doc = "One share on one node. Written by the operator (spec) and by the node's agent (status); nobody else needs to.",
+    doc = "One share on one node. The operator writes the spec and the node's agent writes the status; nobody else needs to.",
     selectable = ".spec.nodeName",
-    selectable = ".spec.share",
-    printcolumn(name = "Share", type_ = "string", json_path = ".spec.share"),
+    selectable = ".spec.shareName",
+    printcolumn(name = "Share", type_ = "string", json_path = ".spec.shareName"),
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
     printcolumn(
         name = "Ready",
@@ -35,10 +35,16 @@ use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, Virtio
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
-    printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions"),
-    printcolumn(name = "Stale", type_ = "integer", json_path = ".status.stale"),
-    printcolumn(name = "Remedy", type_ = "string", json_path = ".status.lastRemedy.outcome"),
-    printcolumn(name = "Action", type_ = "string", json_path = ".status.lastRemedy.action", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions", priority = 1),
+    printcolumn(
+        name = "Degraded",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Degraded')].reason",
+        priority = 1
+    ),
+    printcolumn(name = "Remedy", type_ = "string", json_path = ".status.lastRemedy.action", priority = 1),
+    printcolumn(name = "Outcome", type_ = "string", json_path = ".status.lastRemedy.outcome", priority = 1),
     printcolumn(name = "Revision", type_ = "string", json_path = ".spec.revision", priority = 1),
     printcolumn(name = "Observed", type_ = "string", json_path = ".status.observedRevision", priority = 1),
     printcolumn(
@@ -47,89 +53,89 @@ use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, Virtio
         json_path = ".status.conditions[?(@.type=='Ready')].message",
         priority = 1
     ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = rule(
         "self.metadata.name.size() <= 63",
-        "'metadata.name ' + self.metadata.name + ' is longer than 63; exports are named by the operator'",
+        "'metadata.name ' + self.metadata.name + ' is longer than 63; the operator names exports'",
     )
 )]
 #[serde(rename_all = "camelCase")]
-// What an export is about never changes: an export of another share, node or directory is another export.
+// An export of another share, node or directory is another export.
 #[x_kube(validation = rule_on(
-    ".share",
-    "self.share == oldSelf.share",
-    "'an export stays one of share ' + oldSelf.share + '; make another'",
+    ".shareName",
+    "self.shareName == oldSelf.shareName",
+    "'cannot change from ' + oldSelf.shareName + '; create another export'",
 ))]
 #[x_kube(validation = rule_on(
     ".nodeName",
     "self.nodeName == oldSelf.nodeName",
-    "'an export stays on node ' + oldSelf.nodeName + '; make another'",
+    "'cannot change from ' + oldSelf.nodeName + '; create another export'",
 ))]
 #[x_kube(validation = rule_on(
     ".source",
     "self.source == oldSelf.source",
-    "oldSelf.source.hostPath.path + ' cannot be changed; make another export for ' + self.source.hostPath.path",
+    "oldSelf.source.hostPath.path + ' cannot be changed; create another export for ' + self.source.hostPath.path",
 ))]
 pub struct VirtiofsExportSpec {
-    /// Name of the share.
+    /// Name of the share. Selectable: `kubectl get vfe --field-selector spec.shareName=NAME`.
     #[schemars(length(min = 1, max = 63))]
-    pub share: String,
+    pub share_name: String,
     /// Name of the node. Selectable: `kubectl get vfe --field-selector spec.nodeName=NAME`.
     #[schemars(length(min = 1, max = 253))]
     pub node_name: String,
-    /// Whose VMs may use it, as the share says. No part of the revision: it holds at once, whatever a roll-out does.
+    /// Who may use the share, copied from it. It is not part of the revision: a change applies at once, whatever the
+    /// state of a roll-out.
     #[serde(default)]
     pub consumers: Consumers,
-    /// Names the values below: equal revisions, equal values. The agent repeats it in its status once they are in
-    /// force.
+    /// Identifies the values below: equal revisions have equal values. The agent repeats it in
+    /// `status.observedRevision` once they are active.
     #[schemars(length(min = 1, max = 63))]
     pub revision: String,
-    /// What is to be done. `Serve`: VMs may connect. `Drain`: no more VMs may, and those that are connected are
-    /// served until they leave.
+    /// What the node does with the share. `Serve`: VMs can connect. `Drain`: no VM can connect any more, and connected
+    /// VMs are served until they disconnect.
     #[serde(default)]
     pub mode: ExportMode,
     /// The directory to serve.
     pub source: Source,
-    /// May guests change the data?
+    /// Whether guests may change the data.
     pub access: Access,
-    /// What is true of the data.
+    /// What is true of the data while guests use it.
     pub content: Content,
     /// The socket that VMs connect to.
     #[serde(default)]
     pub socket: Socket,
-    /// The values that engines run with: what follows from `content`, and overrides.
+    /// The configuration of the engines: what follows from `content`, and the overrides of the share.
     #[serde(default)]
     pub engine: EngineOptions,
-    /// What is done when guests see stale names or handles.
+    /// What the agent does when guests see stale names or handles.
     #[serde(default)]
     pub staleness: Staleness,
-    /// How the node was doing when this revision came to it. None: it was its first.
+    /// State of the node when it received this revision. Absent for the first revision of a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<Baseline>,
 }
 
-/// What is to be done with an export.
+/// What a node does with an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum ExportMode {
-    /// VMs may connect.
+    /// VMs can connect.
     #[default]
     Serve,
-    /// No more VMs may connect; those that are connected are served until they leave.
+    /// No VM can connect any more; connected VMs are served until they disconnect.
     Drain,
 }
 
-/// How a node was doing before a revision came to it. A roll-out stops at the first node that does worse.
+/// State of a node when it received a revision. A roll-out stops at the first node that regresses from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Baseline {
-    /// When the revision came to the node.
-    pub since: Time,
-    /// Was the share served there?
+    /// When the node received the revision.
+    pub time: Time,
+    /// Whether the node served the share.
     pub ready: bool,
-    /// Had a remedy against staleness failed there?
+    /// Whether a remedy against staleness had failed on the node.
     #[serde(default)]
     pub remedy_failed: bool,
-    /// How often engines had been recovered there within ten minutes.
+    /// Number of engines that were recovered on the node within the ten minutes before.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1_000_000_000))]
     pub recent_recoveries: i64,

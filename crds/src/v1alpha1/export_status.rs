@@ -1,53 +1,44 @@
-//! What a node's agent reports about one share.
+//! Status of a share on one node, written by the node's agent.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::config::{InodeFileHandles, Sandbox};
 
-/// How many users of an export are named.
+/// Largest number of users in a status.
 pub const USERS_MAX: usize = 32;
-/// How many findings of a preflight are repeated.
+/// Largest number of preflight findings in a status.
 pub const FINDINGS_MAX: usize = 16;
 /// Longest message in a status, in characters.
 pub const MESSAGE_MAX: usize = 1024;
 
-/// What a node's agent reports about one share.
+/// Status of a share on one node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtiofsExportStatus {
-    /// Generation of the export that this status speaks of.
+    /// Generation of the export that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Revision that the node has taken up. Sessions that can take it over only at their next mount do not count
-    /// against it.
+    /// Revision that is active on the node. Sessions that can change only at their next mount do not delay it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub observed_revision: Option<String>,
-    /// Sessions: VMs that are connected.
+    /// Number of sessions, that is of connected VMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000_000))]
     pub sessions: Option<i64>,
-    /// Who they are, the first of them: what the node knows of the process that connected.
+    /// The first of the connected VMs: the pod, or what the node knows of the process.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = USERS_MAX), inner(length(max = 253)))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub users: Vec<String>,
-    /// What was found when the share was tried.
+    /// Result of the preflight of the share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preflight: Option<ExportPreflight>,
-    /// Stale names and handles that guests have met, all causes together.
+    /// Number of engines that were recovered within the last ten minutes. A roll-out compares it with its baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
-    pub stale: Option<i64>,
-    /// The same by cause; causes that never occurred are left out.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["cause".into()]))]
-    pub staleness: Vec<StaleCount>,
-    /// Engines that were recovered.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recoveries: Option<RecoveryCounts>,
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub recent_recoveries: Option<i64>,
     /// The last remedy against staleness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_remedy: Option<LastRemedy>,
@@ -62,76 +53,56 @@ pub struct VirtiofsExportStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// What was found when a share was tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Result of the preflight of a share.
+// Words and not enumerations: an agent that knows more of them than this definition must not fail to write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportPreflight {
-    /// The sandbox that was built.
-    pub sandbox: Sandbox,
-    /// How inodes are referred to, after trying.
-    pub inode_file_handles: InodeFileHandles,
-    /// Limit of open files in force for each engine.
+    /// The sandbox that engines run in: a value of `spec.engine.sandbox`.
+    #[schemars(length(max = 63))]
+    pub sandbox: String,
+    /// How engines refer to inodes: a value of `spec.engine.inodeFileHandles`.
+    #[schemars(length(max = 63))]
+    pub inode_file_handles: String,
+    /// Limit of open files of each engine.
     #[schemars(range(max = 1_073_741_816_u64))]
     pub open_files: u64,
-    /// What is not as it should be, but does not keep the share from being served.
+    /// Findings that do not prevent the share from being served.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = FINDINGS_MAX))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub findings: Vec<ExportFinding>,
 }
 
-/// One thing that is not as it should be.
+/// One finding of a preflight.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportFinding {
-    /// Which kind of trouble.
+    /// Reason, in one CamelCase word.
     #[schemars(length(max = 63))]
     pub reason: String,
     /// What was found.
     #[schemars(length(max = MESSAGE_MAX))]
     pub message: String,
-    /// What would make it right.
+    /// What corrects it.
     #[schemars(length(max = MESSAGE_MAX))]
     pub remedy: String,
-}
-
-/// Stale names and handles of one cause.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct StaleCount {
-    /// The cause.
-    #[schemars(length(max = 63))]
-    pub cause: String,
-    /// How many.
-    #[schemars(range(min = 0))]
-    pub count: i64,
-}
-
-/// Engines that were recovered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RecoveryCounts {
-    /// Since the agent first saw the share.
-    #[schemars(range(min = 0))]
-    pub total: i64,
-    /// Within the last ten minutes.
-    #[schemars(range(min = 0, max = 1_000_000_000))]
-    pub recent: i64,
 }
 
 /// A remedy against staleness.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastRemedy {
-    /// When it was begun.
-    pub at: Time,
-    /// Against which cause.
+    /// When the remedy was started.
+    pub start_time: Time,
+    /// Cause of the staleness.
     #[schemars(length(max = 63))]
     pub cause: String,
-    /// What was done: `FileHandles`, `OpenFiles`, `LongerCaching` or `HandOver`.
+    /// The remedy: `FileHandles`, `OpenFiles`, `LongerCaching` or `HandOver`.
     #[schemars(length(max = 63))]
     pub action: String,
-    /// What came of it: `OnTrial` while that is being seen; `Verified`, `NotHelped`, `Refused` (not possible here),
-    /// `NotInForce` (in time) or `Abandoned` (its reason was gone).
+    /// `Verifying` until the outcome is known, then `Verified`, `Ineffective`, `Rejected` (impossible on this node),
+    /// `NotApplied` (not active in time) or `Abandoned` (no longer needed).
     #[schemars(length(max = 63))]
     pub outcome: String,
 }

@@ -21,12 +21,6 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
     status = "VirtiofsShareStatus",
     derive = "PartialEq",
     doc = "A directory of the host, offered to VMs over virtiofs.",
-    printcolumn(name = "Access", type_ = "string", json_path = ".spec.access"),
-    printcolumn(name = "Content", type_ = "string", json_path = ".spec.content"),
-    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes.selected"),
-    printcolumn(name = "Serving", type_ = "integer", json_path = ".status.nodes.ready"),
-    printcolumn(name = "Updated", type_ = "integer", json_path = ".status.nodes.updated"),
-    printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions"),
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -37,13 +31,27 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
     ),
+    printcolumn(name = "Serving", type_ = "integer", json_path = ".status.nodes.ready"),
+    printcolumn(name = "Sessions", type_ = "integer", json_path = ".status.sessions"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Access", type_ = "string", json_path = ".spec.access", priority = 1),
+    printcolumn(name = "Content", type_ = "string", json_path = ".spec.content", priority = 1),
+    printcolumn(name = "Selected", type_ = "integer", json_path = ".status.nodes.selected", priority = 1),
+    printcolumn(name = "Updated", type_ = "integer", json_path = ".status.nodes.updated", priority = 1),
+    printcolumn(name = "Unreachable", type_ = "integer", json_path = ".status.nodes.unreachable", priority = 1),
     printcolumn(
         name = "Rollout",
         type_ = "string",
-        json_path = ".status.conditions[?(@.type=='Progressing')].reason"
+        json_path = ".status.conditions[?(@.type=='Reconciling')].reason",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Degraded",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Degraded')].reason",
+        priority = 1
     ),
     printcolumn(name = "Path", type_ = "string", json_path = ".spec.source.hostPath.path", priority = 1),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     // The name becomes the value of labels and part of names and socket paths.
     validation = rule(
         "self.metadata.name.size() <= 63 && !self.metadata.name.contains('.')",

@@ -1,37 +1,32 @@
-//! What is reported about a share.
+//! Status of a share.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EngineOptions, StaleCount};
+use super::engine_status::{self, EngineStatus};
 
-/// What is reported about a share, over all its nodes.
+/// Status of a share over all its nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtiofsShareStatus {
-    /// Generation of the share that this status speaks of.
+    /// Generation of the share that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Revision that nodes are to serve: the name of the values that follow from the spec.
+    /// Revision that nodes are to serve. It identifies the values that follow from the spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub revision: Option<String>,
-    /// The values in force: what follows from `content`, and overrides.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub engine: Option<EngineOptions>,
-    /// Nodes that serve the share.
+    /// The configuration that engines of this revision run with.
+    #[serde(default, deserialize_with = "engine_status::lenient", skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineStatus>,
+    /// Numbers of nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<NodeCounts>,
-    /// Sessions on all nodes: VMs that are connected.
+    /// Number of sessions on all nodes, that is of connected VMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sessions: Option<i64>,
-    /// Stale names and handles that guests have met on all nodes, by cause.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["cause".into()]))]
-    pub staleness: Vec<StaleCount>,
     /// Conditions, by type.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -39,17 +34,17 @@ pub struct VirtiofsShareStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// Nodes that serve the share.
+/// Numbers of nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeCounts {
-    /// Chosen by `nodes.selector`.
+    /// Nodes that `spec.nodes.selector` matches.
     pub selected: i64,
-    /// Serving it as the spec now says.
+    /// Nodes on which the current revision is active.
     pub updated: i64,
-    /// Serving it.
+    /// Reachable nodes that serve the share.
     pub ready: i64,
-    /// Of those selected, nodes that are down or whose agent is: a change waits for them to come back.
+    /// Selected nodes that are down, or whose agent is. A change reaches them when they are back.
     #[serde(default)]
     pub unreachable: i64,
 }

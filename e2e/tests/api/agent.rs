@@ -55,7 +55,7 @@ pub(crate) fn a_real_agent_serves_reports_changes_and_lets_go(world: &mut World)
     world.until_asked("data", &["fake"])?;
     world.answer("data", "fake", How::Serving)?;
     let share = world.until_share("data", "updated", |share| share["status"]["nodes"]["updated"] == 2)?;
-    ensure!(condition_of(&share, "Progressing")["reason"] == "Complete", "{share:#}");
+    ensure!(condition_of(&share, "Reconciling")["reason"] == "Complete", "{share:#}");
 
     // Its source goes and comes back.
     fs::rename(&source, source.with_extension("away"))?;

@@ -22,9 +22,11 @@ pub(crate) fn a_share_reaches_its_nodes_and_says_so(world: &mut World) -> Result
     ensure!(share["status"]["sessions"] == 3, "{:#}", share["status"]);
     let table = world.admin().run(&["get", "vfs,vfe"])?;
     println!("{table}");
-    for word in ["images", "Immutable", "NodesNotReady", "SourceMissing", "Serving", "n3"] {
+    for word in ["images", "NodesNotReady", "SourceMissing", "Serving", "n3"] {
         ensure!(table.contains(word), "no {word} in\n{table}");
     }
+    let wide = world.admin().run(&["get", "vfs", "-o", "wide"])?;
+    ensure!(!table.contains("Immutable") && wide.contains("Immutable"), "{wide}");
     world.answer("images", "n3", How::Serving)?;
     world.until_reason("images", "Ready", "AllNodesReady")?;
     for node in ["n1", "n2", "n3"] {

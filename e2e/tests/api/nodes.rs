@@ -16,7 +16,7 @@ pub(crate) fn a_node_goes_down_and_comes_back(world: &mut World) -> Result<()> {
     world.declare("downs", json!({"rollout": {"maxUnavailable": 1}, "content": "Immutable"}))?;
     world.until_asked("downs", &["d2"])?;
     world.answer("downs", "d2", How::Serving)?;
-    world.until_reason("downs", "Progressing", "Complete")?;
+    world.until_reason("downs", "Reconciling", "Complete")?;
     ensure!(world.asked("downs")? == ["d2"], "a node that is down was asked");
     world.cluster.bring_back("d1")?;
     world.until_asked("downs", &["d1", "d2"])?;
@@ -91,7 +91,7 @@ fn changes_go_where_agents_are(world: &mut World) -> Result<()> {
     world.declare("agents", json!({"content": "Immutable", "rollout": {"maxUnavailable": "100%"}}))?;
     world.until_asked("agents", &["p2"])?;
     world.answer("agents", "p2", How::Serving)?;
-    world.until_reason("agents", "Progressing", "Complete")?;
+    world.until_reason("agents", "Reconciling", "Complete")?;
     ensure!(world.asked("agents")? == ["p2"], "a node without an agent was asked");
     set_agent(world.admin(), "p1", "True")?;
     world.until_asked("agents", &["p1", "p2"])?;

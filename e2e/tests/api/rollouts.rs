@@ -18,11 +18,14 @@ pub(crate) fn a_change_halts_and_goes_on(world: &mut World) -> Result<()> {
     world.served("steps", &["r1", "r2", "r3"], one_at_a_time(json!({})))?;
     world.declare("steps", one_at_a_time(json!({"content": "Immutable"})))?;
     world.until_asked("steps", &["r1"])?;
-    world.until_reason("steps", "Progressing", "RollingOut")?;
+    world.until_reason("steps", "Reconciling", "RollingOut")?;
     world.answer("steps", "r1", How::SourceMissing)?;
-    let share = world.until_reason("steps", "Progressing", "RolloutHalted")?;
-    let message = condition_of(&share, "Progressing")["message"].as_str().unwrap_or_default().to_owned();
-    ensure!(message.contains("r1 does worse: it serves no more: SourceMissing"), "{message}");
+    let share = world.until_reason("steps", "Stalled", "RolloutHalted")?;
+    let message = condition_of(&share, "Stalled")["message"].as_str().unwrap_or_default().to_owned();
+    ensure!(
+        message.contains("r1 regressed after the change: it no longer serves the share: SourceMissing"),
+        "{message}"
+    );
     println!("{}", world.admin().run(&["get", "vfs,vfe"])?);
     wait_for("an Event", || {
         let events = world.admin().run(&["get", "events.events.k8s.io", "-n", "default"])?;
@@ -35,7 +38,7 @@ pub(crate) fn a_change_halts_and_goes_on(world: &mut World) -> Result<()> {
     world.answer("steps", "r2", How::Serving)?;
     world.until_asked("steps", &["r1", "r2", "r3"])?;
     world.answer("steps", "r3", How::Serving)?;
-    let share = world.until_reason("steps", "Progressing", "Complete")?;
+    let share = world.until_reason("steps", "Reconciling", "Complete")?;
     ensure!(share["status"]["nodes"]["updated"] == 3, "{:#}", share["status"]);
     Ok(())
 }
@@ -67,7 +70,7 @@ pub(crate) fn a_share_edited_during_a_roll_out(world: &mut World) -> Result<()> 
         world.until_asked("edits", nodes)?;
         world.answer("edits", nodes[nodes.len() - 1], How::Serving)?;
     }
-    world.until_reason("edits", "Progressing", "Complete")?;
+    world.until_reason("edits", "Reconciling", "Complete")?;
     let exports = world.exports("edits")?;
     ensure!(exports.values().all(|export| export["spec"]["content"] == "Exclusive"), "{exports:#?}");
     Ok(())

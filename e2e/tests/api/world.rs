@@ -83,7 +83,7 @@ impl World {
 
     /// The exports of a share, by node.
     pub(crate) fn exports(&self, share: &str) -> Result<HashMap<String, Value>> {
-        let found = self.admin().list("vfe", &[&format!("--field-selector=spec.share={share}")])?;
+        let found = self.admin().list("vfe", &[&format!("--field-selector=spec.shareName={share}")])?;
         Ok(found.into_iter().map(|it| (it["spec"]["nodeName"].as_str().unwrap_or_default().to_owned(), it)).collect())
     }
 

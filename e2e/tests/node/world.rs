@@ -166,7 +166,7 @@ impl World {
 
     /// The export of a share on the node.
     pub(crate) fn export(&self, share: &str) -> Result<Value> {
-        let mut found = self.admin().list("vfe", &[&format!("--field-selector=spec.share={share}")])?;
+        let mut found = self.admin().list("vfe", &[&format!("--field-selector=spec.shareName={share}")])?;
         Ok(found.pop().unwrap_or_default())
     }
 

@@ -77,7 +77,7 @@ pub(crate) fn reflect(
     let (exports, watch) = follow(Api::<VirtiofsExport>::all(client.clone()), all.clone(), trim, {
         let bell = bell.clone();
         move |export, _| {
-            bell.share(&export.spec.share);
+            bell.share(&export.spec.share_name);
             bell.node(&export.spec.node_name);
         }
     });
@@ -198,7 +198,7 @@ impl Cluster {
 
     /// The exports of a share.
     pub(crate) fn exports_of(&self, share: &str) -> Vec<Arc<VirtiofsExport>> {
-        self.exports.state_filter(|export| export.spec.share == share)
+        self.exports.state_filter(|export| export.spec.share_name == share)
     }
 
     /// The exports on a node.

@@ -71,7 +71,7 @@ pub(crate) fn retry(node: Arc<Node>, error: &kube::Error, context: Arc<Context>)
 /// The labels that a node should have. A share's name is at most 63 characters, which is what a label's may have.
 fn wanted(exports: &[Arc<VirtiofsExport>]) -> BTreeMap<String, String> {
     let serving = |export: &&Arc<VirtiofsExport>| export.spec.mode == ExportMode::Serve && is_ready(export);
-    let label = |export: &Arc<VirtiofsExport>| (format!("{LABEL_PREFIX}{}", export.spec.share), "true".to_owned());
+    let label = |export: &Arc<VirtiofsExport>| (format!("{LABEL_PREFIX}{}", export.spec.share_name), "true".to_owned());
     exports.iter().filter(serving).map(label).collect()
 }
 
@@ -96,7 +96,7 @@ mod tests {
             "kind": "VirtiofsExport",
             "metadata": {"name": share},
             "spec": {
-                "share": share, "nodeName": "n1", "revision": "1", "mode": mode, "access": "ReadOnly",
+                "shareName": share, "nodeName": "n1", "revision": "1", "mode": mode, "access": "ReadOnly",
                 "content": "Shared", "source": {"hostPath": {"path": "/srv"}},
             },
             "status": {"conditions": [{

@@ -82,11 +82,11 @@ fn write<'a>(
     spec: &'a VirtiofsExportSpec,
 ) -> BoxFuture<'a, kube::Result<()>> {
     async move {
-        let mut export = VirtiofsExport::new(&export_name(&spec.share, &spec.node_name), spec.clone());
+        let mut export = VirtiofsExport::new(&export_name(&spec.share_name, &spec.node_name), spec.clone());
         export.metadata = ObjectMeta {
             name: export.metadata.name.take(),
             uid: current.and_then(|current| current.uid()),
-            labels: Some([(SHARE_LABEL.to_owned(), spec.share.clone())].into()),
+            labels: Some([(SHARE_LABEL.to_owned(), spec.share_name.clone())].into()),
             owner_references: object.controller_owner_ref(&()).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         };

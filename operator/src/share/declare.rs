@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::core::Selector;
 use virtiofs_crds::export::export_spec;
+use virtiofs_crds::v1alpha1::EngineStatus;
 use virtiofs_crds::{Refusal, Share, VirtiofsExportSpec, VirtiofsShare};
 
 /// A share that makes sense.
@@ -11,6 +12,8 @@ use virtiofs_crds::{Refusal, Share, VirtiofsExportSpec, VirtiofsShare};
 pub(crate) struct Declared {
     /// What is asked of each node; which node is left open.
     pub(crate) template: VirtiofsExportSpec,
+    /// The configuration of the engines.
+    pub(crate) engine: EngineStatus,
     /// Labels that a node must have.
     pub(crate) selector: Selector,
     /// How many nodes may be changing at a time.
@@ -29,6 +32,7 @@ pub(crate) fn declare(object: &VirtiofsShare) -> Result<Declared, Vec<Refusal>> 
         Selector::try_from(selector).map_err(|e| vec![Refusal::new("spec.nodes.selector", e.to_string())])?;
     Ok(Declared {
         template: export_spec(&share, spec),
+        engine: EngineStatus::from(&share.engine),
         selector,
         max_unavailable: spec.rollout.max_unavailable.clone(),
         max_recoveries: i64::from(spec.rollout.max_recoveries),

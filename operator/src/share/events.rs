@@ -3,15 +3,16 @@
 use kube::runtime::events::{Event, EventType};
 use virtiofs_crds::v1alpha1::VirtiofsShareStatus;
 use virtiofs_crds::v1alpha1::conditions::{
-    COMPLETE, DELETING, IN_USE, INVALID, NODES_NOT_READY, PROGRESSING, READY, ROLLING_OUT, ROLLOUT_HALTED,
+    COMPLETE, DELETING, IN_USE, INVALID_SPEC, NODES_NOT_READY, NODES_UNREACHABLE, READY, RECONCILING, ROLLING_OUT,
+    ROLLOUT_HALTED, STALLED,
 };
 
 /// Reasons that are worth an Event when a condition takes them, and whether they are a warning.
 const TOLD: &[(&str, &str, bool)] = &[
-    (READY, INVALID, true),
-    (PROGRESSING, ROLLING_OUT, false),
-    (PROGRESSING, ROLLOUT_HALTED, true),
-    (PROGRESSING, COMPLETE, false),
+    (READY, INVALID_SPEC, true),
+    (RECONCILING, ROLLING_OUT, false),
+    (STALLED, ROLLOUT_HALTED, true),
+    (RECONCILING, COMPLETE, false),
     (DELETING, IN_USE, true),
 ];
 
@@ -25,7 +26,7 @@ pub(crate) fn events(before: Option<&VirtiofsShareStatus>, after: &VirtiofsShare
     news.filter_map(|now| {
         let (.., warning) = TOLD.iter().find(|(kind, reason, _)| *kind == now.type_ && *reason == now.reason)?;
         // A share that was never rolled out has nothing to complete.
-        if now.reason == COMPLETE && reason_before(PROGRESSING).is_none() {
+        if now.reason == COMPLETE && reason_before(RECONCILING).is_none() {
             return None;
         }
         let type_ = if *warning { EventType::Warning } else { EventType::Normal };
@@ -40,7 +41,7 @@ pub(crate) fn events(before: Option<&VirtiofsShareStatus>, after: &VirtiofsShare
 fn lost_readiness(before: Option<&VirtiofsShareStatus>, after: &VirtiofsShareStatus) -> Option<Event> {
     let ready = |status: &VirtiofsShareStatus| status.conditions.iter().find(|it| it.type_ == READY).cloned();
     let (then, now) = (before.and_then(ready)?, ready(after)?);
-    let lost = then.status == "True" && now.reason == NODES_NOT_READY;
+    let lost = then.status == "True" && (now.reason == NODES_NOT_READY || now.reason == NODES_UNREACHABLE);
     lost.then(|| Event {
         type_: EventType::Warning,
         reason: now.reason.clone(),
@@ -52,7 +53,7 @@ fn lost_readiness(before: Option<&VirtiofsShareStatus>, after: &VirtiofsShareSta
 
 fn action(condition: &str) -> &'static str {
     match condition {
-        PROGRESSING => "RollOut",
+        RECONCILING | STALLED => "RollOut",
         DELETING => "Delete",
         _ => "Serve",
     }

@@ -48,29 +48,29 @@ pub(crate) fn worse(export: &VirtiofsExport, max_recoveries: i64) -> Option<Stri
 
 fn lost(export: &VirtiofsExport, before: &Baseline) -> Option<String> {
     let ready = condition(export, READY).filter(|it| it.status != "True")?;
-    let blamed = before.ready && soon_after(&ready.last_transition_time, &before.since);
-    blamed.then(|| format!("it serves no more: {}", told(ready)))
+    let blamed = before.ready && soon_after(&ready.last_transition_time, &before.time);
+    blamed.then(|| format!("it no longer serves the share: {}", told(ready)))
 }
 
 fn failed(export: &VirtiofsExport, before: &Baseline) -> Option<String> {
     let degraded = condition(export, DEGRADED).filter(|_| !before.remedy_failed && remedy_failed(export))?;
-    soon_after(&degraded.last_transition_time, &before.since).then(|| told(degraded))
+    soon_after(&degraded.last_transition_time, &before.time).then(|| told(degraded))
 }
 
 fn restless(export: &VirtiofsExport, before: &Baseline, most: i64) -> Option<String> {
     let recent = recent_recoveries(export);
     (recent > most && recent > before.recent_recoveries)
-        .then(|| format!("its engines were recovered {recent} times within ten minutes; {most} are allowed"))
+        .then(|| format!("{recent} engines were recovered within ten minutes; spec.rollout.maxRecoveries is {most}"))
 }
 
-/// How an export does now, for comparison after `since`. What its present revision has spoilt counts as well: it was
+/// How an export does now, for comparison after `time`. What its present revision has spoilt counts as well: it was
 /// not so before the change that goes on with this.
-pub(crate) fn baseline(export: &VirtiofsExport, since: Time) -> Baseline {
+pub(crate) fn baseline(export: &VirtiofsExport, time: Time) -> Baseline {
     let spoilt = export.spec.baseline.as_ref();
     let spoilt_ready = spoilt.is_some_and(|before| is_settled(export) && lost(export, before).is_some());
     let spoilt_names = spoilt.is_some_and(|before| failed(export, before).is_some());
     Baseline {
-        since,
+        time,
         ready: is_ready(export) || spoilt_ready,
         remedy_failed: remedy_failed(export) && !spoilt_names,
         recent_recoveries: recent_recoveries(export),
@@ -82,7 +82,7 @@ fn remedy_failed(export: &VirtiofsExport) -> bool {
 }
 
 fn recent_recoveries(export: &VirtiofsExport) -> i64 {
-    export.status.as_ref().and_then(|status| status.recoveries).map_or(0, |recoveries| recoveries.recent)
+    export.status.as_ref().and_then(|status| status.recent_recoveries).unwrap_or(0)
 }
 
 fn soon_after(at: &Time, since: &Time) -> bool {

@@ -43,7 +43,7 @@ pub(crate) fn observe(context: &Context, object: Arc<VirtiofsShare>) -> Observed
         _ => object,
     };
     let watched = context.cluster.exports_of(&name);
-    let written = context.exports_written.all(instant).into_iter().filter(|it| it.export().spec.share == name);
+    let written = context.exports_written.all(instant).into_iter().filter(|it| it.export().spec.share_name == name);
     let Overlaid { exports, ahead, confirmed } = overlay(watched, written);
     // From here on the watch is right about them, their deletion included.
     confirmed.iter().for_each(|name| context.exports_written.forget(name));
@@ -114,7 +114,7 @@ mod tests {
             "apiVersion": "virtiofs.dev/v1alpha1",
             "kind": "VirtiofsExport",
             "metadata": {"name": name, "uid": name, "resourceVersion": version},
-            "spec": {"share": "s", "nodeName": "n", "revision": "1", "access": "ReadOnly", "content": "Shared",
+            "spec": {"shareName": "s", "nodeName": "n", "revision": "1", "access": "ReadOnly", "content": "Shared",
                      "source": {"hostPath": {"path": "/srv"}}},
         });
         Arc::new(serde_json::from_value(export).unwrap())

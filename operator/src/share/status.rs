@@ -1,14 +1,13 @@
-//! Step 6: what is said about a share. A pure function; equal inputs say the same, so that nothing is written when
+//! Step 6: the status of a share. A pure function: equal inputs give an equal status, so that nothing is written when
 //! nothing has changed.
-
-use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use virtiofs_crds::v1alpha1::conditions::{
-    ALL_NODES_READY, COMPLETE, DELETING, IN_USE, INVALID, NO_NODES, NODES_NOT_READY, PROGRESSING, READY, ROLLING_OUT,
-    ROLLOUT_HALTED, WITHDRAWING,
+    ALL_NODES_READY, AS_EXPECTED, COMPLETE, DEGRADED, DELETING, DRAINING, IN_USE, INVALID_SPEC, NO_NODES_SELECTED,
+    NODES_DEGRADED, NODES_NOT_READY, NODES_UNREACHABLE, NOT_STALLED, READY, RECONCILING, ROLLING_OUT, ROLLOUT_HALTED,
+    STALLED,
 };
-use virtiofs_crds::v1alpha1::{NodeCounts, StaleCount, VirtiofsShareStatus};
+use virtiofs_crds::v1alpha1::{NodeCounts, VirtiofsShareStatus};
 use virtiofs_crds::{Refusal, VirtiofsShare};
 
 use super::declare::Declared;
@@ -22,15 +21,21 @@ const NAMED: usize = 3;
 /// Longest message, in characters.
 const MESSAGE_MAX: usize = 1000;
 
-/// A condition before it is known since when it holds.
-struct Said {
+/// A condition without its transition time.
+struct Draft {
     kind: &'static str,
-    status: &'static str,
+    status: bool,
     reason: &'static str,
     message: String,
 }
 
-/// What is said about a share that makes sense.
+impl Draft {
+    fn new(kind: &'static str, status: bool, reason: &'static str, message: impl Into<String>) -> Self {
+        Draft { kind, status, reason, message: message.into() }
+    }
+}
+
+/// The status of a valid share.
 pub(crate) fn status(
     object: &VirtiofsShare,
     declared: &Declared,
@@ -40,27 +45,35 @@ pub(crate) fn status(
     now: &Time,
 ) -> VirtiofsShareStatus {
     let counts = counts(declared, placement);
-    let mut said = vec![readiness(placement, &counts, stay), progress(rollout, &counts)];
-    said.extend(deletion(stay));
-    let everyone = || placement.members.values().chain(placement.leavers.values());
+    let mut drafts = vec![
+        ready(placement, &counts, stay),
+        reconciling(rollout, &counts),
+        stalled(rollout),
+        degraded(placement, &counts),
+    ];
+    drafts.extend(deleting(stay));
+    let all = placement.members.values().chain(placement.leavers.values());
     VirtiofsShareStatus {
         observed_generation: object.metadata.generation,
         revision: Some(declared.template.revision.clone()),
-        engine: Some(declared.template.engine.clone()),
+        engine: Some(declared.engine.clone()),
         nodes: Some(counts),
-        sessions: Some(everyone().map(|member| sessions(&member.export)).sum()),
-        staleness: staleness(everyone()),
-        conditions: conditions(object, said, now),
+        sessions: Some(all.map(|member| sessions(&member.export)).sum()),
+        conditions: conditions(object, drafts, now),
     }
 }
 
-/// What is said about a share that makes no sense: why. The rest stays as it was, as it does on the nodes.
+/// The status of a share whose spec is rejected. Everything but the conditions stays, as it does on the nodes.
 pub(crate) fn refused(object: &VirtiofsShare, refusals: &[Refusal], now: &Time) -> VirtiofsShareStatus {
     let message = refusals.iter().map(Refusal::to_string).collect::<Vec<_>>().join("; ");
-    let said = Said { kind: READY, status: "False", reason: INVALID, message };
+    let drafts = vec![
+        Draft::new(READY, false, INVALID_SPEC, message.clone()),
+        Draft::new(RECONCILING, false, INVALID_SPEC, ""),
+        Draft::new(STALLED, true, INVALID_SPEC, message),
+    ];
     let mut status = object.status.clone().unwrap_or_default();
     status.observed_generation = object.metadata.generation;
-    status.conditions = conditions(object, vec![said], now);
+    status.conditions = conditions(object, drafts, now);
     status
 }
 
@@ -75,93 +88,108 @@ fn counts(declared: &Declared, placement: &Placement) -> NodeCounts {
     }
 }
 
-fn readiness(placement: &Placement, counts: &NodeCounts, stay: &Stay) -> Said {
-    let said = |status, reason, message: String| Said { kind: READY, status, reason, message };
+fn ready(placement: &Placement, counts: &NodeCounts, stay: &Stay) -> Draft {
     if *stay != Stay::Wanted {
-        return said("False", DELETING, "no more VMs may connect".into());
+        return Draft::new(READY, false, DELETING, "the share is being deleted; no VM can connect any more");
     }
     if counts.selected == 0 {
-        return said("False", NO_NODES, "no node has the labels of spec.nodes.selector".into());
+        return Draft::new(READY, false, NO_NODES_SELECTED, "no node has the labels of spec.nodes.selector");
     }
-    let silent = placement.newcomers.iter().map(|node| format!("{node}: not asked yet"));
-    let unready = placement.members.iter().filter(|(_, it)| it.reachable && !is_ready(&it.export));
-    let unready: Vec<String> = unready.map(|(node, it)| format!("{node}: {}", why(it))).chain(silent).collect();
-    let down = match counts.unreachable {
+    let unreachable = match counts.unreachable {
         0 => String::new(),
-        down => format!("; {down} cannot be reached"),
+        nodes => format!("; {nodes} unreachable"),
     };
-    let serving = format!("{} of {} nodes serve it{down}", counts.ready, counts.selected);
-    match (unready.is_empty(), counts.ready) {
-        (true, 1..) => said("True", ALL_NODES_READY, serving),
-        (true, _) => said("False", NODES_NOT_READY, serving),
-        (false, _) => said("False", NODES_NOT_READY, format!("{serving}; {}", few(&unready))),
+    let serving = format!("{} of {} nodes serve the share{unreachable}", counts.ready, counts.selected);
+    let pending = placement.newcomers.iter().map(|node| format!("{node}: no export yet"));
+    let unready = placement.members.iter().filter(|(_, it)| it.reachable && !is_ready(&it.export));
+    let unready: Vec<String> = unready.map(|(node, it)| format!("{node}: {}", why(it))).chain(pending).collect();
+    if counts.unreachable * 2 > counts.selected {
+        return Draft::new(READY, false, NODES_UNREACHABLE, serving);
     }
+    if unready.is_empty() {
+        return Draft::new(READY, true, ALL_NODES_READY, serving);
+    }
+    Draft::new(READY, false, NODES_NOT_READY, format!("{serving}; {}", few(&unready)))
 }
 
 fn why(member: &Member) -> String {
-    condition(&member.export, READY).map_or_else(|| "no answer yet".to_owned(), told)
+    condition(&member.export, READY).map_or_else(|| "no status yet".to_owned(), told)
 }
 
-fn progress(rollout: &Rollout, counts: &NodeCounts) -> Said {
-    let (status, reason, message) = match &rollout.stage {
+fn reconciling(rollout: &Rollout, counts: &NodeCounts) -> Draft {
+    match &rollout.stage {
         Stage::Complete if counts.unreachable > 0 => {
-            ("False", COMPLETE, format!("{} nodes cannot be reached and follow when they are back", counts.unreachable))
+            let message = format!("{} unreachable nodes follow when they are back", counts.unreachable);
+            Draft::new(RECONCILING, false, COMPLETE, message)
         }
-        Stage::Complete => ("False", COMPLETE, String::new()),
+        Stage::Complete => Draft::new(RECONCILING, false, COMPLETE, ""),
         Stage::Under { awaited, unasked } => {
-            ("True", ROLLING_OUT, format!("waiting for {}; {unasked} more to come", few(awaited)))
+            let message = format!("waiting for {}; {unasked} nodes pending", few(awaited));
+            Draft::new(RECONCILING, true, ROLLING_OUT, message)
         }
-        Stage::Halted { node, how, unasked } => {
-            ("False", ROLLOUT_HALTED, format!("since it was changed, {node} does worse: {how}; {unasked} more to come"))
+        Stage::Halted { unasked, .. } => {
+            Draft::new(RECONCILING, false, ROLLOUT_HALTED, format!("{unasked} nodes pending"))
         }
-    };
-    Said { kind: PROGRESSING, status, reason, message }
+    }
 }
 
-fn deletion(stay: &Stay) -> Option<Said> {
+fn stalled(rollout: &Rollout) -> Draft {
+    match &rollout.stage {
+        Stage::Halted { node, how, unasked } => {
+            let message = format!("{node} regressed after the change: {how}; {unasked} nodes pending");
+            Draft::new(STALLED, true, ROLLOUT_HALTED, message)
+        }
+        Stage::Complete | Stage::Under { .. } => Draft::new(STALLED, false, NOT_STALLED, ""),
+    }
+}
+
+fn degraded(placement: &Placement, counts: &NodeCounts) -> Draft {
+    let complaint = |(node, member): (&String, &Member)| {
+        let degraded = condition(&member.export, DEGRADED).filter(|it| member.reachable && it.status == "True")?;
+        Some(format!("{node}: {}", told(degraded)))
+    };
+    let complaints: Vec<String> = placement.members.iter().filter_map(complaint).collect();
+    match (complaints.is_empty(), counts.unreachable) {
+        (true, 0) => Draft::new(DEGRADED, false, AS_EXPECTED, ""),
+        (true, nodes) => Draft::new(DEGRADED, true, NODES_UNREACHABLE, format!("{nodes} nodes are unreachable")),
+        (false, _) => Draft::new(DEGRADED, true, NODES_DEGRADED, few(&complaints)),
+    }
+}
+
+fn deleting(stay: &Stay) -> Option<Draft> {
     let (reason, message) = match stay {
         Stay::Wanted => return None,
         Stay::InUse { sessions, by } => (IN_USE, format!("{sessions} sessions: {by}")),
-        Stay::Withdrawing { nodes } => (WITHDRAWING, format!("{nodes} nodes have not let go yet")),
-        Stay::MayGo => (WITHDRAWING, String::new()),
+        Stay::Withdrawing { nodes } => (DRAINING, format!("{nodes} nodes have not confirmed yet")),
+        Stay::MayGo => (DRAINING, String::new()),
     };
-    Some(Said { kind: DELETING, status: "True", reason, message })
-}
-
-/// Counts of all members by cause.
-fn staleness<'a>(members: impl Iterator<Item = &'a Member>) -> Vec<StaleCount> {
-    let mut causes: BTreeMap<&str, i64> = BTreeMap::new();
-    for count in members.filter_map(|it| it.export.status.as_ref()).flat_map(|status| &status.staleness) {
-        *causes.entry(&count.cause).or_default() += count.count;
-    }
-    causes.into_iter().map(|(cause, count)| StaleCount { cause: cause.to_owned(), count }).take(16).collect()
+    Some(Draft::new(DELETING, true, reason, message))
 }
 
 /// The first few of a list, and how many more there are.
 fn few(items: &[String]) -> String {
     let shown = items.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
     match items.len().saturating_sub(NAMED) {
-        0 if shown.is_empty() => "nobody".to_owned(),
+        0 if shown.is_empty() => "no node".to_owned(),
         0 => shown,
         more => format!("{shown} and {more} more"),
     }
 }
 
-/// Conditions as they are written: each since when its status holds.
-fn conditions(object: &VirtiofsShare, said: Vec<Said>, now: &Time) -> Vec<Condition> {
+/// Completes the drafts; the transition time of a condition stays while its status does.
+fn conditions(object: &VirtiofsShare, drafts: Vec<Draft>, now: &Time) -> Vec<Condition> {
     let before = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let since = |it: &Said| {
-        let old = before.iter().find(|old| old.type_ == it.kind && old.status == it.status);
-        old.map_or_else(|| now.clone(), |old| old.last_transition_time.clone())
-    };
-    said.into_iter()
-        .map(|it| Condition {
-            last_transition_time: since(&it),
-            message: it.message.chars().take(MESSAGE_MAX).collect(),
+    let complete = |draft: Draft| {
+        let status = if draft.status { "True" } else { "False" };
+        let old = before.iter().find(|old| old.type_ == draft.kind && old.status == status);
+        Condition {
+            last_transition_time: old.map_or_else(|| now.clone(), |old| old.last_transition_time.clone()),
+            message: draft.message.chars().take(MESSAGE_MAX).collect(),
             observed_generation: object.metadata.generation,
-            reason: it.reason.to_owned(),
-            status: it.status.to_owned(),
-            type_: it.kind.to_owned(),
-        })
-        .collect()
+            reason: draft.reason.to_owned(),
+            status: status.to_owned(),
+            type_: draft.kind.to_owned(),
+        }
+    };
+    drafts.into_iter().map(complete).collect()
 }

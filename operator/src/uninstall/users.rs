@@ -39,7 +39,7 @@ pub(super) fn of_export(export: &VirtiofsExport) -> Option<String> {
         true => String::new(),
         false => format!(": {}", status.users.join(", ")),
     };
-    Some(format!("share {} on node {}, {sessions} sessions{users}", export.spec.share, export.spec.node_name))
+    Some(format!("share {} on node {}, {sessions} sessions{users}", export.spec.share_name, export.spec.node_name))
 }
 
 /// What is said of a pod with volumes of ours that a kubelet has to take down; none if it has none.
@@ -146,7 +146,7 @@ mod tests {
         let export = |status: Value| {
             let export = json!({
                 "apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsExport", "metadata": {"name": "e"},
-                "spec": {"share": "images", "nodeName": "n1", "revision": "r", "mode": "Serve", "access": "ReadOnly",
+                "spec": {"shareName": "images", "nodeName": "n1", "revision": "r", "mode": "Serve", "access": "ReadOnly",
                     "content": "Shared", "source": {"hostPath": {"path": "/srv"}}, "socket": {},
                     "engine": {}, "staleness": {}},
                 "status": status,

@@ -140,7 +140,7 @@ impl Publisher {
 
     fn export(&self, share: &str) -> Result<VirtiofsExport, Status> {
         let exports = self.exports.borrow();
-        if let Some(export) = exports.all().find(|export| export.spec.share == share) {
+        if let Some(export) = exports.all().find(|export| export.spec.share_name == share) {
             return Ok(export.clone());
         }
         let node = &self.node;

@@ -71,7 +71,7 @@ impl Refusals {
 
     /// A pod was refused a share; `export` is what this node has of that.
     pub(super) fn refuse(&self, export: Option<&VirtiofsExport>, volume: &Volume, reason: Reason) {
-        let share = export.map_or("", |export| &export.spec.share);
+        let share = export.map_or("", |export| &export.spec.share_name);
         self.counts.count(share, reason);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let due = told.is_due(&volume.namespace, (share.to_owned(), reason), Instant::now());

@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionStatus};
-use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 use virtiofs_crds::export::share_of;
 use virtiofs_crds::v1alpha1::conditions::{
-    AS_DECLARED, DEGRADED, DRAINED, DRAINING, INVALID, PENDING, READY, REMEDY_FAILED, SERVING,
+    AS_EXPECTED, DEGRADED, DRAINED, DRAINING, INVALID_SPEC, PENDING, READY, REMEDY_FAILED, SERVING,
 };
-use virtiofs_crds::v1alpha1::{
-    ExportFinding, ExportPreflight, FINDINGS_MAX, LastRemedy, MESSAGE_MAX, RecoveryCounts, StaleCount, USERS_MAX,
-};
+use virtiofs_crds::v1alpha1::{ExportFinding, ExportPreflight, FINDINGS_MAX, LastRemedy, MESSAGE_MAX, USERS_MAX, word};
 use virtiofs_crds::{ExportMode, Share, VirtiofsExport, VirtiofsExportStatus};
 
 use crate::notice::Notice;
@@ -24,8 +21,8 @@ use crate::staleness::{Amended, LastRemedy as Tried, ShareStaleness};
 /// After this time without the asked revision in force, what stands in its way is the answer. It is tried within
 /// milliseconds; this is for a host that is busy.
 const TRIED_AFTER: Duration = Duration::from_secs(10);
-/// What is said of a remedy that has not ended.
-const ON_TRIAL: &str = "OnTrial";
+/// Outcome of a remedy that has not ended.
+const VERIFYING: &str = "Verifying";
 
 /// What is known of an export's share.
 #[derive(Clone, Debug)]
@@ -38,10 +35,8 @@ pub(crate) struct Known<'a> {
     pub(crate) amended: Option<&'a Amended>,
     /// All that the broker has.
     pub(crate) endpoints: &'a [EndpointStatus],
-    /// What it has counted for the share.
-    pub(crate) totals: Option<&'a Totals>,
-    /// Recoveries among that.
-    pub(crate) recoveries: RecoveryCounts,
+    /// Engines that were recovered within the last ten minutes.
+    pub(crate) recent_recoveries: i64,
     /// Since when this has been asked.
     pub(crate) asked_since: Instant,
     /// Who a session's VM is.
@@ -55,7 +50,7 @@ pub(crate) fn answer(
     now: (Instant, &Time),
 ) -> Option<VirtiofsExportStatus> {
     let own: Vec<&EndpointStatus> =
-        known.endpoints.iter().filter(|it| belongs_to(&it.endpoint.name, &export.spec.share)).collect();
+        known.endpoints.iter().filter(|it| belongs_to(&it.endpoint.name, &export.spec.share_name)).collect();
     let sessions: Vec<(&Endpoint, &SessionStatus)> =
         own.iter().flat_map(|it| it.sessions.iter().map(|session| (&it.endpoint, session))).collect();
     let said = match export.spec.mode {
@@ -75,9 +70,7 @@ pub(crate) fn answer(
             .map(|(endpoint, session)| cut(&(known.user)(endpoint, session), 253))
             .collect(),
         preflight: own.first().map(|it| preflight(&it.preflight)),
-        stale: known.totals.map(|totals| total(totals.stale.iter().map(|it| it.events).sum())),
-        staleness: known.totals.map(staleness).unwrap_or_default(),
-        recoveries: Some(known.recoveries),
+        recent_recoveries: Some(known.recent_recoveries),
         // The history lies with the broker; of what it does not know any more, the last word stands.
         last_remedy: known
             .staleness
@@ -101,7 +94,7 @@ fn serve(export: &VirtiofsExport, known: &Known<'_>, own: &[&EndpointStatus], no
         Ok(share) => share,
         Err(refusals) => {
             let message = refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            let ready = (READY, false, INVALID.to_owned(), message);
+            let ready = (READY, false, INVALID_SPEC.to_owned(), message);
             return Said { revision: Some(export.spec.revision.clone()), conditions: vec![ready] };
         }
     };
@@ -117,7 +110,7 @@ fn serve(export: &VirtiofsExport, known: &Known<'_>, own: &[&EndpointStatus], no
     };
     let degraded = match first {
         Some(notice) => (DEGRADED, true, notice.reason.clone(), text(notice)),
-        None => (DEGRADED, false, AS_DECLARED.to_owned(), String::new()),
+        None => (DEGRADED, false, AS_EXPECTED.to_owned(), String::new()),
     };
     let revision = (in_force || (tried && first.is_some())).then(|| export.spec.revision.clone());
     Said { revision, conditions: vec![ready, degraded] }
@@ -156,32 +149,22 @@ fn preflight(found: &Preflight) -> ExportPreflight {
         remedy: cut(&it.remedy, MESSAGE_MAX),
     };
     ExportPreflight {
-        sandbox: found.sandbox,
-        inode_file_handles: found.inode_file_handles,
+        sandbox: word(found.sandbox),
+        inode_file_handles: word(found.inode_file_handles),
         open_files: found.open_files.min(1_073_741_816),
         findings: found.findings.iter().take(FINDINGS_MAX).map(finding).collect(),
     }
-}
-
-/// Causes that occurred.
-fn staleness(totals: &Totals) -> Vec<StaleCount> {
-    let occurred = totals.stale.iter().filter(|it| it.events > 0);
-    occurred.map(|it| StaleCount { cause: it.cause.name().to_owned(), count: total(it.events) }).collect()
 }
 
 fn last_remedy(last: &Tried) -> LastRemedy {
     let at = i64::try_from(last.begun).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
     LastRemedy {
         // To the second, which is what survives being written and read.
-        at: Time(at.and_then(|at| Timestamp::from_second(at.as_second()).ok()).unwrap_or_default()),
+        start_time: Time(at.and_then(|at| Timestamp::from_second(at.as_second()).ok()).unwrap_or_default()),
         cause: last.cause.name().to_owned(),
         action: last.remedy.clone(),
-        outcome: last.outcome.clone().unwrap_or_else(|| ON_TRIAL.to_owned()),
+        outcome: last.outcome.clone().unwrap_or_else(|| VERIFYING.to_owned()),
     }
-}
-
-fn total(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn cut(text: &str, most: usize) -> String {

@@ -43,7 +43,7 @@ impl Exports {
     pub(crate) fn desired(&self, before: &Desired) -> Desired {
         let mut desired = Desired { partial: self.old, ..Desired::default() };
         for export in self.all().filter(|export| export.spec.mode == ExportMode::Serve) {
-            let name = &export.spec.share;
+            let name = &export.spec.share_name;
             match share_of(export) {
                 Ok(share) => {
                     desired.shares.insert(name.clone(), share);
@@ -77,7 +77,7 @@ pub(crate) mod tests {
             "kind": "VirtiofsExport",
             "metadata": {"name": format!("{share}-n1"), "uid": "u", "generation": 3},
             "spec": {
-                "share": share, "nodeName": "n1", "revision": "r1", "access": "ReadOnly", "content": "Shared",
+                "shareName": share, "nodeName": "n1", "revision": "r1", "access": "ReadOnly", "content": "Shared",
                 "source": {"hostPath": {"path": format!("/srv/{share}")}},
             },
         });

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use virtiofs_crds::v1alpha1::RecoveryCounts;
-
 /// What counts as lately.
 const LATELY: Duration = Duration::from_secs(600);
 
@@ -22,8 +20,9 @@ struct History {
 }
 
 impl Recoveries {
-    /// Takes in a count, and says how it is now. The first count of a share says nothing of when it rose.
-    pub(crate) fn count(&mut self, share: &str, total: u64, now: Instant) -> RecoveryCounts {
+    /// Records a count of recoveries; returns how many of them are recent. The first count of a share tells nothing about
+    /// when it rose.
+    pub(crate) fn count(&mut self, share: &str, total: u64, now: Instant) -> i64 {
         let known = self.shares.contains_key(share);
         let history = self.shares.entry(share.to_owned()).or_default();
         let rise = total.saturating_sub(history.total);
@@ -34,8 +33,7 @@ impl Recoveries {
         while history.rises.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > LATELY) {
             history.rises.pop_front();
         }
-        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        RecoveryCounts { total: number(total), recent: number(history.rises.iter().map(|(_, rise)| rise).sum()) }
+        i64::try_from(history.rises.iter().map(|(_, rise)| rise).sum::<u64>()).unwrap_or(i64::MAX)
     }
 }
 
@@ -46,14 +44,11 @@ mod tests {
     #[test]
     fn recoveries_are_forgotten_after_ten_minutes() {
         let (mut recoveries, start) = (Recoveries::default(), Instant::now());
-        let mut at = |minutes: u64, total| {
-            let counts = recoveries.count("a", total, start + Duration::from_secs(60 * minutes));
-            (counts.total, counts.recent)
-        };
-        assert_eq!(at(0, 7), (7, 0), "an agent that has just started knows of no rise");
-        assert_eq!(at(1, 9), (9, 2));
-        assert_eq!(at(5, 10), (10, 3));
-        assert_eq!(at(12, 10), (10, 1));
-        assert_eq!(at(20, 10), (10, 0));
+        let mut at = |minutes: u64, total| recoveries.count("a", total, start + Duration::from_secs(60 * minutes));
+        assert_eq!(at(0, 7), 0, "an agent that has just started knows of no increase");
+        assert_eq!(at(1, 9), 2);
+        assert_eq!(at(5, 10), 3);
+        assert_eq!(at(12, 10), 1);
+        assert_eq!(at(20, 10), 0);
     }
 }

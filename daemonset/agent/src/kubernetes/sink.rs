@@ -132,15 +132,14 @@ fn due(
     let (now, time) = (Instant::now(), Time(Timestamp::now()));
     let mut due = Vec::new();
     for (export, since) in exports.known.values() {
-        let share = &export.spec.share;
-        let totals = observation.totals.get(share).map(|it| &it.totals);
+        let share = &export.spec.share_name;
+        let recovered = observation.totals.get(share).map_or(0, |it| it.totals.exchanges.recoveries.count);
         let known = Known {
             report: report.shares.iter().find(|it| it.name == *share),
             staleness: report.staleness.get(share),
             amended: turn.amended.get(share),
             endpoints,
-            totals,
-            recoveries: recoveries.count(share, totals.map_or(0, |it| it.exchanges.recoveries.count), now),
+            recent_recoveries: recoveries.count(share, recovered, now),
             asked_since: *since,
             user,
         };
@@ -164,8 +163,7 @@ fn due(
 fn is_news(before: Option<&VirtiofsExportStatus>, status: &VirtiofsExportStatus, rested: bool) -> bool {
     let Some(before) = before else { return true };
     let without_numbers = |status: &VirtiofsExportStatus| {
-        let mut status =
-            VirtiofsExportStatus { stale: None, staleness: Vec::new(), recoveries: None, ..status.clone() };
+        let mut status = VirtiofsExportStatus { recent_recoveries: None, ..status.clone() };
         status.conditions.iter_mut().for_each(|condition| condition.message.clear());
         status
     };
@@ -195,10 +193,11 @@ mod tests {
 
     #[test]
     fn what_nobody_acts_upon_waits_and_the_rest_does_not() {
-        let status = |reason: &str, message: &str, stale| -> VirtiofsExportStatus {
+        let status = |reason: &str, message: &str, recoveries| -> VirtiofsExportStatus {
             let degraded = json!({"type": "Degraded", "status": "True", "reason": reason, "message": message,
                                   "lastTransitionTime": "2026-01-01T00:00:00Z"});
-            serde_json::from_value(json!({"sessions": 1, "stale": stale, "conditions": [degraded]})).unwrap()
+            serde_json::from_value(json!({"sessions": 1, "recentRecoveries": recoveries, "conditions": [degraded]}))
+                .unwrap()
         };
         let before = status("SourceHung", "a request has been waiting for 12 s", 1);
         for (what, now, news, news_when_rested) in [

@@ -46,7 +46,7 @@ fn a_node_that_has_not_answered_is_waited_for_unless_it_is_down_and_never_did() 
     bench.turn();
     assert_eq!(
         (stay(&bench.share, &bench.placement()), bench.reason(DELETING).as_str()),
-        (Stay::Withdrawing { nodes: 1 }, WITHDRAWING)
+        (Stay::Withdrawing { nodes: 1 }, DRAINING)
     );
     bench.nodes[0].reachable = false;
     assert_eq!(bench.turn(), ["n0"]);

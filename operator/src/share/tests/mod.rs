@@ -12,8 +12,9 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 use virtiofs_crds::v1alpha1::VirtiofsShareStatus;
 use virtiofs_crds::v1alpha1::conditions::{
-    ALL_NODES_READY, COMPLETE, DELETING, IN_USE, NO_NODES, NODES_NOT_READY, PROGRESSING, READY, ROLLING_OUT,
-    ROLLOUT_HALTED, WITHDRAWING,
+    ALL_NODES_READY, AS_EXPECTED, COMPLETE, DEGRADED, DELETING, DRAINING, IN_USE, INVALID_SPEC, NO_NODES_SELECTED,
+    NODES_DEGRADED, NODES_NOT_READY, NODES_UNREACHABLE, NOT_STALLED, READY, RECONCILING, ROLLING_OUT, ROLLOUT_HALTED,
+    STALLED,
 };
 use virtiofs_crds::{ExportMode, VirtiofsExport, VirtiofsShare};
 

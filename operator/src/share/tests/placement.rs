@@ -7,7 +7,7 @@ fn each_selected_node_gets_an_export_and_then_nothing_more_is_written() {
     let mut bench = Bench::served(3, json!({}));
     assert_eq!(bench.exports.len(), 3);
     bench.turn();
-    assert_eq!((bench.reason(READY), bench.reason(PROGRESSING)), (ALL_NODES_READY.into(), COMPLETE.into()));
+    assert_eq!((bench.reason(READY), bench.reason(RECONCILING)), (ALL_NODES_READY.into(), COMPLETE.into()));
     let before = bench.share.status.clone();
     assert_eq!(bench.turn(), Vec::<String>::new());
     assert_eq!(bench.share.status, before);
@@ -27,7 +27,7 @@ fn nodes_are_selected_by_their_labels() {
     for node in &mut bench.nodes {
         node.labels.clear();
     }
-    assert_eq!(bench.reason(READY), NO_NODES);
+    assert_eq!(bench.reason(READY), NO_NODES_SELECTED);
 }
 
 #[test]

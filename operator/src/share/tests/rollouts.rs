@@ -12,7 +12,7 @@ fn a_change_reaches_so_many_nodes_at_a_time() {
         assert_eq!(first.len(), at_a_time, "{max}");
         assert_eq!(bench.turn(), Vec::<String>::new(), "nobody before the first have answered");
         if at_a_time < 6 {
-            assert_eq!(bench.reason(PROGRESSING), ROLLING_OUT);
+            assert_eq!(bench.reason(RECONCILING), ROLLING_OUT);
         }
         let mut reached = first.len();
         while reached < 6 {
@@ -22,7 +22,7 @@ fn a_change_reaches_so_many_nodes_at_a_time() {
             reached += next.len();
         }
         bench.answer_all();
-        assert_eq!(bench.reason(PROGRESSING), COMPLETE);
+        assert_eq!(bench.reason(RECONCILING), COMPLETE);
     }
 }
 
@@ -38,7 +38,7 @@ fn a_change_goes_no_further_than_the_first_node_that_does_worse() {
     let Stage::Halted { node, how, unasked } = rollout.stage else { panic!("{rollout:?}") };
     assert_eq!((node.as_str(), unasked), ("n0", 2));
     assert!(how.contains("SourceMissing: /srv/images does not exist"), "{how}");
-    let progress = status.conditions.iter().find(|it| it.type_ == PROGRESSING).unwrap();
+    let progress = status.conditions.iter().find(|it| it.type_ == RECONCILING).unwrap();
     assert_eq!((progress.status.as_str(), progress.reason.as_str()), ("False", ROLLOUT_HALTED));
 
     // Another change starts with the node that is broken, and still knows that it was not.
@@ -83,7 +83,7 @@ fn recoveries_and_failed_remedies_halt_a_change_too() {
         bench.answer("n0", true, 0);
         let second = bench.second;
         let status = bench.export("n0").status.as_mut().unwrap();
-        status.recoveries = serde_json::from_value(json!({"total": recent, "recent": recent})).unwrap();
+        status.recent_recoveries = Some(recent);
         if remedy {
             let degraded = json!({"type": "Degraded", "status": "True", "reason": "RemedyFailed", "message": "ESTALE",
                                   "lastTransitionTime": time(second)});
@@ -107,7 +107,7 @@ fn a_node_that_cannot_be_reached_is_neither_asked_nor_waited_for() {
     let (.., status) = bench.decide();
     let nodes = status.nodes.unwrap();
     assert_eq!((nodes.selected, nodes.updated, nodes.ready, nodes.unreachable), (3, 2, 2, 1));
-    assert_eq!((bench.reason(READY), bench.reason(PROGRESSING)), (ALL_NODES_READY.into(), COMPLETE.into()));
+    assert_eq!((bench.reason(READY), bench.reason(RECONCILING)), (ALL_NODES_READY.into(), COMPLETE.into()));
     bench.nodes[0].reachable = true;
     assert_eq!(bench.turn(), ["n0"], "it follows when it is back");
 }
@@ -139,13 +139,13 @@ fn whom_a_share_admits_holds_everywhere_at_once() {
     let mut bench = Bench::served(3, admits(&["a"], json!({})));
     bench.edit(admits(&["b"], json!({})));
     assert_eq!(bench.turn(), ["n0", "n1", "n2"]);
-    assert_eq!((bench.turn(), bench.reason(PROGRESSING)), (Vec::new(), COMPLETE.into()));
+    assert_eq!((bench.turn(), bench.reason(RECONCILING)), (Vec::new(), COMPLETE.into()));
     // Whatever a roll-out does meanwhile, and where it has halted, too.
     bench.edit(admits(&["c"], json!({"content": "Immutable"})));
     assert_eq!(bench.turn(), ["n0", "n1", "n2"]);
     bench.answer("n0", false, 0);
     bench.turn();
-    assert_eq!(bench.reason(PROGRESSING), ROLLOUT_HALTED);
+    assert_eq!(bench.reason(RECONCILING), ROLLOUT_HALTED);
     bench.edit(json!({"rollout": {"maxUnavailable": 1}, "content": "Immutable"}));
     assert_eq!(bench.turn(), ["n0", "n1", "n2"]);
     assert!(bench.exports.iter().all(|export| export.spec.consumers.namespaces.is_none()));

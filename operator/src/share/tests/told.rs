@@ -11,7 +11,7 @@ fn status_names_the_nodes_that_do_not_serve() {
     let (.., status) = bench.decide();
     let ready = status.conditions.iter().find(|it| it.type_ == READY).unwrap();
     assert_eq!(ready.reason, NODES_NOT_READY);
-    assert!(ready.message.starts_with("1 of 6 nodes serve it; n1: SourceMissing: "), "{}", ready.message);
+    assert!(ready.message.starts_with("1 of 6 nodes serve the share; n1: SourceMissing: "), "{}", ready.message);
     assert!(ready.message.ends_with("n3: SourceMissing: /srv/images does not exist and 2 more"), "{}", ready.message);
 }
 
@@ -45,4 +45,55 @@ fn what_is_new_becomes_an_event_once() {
     let halted = bench.share.status.clone().unwrap();
     assert_eq!(reasons(&changing, &halted), [ROLLOUT_HALTED, NODES_NOT_READY]);
     assert_eq!(events(None, &steady).len(), 0, "a share that is new is no news");
+}
+
+/// Status and reason of a condition, such as `True:AllNodesReady`.
+fn condition(bench: &Bench, kind: &str) -> String {
+    let (.., status) = bench.decide();
+    let found = status.conditions.iter().find(|it| it.type_ == kind).unwrap();
+    format!("{}:{}", found.status, found.reason)
+}
+
+#[test]
+fn ready_is_false_while_most_nodes_are_unreachable() {
+    let mut bench = Bench::served(4, json!({}));
+    for (unreachable, ready, degraded) in [
+        (0, format!("True:{ALL_NODES_READY}"), format!("False:{AS_EXPECTED}")),
+        (2, format!("True:{ALL_NODES_READY}"), format!("True:{NODES_UNREACHABLE}")),
+        (3, format!("False:{NODES_UNREACHABLE}"), format!("True:{NODES_UNREACHABLE}")),
+        (4, format!("False:{NODES_UNREACHABLE}"), format!("True:{NODES_UNREACHABLE}")),
+    ] {
+        bench.nodes.iter_mut().take(unreachable).for_each(|node| node.reachable = false);
+        assert_eq!((condition(&bench, READY), condition(&bench, DEGRADED)), (ready, degraded), "{unreachable}");
+    }
+}
+
+#[test]
+fn a_degraded_node_degrades_the_share() {
+    let mut bench = Bench::served(2, json!({}));
+    let second = bench.second;
+    let degraded = json!({"type": "Degraded", "status": "True", "reason": "NearLimit", "message": "4 of 5",
+                          "lastTransitionTime": time(second)});
+    bench.export("n1").status.as_mut().unwrap().conditions.push(serde_json::from_value(degraded).unwrap());
+    assert_eq!(condition(&bench, READY), format!("True:{ALL_NODES_READY}"));
+    assert_eq!(condition(&bench, DEGRADED), format!("True:{NODES_DEGRADED}"));
+    let (.., status) = bench.decide();
+    assert_eq!(status.conditions.iter().find(|it| it.type_ == DEGRADED).unwrap().message, "n1: NearLimit: 4 of 5");
+}
+
+#[test]
+fn a_halted_rollout_and_an_invalid_spec_stall_a_share() {
+    let mut bench = Bench::served(2, json!({"rollout": {"maxUnavailable": 1}}));
+    assert_eq!(condition(&bench, STALLED), format!("False:{NOT_STALLED}"));
+    bench.edit(json!({"rollout": {"maxUnavailable": 1}, "content": "Immutable"}));
+    bench.turn();
+    assert_eq!(condition(&bench, RECONCILING), format!("True:{ROLLING_OUT}"));
+    bench.answer("n0", false, 0);
+    assert_eq!(condition(&bench, STALLED), format!("True:{ROLLOUT_HALTED}"));
+    assert_eq!(condition(&bench, RECONCILING), format!("False:{ROLLOUT_HALTED}"));
+
+    let object = share(json!({"content": "Immutable", "access": "ReadWrite"}));
+    let status = status::refused(&object, &declare(&object).unwrap_err(), &time(0));
+    let stalled = status.conditions.iter().find(|it| it.type_ == STALLED).unwrap();
+    assert_eq!((stalled.status.as_str(), stalled.reason.as_str()), ("True", INVALID_SPEC));
 }

@@ -28,7 +28,7 @@ fn endpoint(export: &VirtiofsExport) -> EndpointStatus {
         "refusedExclusive": 0,
         "sessionsStarted": 0,
         "enginesStarted": 0,
-        "totals": Totals::default(),
+        "totals": virtiofs_contract::counters::Totals::default(),
     }))
     .unwrap()
 }
@@ -44,8 +44,7 @@ fn known<'a>(report: Option<&'a ShareReport>, endpoints: &'a [EndpointStatus]) -
         staleness: None,
         amended: None,
         endpoints,
-        totals: None,
-        recoveries: RecoveryCounts::default(),
+        recent_recoveries: 0,
         asked_since: Instant::now(),
         user: |_, session| session.id.clone(),
     }
@@ -81,8 +80,8 @@ fn what_is_said_of_an_export_that_is_to_serve() {
     let other = || vec![endpoint(&export("a", json!({"content": "Immutable"})))];
     let (soon, late) = (Duration::ZERO, TRIED_AFTER + Duration::from_secs(1));
     for (what, report, endpoints, waited, expected) in [
-        ("nothing known", None, vec![], soon, "- Ready=False:Pending Degraded=False:AsDeclared"),
-        ("served", Some(report(Ready, &[])), served(), soon, "r1 Ready=True:Serving Degraded=False:AsDeclared"),
+        ("nothing known", None, vec![], soon, "- Ready=False:Pending Degraded=False:AsExpected"),
+        ("served", Some(report(Ready, &[])), served(), soon, "r1 Ready=True:Serving Degraded=False:AsExpected"),
         (
             "served with a complaint",
             Some(report(Degraded, &["FileHandlesUnavailable"])),
@@ -97,7 +96,7 @@ fn what_is_said_of_an_export_that_is_to_serve() {
             soon,
             "r1 Ready=True:Serving Degraded=True:RemedyFailed",
         ),
-        ("not tried yet", Some(report(Pending, &[])), other(), late, "- Ready=False:Pending Degraded=False:AsDeclared"),
+        ("not tried yet", Some(report(Pending, &[])), other(), late, "- Ready=False:Pending Degraded=False:AsExpected"),
         (
             "just refused, or still refused from before",
             Some(report(Degraded, &["CapabilityMissing"])),
@@ -159,12 +158,12 @@ fn the_last_remedy_is_told_and_not_forgotten() {
         ..ShareStaleness::default()
     };
     for (staleness, outcome) in
-        [(Some(tried(None)), "OnTrial"), (Some(tried(Some("Verified"))), "Verified"), (None, "Verified")]
+        [(Some(tried(None)), "Verifying"), (Some(tried(Some("Verified"))), "Verified"), (None, "Verified")]
     {
         let known = Known { staleness: staleness.as_ref(), ..known(None, &[]) };
         let status = told(&asked, &known, Duration::ZERO).unwrap();
         let last = json!(status.last_remedy);
-        let expected = json!({"at": "2023-11-14T22:13:20Z", "cause": "FdExhausted", "action": "FileHandles",
+        let expected = json!({"startTime": "2023-11-14T22:13:20Z", "cause": "FdExhausted", "action": "FileHandles",
                               "outcome": outcome});
         assert_eq!(last, expected);
         // Read again, it is the same, and nothing is written.
@@ -187,7 +186,7 @@ fn a_drained_export_is_one_that_nobody_can_connect_to_any_more() {
 fn what_makes_no_sense_is_refused_by_field() {
     let odd = export("a", json!({"content": "Immutable", "access": "ReadWrite"}));
     let status = said(&odd, None, &[], Duration::ZERO).unwrap();
-    assert_eq!(words(&status), "r1 Ready=False:Invalid");
+    assert_eq!(words(&status), "r1 Ready=False:InvalidSpec");
     assert!(status.conditions[0].message.contains("spec.access"), "{:?}", status.conditions);
 }
 
@@ -200,7 +199,7 @@ fn what_was_said_before_is_kept_where_it_still_holds() {
     asked.status = Some(first);
     asked.spec.revision = "r2".into();
     let now = said(&asked, None, &[], Duration::ZERO).unwrap();
-    assert_eq!(words(&now), "r1 Ready=False:Pending Degraded=False:AsDeclared");
+    assert_eq!(words(&now), "r1 Ready=False:Pending Degraded=False:AsExpected");
     assert_ne!(now.conditions[0].last_transition_time, since, "it has changed");
     asked.spec.revision = "r1".into();
     let now = said(&asked, Some(&report(ShareState::Ready, &[])), &[endpoint(&asked)], Duration::ZERO).unwrap();
