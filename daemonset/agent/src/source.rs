@@ -150,6 +150,12 @@ fn not_found(sources: &Sources, path: &Path, error: &io::Error) -> Finding {
             Reason::SourceUnreadable,
             "let the agent's user enter every directory on the way, or run the agent as root",
         ),
+        // systemd answers openat2 so, as a filter cannot see the mode that it would create a file with.
+        _ if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => (
+            Reason::SourceUnreadable,
+            "remove the seccomp filter that denies openat2 to the agent: RestrictSUIDSGID=yes in a systemd unit, or a \
+             container's seccomp profile (it is in Linux 5.6 and newer)",
+        ),
         _ => (Reason::SourceUnreadable, "see to the file system at that path; the share heals by itself"),
     };
     Finding {
@@ -249,6 +255,14 @@ mod tests {
         let finding = look(&folder.join("a/b/c"), None).unwrap_err();
         assert_eq!(finding.reason, Reason::SourceMissing);
         assert!(finding.message.contains(&format!("below {}", folder.display())), "{finding}");
+    }
+
+    #[test]
+    fn a_filter_that_denies_openat2_is_named() {
+        let error = io::Error::from(Errno::NOSYS);
+        let finding = not_found(&Sources::default(), Path::new("/srv/data"), &error);
+        assert_eq!(finding.reason, Reason::SourceUnreadable);
+        assert!(finding.remedy.contains("openat2") && finding.remedy.contains("RestrictSUIDSGID"), "{finding}");
     }
 
     #[test]

@@ -189,12 +189,16 @@ fn path_of(fd: &OwnedFd) -> Result<PathBuf, StepError> {
 
 /// Takes from the whole tree, submounts included, what serving files never needs. A bind mount's read-only flag
 /// alone would leave submounts writable.
+///
+/// The clone of a shared mount is its peer, and systemd makes all mounts of a host shared. `pivot_root` refuses a shared
+/// root, and what is unmounted in a peer is unmounted on the host. A slave receives the host's mounts and unmounts below
+/// the source and sends none.
 fn restrict(tree: &OwnedFd, writable: bool) -> Result<(), StepError> {
     let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     if !writable {
         attributes |= libc::MOUNT_ATTR_RDONLY;
     }
-    let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: libc::MS_SLAVE, userns_fd: 0 };
     // SAFETY: the descriptor is open, the path is empty and NUL-terminated, and `change` lives through the call
     // with the size that is passed.
     let result = unsafe {

@@ -132,6 +132,13 @@ fn not_opened(path: &Path, errno: Errno) -> Finding {
             format!("source {shown} may not be entered or read by the broker"),
             "give the broker's user read and search permission on the path, or the broker CAP_DAC_READ_SEARCH",
         ),
+        // systemd answers openat2 so, as a filter cannot see the mode that it would create a file with.
+        Errno::NOSYS => finding(
+            Reason::SourceUnreadable,
+            format!("source {shown} cannot be opened: openat2: {errno}"),
+            "remove the seccomp filter that denies openat2 to the broker: RestrictSUIDSGID=yes in a systemd unit, or a \
+             container's seccomp profile (it is in Linux 5.6 and newer)",
+        ),
         other => finding(
             Reason::SourceUnreadable,
             format!("source {shown} cannot be opened: {other}"),
@@ -231,6 +238,13 @@ mod tests {
         for (path, reason) in table {
             assert_eq!(reason_of(&path, &run), reason, "{}", path.display());
         }
+    }
+
+    #[test]
+    fn a_filter_that_denies_openat2_is_named() {
+        let finding = not_opened(Path::new("/srv/data"), Errno::NOSYS);
+        assert_eq!(finding.reason, Reason::SourceUnreadable);
+        assert!(finding.message.contains("openat2") && finding.remedy.contains("RestrictSUIDSGID"), "{finding}");
     }
 
     #[test]

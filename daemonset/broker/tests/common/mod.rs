@@ -6,8 +6,9 @@ pub(crate) mod fuse;
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -82,6 +83,21 @@ impl Broker {
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(BROKER);
         Self::start_as(command, folder, engine().into())
+    }
+
+    /// A broker of an ordinary user, who may be unable to enter the directory that the programs were built in.
+    pub(crate) fn start_as_user(id: u32) -> Self {
+        let folder = tempfile::Builder::new().prefix("broker-").tempdir().unwrap();
+        let copy = |program: &Path| {
+            let copy = folder.path().join(program.file_name().unwrap());
+            fs::copy(program, &copy).unwrap();
+            copy
+        };
+        let (broker, engine) = (copy(Path::new(BROKER)), copy(engine()));
+        chown(folder.path(), Some(id), Some(id)).unwrap();
+        let mut command = Command::new(broker);
+        command.uid(id).gid(id);
+        Self::start_as(command, folder, engine)
     }
 
     /// A broker whose log goes elsewhere than to a file.

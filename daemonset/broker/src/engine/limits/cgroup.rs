@@ -12,8 +12,11 @@ use super::settings::{Controller, Setting, Version};
 /// How names of groups begin. What is left of a broker that was killed is known by it.
 const PREFIX: &str = "virtiofs-engine-";
 
-/// Where the broker goes when its own group is to have groups below it: version 2 has no processes in between.
-const OWN: &str = "virtiofs-broker";
+/// The leaf that the broker moves to, with all that is in its own group, before that group gives controllers to others.
+const LEAF: &str = "virtiofs-broker";
+
+/// How often the members of a group are listed and moved: processes fork meanwhile.
+const MOVES: u32 = 10;
 
 /// How often a group is tried to be removed whose process has just been reaped.
 const REMOVALS: u32 = 50;
@@ -24,6 +27,8 @@ struct Hierarchy {
     version: Version,
     /// The broker's own group in it.
     base: PathBuf,
+    /// The hierarchy is mounted from this very group on: it is the top of a container or of a cgroup namespace.
+    is_top: bool,
 }
 
 /// The hierarchies of this host.
@@ -42,7 +47,7 @@ impl Cgroups {
         let of = |controller| hierarchy(controller, &mounts, &own, &|path| fs::read_to_string(path).ok());
         let found = Cgroups { cpu: of(Controller::Cpu), io: of(Controller::Io), serial: AtomicU64::new(0) };
         found.all().for_each(|hierarchy| sweep(&hierarchy.base));
-        if let Some(base) = group_of(&mounts, &own, "cgroup2", None) {
+        if let Some((base, _)) = group_of(&mounts, &own, "cgroup2", None) {
             spare_the_others(&base);
         }
         found
@@ -63,11 +68,11 @@ impl Cgroups {
             Controller::Cpu => &self.cpu,
             Controller::Io => &self.io,
         };
-        let Some(Hierarchy { version, base }) = hierarchy else {
+        let Some(Hierarchy { version, base, is_top }) = hierarchy else {
             return Err(io::Error::other(format!("no control groups with {}", controller.name(Version::Two))));
         };
         if *version == Version::Two {
-            delegate(base, controller.name(Version::Two))?;
+            enable(base, *is_top, controller.name(Version::Two))?;
         }
         let group = base.join(name);
         match fs::create_dir(&group) {
@@ -117,21 +122,73 @@ pub(super) fn enter(group: &Path, pid: u32) -> io::Result<()> {
     fs::write(group.join("cgroup.procs"), pid.to_string())
 }
 
-/// Lets groups below `base` have a controller. Where processes stand in the way that are all the broker's own, it
-/// makes way.
-fn delegate(base: &Path, controller: &str) -> io::Result<()> {
+/// Lets groups below `base` have a controller.
+///
+/// Version 2 has no processes in a group that gives controllers to groups below it. The order matters: `cpu` can be
+/// enabled while there are processes, and makes the group the root of a threaded domain, below which no process can
+/// live (`EOPNOTSUPP`).
+fn enable(base: &Path, is_top: bool, controller: &str) -> io::Result<()> {
     let switches = base.join("cgroup.subtree_control");
     if has_word(&fs::read_to_string(&switches)?, controller) {
         return Ok(());
     }
-    let on = format!("+{controller}");
-    if fs::write(&switches, &on).is_ok() {
-        return Ok(());
+    // The root of all groups, which alone has no type, may have both.
+    if base.join("cgroup.type").exists() {
+        move_members(base, is_top)?;
     }
-    let own = base.join(OWN);
-    fs::create_dir_all(&own)?;
-    fs::write(own.join("cgroup.procs"), std::process::id().to_string())?;
-    fs::write(&switches, &on)
+    fs::write(&switches, format!("+{controller}"))
+}
+
+/// Moves all processes of a group that is the broker's to a leaf below it.
+fn move_members(base: &Path, is_top: bool) -> io::Result<()> {
+    let members = || Ok::<_, io::Error>(numbers(&fs::read_to_string(base.join("cgroup.procs"))?));
+    if !may_empty(is_top || is_delegated(base), &members()?, std::process::id(), parent_of) {
+        let reason = "has processes that are not the broker's, and is not delegated to it";
+        return Err(io::Error::other(format!("control group {} {reason}", base.display())));
+    }
+    let leaf = base.join(LEAF);
+    fs::create_dir_all(&leaf)?;
+    // First the process whose children would be the next members.
+    enter(&leaf, std::process::id())?;
+    for _ in 0..MOVES {
+        let members = members()?;
+        if members.is_empty() {
+            return Ok(());
+        }
+        for pid in members {
+            match enter(&leaf, pid) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Err(io::Error::other(format!("control group {} does not become empty", base.display())))
+}
+
+/// Whether all members of a group may be moved: it is delegated, or has nothing but the broker and its children.
+///
+/// A process of another PID namespace is listed as 0, which as an order to move means the process that gives it.
+fn may_empty(delegated: bool, members: &[u32], broker: u32, parent_of: impl Fn(u32) -> Option<u32>) -> bool {
+    let is_ours = |pid: u32| pid == broker || parent_of(pid) == Some(broker);
+    members.iter().all(|pid| *pid != 0 && (delegated || is_ours(*pid)))
+}
+
+/// systemd marks groups that it has delegated; everyone may read the second mark, which is newer.
+fn is_delegated(group: &Path) -> bool {
+    ["trusted.delegate", "user.delegate"].iter().any(|name| {
+        let mut value = [0; 8];
+        rustix::fs::getxattr(group, *name, &mut value[..]).is_ok_and(|length| &value[..length] == b"1")
+    })
+}
+
+/// Field 4 of proc_pid_stat(5).
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn numbers(list: &str) -> Vec<u32> {
+    list.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
 /// Kubernetes has all processes of a container killed with one that runs out of memory: here that would be all
@@ -161,20 +218,22 @@ fn hierarchy(
     own: &str,
     read: &dyn Fn(&Path) -> Option<String>,
 ) -> Option<Hierarchy> {
-    let two = group_of(mounts, own, "cgroup2", None).map(|base| Hierarchy { version: Version::Two, base });
+    let two = group_of(mounts, own, "cgroup2", None);
+    let two = two.map(|(base, is_top)| Hierarchy { version: Version::Two, base, is_top });
     let offers = |it: &Hierarchy| {
         let offered = read(&it.base.join("cgroup.controllers")).unwrap_or_default();
         has_word(&offered, controller.name(Version::Two))
     };
     two.filter(offers).or_else(|| {
         let name = controller.name(Version::One);
-        let base = group_of(mounts, own, "cgroup", Some(name))?;
-        Some(Hierarchy { version: Version::One, base })
+        let (base, is_top) = group_of(mounts, own, "cgroup", Some(name))?;
+        Some(Hierarchy { version: Version::One, base, is_top })
     })
 }
 
-/// The directory of the own group, from proc_pid_mountinfo(5) and proc_pid_cgroup(5).
-fn group_of(mounts: &str, own: &str, fs_type: &str, controller: Option<&str>) -> Option<PathBuf> {
+/// The directory of the own group, from proc_pid_mountinfo(5) and proc_pid_cgroup(5), and whether it is where the
+/// hierarchy is mounted.
+fn group_of(mounts: &str, own: &str, fs_type: &str, controller: Option<&str>) -> Option<(PathBuf, bool)> {
     let path = own.lines().find_map(|line| {
         let (names, path) = line.split_once(':')?.1.split_once(':')?;
         let meant = controller.map_or(names.is_empty(), |name| names.split(',').any(|it| it == name));
@@ -189,7 +248,7 @@ fn group_of(mounts: &str, own: &str, fs_type: &str, controller: Option<&str>) ->
     })?;
     // In a container the mount may begin at the own group.
     let below = Path::new(path).strip_prefix(root).unwrap_or(Path::new(""));
-    Some(Path::new(at).join(below))
+    Some((Path::new(at).join(below), below == Path::new("")))
 }
 
 fn has_word(text: &str, word: &str) -> bool {
@@ -227,5 +286,35 @@ mod tests {
         let own = "0::/kube/pod1/c1\n";
         assert_eq!(found(Controller::Cpu, CONTAINER, own, "cpu"), at("/sys/fs/cgroup/", Version::Two));
         assert_eq!(found(Controller::Cpu, "", "", "cpu"), None);
+    }
+
+    #[test]
+    fn a_container_begins_at_its_group() {
+        let is_top = |mounts, own| hierarchy(Controller::Cpu, mounts, own, &|_| Some("cpu".into())).map(|it| it.is_top);
+        assert_eq!(is_top(CONTAINER, "0::/kube/pod1/c1\n"), Some(true));
+        assert_eq!(is_top(UNIFIED, "0::/\n"), Some(true));
+        assert_eq!(is_top(UNIFIED, "0::/user.slice/session-1.scope\n"), Some(false));
+    }
+
+    #[test]
+    fn others_are_moved_only_where_the_group_is_delegated() {
+        const BROKER: u32 = 10;
+        let parent_of = |pid| (pid < 20).then_some(BROKER);
+        for (delegated, members, expected) in [
+            (false, &[BROKER][..], true),
+            (false, &[BROKER, 11, 12], true),
+            (false, &[9, BROKER, 20], false),
+            (true, &[9, BROKER, 20], true),
+            (true, &[0, BROKER], false),
+            (true, &[], true),
+        ] {
+            assert_eq!(may_empty(delegated, members, BROKER, parent_of), expected, "{delegated} {members:?}");
+        }
+    }
+
+    #[test]
+    fn a_process_has_the_parent_that_the_kernel_says() {
+        assert_eq!(parent_of(std::process::id()), Some(std::os::unix::process::parent_id()));
+        assert_eq!(parent_of(0), None);
     }
 }

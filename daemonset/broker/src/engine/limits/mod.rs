@@ -14,6 +14,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{fstat, major, minor};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use thiserror::Error;
 use virtiofs_contract::config::Limits;
 use virtiofs_contract::preflight::{Finding, Reason};
 
@@ -23,6 +24,36 @@ use super::finding;
 
 /// How much sooner than the broker an engine is killed when the host runs out of memory: it can be replaced.
 const OOM_ADJUSTMENT: i32 = 300;
+
+/// Why a limit is not in force.
+#[derive(Debug, Error)]
+enum LimitError {
+    #[error("{0}")]
+    Process(io::Error),
+    #[error("{0}")]
+    Group(io::Error),
+    #[error("{0}")]
+    Disk(io::Error),
+    #[error("device {device} has the I/O scheduler {schedulers}, and only bfq knows weights")]
+    Scheduler { device: Device, schedulers: String },
+}
+
+impl LimitError {
+    fn remedy(&self) -> &'static str {
+        match self {
+            LimitError::Process(_) => "raise the broker's own limit, or remove this one",
+            LimitError::Group(_) => {
+                "run the broker in a control group that is delegated to it: as the unit virtiofs-broker, or `up` by \
+                 systemd-run --scope --property=Delegate=yes; in a container make /sys/fs/cgroup writable; or remove \
+                 the limit"
+            }
+            LimitError::Disk(_) => "share a directory of a file system that is on one disk, or remove the limit",
+            LimitError::Scheduler { .. } => {
+                "write bfq to /sys/block/DISK/queue/scheduler (modprobe bfq first), or remove the limit"
+            }
+        }
+    }
+}
 
 /// What came of an engine's limits.
 #[derive(Debug, Default)]
@@ -45,7 +76,7 @@ pub(crate) fn apply(wanted: &Limits, pid: u32, source: BorrowedFd<'_>, cgroups: 
     if let Some(bytes) = wanted.memory_bytes {
         match limit_memory(pid, bytes) {
             Ok(()) => applied.limits.memory_bytes = Some(bytes),
-            Err(error) => applied.findings.push(unavailable("memoryBytes", &error)),
+            Err(error) => applied.findings.push(unavailable("memoryBytes", &LimitError::Process(error))),
         }
     }
     let name = cgroups.next_name();
@@ -67,17 +98,18 @@ fn turn(
     cgroups: &Cgroups,
     name: &str,
     groups: &mut EngineGroups,
-) -> io::Result<()> {
-    let device = if knob.needs_device() { disk_of(source)? } else { Device { major: 0, minor: 0 } };
+) -> Result<(), LimitError> {
+    let none = Device { major: 0, minor: 0 };
+    let device = if knob.needs_device() { disk_of(source).map_err(LimitError::Disk)? } else { none };
     if knob == Knob::IoWeight {
         check_scheduler(device)?;
     }
-    let (version, group) = cgroups.group(knob.controller(), name)?;
+    let (version, group) = cgroups.group(knob.controller(), name).map_err(LimitError::Group)?;
     if !groups.0.contains(&group) {
         groups.0.push(group.clone());
-        cgroup::enter(&group, pid)?;
+        cgroup::enter(&group, pid).map_err(LimitError::Group)?;
     }
-    cgroup::set(&group, &knob.setting(version, value, device))
+    cgroup::set(&group, &knob.setting(version, value, device)).map_err(LimitError::Group)
 }
 
 fn limit_memory(pid: u32, bytes: u64) -> io::Result<()> {
@@ -117,21 +149,15 @@ fn disk_of(source: BorrowedFd<'_>) -> io::Result<Device> {
 }
 
 /// Weights are what one I/O scheduler goes by; the others take no notice.
-fn check_scheduler(device: Device) -> io::Result<()> {
-    let schedulers = std::fs::read_to_string(format!("/sys/dev/block/{device}/queue/scheduler"))?;
+fn check_scheduler(device: Device) -> Result<(), LimitError> {
+    let schedulers = std::fs::read_to_string(format!("/sys/dev/block/{device}/queue/scheduler"));
+    let schedulers = schedulers.map_err(LimitError::Disk)?;
     match schedulers.contains("[bfq]") {
         true => Ok(()),
-        false => Err(io::Error::other(format!(
-            "device {device} has the I/O scheduler {}, and only bfq knows weights",
-            schedulers.trim()
-        ))),
+        false => Err(LimitError::Scheduler { device, schedulers: schedulers.trim().into() }),
     }
 }
 
-fn unavailable(field: &str, error: &io::Error) -> Finding {
-    finding(
-        Reason::LimitUnavailable,
-        format!("limits.{field} is not in force: {error}"),
-        "let the broker make control groups below its own (Delegate=yes under systemd), or remove the limit",
-    )
+fn unavailable(field: &str, error: &LimitError) -> Finding {
+    finding(Reason::LimitUnavailable, format!("limits.{field} is not in force: {error}"), error.remedy())
 }
