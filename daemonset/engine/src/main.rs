@@ -18,6 +18,7 @@ mod root;
 mod sandbox;
 mod seccomp;
 mod serve;
+mod stale_handle;
 mod tracked;
 
 use std::io::{self, Write};

@@ -17,8 +17,8 @@ use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::TraceRing;
 use virtiofsd::filesystem::{FileSystem, FsOptions};
-use virtiofsd::passthrough::PassthroughFs;
 use virtiofsd::passthrough::read_only::PassthroughFsRo;
+use virtiofsd::passthrough::{InodeFileHandlesMode, PassthroughFs};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
@@ -30,6 +30,7 @@ use crate::ledger::Ledger;
 use crate::prepare::{Prepared, prepare};
 use crate::root::root_stamp;
 use crate::seccomp;
+use crate::stale_handle::StaleHandles;
 use crate::tracked::{Audit, Core, Parking, Tracked};
 
 /// Why an engine ends other than by its VMM's or broker's leaving.
@@ -143,13 +144,14 @@ fn start(
         predecessor,
         preflight,
     };
+    let by_handle = library.inode_file_handles != InodeFileHandlesMode::Never;
     // The library opens its own descriptors of /proc and of the root here, before the filter closes behind us.
     if config.writable() {
-        let fs = PassthroughFs::new(library).map_err(ServeError::FileSystem)?;
+        let fs = StaleHandles::new(PassthroughFs::new(library).map_err(ServeError::FileSystem)?, by_handle);
         let fs = Tracked::new(fs, core, counters, adopted, config, mounts).map_err(ServeError::SetUp)?;
         serve(session, fs, config)
     } else {
-        let fs = PassthroughFsRo::new(library).map_err(ServeError::FileSystem)?;
+        let fs = StaleHandles::new(PassthroughFsRo::new(library).map_err(ServeError::FileSystem)?, by_handle);
         let fs = Tracked::new(fs, core, counters, adopted, config, mounts).map_err(ServeError::SetUp)?;
         serve(session, fs, config)
     }
