@@ -106,7 +106,10 @@ impl<F: FileSystem> Tracked<F> {
         let creates = flags & libc::XATTR_CREATE as u32 != 0;
         let found = creates.then(|| self.before_attribute(state, slot, name));
         let result = match self.target(state, slot)? {
-            Target::Library(inode) => self.inner.setxattr(ctx, inode.into(), name, value, flags, extra),
+            Target::Library(inode) => {
+                self.require_linked(state, slot, inode)?;
+                self.inner.setxattr(ctx, inode.into(), name, value, flags, extra)
+            }
             Target::Adopted(file) => self.adopted.setxattr(&file, name, value, flags, extra),
         };
         match (result, found) {
@@ -118,7 +121,10 @@ impl<F: FileSystem> Tracked<F> {
     pub(super) fn remove_attribute(&self, state: &mut State, ctx: Context, slot: Slot, name: &CStr) -> io::Result<()> {
         let (before, again) = self.before_attribute(state, slot, name);
         let result = match self.target(state, slot)? {
-            Target::Library(inode) => self.inner.removexattr(ctx, inode.into(), name),
+            Target::Library(inode) => {
+                self.require_linked(state, slot, inode)?;
+                self.inner.removexattr(ctx, inode.into(), name)
+            }
             Target::Adopted(file) => self.adopted.removexattr(&file, name),
         };
         match result {

@@ -15,18 +15,32 @@ use virtiofsd::fuse::{Attr, Opcode, SetattrIn};
 use crate::adopted::{Place, Through, Write};
 use crate::ledger::{OpenKind, ROOT};
 
-use super::state::{Bindings, Live, Target};
+use super::state::{Bindings, Live, State, Target};
 use super::{Tracked, errno, error, no_room, ourselves};
 
+/// An entry that leads to no node: as the answer to LOOKUP, "no such file" for this long; in READDIRPLUS, a name that
+/// was not looked up.
+fn no_node(timeout: Duration) -> Entry {
+    Entry { inode: 0, generation: 0, attr: Attr::default(), attr_timeout: Duration::ZERO, entry_timeout: timeout }
+}
+
 impl<F: FileSystem> Tracked<F> {
-    /// "No such file", for as long as the share's content promises it.
-    fn negative_entry(&self) -> Entry {
-        Entry {
-            inode: 0,
-            generation: 0,
-            attr: Attr::default(),
-            attr_timeout: Duration::ZERO,
-            entry_timeout: self.negative_timeout,
+    /// LOOKUP, and what READDIRPLUS looks up for each name.
+    fn look_up(&self, state: &mut State, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        let place = self.place(state, parent, name)?;
+        let found = self.inner.lookup(ctx, place.inode.into(), name);
+        self.park_displaced(state, place, &found);
+        match found {
+            Ok(entry) => self.tell(state, place.slot, name.to_bytes(), entry, Cause::SourceReplaced),
+            Err(gone) if errno(&gone) == libc::ENOENT => {
+                self.name_is_gone(state, (place.slot, name.to_bytes()));
+                self.settle(state);
+                if self.negative_timeout.is_zero() { Err(gone) } else { Ok(no_node(self.negative_timeout)) }
+            }
+            Err(other) => {
+                self.lookup_refused(state, place, &other);
+                Err(other)
+            }
         }
     }
 
@@ -56,12 +70,19 @@ impl<F: FileSystem> Tracked<F> {
                 return Ok((Some(fh), options));
             }
         };
+        if flags & libc::O_TRUNC as u32 != 0 {
+            self.require_linked_to_open(&mut state, node, inode, ctx.pid)?;
+        }
         let opened = match kind {
             OpenKind::File => self.inner.open(ctx, inode.into(), kill_priv, flags),
             OpenKind::Directory => self.inner.opendir(ctx, inode.into(), flags),
         };
         let (handle, mut options) = opened.inspect_err(|error| self.node_refused(&mut state, node, error))?;
         let handle = handle.ok_or_else(|| error(libc::EBADF))?.into();
+        if kind == OpenKind::File {
+            let linked = self.require_opened_linked(&mut state, node, &Live::Library { inode, handle }, ctx.pid);
+            linked.inspect_err(|_| self.let_go(kind, inode, handle))?;
+        }
         let fh = self.enter(&mut state, node, kind, flags, (inode, handle))?;
         self.opened_by_cached_name(&mut state, node);
         if node == ROOT && state.root_changed {
@@ -96,21 +117,14 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
 
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         let mut state = self.state();
-        let place = self.place(&mut state, parent, name)?;
-        let found = self.inner.lookup(ctx, place.inode.into(), name);
-        self.park_displaced(&mut state, place, &found);
-        match found {
-            Ok(entry) => self.tell(&mut state, place.slot, name.to_bytes(), entry, Cause::SourceReplaced),
-            Err(gone) if errno(&gone) == libc::ENOENT => {
-                self.name_is_gone(&mut state, (place.slot, name.to_bytes()));
-                self.settle(&mut state);
-                if self.negative_timeout.is_zero() { Err(gone) } else { Ok(self.negative_entry()) }
-            }
-            Err(other) => {
-                self.lookup_refused(&mut state, place, &other);
-                Err(other)
-            }
+        let found = self.look_up(&mut state, ctx, parent, name);
+        // The library ends a READDIRPLUS reply at the first name whose lookup fails, and fails it if that name comes
+        // first. `fuse_direntplus_link` of the kernel takes node id 0 for "not looked up": the guest looks the name up
+        // itself if it needs it, and gets the error for that name alone.
+        if state.current.opcode == Opcode::Readdirplus as u32 {
+            return found.or_else(|_| Ok(no_node(Duration::ZERO)));
         }
+        found
     }
 
     fn forget(&self, _ctx: Context, id: u64, count: u64) {
@@ -175,7 +189,10 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
             (Some(Live::Library { inode, handle }), _) => {
                 self.inner.setattr(ctx, inode.into(), attr, Some(handle.into()), valid)?
             }
-            (None, Target::Library(inode)) => self.inner.setattr(ctx, inode.into(), attr, None, valid)?,
+            (None, Target::Library(inode)) => {
+                self.require_linked(&mut state, slot, inode)?;
+                self.inner.setattr(ctx, inode.into(), attr, None, valid)?
+            }
         };
         Ok((self.outward(attr), timeout))
     }
@@ -265,6 +282,7 @@ impl<F: FileSystem> FileSystem for Tracked<F> {
         let mut state = self.state();
         let slot = self.slot(&state, id)?;
         let inode = self.inode(&mut state, slot)?;
+        self.require_linked(&mut state, slot, inode)?;
         let place = self.place(&mut state, newparent, newname)?;
         self.link_name(&mut state, inode, place)
     }

@@ -12,6 +12,7 @@ mod names;
 mod orphans;
 mod parking;
 mod paths;
+mod removed;
 mod replay;
 mod resolve;
 mod seams;

@@ -72,6 +72,7 @@ impl<F: FileSystem> Tracked<F> {
             other => other?,
         }
         state.ledger.remove(place.slot, place.name.to_bytes());
+        victim.inspect(|victim| state.bindings.set_unlinked(*victim));
         self.settle(state);
         Ok(())
     }
@@ -136,11 +137,9 @@ impl<F: FileSystem> Tracked<F> {
         state.changes += 1;
         let now = || Now { from: self.number_at(from), to: self.number_at(to) };
         let done = again && replay::renamed(&before, now(), exchange);
+        let victim = state.ledger.find(to.slot, to.name.to_bytes()).filter(|_| !exchange);
         if !done {
-            if !exchange {
-                let victim = state.ledger.find(to.slot, to.name.to_bytes());
-                self.park_last(state, victim);
-            }
+            self.park_last(state, victim);
             let (old, new) = (from.inode.into(), to.inode.into());
             self.inner.rename(ourselves(), old, from.name, new, to.name, flags)?;
         }
@@ -149,6 +148,7 @@ impl<F: FileSystem> Tracked<F> {
         if !(done && told == Some(before.first)) {
             let (old, new) = (from.name.to_bytes(), to.name.to_bytes());
             state.ledger.rename((from.slot, old), (to.slot, new), exchange);
+            victim.inspect(|victim| state.bindings.set_unlinked(*victim));
             self.settle(state);
         }
         Ok(())

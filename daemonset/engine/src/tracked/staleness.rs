@@ -154,6 +154,19 @@ impl<F: FileSystem> Tracked<F> {
         }
     }
 
+    /// True if a name that the guest holds still leads to the node. Names that do not are counted and forgotten.
+    pub(super) fn has_name(&self, state: &mut State, node: Slot) -> bool {
+        let mut found = false;
+        for (parent, name) in state.ledger.names(node).into_iter().take(MOST_NAMES) {
+            match self.look(state, (parent, &name), node) {
+                Sight::Same => found = true,
+                Sight::Gone(cause) => self.search_failed(state, (parent, &name), node, cause),
+                Sight::BelowWhatDoesNotOpen | Sight::Unknown => {}
+            }
+        }
+        found
+    }
+
     /// What is to be seen by a name of a node.
     fn look(&self, state: &State, (parent, name): NameBelow<'_>, node: Slot) -> Sight {
         let (Some(above), Ok(name)) = (state.bindings.inode_of(parent), super::resolve::component(name)) else {

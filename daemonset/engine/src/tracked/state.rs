@@ -39,6 +39,16 @@ struct Bound {
     extra: u64,
     /// Its kernel file handle, once it has been asked for: as long as the library holds the inode it is the same.
     file_handle: Option<FileHandle>,
+    /// True if the guest has unlinked a name of it, or renamed over one.
+    unlinked: bool,
+    /// The guest's process whose OPEN was refused last because the file has no link.
+    refused: Option<libc::pid_t>,
+}
+
+impl Bound {
+    fn new(target: Target) -> Self {
+        Bound { target, extra: 0, file_handle: None, unlinked: false, refused: None }
+    }
 }
 
 /// Nodes and handles that have been resolved in this engine. A new engine has none and resolves each on its
@@ -71,13 +81,13 @@ impl Bindings {
 
     /// The node is the library's inode; one reference comes with it.
     pub(super) fn bind(&mut self, slot: Slot, inode: u64) {
-        self.nodes.insert(slot, Bound { target: Target::Library(inode), extra: 0, file_handle: None });
+        self.nodes.insert(slot, Bound::new(Target::Library(inode)));
         self.by_inode.entry(inode).or_insert(slot);
     }
 
     /// The node is a file of our own.
     pub(super) fn adopt(&mut self, slot: Slot, file: Arc<AdoptedFile>) {
-        self.nodes.insert(slot, Bound { target: Target::Adopted(file), extra: 0, file_handle: None });
+        self.nodes.insert(slot, Bound::new(Target::Adopted(file)));
     }
 
     /// The kernel file handle of the library's inode, if it has been asked for.
@@ -97,6 +107,23 @@ impl Bindings {
         if let Some(bound) = self.nodes.get_mut(&slot) {
             bound.extra += 1;
         }
+    }
+
+    /// Records that the guest itself removed a name of the node.
+    pub(super) fn set_unlinked(&mut self, slot: Slot) {
+        if let Some(bound) = self.nodes.get_mut(&slot) {
+            bound.unlinked = true;
+        }
+    }
+
+    /// True if the guest itself removed a name of the node.
+    pub(super) fn is_unlinked(&self, slot: Slot) -> bool {
+        self.nodes.get(&slot).is_some_and(|bound| bound.unlinked)
+    }
+
+    /// Records that an OPEN by this process of the guest is refused. True if that process was the last to be refused.
+    pub(super) fn refuse_once(&mut self, slot: Slot, pid: libc::pid_t) -> bool {
+        self.nodes.get_mut(&slot).is_some_and(|bound| bound.refused.replace(pid) == Some(pid))
     }
 
     /// The node is no more. Returns the inode and the references to give back to the library.

@@ -7,9 +7,11 @@ mod bench;
 #[cfg(feature = "die-at-store")]
 mod between_stores;
 mod hostile;
+mod listing;
 mod mounted;
 mod nodes;
 mod open_files;
+mod removed;
 mod rig;
 mod staleness;
 mod succession;
