@@ -86,7 +86,7 @@ fn a_write_to_a_file_that_the_host_removed_or_replaced_is_kept() -> Result<()> {
     for (content, handles) in [("Shared", "Never"), ("Exclusive", "Never"), ("Shared", "Prefer")] {
         let source = tempfile::tempdir()?;
         // For so long that the guest's kernel trusts its name however slow this machine is.
-        let engine = format!("{{inodeFileHandles: {handles}, entryTimeout: 5m, attrTimeout: 5m}}");
+        let engine = format!("{{inodeFileHandles: {handles}, entryTimeout: 1m, attrTimeout: 1m}}");
         serve(source.path(), content, &engine, |guest, mount| {
             for round in 0..4 {
                 for (what, script, replaced) in WRITES {
