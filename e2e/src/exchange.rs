@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use virtiofs_contract::control::SessionStatus;
-use virtiofs_contract::counters::{Exchanges, Pauses};
+use virtiofs_contract::counters::{Pauses, Replacements};
 
 use crate::broker::Broker;
 use crate::node::{Declaration, Node};
@@ -126,12 +126,12 @@ impl Node {
     fn one_more(
         &self,
         share: &str,
-        kind: impl Fn(&Exchanges) -> &Pauses,
+        kind: impl Fn(&Replacements) -> &Pauses,
         cause: impl FnOnce() -> Result<()>,
     ) -> Result<Duration> {
         let measured = || -> Result<(Pauses, SessionStatus)> {
             let session = self.session(share)?;
-            Ok((kind(&session.totals.exchanges).clone(), session))
+            Ok((kind(&session.totals.replacements).clone(), session))
         };
         let (before, _) = measured()?;
         cause()?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::control::{Endpoint, EndpointStatus, Request, Response, SocketSpec};
+use virtiofs_contract::control::{Endpoint, EndpointKind, EndpointStatus, Request, Response, SocketSpec};
 use virtiofs_contract::preflight::Finding;
 
 use crate::server::{Ready, Server, ServerCommand, ServerError};
@@ -70,9 +70,10 @@ impl Broker {
     /// An endpoint for its own user, with a socket in the runtime directory.
     pub fn endpoint(&self, name: &str, source: &Path, engine: EngineConfig) -> Endpoint {
         let path = self.runtime.join("shares").join(format!("{name}.sock"));
-        let socket = SocketSpec { path, directory_given: false, owner: None, group: None, mode: 0o600 };
+        let socket = SocketSpec { path, owner: None, group: None, mode: 0o600 };
         Endpoint {
             name: name.into(),
+            kind: EndpointKind::Share,
             source: source.into(),
             sub_path: None,
             socket,
@@ -107,7 +108,7 @@ impl Control {
 
     /// Brings an endpoint into being, or changes it.
     pub fn apply(&mut self, endpoint: &Endpoint) -> Result<(), BrokerError> {
-        match self.ask(&Request::Apply { endpoint: endpoint.clone(), tried_at: None })? {
+        match self.ask(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None })? {
             Response::Applied { .. } => Ok(()),
             Response::Refused { finding } => Err(BrokerError::Refused(finding)),
             other => Err(unexpected(&other)),
@@ -116,8 +117,8 @@ impl Control {
 
     /// Orders new engines for all sessions of an endpoint.
     pub fn exchange(&mut self, name: &str) -> Result<(), BrokerError> {
-        match self.ask(&Request::Exchange { name: name.into(), session: None })? {
-            Response::Exchanging { .. } => Ok(()),
+        match self.ask(&Request::HandOver { name: name.into(), session: None })? {
+            Response::HandingOver { .. } => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use virtiofs_contract::control::{Endpoint, EndpointStatus, Status};
+use virtiofs_contract::control::{Endpoint, EndpointKind, EndpointStatus, Status};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
 use crate::desired::Desired;
 use crate::offer::{offers, share_of};
 use crate::plan::{Action, tried};
 use crate::source::{Source, Space};
-use crate::volume::{Volumes, is_volume};
+use crate::volume::Volumes;
 
 /// What is known.
 #[derive(Clone, Debug, Default)]
@@ -176,10 +176,10 @@ impl Observed {
     fn note_refused(&mut self, now: Instant, status: &Status) {
         for it in &status.endpoints {
             let effort = self.efforts.entry(it.endpoint.name.clone()).or_default();
-            if effort.refused.is_some_and(|before| it.refused_exclusive > before) {
+            if effort.refused.is_some_and(|before| it.rejected_exclusive > before) {
                 effort.refused_at = Some(now);
             }
-            effort.refused = Some(it.refused_exclusive);
+            effort.refused = Some(it.rejected_exclusive);
         }
     }
 
@@ -187,7 +187,7 @@ impl Observed {
     /// broker knows nothing of it: what its predecessor had is remembered, and what one and the same broker has no
     /// more was taken away.
     fn note_asked(&mut self, status: &Status) {
-        let asked = |it: &&EndpointStatus| share_of(&it.endpoint.name).is_some() && !is_volume(&it.endpoint);
+        let asked = |it: &&EndpointStatus| it.endpoint.kind == EndpointKind::Socket;
         let listening = status.endpoints.iter().filter(|it| it.listening).filter(asked);
         let by = Asker::Broker(status.pid);
         let mut now: BTreeMap<_, _> =
@@ -307,7 +307,7 @@ mod tests {
     /// An endpoint of share `a` that somebody asked for.
     fn asked() -> Endpoint {
         let own = endpoint(&site().runtime_dir, &declared("a", "/srv/a"), &source("/srv/a", 2));
-        Endpoint { name: "a.vm-7".into(), ..own }
+        Endpoint { name: "a.vm-7".into(), kind: EndpointKind::Socket, ..own }
     }
 
     #[test]

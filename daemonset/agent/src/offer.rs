@@ -35,7 +35,6 @@ impl Offer<'_> {
                     // Who may connect is for the share to say, and for the pod only which group is its own.
                     Asker::Volume => SocketSpec {
                         path: asked.endpoint.socket.path.clone(),
-                        directory_given: true,
                         group: asked.endpoint.socket.group.or(own.socket.group),
                         ..own.socket
                     },

@@ -12,7 +12,7 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
 use virtiofs_contract::config::{Access, EngineConfig};
-use virtiofs_contract::control::{Endpoint, SocketSpec};
+use virtiofs_contract::control::{Endpoint, EndpointKind, SocketSpec};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 
 use crate::broker::client::{Client, ClientError};
@@ -69,15 +69,10 @@ impl Volume {
     pub(crate) fn endpoint(&self, name: &str) -> Endpoint {
         Endpoint {
             name: name.to_owned(),
+            kind: EndpointKind::Volume,
             source: PathBuf::new(),
             sub_path: self.sub_path.clone(),
-            socket: SocketSpec {
-                path: self.target_path.join(SOCKET),
-                directory_given: true,
-                owner: None,
-                group: self.mount_group,
-                mode: 0,
-            },
+            socket: SocketSpec { path: self.target_path.join(SOCKET), owner: None, group: self.mount_group, mode: 0 },
             engine: EngineConfig::stock(Access::ReadOnly),
             exclusive: false,
             consumer: Some(format!("pod {}/{}", self.namespace, self.pod)),
@@ -107,9 +102,9 @@ impl Volumes {
     }
 }
 
-/// Is this the endpoint of a volume? Nobody else sends directories along.
+/// True if this is the endpoint of a volume.
 pub(crate) fn is_volume(endpoint: &Endpoint) -> bool {
-    endpoint.socket.directory_given
+    endpoint.kind == EndpointKind::Volume
 }
 
 /// How the endpoint of a volume is doing.
@@ -187,8 +182,8 @@ pub(crate) fn apply(socket: &Path, endpoint: &Endpoint) -> Result<Preflight, Cli
         })
     })?;
     // What is found when all of a share is tried holds for the volume as well.
-    let tried_at = endpoint.sub_path.is_none().then(|| share_name(&endpoint.name).to_owned());
-    Client::connect(socket)?.apply_in(endpoint.clone(), directory.as_fd(), tried_at)
+    let reuse_preflight_of = endpoint.sub_path.is_none().then(|| share_name(&endpoint.name).to_owned());
+    Client::connect(socket)?.apply_in(endpoint.clone(), directory.as_fd(), reuse_preflight_of)
 }
 
 #[cfg(test)]

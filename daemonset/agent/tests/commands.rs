@@ -45,8 +45,8 @@ fn a_new_engine_takes_over_on_demand() {
             assert!(good, "{said}\n{}", host.log());
             assert_ne!(before["enginePid"], after["enginePid"]);
             assert!(said.contains(&format!("engine {} -> {}", before["enginePid"], after["enginePid"])), "{said}");
-            assert_eq!(after["lastExchange"]["outcome"], "HandedOver", "{after}");
-            assert_eq!(after["generation"], after["wantedGeneration"], "{after}");
+            assert_eq!(after["lastReplacement"]["outcome"], "HandedOver", "{after}");
+            assert_eq!(after["activeGeneration"], after["desiredGeneration"], "{after}");
         }
         let id = session(host, "a")["id"].as_str().unwrap().to_owned();
         let (good, said) = host.say(&["handover", "a", "--session", &id]);
@@ -61,7 +61,7 @@ fn a_source_is_let_go_of_and_taken_up_again() {
         // Refused while the guest has a file open that no name leads to.
         let said = host.wait("the source to be released", || {
             let (good, said) = host.say(&["release", "a", "--for", "5m"]);
-            assert!(good || said.contains("FilesHeld"), "{said}\n{}", host.log());
+            assert!(good || said.contains("OrphanedFilesOpen"), "{said}\n{}", host.log());
             good.then_some(said)
         });
         assert!(said.contains("1 VMs wait") && said.contains("virtiofs-agent resume a"), "{said}");
@@ -185,8 +185,8 @@ fn a_second_vm_of_an_exclusive_share_is_refused_and_told_of() {
     assert!(Guest::boot(GuestConfig::new(host.socket("a")).small()).is_err());
     let share = host.until("a", "told of", |it| has_reason(it, "ExclusiveRefused"));
     assert_eq!(share["state"], "Degraded");
-    assert_eq!(share["refusedExclusive"], 1, "{share}");
-    assert!(host.get("/metrics").1.contains("virtiofs_exclusive_refusals_total{share=\"a\"} 1\n"));
+    assert_eq!(share["rejectedExclusive"], 1, "{share}");
+    assert!(host.get("/metrics").1.contains("virtiofs_exclusive_rejections_total{share=\"a\"} 1\n"));
     guest.fuse().lookup(ROOT, "hello").unwrap();
 }
 

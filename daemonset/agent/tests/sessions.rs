@@ -140,7 +140,7 @@ fn engines_that_are_exchanged_are_counted_with_the_pause_they_cost() {
     work(&guest);
     let before = scrape(&host);
     for (family, outcome) in
-        [("handovers", "Done"), ("handovers", "PutOff"), ("recoveries", "Done"), ("recoveries", "GivenUp")]
+        [("handovers", "Done"), ("handovers", "Aborted"), ("recoveries", "Done"), ("recoveries", "Abandoned")]
     {
         assert_eq!(before[&format!("virtiofs_{family}_total{{share=\"a\",outcome=\"{outcome}\"}}")], 0.0);
     }
@@ -148,11 +148,11 @@ fn engines_that_are_exchanged_are_counted_with_the_pause_they_cost() {
     kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
     work(&guest);
     host.declare("a.yaml", &manifest("a", &source, "  content: Shared\n  engine: {maxInodes: 5000}"));
-    let share = host.until("a", "handed over", |it| it["counts"]["exchanges"]["handOvers"]["count"] == 1);
+    let share = host.until("a", "handed over", |it| it["counts"]["replacements"]["handOvers"]["count"] == 1);
     work(&guest);
 
-    assert_eq!(share["counts"]["exchanges"]["recoveries"]["count"], 1, "{share}");
-    assert!(share["counts"]["exchanges"]["recoveries"]["nanoseconds"].as_u64().unwrap() > 0, "{share}");
+    assert_eq!(share["counts"]["replacements"]["recoveries"]["count"], 1, "{share}");
+    assert!(share["counts"]["replacements"]["recoveries"]["nanoseconds"].as_u64().unwrap() > 0, "{share}");
     let found = scrape(&host);
     assert_eq!(found["virtiofs_handovers_total{share=\"a\",outcome=\"Done\"}"], 1.0);
     assert_eq!(found["virtiofs_recoveries_total{share=\"a\",outcome=\"Done\"}"], 1.0);
@@ -161,7 +161,7 @@ fn engines_that_are_exchanged_are_counted_with_the_pause_they_cost() {
         assert!(found[&format!("{family}_sum{{share=\"a\"}}")] > 0.0);
     }
     let table = String::from_utf8(host.status_output(&[]).stdout).unwrap();
-    assert!(table.contains("engines exchanged: 1 handed over ("), "{table}");
+    assert!(table.contains("engine replacements: 1 handed over ("), "{table}");
 }
 
 #[test]

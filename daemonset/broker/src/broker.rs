@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::{
-    Endpoint as Spec, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status, Traced,
+    Endpoint as Spec, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status, TraceReply,
 };
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::MAX_RATE;
@@ -79,9 +79,9 @@ impl Broker {
     }
 
     /// `fds` came beside the request: the directory of the socket, where that is given.
-    pub(crate) fn apply(&self, spec: Spec, tried_at: Option<&str>, fds: Vec<OwnedFd>) -> Response {
+    pub(crate) fn apply(&self, spec: Spec, reuse_preflight_of: Option<&str>, fds: Vec<OwnedFd>) -> Response {
         if let Err(invalid) = check(&spec, fds.len()) {
-            return Response::Invalid { message: invalid.to_string() };
+            return Response::InvalidRequest { message: invalid.to_string() };
         }
         let directory = match fds.into_iter().next().map(|fd| Directory::given(fd, &spec.socket.path)).transpose() {
             Ok(directory) => directory,
@@ -89,7 +89,7 @@ impl Broker {
         };
         // The slow part, which may hang with the source, before anything is locked.
         let place = Place { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
-        let preflight = match self.found_at(tried_at, &spec) {
+        let preflight = match self.found_at(reuse_preflight_of, &spec) {
             Some(preflight) => preflight,
             None => match self.starter.preflight(&place, &spec.engine) {
                 Ok(preflight) => preflight,
@@ -99,7 +99,7 @@ impl Broker {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let known = match self.known(&spec) {
             Ok(known) => known,
-            Err(invalid) => return Response::Invalid { message: invalid.to_string() },
+            Err(invalid) => return Response::InvalidRequest { message: invalid.to_string() },
         };
         let name = spec.name.clone();
         let anew = || Endpoint::new(spec.clone(), preflight.clone(), self.starter.clone(), &self.endpoints);
@@ -143,10 +143,10 @@ impl Broker {
 
     pub(crate) fn preflight(&self, source: PathBuf, sub_path: Option<PathBuf>, config: &EngineConfig) -> Response {
         if let Err(invalid) = check_place(&source, sub_path.as_deref()) {
-            return Response::Invalid { message: invalid.to_string() };
+            return Response::InvalidRequest { message: invalid.to_string() };
         }
         match self.starter.preflight(&Place { source, sub_path }, config) {
-            Ok(preflight) => Response::Tried { preflight },
+            Ok(preflight) => Response::PreflightPassed { preflight },
             Err(finding) => Response::Refused { finding },
         }
     }
@@ -185,7 +185,7 @@ impl Broker {
 
     pub(crate) fn exchange(&self, name: &str, session: Option<&str>) -> Result<Response, Senseless> {
         let sessions = self.endpoint_with(name, session)?.exchange(session);
-        Ok(Response::Exchanging { sessions })
+        Ok(Response::HandingOver { sessions })
     }
 
     pub(crate) fn close(&self, name: &str, session: Option<&str>) -> Result<Response, Senseless> {
@@ -219,7 +219,7 @@ impl Broker {
         }
         let now = monotonic_ns();
         let until_ns = if duration_ms == 0 { now } else { now + longest.as_nanos() as u64 };
-        session.estate.trace.want(until_ns, rate);
+        session.estate.trace.enable(until_ns, rate);
         let until = (SystemTime::now() + longest).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Response::Tracing { until })
     }
@@ -227,17 +227,17 @@ impl Broker {
     pub(crate) fn read_trace(&self, session: &str, after: u64) -> Result<Response, Senseless> {
         let session = self.session(session)?;
         let trace = &session.estate.trace;
-        // Asked before it is read: what is logged until then is in the piece.
-        let over = !trace.is_wanted(monotonic_ns());
-        let piece = trace.read(after);
-        let (entries, next, lost) = (piece.entries, piece.next, piece.lost);
-        Ok(Response::Traced(Traced { entries, next, lost, left_out: trace.left_out(), over }))
+        // Read before the entries: all requests logged until then are in the segment.
+        let ended = !trace.is_enabled(monotonic_ns());
+        let segment = trace.read(after);
+        let (entries, next, lost) = (segment.entries, segment.next, segment.lost);
+        Ok(Response::TraceEntries(TraceReply { entries, next, lost, rate_limited: trace.rate_limited(), ended }))
     }
 
     pub(crate) fn put(&self, key: String, value: Option<String>) -> Response {
         match self.store.put(key, value) {
             Ok(()) => Response::Done,
-            Err(error) => Response::Invalid { message: error.to_string() },
+            Err(error) => Response::InvalidRequest { message: error.to_string() },
         }
     }
 
@@ -278,7 +278,7 @@ fn check(spec: &Spec, descriptors: usize) -> Result<(), InvalidEndpoint> {
     if spec.socket.mode & !0o777 != 0 {
         return Err(InvalidEndpoint::Mode(spec.socket.mode));
     }
-    if descriptors != usize::from(spec.socket.directory_given) {
+    if descriptors != spec.kind.descriptors() {
         return Err(InvalidEndpoint::Descriptors(descriptors));
     }
     Ok(())
@@ -322,22 +322,17 @@ fn no_socket(error: &ListenError) -> Finding {
 #[cfg(test)]
 mod tests {
     use virtiofs_contract::config::Access;
-    use virtiofs_contract::control::SocketSpec;
+    use virtiofs_contract::control::{EndpointKind, SocketSpec};
 
     use super::*;
 
     fn spec() -> Spec {
         Spec {
             name: "share".into(),
+            kind: EndpointKind::Share,
             source: "/srv".into(),
             sub_path: None,
-            socket: SocketSpec {
-                path: "/run/s.sock".into(),
-                directory_given: false,
-                owner: None,
-                group: None,
-                mode: 0o660,
-            },
+            socket: SocketSpec { path: "/run/s.sock".into(), owner: None, group: None, mode: 0o660 },
             engine: EngineConfig::stock(Access::ReadOnly),
             exclusive: false,
             consumer: None,
@@ -348,7 +343,7 @@ mod tests {
     fn endpoints_that_cannot_be_are_refused_by_field() {
         assert_eq!(check(&spec(), 0), Ok(()));
         assert_eq!(check(&spec(), 1), Err(InvalidEndpoint::Descriptors(1)));
-        let given = Spec { socket: SocketSpec { directory_given: true, ..spec().socket }, ..spec() };
+        let given = Spec { kind: EndpointKind::Volume, ..spec() };
         assert_eq!(check(&given, 1), Ok(()));
         assert_eq!(check(&given, 0), Err(InvalidEndpoint::Descriptors(0)));
         let mut table = Vec::new();

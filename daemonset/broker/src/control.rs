@@ -64,7 +64,7 @@ fn converse(mut peer: FramedStream, broker: &Broker) -> Result<(), ChannelError>
             Ok(received) => received,
             Err(ChannelError::Closed) => return Ok(()),
             Err(ChannelError::Malformed(error)) => {
-                return peer.send(&Response::Invalid { message: error.to_string() });
+                return peer.send(&Response::InvalidRequest { message: error.to_string() });
             }
             Err(error) => return Err(error),
         };
@@ -83,9 +83,9 @@ fn converse(mut peer: FramedStream, broker: &Broker) -> Result<(), ChannelError>
 
 fn answer(broker: &Broker, request: Request, fds: Vec<OwnedFd>) -> Response {
     match request {
-        Request::Apply { endpoint, tried_at } => broker.apply(endpoint, tried_at.as_deref(), fds),
+        Request::Apply { endpoint, reuse_preflight_of } => broker.apply(endpoint, reuse_preflight_of.as_deref(), fds),
         Request::Remove { name, force } => broker.remove(&name, force),
-        Request::Exchange { name, session } => either(broker.exchange(&name, session.as_deref())),
+        Request::HandOver { name, session } => either(broker.exchange(&name, session.as_deref())),
         Request::Close { name, session } => either(broker.close(&name, session.as_deref())),
         Request::Release { name, deadline_ms, force } => either(broker.release(&name, deadline_ms, force)),
         Request::Resume { name } => either(broker.resume(&name)),
@@ -101,13 +101,13 @@ fn answer(broker: &Broker, request: Request, fds: Vec<OwnedFd>) -> Response {
 }
 
 fn either(result: Result<Response, Senseless>) -> Response {
-    result.unwrap_or_else(|Senseless(message)| Response::Invalid { message })
+    result.unwrap_or_else(|Senseless(message)| Response::InvalidRequest { message })
 }
 
 fn other_version(theirs: u32) -> Response {
-    Response::Invalid { message: format!("version {theirs} of the messages; this broker speaks {VERSION}") }
+    Response::InvalidRequest { message: format!("version {theirs} of the messages; this broker speaks {VERSION}") }
 }
 
 fn not_greeted() -> Response {
-    Response::Invalid { message: "the first request must be Hello".into() }
+    Response::InvalidRequest { message: "the first request must be Hello".into() }
 }

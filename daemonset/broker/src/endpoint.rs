@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use thiserror::Error;
-use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, Exchanging, OldestRequest, Turned};
+use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, OldestRequest, PendingHandOver, Rejection};
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
@@ -70,9 +70,9 @@ struct Inner {
     preflight: Preflight,
     listening: Option<Listening>,
     sessions: BTreeMap<String, Live>,
-    refused_connections: u64,
-    refused_exclusive: u64,
-    last_refusal: Option<Turned>,
+    rejected_connections: u64,
+    rejected_exclusive: u64,
+    last_rejection: Option<Rejection>,
     released: Option<Released>,
     sessions_started: u64,
     engines_ended: u64,
@@ -124,9 +124,9 @@ impl Endpoint {
                 preflight,
                 listening: None,
                 sessions: BTreeMap::new(),
-                refused_connections: 0,
-                refused_exclusive: 0,
-                last_refusal: None,
+                rejected_connections: 0,
+                rejected_exclusive: 0,
+                last_rejection: None,
                 released,
                 sessions_started: 0,
                 engines_ended: 0,
@@ -229,12 +229,12 @@ impl Endpoint {
     }
 
     /// Gives every session, or only one, a new engine; says which, and by which number they know it.
-    pub(crate) fn exchange(&self, session: Option<&str>) -> Vec<Exchanging> {
+    pub(crate) fn exchange(&self, session: Option<&str>) -> Vec<PendingHandOver> {
         let inner = self.inner();
         let order = |(id, live): (&String, &Live)| {
             let generation = live.shared.next_order();
-            live.post.send(Command::Exchange(generation));
-            Exchanging { session: id.clone(), generation }
+            live.post.send(Command::HandOver(generation));
+            PendingHandOver { session: id.clone(), generation }
         };
         inner.chosen(session).map(order).collect()
     }
@@ -334,9 +334,9 @@ impl Endpoint {
             preflight: inner.preflight.clone(),
             sessions_started: inner.sessions_started + sessions.len() as u64,
             sessions,
-            refused_connections: inner.refused_connections,
-            refused_exclusive: inner.refused_exclusive,
-            last_refusal: inner.last_refusal.clone(),
+            rejected_connections: inner.rejected_connections,
+            rejected_exclusive: inner.rejected_exclusive,
+            last_rejection: inner.last_rejection.clone(),
             released: inner.released().map(|released| released.status()),
             engines_started,
             totals,
@@ -370,10 +370,10 @@ impl Endpoint {
         let _open = stream.try_clone();
         if let Err(refusal) = self.open_session(stream) {
             let mut inner = self.inner();
-            inner.refused_connections += 1;
-            inner.refused_exclusive += u64::from(matches!(refusal, Refusal::Exclusive | Refusal::ExclusiveElsewhere));
+            inner.rejected_connections += 1;
+            inner.rejected_exclusive += u64::from(matches!(refusal, Refusal::Exclusive | Refusal::ExclusiveElsewhere));
             let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            inner.last_refusal = Some(Turned { at, message: refusal.to_string() });
+            inner.last_rejection = Some(Rejection { at, message: refusal.to_string() });
             tracing::warn!(endpoint = inner.spec.name, %refusal, "connection refused");
         }
     }
@@ -424,7 +424,7 @@ impl Endpoint {
         if view.begun {
             inner.sessions_started += 1;
         } else {
-            inner.refused_connections += 1;
+            inner.rejected_connections += 1;
         }
         tracing::info!(session = id, reason = %end, "session ended");
         self.session_ended.notify_all();

@@ -13,7 +13,7 @@ pub(crate) fn raise_open_files() {
 
 /// How many files the engines of all sessions together may park here: half of what may be open at all, so that
 /// guests that park without end never keep a VMM from connecting.
-pub(crate) fn parked_files() -> usize {
+pub(crate) fn stashed_files() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / 2).unwrap_or(usize::MAX)
 }

@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     fn spec(path: PathBuf) -> SocketSpec {
-        SocketSpec { path, directory_given: false, owner: None, group: None, mode: 0o660 }
+        SocketSpec { path, owner: None, group: None, mode: 0o660 }
     }
 
     #[test]

@@ -104,6 +104,6 @@ fn block_ending_signals() -> io::Result<SigSet> {
 
 fn bind_control(runtime_dir: &RuntimeDir) -> Result<BoundSocket, RunError> {
     let path = runtime_dir.control_socket();
-    let spec = SocketSpec { path, directory_given: false, owner: None, group: None, mode: 0o600 };
+    let spec = SocketSpec { path, owner: None, group: None, mode: 0o600 };
     BoundSocket::bind(&spec).map_err(|error| RunError::ControlSocket(error.into()))
 }

@@ -83,10 +83,10 @@ fn survive(guests: usize, chaos: &Chaos) {
         "{:?}: {} requests, {kills} kills, {exchanges} exchanges; {:?}",
         begin.elapsed(),
         totals.requests(),
-        totals.exchanges
+        totals.replacements
     );
     assert!(report.is_clean(), "{report}");
-    let done = &totals.exchanges;
+    let done = &totals.replacements;
     assert!(!chaos.kills || done.recoveries.count > 0, "no engine was replaced: {done:?}");
     assert!(!chaos.exchanges || done.hand_overs.count > 0, "nothing was handed over: {done:?}");
     for guest in &guests {

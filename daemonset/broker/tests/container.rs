@@ -51,9 +51,9 @@ fn a_vmm_that_the_broker_cannot_see_is_served_recovered_and_handed_over() {
     let engine = as_seen_from_here(broker.pid(), session.engine_pid.unwrap()).unwrap();
     kill(engine, Signal::SIGKILL).unwrap();
     assert_eq!(read_hello(&guest), "from the host\n");
-    until("it is recovered", || broker.status_of("data").totals.exchanges.recoveries.count == 1);
+    until("it is recovered", || broker.status_of("data").totals.replacements.recoveries.count == 1);
 
     assert_eq!(broker.control().exchange("data").len(), 1);
-    until("it is handed over", || broker.status_of("data").totals.exchanges.hand_overs.count == 1);
+    until("it is handed over", || broker.status_of("data").totals.replacements.hand_overs.count == 1);
     assert_eq!(read_hello(&guest), "from the host\n");
 }

@@ -122,8 +122,8 @@ fn an_exclusive_endpoint_says_whom_it_has_turned_away() {
     let guest = boot(&endpoint);
     assert!(Guest::boot(GuestConfig::new(&endpoint.socket.path).small()).is_err());
     let status = broker.status_of("data");
-    assert_eq!(status.refused_exclusive, 1);
-    assert!(status.last_refusal.unwrap().message.contains("exclusive"));
+    assert_eq!(status.rejected_exclusive, 1);
+    assert!(status.last_rejection.unwrap().message.contains("exclusive"));
     assert_eq!(read_hello(&guest), "from the host\n");
 }
 
@@ -206,14 +206,14 @@ fn requests_that_make_no_sense_are_invalid() {
     let mut other_source = good.clone();
     other_source.source = broker.source("elsewhere");
     let requests = [
-        Request::Apply { endpoint: other_name, tried_at: None },
-        Request::Apply { endpoint: bad_name, tried_at: None },
-        Request::Apply { endpoint: other_source, tried_at: None },
+        Request::Apply { endpoint: other_name, reuse_preflight_of: None },
+        Request::Apply { endpoint: bad_name, reuse_preflight_of: None },
+        Request::Apply { endpoint: other_source, reuse_preflight_of: None },
         Request::Preflight { source: "relative".into(), sub_path: None, engine: EngineConfig::stock(Access::ReadOnly) },
     ];
     for request in requests {
         let response = broker.control().ask(&request);
-        assert!(matches!(response, Response::Invalid { .. }), "{request:?}: {response:?}");
+        assert!(matches!(response, Response::InvalidRequest { .. }), "{request:?}: {response:?}");
     }
     drop(guest);
 }
@@ -225,12 +225,12 @@ fn another_version_is_told_so() {
     for first in [Request::Hello { version: 999 }, Request::Status] {
         let mut control = connect();
         control.send(&first).unwrap();
-        assert!(matches!(control.receive::<Response>().unwrap(), Response::Invalid { .. }));
+        assert!(matches!(control.receive::<Response>().unwrap(), Response::InvalidRequest { .. }));
         assert!(control.receive::<Response>().is_err());
     }
     let mut control = connect();
     control.send(&"not a request").unwrap();
-    assert!(matches!(control.receive::<Response>().unwrap(), Response::Invalid { .. }));
+    assert!(matches!(control.receive::<Response>().unwrap(), Response::InvalidRequest { .. }));
 }
 
 #[test]

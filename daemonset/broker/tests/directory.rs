@@ -10,14 +10,14 @@ use std::path::Path;
 
 use common::{Broker, boot, read_hello, until};
 use testkit::guest::{Guest, GuestConfig};
-use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
+use virtiofs_contract::control::{Endpoint, EndpointKind, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 
 /// An endpoint that the broker could not bind by its path.
 fn given(broker: &Broker, name: &str, source: &Path) -> Endpoint {
     let mut endpoint = Endpoint { source: source.into(), ..broker.endpoint(name) };
     endpoint.socket.path = "/where/only/the/agent/is/volume.sock".into();
-    endpoint.socket.directory_given = true;
+    endpoint.kind = EndpointKind::Volume;
     endpoint
 }
 
@@ -71,8 +71,11 @@ fn a_socket_is_bound_in_the_directory_that_was_sent_and_stays_there() {
 fn a_directory_must_come_along_and_be_one() {
     let broker = Broker::start();
     let endpoint = given(&broker, "data.volume", &broker.source("data"));
-    let answer = broker.control().ask(&Request::Apply { endpoint: endpoint.clone(), tried_at: None });
-    assert!(matches!(&answer, Response::Invalid { message } if message.contains("directoryGiven")), "{answer:?}");
+    let answer = broker.control().ask(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None });
+    assert!(
+        matches!(&answer, Response::InvalidRequest { message } if message.contains("directoryGiven")),
+        "{answer:?}"
+    );
     let file = endpoint.source.join("hello");
     let finding = broker.control().apply_in(&endpoint, &file).unwrap_err();
     assert!(finding.message.contains("volume.sock is not one of a directory"), "{finding}");
@@ -91,7 +94,7 @@ fn what_was_found_at_one_endpoint_holds_for_another_that_serves_the_same() {
     assert!(broker.control().apply_in(&beside, scratch.path()).is_err());
     let directory = fs::File::open(scratch.path()).unwrap();
     let mut control = broker.control();
-    let request = Request::Apply { endpoint: beside, tried_at: Some("data".into()) };
+    let request = Request::Apply { endpoint: beside, reuse_preflight_of: Some("data".into()) };
     let answer = control.ask_with(&request, &directory);
     assert!(matches!(&answer, Response::Applied { preflight } if *preflight == found), "{answer:?}");
 }
@@ -112,8 +115,8 @@ fn an_exclusive_source_has_one_session_at_all_its_endpoints() {
     let guest = boot(&own);
     assert!(Guest::boot(GuestConfig::new(&volume).small()).is_err());
     let refused = broker.status_of("data.volume");
-    assert_eq!((refused.refused_exclusive, refused.sessions.len()), (1, 0));
-    assert!(refused.last_refusal.unwrap().message.contains("another endpoint"));
+    assert_eq!((refused.rejected_exclusive, refused.sessions.len()), (1, 0));
+    assert!(refused.last_rejection.unwrap().message.contains("another endpoint"));
     assert_eq!(read_hello(&boot(&other)), "from the host\n", "what is not exclusive has nothing to do with it");
     drop(guest);
     until("the session is over", || broker.status_of("data").sessions.is_empty());
@@ -135,7 +138,7 @@ fn what_was_released_is_not_taken_up_at_a_new_socket() {
     let part = Endpoint { sub_path: Some("part".into()), ..volume.clone() };
     let finding = broker.control().apply_in(&part, scratch.path()).unwrap_err();
     assert_eq!(finding.reason, Reason::SourceReleased);
-    let apply = Request::Apply { endpoint: volume, tried_at: Some("data".into()) };
+    let apply = Request::Apply { endpoint: volume, reuse_preflight_of: Some("data".into()) };
     let applied = broker.control().ask_with(&apply, &fs::File::open(scratch.path()).unwrap());
     assert!(matches!(applied, Response::Applied { .. }), "{applied:?}");
     std::thread::scope(|scope| {

@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::Guest;
 use virtiofs_contract::config::{Access, CachePolicy};
-use virtiofs_contract::control::{Endpoint, ExchangeOutcome, Request, Response, SessionState};
+use virtiofs_contract::control::{Endpoint, ReplacementOutcome, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 
 /// A guest with an open file, an unlinked open file and a node it holds.
@@ -84,7 +84,7 @@ fn a_guest_does_not_notice_that_its_engine_was_killed() {
         guest.use_all();
         until("the engine is gone", || !runs(engine));
     }
-    assert_eq!(broker.status_of("data").totals.exchanges.recoveries.count, 20);
+    assert_eq!(broker.status_of("data").totals.replacements.recoveries.count, 20);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_guest_does_not_notice_an_exchange() {
         guest.use_all();
         until("the old one is gone", || !runs(engine));
     }
-    assert_eq!(broker.status_of("data").totals.exchanges.hand_overs.count, 20);
+    assert_eq!(broker.status_of("data").totals.replacements.hand_overs.count, 20);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn what_only_a_mount_can_change_waits_for_the_next_one_and_says_so() {
     endpoint.engine.writeback = true;
     broker.control().apply(&endpoint).unwrap();
     until("it is said", || {
-        broker.session_of("data").finding.is_some_and(|finding| finding.reason == Reason::NextMount)
+        broker.session_of("data").finding.is_some_and(|finding| finding.reason == Reason::RemountRequired)
     });
     assert_eq!(broker.session_of("data").state, SessionState::Serving);
     guest.use_all();
@@ -174,7 +174,9 @@ fn what_waits_for_the_next_mount_is_in_force_once_the_guest_has_unmounted() {
     let guest = boot(&endpoint);
     endpoint.engine.writeback = true;
     broker.control().apply(&endpoint).unwrap();
-    until("it waits", || broker.session_of("data").finding.is_some_and(|finding| finding.reason == Reason::NextMount));
+    until("it waits", || {
+        broker.session_of("data").finding.is_some_and(|finding| finding.reason == Reason::RemountRequired)
+    });
     guest.fuse().destroy().unwrap();
     let unmounted = Instant::now();
     until("it is in force", || broker.session_of("data").engine.writeback);
@@ -233,7 +235,7 @@ fn an_engine_that_stands_still_keeps_its_guest_and_goes_on() {
     kill_engine(engine, Signal::SIGCONT);
     guest.use_all();
     assert_eq!(engine_of(&broker), engine);
-    assert_eq!(broker.status_of("data").totals.exchanges.put_off, 1);
+    assert_eq!(broker.status_of("data").totals.replacements.aborted, 1);
     kill_engine(engine, Signal::SIGKILL);
     guest.use_all();
 }
@@ -318,20 +320,20 @@ fn an_exchange_tells_whom_it_concerns_and_when_it_is_done() {
     guests.iter().for_each(|guest| drop(read_hello(guest)));
     let before = broker.status_of("data").sessions;
     let only = before[0].id.clone();
-    let request = Request::Exchange { name: "data".into(), session: Some(only.clone()) };
-    let Response::Exchanging { sessions } = broker.control().ask(&request) else { panic!() };
+    let request = Request::HandOver { name: "data".into(), session: Some(only.clone()) };
+    let Response::HandingOver { sessions } = broker.control().ask(&request) else { panic!() };
     assert_eq!(sessions.iter().map(|it| &it.session).collect::<Vec<_>>(), [&only]);
-    until("it is done", || broker.status_of("data").sessions[0].generation >= sessions[0].generation);
+    until("it is done", || broker.status_of("data").sessions[0].active_generation >= sessions[0].generation);
     let after = broker.status_of("data").sessions;
-    let last = after[0].last_exchange.clone().unwrap();
-    assert_eq!((last.outcome, last.finding), (ExchangeOutcome::HandedOver, None));
+    let last = after[0].last_replacement.clone().unwrap();
+    assert_eq!((last.outcome, last.finding), (ReplacementOutcome::HandedOver, None));
     assert!(last.pause_ns > 0 && after[0].engine_binary.is_some());
-    assert_eq!(after[0].wanted_generation, after[0].generation);
+    assert_eq!(after[0].desired_generation, after[0].active_generation);
     assert_ne!(after[0].engine_pid, before[0].engine_pid);
     assert_eq!(after[1].engine_pid, before[1].engine_pid, "the other session was not meant");
-    assert_eq!(after[1].last_exchange, None);
+    assert_eq!(after[1].last_replacement, None);
     kill_engine(after[1].engine_pid.unwrap(), Signal::SIGKILL);
     assert_eq!(read_hello(&guests[1]), "from the host\n");
-    let recovered = broker.status_of("data").sessions.remove(1).last_exchange.unwrap();
-    assert_eq!(recovered.outcome, ExchangeOutcome::Recovered);
+    let recovered = broker.status_of("data").sessions.remove(1).last_replacement.unwrap();
+    assert_eq!(recovered.outcome, ReplacementOutcome::Recovered);
 }

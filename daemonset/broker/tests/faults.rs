@@ -94,7 +94,7 @@ fn a_session_that_ends_before_it_is_recovered_is_counted_as_given_up() {
         session.state == SessionState::Failed
     });
     drop(guest);
-    until("it is counted", || broker.status_of("data").totals.exchanges.given_up == 1);
+    until("it is counted", || broker.status_of("data").totals.replacements.abandoned == 1);
     assert!(broker.log().contains("session ends without having been recovered"));
 }
 
@@ -202,7 +202,7 @@ fn garbage_and_half_messages_are_refused() {
     half.stream().write_all(&[1, 0, 0]).unwrap();
     assert!(broker.status_of("data").sessions.is_empty());
     drop(half);
-    until("all of them are counted", || broker.status_of("data").refused_connections == 4);
+    until("all of them are counted", || broker.status_of("data").rejected_connections == 4);
 }
 
 #[test]
@@ -224,9 +224,9 @@ fn silent_connections_are_limited_and_do_not_last() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let silent: Vec<UnixStream> = (0..30).map(|_| UnixStream::connect(&endpoint.socket.path).unwrap()).collect();
-    until("those beyond the limit are refused", || broker.status_of("data").refused_connections >= 14);
+    until("those beyond the limit are refused", || broker.status_of("data").rejected_connections >= 14);
     assert!(broker.status_of("data").sessions.is_empty());
-    until("the others are given up", || broker.status_of("data").refused_connections == 30);
+    until("the others are given up", || broker.status_of("data").rejected_connections == 30);
     drop(silent);
     assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
 }

@@ -234,7 +234,7 @@ fn files_without_a_name_are_not_lost_unless_that_is_wanted() {
     guest.fuse().write(node, fh, 0, b"kept", libc::O_RDWR).unwrap();
     guest.fuse().unlink(1, "gone").unwrap();
     let refused = release(&broker, LONG, false).unwrap_err();
-    assert_eq!(refused.reason, Reason::FilesHeld);
+    assert_eq!(refused.reason, Reason::OrphanedFilesOpen);
     assert!(refused.message.contains("1 open files"), "{refused}");
     assert_eq!(guest.fuse().read(node, fh, 0, 10).unwrap(), b"kept");
     assert_eq!(read_hello(&other), "from the host\n");
@@ -327,14 +327,14 @@ fn senseless_orders_are_refused_by_name() {
         (Request::Release { name: "data".into(), deadline_ms: u64::MAX, force: false }, "deadlineMs"),
         (Request::Resume { name: "other".into() }, "other"),
         (Request::Close { name: "data".into(), session: Some("data-7".into()) }, "data-7"),
-        (Request::Exchange { name: "data".into(), session: Some("x".repeat(1 << 20)) }, "no session"),
+        (Request::HandOver { name: "data".into(), session: Some("x".repeat(1 << 20)) }, "no session"),
         (Request::Trace { session: "data-7".into(), duration_ms: 1, rate: 1 }, "data-7"),
         (Request::ReadTrace { session: "data-7".into(), after: u64::MAX }, "data-7"),
         (Request::Put { key: String::new(), value: None }, "key"),
         (Request::Put { key: "k".into(), value: Some("x".repeat((1 << 20) + 1)) }, "value"),
     ] {
         match broker.control().ask(&request) {
-            Response::Invalid { message } => assert!(message.contains(word), "{message}"),
+            Response::InvalidRequest { message } => assert!(message.contains(word), "{message}"),
             other => panic!("{request:?}: {other:?}"),
         }
     }

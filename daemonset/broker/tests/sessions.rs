@@ -255,7 +255,7 @@ fn an_exclusive_endpoint_has_one_session() {
     let guest = boot(&endpoint);
     assert!(Guest::boot(GuestConfig::new(&endpoint.socket.path).small()).is_err());
     assert_eq!(read_hello(&guest), "from the host\n");
-    assert_eq!(broker.status_of("data").refused_connections, 1);
+    assert_eq!(broker.status_of("data").rejected_connections, 1);
     drop(guest);
     until("the session is over", || broker.status_of("data").sessions.is_empty());
     assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");

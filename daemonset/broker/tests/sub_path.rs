@@ -32,8 +32,9 @@ fn a_guest_sees_the_directory_and_nothing_above_it() {
     assert_eq!(read_hello(&boot(&whole)), "from the host\n");
     let mut elsewhere = part.clone();
     elsewhere.sub_path = Some("a".into());
-    let answer =
-        broker.control().ask(&virtiofs_contract::control::Request::Apply { endpoint: elsewhere, tried_at: None });
+    let answer = broker
+        .control()
+        .ask(&virtiofs_contract::control::Request::Apply { endpoint: elsewhere, reuse_preflight_of: None });
     assert!(format!("{answer:?}").contains("cannot change"), "{answer:?}");
 }
 

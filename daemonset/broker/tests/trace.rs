@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Broker, boot, read_hello, until};
-use virtiofs_contract::control::{LONGEST_TRACE_MS, Request, Response, SessionState, Traced};
+use virtiofs_contract::control::{LONGEST_TRACE_MS, Request, Response, SessionState, TraceReply};
 use virtiofs_contract::counters::OPERATION_NAMES;
 use virtiofs_contract::trace::{MAX_RATE, TraceEntry};
 
@@ -14,9 +14,9 @@ fn start(broker: &Broker, session: &str, duration_ms: u64, rate: u32) {
     assert!(matches!(answer, Response::Tracing { .. }), "{answer:?}");
 }
 
-fn read(broker: &Broker, session: &str, after: u64) -> Traced {
+fn read(broker: &Broker, session: &str, after: u64) -> TraceReply {
     match broker.control().ask(&Request::ReadTrace { session: session.into(), after }) {
-        Response::Traced(traced) => traced,
+        Response::TraceEntries(traced) => traced,
         other => panic!("{other:?}"),
     }
 }
@@ -32,7 +32,7 @@ fn requests_are_logged_while_that_is_wanted_and_no_longer() {
     let guest = boot(&endpoint);
     let id = broker.session_of("data").id;
     read_hello(&guest);
-    assert_eq!(read(&broker, &id, 0), Traced { over: true, ..Traced::default() }, "nobody asked for it");
+    assert_eq!(read(&broker, &id, 0), TraceReply { ended: true, ..TraceReply::default() }, "nobody asked for it");
     start(&broker, &id, LONGEST_TRACE_MS, MAX_RATE);
     assert!(broker.session_of("data").trace.is_some());
     let fuse = guest.fuse();
@@ -59,10 +59,10 @@ fn requests_are_logged_while_that_is_wanted_and_no_longer() {
         ]
     );
     assert!(traced.entries.iter().all(|entry| entry.duration_ns > 0 && entry.unique > 0 && entry.at_ns > 0));
-    assert!(!traced.over && traced.lost == 0);
+    assert!(!traced.ended && traced.lost == 0);
     start(&broker, &id, 0, MAX_RATE);
     read_hello(&guest);
-    assert_eq!(read(&broker, &id, traced.next), Traced { next: traced.next, over: true, ..Traced::default() });
+    assert_eq!(read(&broker, &id, traced.next), TraceReply { next: traced.next, ended: true, ..TraceReply::default() });
     assert!(broker.session_of("data").trace.is_none());
 }
 
@@ -76,7 +76,7 @@ fn a_trace_goes_on_with_the_next_engine_and_leaves_out_what_comes_too_fast() {
     read_hello(&guest);
     let before = read(&broker, &session.id, 0);
     let wanted = broker.control().exchange("data").remove(0).generation;
-    until("another engine serves", || broker.session_of("data").generation >= wanted);
+    until("another engine serves", || broker.session_of("data").active_generation >= wanted);
     read_hello(&guest);
     let after = read(&broker, &session.id, before.next);
     let names: Vec<_> = after.entries.iter().map(operation).collect();
@@ -84,6 +84,6 @@ fn a_trace_goes_on_with_the_next_engine_and_leaves_out_what_comes_too_fast() {
     start(&broker, &session.id, LONGEST_TRACE_MS, 1);
     (0..100).for_each(|_| drop(read_hello(&guest)));
     let slow = read(&broker, &session.id, after.next);
-    assert!(slow.left_out > 0 && (slow.entries.len() as u64) < 400);
+    assert!(slow.rate_limited > 0 && (slow.entries.len() as u64) < 400);
     assert_eq!(guest.violations(), []);
 }

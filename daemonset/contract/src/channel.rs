@@ -1,4 +1,4 @@
-//! How messages travel: datagrams with file descriptors (broker <-> engine) and framed JSON on a stream
+//! Message channels: datagrams with file descriptors (broker <-> engine) and framed JSON on a stream
 //! (agent <-> broker).
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -21,37 +21,49 @@ pub const MAX_MESSAGE: usize = 16 << 20;
 /// Most bytes of one datagram between broker and engine.
 const MAX_PACKET: usize = 128 << 10;
 
-/// Most file descriptors beside one datagram.
+/// Most file descriptors of one message.
 const MAX_FDS: usize = 8;
 
-/// Why a message did not arrive, or did not leave.
+/// Why a message could not be sent or received. Displays its cause, so it has no `source`.
 #[derive(Debug, Error)]
 pub enum ChannelError {
-    /// The other side has closed the channel.
-    #[error("the other side has closed the channel")]
+    /// The peer closed the channel.
+    #[error("the peer closed the channel")]
     Closed,
     /// The socket failed.
     #[error("socket: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     /// The bytes are not a message of this version.
     #[error("not a message of this version: {0}")]
-    Malformed(#[from] serde_json::Error),
+    Malformed(serde_json::Error),
     /// A message is larger than either side may send.
-    #[error("a message of {0} bytes; at most {MAX_MESSAGE} are allowed")]
+    #[error("message of {0} bytes exceeds the limit of {MAX_MESSAGE}")]
     TooLarge(usize),
-    /// More file descriptors came than either side may send. None of them is kept.
-    #[error("more than {MAX_FDS} descriptors beside one message")]
+    /// A message carries more file descriptors than either side may send. All of them are closed.
+    #[error("message with more than {MAX_FDS} file descriptors")]
     TooManyFds,
 }
 
-/// One end of a `SOCK_SEQPACKET` pair: one JSON document a datagram, file descriptors beside it.
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> Self {
+        ChannelError::Io(error)
+    }
+}
+
+impl From<serde_json::Error> for ChannelError {
+    fn from(error: serde_json::Error) -> Self {
+        ChannelError::Malformed(error)
+    }
+}
+
+/// One end of a `SOCK_SEQPACKET` pair. A datagram is one JSON document and its file descriptors.
 #[derive(Debug)]
 pub struct PacketChannel {
     socket: OwnedFd,
 }
 
 impl PacketChannel {
-    /// A connected pair, both ends close-on-exec.
+    /// Creates a connected pair, both ends close-on-exec.
     pub fn pair() -> io::Result<(Self, Self)> {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((PacketChannel { socket: a }, PacketChannel { socket: b }))
@@ -82,7 +94,7 @@ impl PacketChannel {
         Ok(())
     }
 
-    /// Waits for one message and takes the file descriptors beside it, close-on-exec.
+    /// Waits for one message and receives its file descriptors, close-on-exec.
     pub fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
         let mut buffer = vec![0u8; MAX_PACKET];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -90,7 +102,7 @@ impl PacketChannel {
         let received = retry(|| {
             recvmsg(&self.socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
         })?;
-        // Taken before anything can fail, so that whatever was received is closed again then.
+        // Collect the descriptors before anything can fail, so that they are closed then.
         let mut fds = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -128,19 +140,19 @@ impl From<PacketChannel> for OwnedFd {
     }
 }
 
-/// JSON documents on a stream, each behind its length (4 bytes, little endian).
+/// JSON documents on a stream, each after its length (4 bytes, little endian).
 #[derive(Debug)]
 pub struct FramedStream {
     stream: UnixStream,
 }
 
 impl FramedStream {
-    /// Messages on this connection.
+    /// Sends and receives messages on this connection.
     pub fn new(stream: UnixStream) -> Self {
         FramedStream { stream }
     }
 
-    /// The connection below.
+    /// The connection.
     pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
@@ -150,7 +162,7 @@ impl FramedStream {
         self.send_with(message, &[])
     }
 
-    /// Sends one message and its file descriptors, which travel with its first byte.
+    /// Sends one message and its file descriptors, which are attached to its first byte.
     pub fn send_with<M: Serialize>(&mut self, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
         let body = serde_json::to_vec(message)?;
         if body.len() > MAX_MESSAGE {
@@ -159,17 +171,17 @@ impl FramedStream {
         let mut frame = Vec::with_capacity(4 + body.len());
         frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
         frame.extend_from_slice(&body);
-        let sent = if fds.is_empty() { 0 } else { send_beside(&self.stream, &frame, fds)? };
+        let sent = if fds.is_empty() { 0 } else { send_attached(&self.stream, &frame, fds)? };
         self.stream.write_all(&frame[sent..])?;
         Ok(())
     }
 
-    /// Waits for one message. File descriptors beside it are closed.
+    /// Waits for one message and closes its file descriptors.
     pub fn receive<M: DeserializeOwned>(&mut self) -> Result<M, ChannelError> {
         self.receive_with().map(|(message, _)| message)
     }
 
-    /// Waits for one message and takes the file descriptors beside it, close-on-exec.
+    /// Waits for one message and receives its file descriptors, close-on-exec.
     pub fn receive_with<M: DeserializeOwned>(&mut self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
         let mut reader = FdReader { stream: &self.stream, fds: Vec::new(), too_many: false };
         let mut length = [0u8; 4];
@@ -191,8 +203,8 @@ impl FramedStream {
     }
 }
 
-/// Sends as much as goes at once; the descriptors are with it, however much that is.
-fn send_beside(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, ChannelError> {
+/// Sends a first part of the bytes with the descriptors and returns its length.
+fn send_attached(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, ChannelError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if fds.len() > MAX_FDS || !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -201,7 +213,7 @@ fn send_beside(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
     Ok(retry(|| sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL))?)
 }
 
-/// Reads a stream and keeps the descriptors that come along.
+/// Reads a stream and collects the descriptors it carries.
 struct FdReader<'a> {
     stream: &'a UnixStream,
     fds: Vec<OwnedFd>,

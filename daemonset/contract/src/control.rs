@@ -1,7 +1,6 @@
-//! Agent <-> broker: requests and answers on the broker's control socket.
+//! Agent <-> broker: requests and responses on the broker's control socket.
 //!
-//! One [`Response`] to each [`Request`], in order. The first request of a
-//! connection is [`Request::Hello`].
+//! Each [`Request`] gets one [`Response`], in order. The first request of a connection is [`Request::Hello`].
 
 use std::path::PathBuf;
 
@@ -23,29 +22,53 @@ pub const LONGEST_RELEASE_MS: u64 = 24 * 60 * 60 * 1000;
 /// Longest time, in milliseconds, for which a session may be traced.
 pub const LONGEST_TRACE_MS: u64 = 60 * 60 * 1000;
 
-/// A place where VMMs connect: one socket, one source, one configuration for all sessions that start there.
+/// A socket where VMMs connect, with one source and one configuration for all sessions that start there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Endpoint {
     /// Name of the endpoint, unique in this broker: at most 253 of `[a-z0-9.-]`.
     pub name: String,
+    /// Who requested the endpoint.
+    pub kind: EndpointKind,
     /// Canonical path of the directory to serve.
     pub source: PathBuf,
     /// Directory below the source that is served instead of it: a relative path without `.` and `..`. It is
-    /// resolved anew at each engine start, without ever leaving the source and without following a symbolic link.
+    /// resolved at each engine start, never leaves the source and never follows a symbolic link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sub_path: Option<PathBuf>,
     /// The socket to listen on.
     pub socket: SocketSpec,
-    /// Configuration of its engines. Sessions that run are handed over to engines of a new one.
+    /// Configuration of its engines. When it changes, running sessions are handed over to engines with the new one.
     pub engine: EngineConfig,
-    /// Is a second session at the same time refused? It counts what is connected at other exclusive endpoints of the
-    /// same source too: several endpoints are no way around it.
+    /// True if at most one session may run at a time. Sessions at other exclusive endpoints of the same source count
+    /// too, so a second endpoint is no way around it.
     #[serde(default)]
     pub exclusive: bool,
-    /// For whom it is, in words for people. Nobody acts upon them.
+    /// The consumer, for people to read. Nothing depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<String>,
+}
+
+/// Who requested an endpoint. The kind also decides how the directory of its socket is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum EndpointKind {
+    /// A share: its own endpoint.
+    Share,
+    /// A person, with the `socket` command.
+    Socket,
+    /// A pod, through the CSI driver. The directory of the socket is not looked up by its path: the request carries its
+    /// descriptor. The path is for display; its last component names the socket in that directory.
+    Volume,
+}
+
+impl EndpointKind {
+    /// Descriptors that [`Request::Apply`] carries for an endpoint of this kind.
+    pub fn descriptors(self) -> usize {
+        match self {
+            EndpointKind::Share | EndpointKind::Socket => 0,
+            EndpointKind::Volume => 1,
+        }
+    }
 }
 
 /// Where to listen, and who may connect.
@@ -54,10 +77,6 @@ pub struct Endpoint {
 pub struct SocketSpec {
     /// Path of the socket.
     pub path: PathBuf,
-    /// Is the socket's directory not looked for at `path`, but the one whose descriptor comes beside the request? The
-    /// path then says where that is for whoever asks, and its last part is the socket's name there.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub directory_given: bool,
     /// Owner; none: the broker's user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<u32>,
@@ -71,44 +90,43 @@ pub struct SocketSpec {
 /// Agent to broker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Request {
-    /// The first request. Answered with [`Response::Welcome`].
+    /// The first request. Reply: [`Response::Welcome`].
     Hello {
         /// Must be [`VERSION`](crate::VERSION).
         version: u32,
     },
-    /// Bring the endpoint of this name into being, or change it. The configuration is tried first
-    /// (preflight); where that fails nothing changes and the answer is [`Response::Refused`]. Doing it
-    /// twice is doing it once: a socket that is in place, in the same directory, is not bound anew. Answered with
-    /// [`Response::Applied`]. Where [`SocketSpec::directory_given`], one descriptor comes beside it: the directory.
+    /// Create or change the endpoint of this name. The broker first tries the configuration in a preflight; if that
+    /// fails, nothing changes and the reply is [`Response::Refused`]. Idempotent: a socket that already listens in the
+    /// same directory is not bound again. Reply: [`Response::Applied`]. Carries [`EndpointKind::descriptors`].
     Apply {
-        /// The endpoint wanted.
+        /// The desired endpoint.
         endpoint: Endpoint,
-        /// Name of another endpoint. If that is in force with the same directory and configuration, what its trial
-        /// found is taken for this one too, and nothing is tried.
+        /// Name of another endpoint. If that one is active with the same directory and configuration, its preflight
+        /// result is used and no preflight runs.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        tried_at: Option<String>,
+        reuse_preflight_of: Option<String>,
     },
-    /// Stop listening at the endpoint. Its sessions run on until their VMM leaves, or end at once with
-    /// `force`. An unknown name is no error. Answered with [`Response::Done`].
+    /// Stop listening at the endpoint. Its sessions continue until their VMM disconnects; with `force` they end at
+    /// once. An unknown name is no error. Reply: [`Response::Done`].
     Remove {
         /// Name of the endpoint.
         name: String,
         /// End its sessions too.
         force: bool,
     },
-    /// Give every session of the endpoint a new engine: of a new binary, or as a remedy. It takes over from the
-    /// one that serves, between two requests; one that cannot be brought to rest goes on, with a finding.
-    /// Answered with [`Response::Exchanging`] before it is done; [`SessionStatus::generation`] and
-    /// [`SessionStatus::last_exchange`] tell how it went.
-    Exchange {
+    /// Hand every session of the endpoint over to a new engine, to use a new binary or as a remedy. The new engine takes
+    /// over between two requests. An engine that does not quiesce continues to serve, and the session gets a finding.
+    /// Reply: [`Response::HandingOver`], before it is done; [`SessionStatus::active_generation`] and
+    /// [`SessionStatus::last_replacement`] report the outcome.
+    HandOver {
         /// Name of the endpoint.
         name: String,
         /// Only this session.
         #[serde(default)]
         session: Option<String>,
     },
-    /// End sessions of the endpoint, whatever their guests are doing. The endpoint goes on listening, if it did.
-    /// Answered with [`Response::Closed`].
+    /// End sessions of the endpoint, whatever their guests are doing. The endpoint continues to listen. Reply:
+    /// [`Response::Closed`].
     Close {
         /// Name of the endpoint.
         name: String,
@@ -116,66 +134,65 @@ pub enum Request {
         #[serde(default)]
         session: Option<String>,
     },
-    /// Have every session of the endpoint let go of the source, so that the host can unmount it. Engines come to
-    /// rest between two requests and end; guests wait, and so do VMMs that connect meanwhile. It ends with
-    /// [`Request::Resume`] or by itself after the deadline. All sessions do it or none: answered with
-    /// [`Response::Released`] once nothing of the source is open any more, or with [`Response::Refused`] and every
-    /// session serving as before (`EngineStuck`: one did not come to rest; `FilesHeld`: guests would lose files).
-    /// A source that is released already is released until the new deadline.
+    /// Make every session of the endpoint close the source, so that the host can unmount it. Engines quiesce and end;
+    /// guests wait, and so do VMMs that connect meanwhile. Sessions resume on [`Request::Resume`] or at the deadline.
+    /// All sessions release the source or none does. Reply: [`Response::Released`] once nothing of the source is open,
+    /// or [`Response::Refused`] with every session serving as before (`EngineStuck`: an engine did not quiesce;
+    /// `OrphanedFilesOpen`: guests would lose files). Releasing a released source sets a new deadline.
     Release {
         /// Name of the endpoint.
         name: String,
-        /// After how many milliseconds sessions go on by themselves: [`SHORTEST_RELEASE_MS`] to
-        /// [`LONGEST_RELEASE_MS`], letting go included.
+        /// Milliseconds after which sessions resume by themselves, the time to release included:
+        /// [`SHORTEST_RELEASE_MS`] to [`LONGEST_RELEASE_MS`].
         deadline_ms: u64,
-        /// Also if guests have files open that no name leads to, which they lose by it.
+        /// Release even if guests lose open files to which no name leads.
         #[serde(default)]
         force: bool,
     },
-    /// Take a released source up again. Answered with [`Response::Done`], or, where the source is not there, with
-    /// [`Response::Refused`]: it stays released then. An endpoint that is not released stays as it is.
+    /// Use a released source again. Reply: [`Response::Done`], or [`Response::Refused`] if the source is not there; it
+    /// then stays released. No effect on an endpoint that is not released.
     Resume {
         /// Name of the endpoint.
         name: String,
     },
-    /// Log the requests of one session for a while. A trace that runs already is prolonged or cut short, and what
-    /// it has logged stays. Answered with [`Response::Tracing`].
+    /// Log the requests of one session for a while. A trace that is running gets the new duration and keeps its
+    /// entries. Reply: [`Response::Tracing`].
     Trace {
         /// The session.
         session: String,
-        /// For how many milliseconds; at most [`LONGEST_TRACE_MS`], 0: it ends now.
+        /// Duration in milliseconds; at most [`LONGEST_TRACE_MS`], 0: the trace ends now.
         duration_ms: u64,
-        /// Most requests to log in one second, at most [`MAX_RATE`](crate::trace::MAX_RATE); what comes faster is
-        /// counted and left out.
+        /// Most requests to log in one second, at most [`MAX_RATE`](crate::trace::MAX_RATE); further requests are only
+        /// counted.
         rate: u32,
     },
-    /// What has been logged since. Any number of readers may follow one trace, each with its own position.
-    /// Answered with [`Response::Traced`].
+    /// Read entries of a trace. Any number of readers may follow one trace, each from its own position. Reply:
+    /// [`Response::TraceEntries`].
     ReadTrace {
         /// The session.
         session: String,
-        /// Where to go on: [`Traced::next`] of the answer before. 0: with the oldest that is still there.
+        /// Position to read from: [`TraceReply::next`] of the previous reply; 0: the oldest entry that is left.
         after: u64,
     },
-    /// Keep this for the agent, which need not keep anything itself. It lasts as long as the broker. Answered with
-    /// [`Response::Done`], or [`Response::Invalid`] beyond the limits of [`store`].
+    /// Store a value for the agent. It lasts as long as the broker. Reply: [`Response::Done`], or
+    /// [`Response::InvalidRequest`] beyond the limits of [`store`].
     Put {
         /// 1 to [`store::MAX_KEY`] bytes.
         key: String,
-        /// At most [`store::MAX_VALUE`] bytes; none: the key is forgotten.
+        /// At most [`store::MAX_VALUE`] bytes; none: the key is deleted.
         value: Option<String>,
     },
-    /// Answered with [`Response::Value`].
+    /// Read a stored value. Reply: [`Response::Value`].
     Get {
         /// The key.
         key: String,
     },
-    /// Which keys begin like this? Answered with [`Response::Keys`].
+    /// List stored keys. Reply: [`Response::Keys`].
     ListKeys {
-        /// How they begin.
+        /// Prefix of the keys.
         prefix: String,
     },
-    /// Try a configuration on a source without serving it. Answered with [`Response::Tried`] or
+    /// Try a configuration on a source without serving it. Reply: [`Response::PreflightPassed`] or
     /// [`Response::Refused`].
     Preflight {
         /// Canonical path of the directory.
@@ -183,10 +200,10 @@ pub enum Request {
         /// As in [`Endpoint::sub_path`].
         #[serde(default)]
         sub_path: Option<PathBuf>,
-        /// What to try.
+        /// The configuration.
         engine: EngineConfig,
     },
-    /// Answered with [`Response::Status`].
+    /// Report the broker's status. Reply: [`Response::Status`].
     Status,
 }
 
@@ -200,33 +217,33 @@ pub enum Response {
         /// The broker's process id.
         pid: u32,
     },
-    /// The endpoint is as asked.
+    /// To `Apply`: the endpoint is active.
     Applied {
-        /// What the trial engine found.
+        /// Result of the preflight.
         preflight: Preflight,
     },
     /// To `Preflight`.
-    Tried {
-        /// What the trial engine found.
+    PreflightPassed {
+        /// Result of the preflight.
         preflight: Preflight,
     },
     /// To `Remove`, `Resume` and `Put`.
     Done,
-    /// To `Exchange`: it is under way.
-    Exchanging {
+    /// To `HandOver`: it has begun.
+    HandingOver {
         /// The sessions concerned.
-        sessions: Vec<Exchanging>,
+        sessions: Vec<PendingHandOver>,
     },
     /// To `Close`.
     Closed {
         /// The sessions that were ended.
         sessions: Vec<String>,
     },
-    /// To `Release`: nothing of the source is open any more.
+    /// To `Release`: nothing of the source is open.
     Released {
         /// The sessions that wait.
         sessions: Vec<String>,
-        /// When they go on by themselves, in seconds since the Unix epoch.
+        /// When they resume by themselves, in seconds since the Unix epoch.
         until: u64,
     },
     /// To `Trace`.
@@ -235,10 +252,10 @@ pub enum Response {
         until: u64,
     },
     /// To `ReadTrace`.
-    Traced(Traced),
+    TraceEntries(TraceReply),
     /// To `Get`.
     Value {
-        /// What was put there; none: nothing.
+        /// The stored value; none: the key does not exist.
         value: Option<String>,
     },
     /// To `ListKeys`.
@@ -248,45 +265,45 @@ pub enum Response {
     },
     /// To `Status`.
     Status(Box<Status>),
-    /// Nothing was changed.
+    /// The request cannot be fulfilled; nothing was changed.
     Refused {
-        /// Why, and what would help.
+        /// The reason, and the remedy.
         finding: Finding,
     },
-    /// The request itself makes no sense; nothing was changed.
-    Invalid {
+    /// The request is not valid; nothing was changed.
+    InvalidRequest {
         /// What is wrong with it.
         message: String,
     },
 }
 
-/// A session that is about to have another engine.
+/// A session that is being handed over to a new engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Exchanging {
-    /// Its name.
+pub struct PendingHandOver {
+    /// Name of the session.
     pub session: String,
-    /// It is done once [`SessionStatus::generation`] is at least this.
+    /// The hand-over is done once [`SessionStatus::active_generation`] is at least this.
     pub generation: u64,
 }
 
-/// A piece of a trace.
+/// Entries of a trace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Traced {
-    /// Requests in the order in which they were logged, which is that of their replies.
+pub struct TraceReply {
+    /// Requests in the order in which they were logged, which is the order of their replies.
     pub entries: Vec<TraceEntry>,
-    /// Where to go on.
+    /// Position of the next entry.
     pub next: u64,
-    /// How many between `after` and `next` were lost: overwritten before they were read.
+    /// Entries between `after` and `next` that were overwritten before they were read.
     pub lost: u64,
-    /// How many requests were left out since the trace began because they came too fast.
-    pub left_out: u64,
-    /// Has the time of the trace passed? What was logged can still be read.
-    pub over: bool,
+    /// Requests since the trace began that exceeded the rate and were not logged.
+    pub rate_limited: u64,
+    /// True if the trace has ended. Its entries can still be read.
+    pub ended: bool,
 }
 
-/// Limits of what the broker keeps for the agent.
+/// Limits of the broker's key-value store.
 pub mod store {
     /// Most bytes of a key.
     pub const MAX_KEY: usize = 256;
@@ -304,7 +321,7 @@ pub mod store {
 pub struct Status {
     /// The broker's process id.
     pub pid: u32,
-    /// Endpoints that listen, and those removed whose sessions run on.
+    /// Endpoints that listen, and removed ones with sessions left.
     pub endpoints: Vec<EndpointStatus>,
 }
 
@@ -312,49 +329,49 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointStatus {
-    /// The endpoint in force.
+    /// The active endpoint.
     pub endpoint: Endpoint,
-    /// Does it accept VMMs? Not when somebody has taken its socket away.
+    /// True if it accepts VMMs. False if the socket was removed from its directory.
     pub listening: bool,
-    /// What its last trial found.
+    /// Result of its last preflight.
     pub preflight: Preflight,
     /// Sessions that are connected.
     pub sessions: Vec<SessionStatus>,
     /// Connections that ended without becoming a session, since the broker started.
-    pub refused_connections: u64,
-    /// Those of them that were refused because the endpoint is exclusive and has a session.
-    pub refused_exclusive: u64,
-    /// The last connection that was turned away.
-    pub last_refusal: Option<Turned>,
-    /// Is the source released, and until when?
+    pub rejected_connections: u64,
+    /// Those of them that were rejected because the endpoint is exclusive and has a session.
+    pub rejected_exclusive: u64,
+    /// The last connection that was rejected.
+    pub last_rejection: Option<Rejection>,
+    /// Present while the source is released.
     pub released: Option<Released>,
     /// Sessions that began, since the broker started.
     pub sessions_started: u64,
-    /// Engines that were started for its sessions, since the broker started; trials do not count.
+    /// Engines that were started for its sessions, since the broker started; preflights do not count.
     pub engines_started: u64,
-    /// Counts of all sessions, those that have ended included. Never goes backwards while the broker lives.
+    /// Counts of all sessions, ended ones included. They never decrease while the broker runs.
     pub totals: Totals,
 }
 
-/// A connection that was turned away.
+/// A connection that was rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Turned {
-    /// When, in seconds since the Unix epoch.
+pub struct Rejection {
+    /// Time of the rejection, in seconds since the Unix epoch.
     pub at: u64,
-    /// Why.
+    /// Reason of the rejection.
     pub message: String,
 }
 
-/// A source that its sessions have let go of.
+/// A source that its sessions have released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Released {
-    /// When they go on by themselves, in seconds since the Unix epoch.
+    /// When they resume by themselves, in seconds since the Unix epoch.
     pub until: u64,
 }
 
-/// What a session is doing.
+/// State of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum SessionState {
     /// The VMM is setting the device up.
@@ -363,16 +380,16 @@ pub enum SessionState {
     Serving,
     /// The rings are stopped (the VM is paused, or its driver is not loaded).
     Stopped,
-    /// The engine has died, and another is about to take over.
+    /// The engine has died; another one is about to take over.
     Recovering,
-    /// The source was released; the guest waits until it is taken up again.
+    /// The source is released; the guest waits until it is resumed.
     Released,
-    /// There is no engine, and there will not be one soon; see the finding.
+    /// There is no engine, and none is expected soon; see the finding.
     Failed,
 }
 
 impl SessionState {
-    /// All of them.
+    /// All states.
     pub const ALL: [SessionState; 6] = [
         SessionState::Connecting,
         SessionState::Serving,
@@ -382,7 +399,7 @@ impl SessionState {
         SessionState::Failed,
     ];
 
-    /// The word as it stands in status, metrics and logs.
+    /// The name used in status, metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             SessionState::Connecting => "Connecting",
@@ -399,7 +416,7 @@ impl SessionState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EngineBinary {
-    /// Its inode number: another file at the same path has another one.
+    /// Its inode number, which tells it from another file at the same path.
     pub inode: u64,
     /// Its size in bytes.
     pub size: u64,
@@ -407,43 +424,43 @@ pub struct EngineBinary {
     pub modified: u64,
 }
 
-/// What became of an engine's replacement.
+/// Outcome of an engine's replacement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum ExchangeOutcome {
+pub enum ReplacementOutcome {
     /// Planned: another engine took over between two requests.
     HandedOver,
-    /// The engine had died: another has taken over.
+    /// The engine had died; another one took over.
     Recovered,
-    /// Planned, and put off: the engine did not come to rest, or no other could be had. It serves on.
-    PutOff,
+    /// Planned and aborted: the engine did not quiesce, or no other one could be started. It continues to serve.
+    Aborted,
 }
 
 /// The last replacement of a session's engine, or the last attempt at one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct LastExchange {
-    /// When, in seconds since the Unix epoch.
+pub struct LastReplacement {
+    /// Time of the outcome, in seconds since the Unix epoch.
     pub at: u64,
-    /// What became of it.
-    pub outcome: ExchangeOutcome,
-    /// How long the guest waited, in nanoseconds.
+    /// The outcome.
+    pub outcome: ReplacementOutcome,
+    /// Pause of the guest, in nanoseconds.
     pub pause_ns: u64,
-    /// Why it was put off.
+    /// Why it was aborted.
     pub finding: Option<Finding>,
 }
 
-/// The request that an engine has been working on longest.
+/// The oldest request in progress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OldestRequest {
-    /// For how many milliseconds.
+    /// Its age, in milliseconds.
     pub age_ms: u64,
     /// Its FUSE opcode; [`OPERATION_NAMES`](crate::counters::OPERATION_NAMES) has its name.
     pub opcode: u32,
-    /// FUSE's number of the node it is about.
+    /// FUSE node id that it is about.
     pub node: u64,
-    /// Path of that node below the share's root, as far as the engine could tell. The guest chose it: it is to be
-    /// escaped before a terminal sees it.
+    /// Path of that node below the share's root, if the engine knows it. The guest chose it: escape it before printing
+    /// it on a terminal.
     pub path: Option<String>,
 }
 
@@ -461,53 +478,53 @@ pub struct Trace {
 pub struct SessionStatus {
     /// Name of the session, unique in this broker.
     pub id: String,
-    /// What it is doing.
+    /// Its state.
     pub state: SessionState,
-    /// Process that connected, as the kernel recorded it; a record, not an authority. 0: a process outside the
+    /// Process that connected, as the kernel recorded it; for information, not for access control. 0: a process outside the
     /// broker's PID namespace.
     pub vmm_pid: i32,
     /// Seconds since the Unix epoch at which it connected.
     pub connected_at: u64,
-    /// Process that serves it.
+    /// Process id of the engine that serves it.
     pub engine_pid: Option<u32>,
-    /// How many engines have served it so far.
+    /// Number of engines that have served it so far.
     pub engines: u64,
-    /// What it was started from.
+    /// The file that the serving engine was started from.
     pub engine_binary: Option<EngineBinary>,
-    /// Which order the engine that serves fulfils: each exchange and each change of configuration is one.
-    pub generation: u64,
-    /// The last order. More than `generation`: it is under way, or put off (see `last_exchange` and `finding`).
-    pub wanted_generation: u64,
-    /// The last replacement of its engine.
-    pub last_exchange: Option<LastExchange>,
-    /// The request in progress that began first.
+    /// Generation of the serving engine. Each requested hand-over and each change of configuration begins a new one.
+    pub active_generation: u64,
+    /// The last requested generation. If it is above `active_generation`, a hand-over is in progress or was aborted
+    /// (see `last_replacement` and `finding`).
+    pub desired_generation: u64,
+    /// The last replacement of its engine, or the last attempt at one.
+    pub last_replacement: Option<LastReplacement>,
+    /// The oldest request in progress.
     pub oldest_request: Option<OldestRequest>,
     /// Its trace, while one runs.
     pub trace: Option<Trace>,
-    /// Open files of the guest that the broker keeps for it.
-    pub parked_files: u64,
+    /// Open files of the guest in the fd stash.
+    pub stashed_files: u64,
     /// Configuration of the engine that serves it.
     pub engine: EngineConfig,
     /// Bytes of guest memory that the VMM shared.
     pub guest_memory: u64,
-    /// What that engine found.
+    /// What that engine found in its preflight.
     pub preflight: Option<Preflight>,
-    /// Why it is `Failed`, or not served as asked.
+    /// Why it is `Failed`, or not served with the desired configuration.
     pub finding: Option<Finding>,
     /// Open file descriptors of the engine process.
     pub open_files: u64,
-    /// What the guest holds, after its last request.
+    /// What the guest holds after its last request.
     pub held: Held,
-    /// How many inodes it may hold: no more than `engine.maxInodes`, nor than was allowed when it connected, for
-    /// which the session's ledger was made.
+    /// Limit of inodes that it may hold: the smaller of `engine.maxInodes` now and when it connected, because the size of
+    /// the session's ledger is fixed.
     pub inodes_limit: u64,
     /// Counts of this session.
     pub totals: Totals,
-    /// Its last stale events, the oldest first.
+    /// The last stale events, the oldest first.
     #[serde(default)]
     pub stale_events: Vec<StaleEvent>,
-    /// The path of the source leads to another directory than the one that is served, or to none: how so. None: it
-    /// leads to what is served.
+    /// Set if the path of the source no longer leads to the directory that is served: says where it leads.
     #[serde(default)]
     pub source_gone: Option<String>,
 }

@@ -1,8 +1,8 @@
 //! Counts of one session, in a page that the engine writes and the broker reads.
 //!
-//! The broker makes the page (a sealed memfd) and hands it to each engine of the session, so counts go on
-//! across engines. Writing is one relaxed atomic addition: no system call, no lock. What an engine puts
-//! there is a number and nothing else; a hostile engine can spoil its own guest's figures, no more.
+//! The broker creates the page (a sealed memfd) and passes it to each engine of the session, so counts continue
+//! across engines. A write is one relaxed atomic addition, without a system call or a lock. The page holds only numbers:
+//! a hostile engine can falsify the figures of its own guest and nothing else.
 
 use std::fs::File;
 use std::io;
@@ -17,13 +17,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::staleness::{CAUSES, Cause, EventRing, StaleEvent, StaleTotal};
 
-/// Number of operations told apart: FUSE opcodes below this index, all others as 0.
+/// Number of operations that are distinguished: FUSE opcodes below this; all others count as 0.
 pub const OPERATIONS: usize = 64;
 
-/// Number of error numbers told apart: `errno` below this index, all others as 0.
+/// Number of error numbers that are distinguished: `errno` below this; all others count as 0.
 pub const ERRNOS: usize = 134;
 
-/// Upper bounds of the latency histogram's buckets, in nanoseconds; a last bucket takes the rest.
+/// Upper bounds of the latency histogram's buckets, in nanoseconds; the last bucket is unbounded.
 pub const LATENCY_BOUNDS_NS: [u64; 15] = [
     2_000,
     5_000,
@@ -136,22 +136,22 @@ struct Page {
     open_handles: AtomicU64,
     /// Start of the request in progress per ring, nanoseconds of CLOCK_MONOTONIC; 0: none.
     in_progress_since: [AtomicU64; crate::engine::QUEUES],
-    /// Its opcode, and the node it is about.
+    /// Its opcode, and the node that it is about.
     in_progress_opcode: [AtomicU64; crate::engine::QUEUES],
     in_progress_node: [AtomicU64; crate::engine::QUEUES],
-    /// Stale events, by the causes' order.
+    /// Stale events by cause, in the order of `CAUSES`.
     stale: [AtomicU64; CAUSES.len()],
     stale_events: EventRing,
 }
 
-/// A request that an engine is working on.
+/// A request in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InProgress {
-    /// When it began (CLOCK_MONOTONIC, nanoseconds).
+    /// Start time (CLOCK_MONOTONIC, nanoseconds).
     pub since_ns: u64,
     /// Its FUSE opcode.
     pub opcode: u32,
-    /// FUSE's number of the node it is about.
+    /// FUSE node id that it is about.
     pub node: u64,
 }
 
@@ -162,7 +162,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// A new page: the memfd to hand to engines, sealed against change of size, and its mapping.
+    /// Creates a page: the memfd to pass to engines, sealed against change of size, and its mapping.
     pub fn create() -> io::Result<(OwnedFd, Self)> {
         let fd = memfd_create(c"virtiofs-counters", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let file = File::from(fd);
@@ -172,7 +172,7 @@ impl Counters {
         Ok((file.into(), counters))
     }
 
-    /// Maps a page that the broker made.
+    /// Maps a page that the broker created.
     ///
     /// # Errors
     /// A file of another size, or one that could still shrink under the mapping.
@@ -192,7 +192,7 @@ impl Counters {
     }
 
     /// Counts one finished request: its FUSE opcode, its errno (0: success), how long it took.
-    pub fn finished(&self, opcode: u32, errno: i32, nanoseconds: u64) {
+    pub fn count_request(&self, opcode: u32, errno: i32, nanoseconds: u64) {
         let operation = &self.page().operations[operation_index(opcode)];
         operation.requests.fetch_add(1, Relaxed);
         operation.nanoseconds.fetch_add(nanoseconds, Relaxed);
@@ -204,23 +204,22 @@ impl Counters {
     }
 
     /// Counts bytes sent to the guest by a read.
-    pub fn read(&self, bytes: u64) {
+    pub fn count_read(&self, bytes: u64) {
         self.page().bytes_read.fetch_add(bytes, Relaxed);
     }
 
     /// Counts bytes taken from the guest by a write.
-    pub fn written(&self, bytes: u64) {
+    pub fn count_written(&self, bytes: u64) {
         self.page().bytes_written.fetch_add(bytes, Relaxed);
     }
 
     /// Counts a request that was not well formed.
-    pub fn malformed(&self) {
+    pub fn count_malformed(&self) {
         self.page().malformed.fetch_add(1, Relaxed);
     }
 
-    /// Counts a stale event, and keeps it among the last ones. `path` is relative to the share's root; empty: nobody
-    /// knows.
-    pub fn stale(&self, cause: Cause, path: &[u8]) {
+    /// Counts a stale event and records it among the last ones. `path` is relative to the share's root; empty: unknown.
+    pub fn count_stale(&self, cause: Cause, path: &[u8]) {
         self.page().stale[cause.index()].fetch_add(1, Relaxed);
         self.page().stale_events.push(cause, path);
     }
@@ -230,8 +229,8 @@ impl Counters {
         self.page().stale_events.events()
     }
 
-    /// Notes how many inodes the guest holds, and how many files and directories it has open.
-    pub fn hold(&self, held: Held) {
+    /// Sets how many inodes the guest holds, and how many files and directories it has open.
+    pub fn set_held(&self, held: Held) {
         self.page().held_inodes.store(held.inodes, Relaxed);
         self.page().open_handles.store(held.handles, Relaxed);
     }
@@ -241,8 +240,8 @@ impl Counters {
         Held { inodes: self.page().held_inodes.load(Relaxed), handles: self.page().open_handles.load(Relaxed) }
     }
 
-    /// Notes what `ring` is working on; none: nothing any more.
-    pub fn in_progress(&self, ring: usize, request: Option<InProgress>) {
+    /// Sets the request in progress on `ring`; none: the ring is idle.
+    pub fn set_in_progress(&self, ring: usize, request: Option<InProgress>) {
         let page = self.page();
         if ring >= crate::engine::QUEUES {
             return;
@@ -253,7 +252,7 @@ impl Counters {
         page.in_progress_since[ring].store(since_ns, Relaxed);
     }
 
-    /// How often the guest has mounted, and unmounted: its FUSE_INITs and FUSE_DESTROYs.
+    /// Number of FUSE_INITs (mounts) and FUSE_DESTROYs (unmounts) of the guest.
     pub fn mounts(&self) -> (u64, u64) {
         let requests = |opcode: usize| self.page().operations[opcode].requests.load(Relaxed);
         (requests(INIT), requests(DESTROY))
@@ -292,12 +291,11 @@ impl Counters {
                 .map(|cause| StaleTotal { cause: *cause, events: read(&page.stale[cause.index()]) })
                 .filter(|total| total.events != 0)
                 .collect(),
-            exchanges: Exchanges::default(),
+            replacements: Replacements::default(),
         }
     }
 
-    /// The request in progress that began first. Of one that ends just now, opcode and node may be those of the
-    /// next.
+    /// The oldest request in progress. If it ends during the call, opcode and node may be those of the next one.
     pub fn oldest_in_progress(&self) -> Option<InProgress> {
         let page = self.page();
         let at = |ring: usize| InProgress {
@@ -322,11 +320,11 @@ fn bucket(nanoseconds: u64) -> usize {
     LATENCY_BOUNDS_NS.iter().position(|bound| nanoseconds <= *bound).unwrap_or(BUCKETS - 1)
 }
 
-/// What a guest holds at one moment.
+/// Number of objects that a guest holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Held {
-    /// Inodes that it was told of and has not forgotten.
+    /// Inodes that it has looked up and not forgotten.
     pub inodes: u64,
     /// Files and directories that it has open.
     pub handles: u64,
@@ -336,61 +334,61 @@ pub struct Held {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Totals {
-    /// Per operation, in order of opcode; operations never requested are left out.
+    /// Per operation, in order of opcode; operations that were never requested are omitted.
     pub operations: Vec<OperationTotals>,
-    /// Per error number, in order; numbers never sent are left out.
+    /// Per error number, in order; numbers that were never sent are omitted.
     pub errnos: Vec<ErrnoTotal>,
-    /// Bytes that reads sent to guests.
+    /// Bytes sent to guests by reads.
     pub bytes_read: u64,
-    /// Bytes that writes took from guests.
+    /// Bytes received from guests by writes.
     pub bytes_written: u64,
     /// Requests that were not well formed.
     pub malformed: u64,
-    /// Stale events per cause, in the causes' order; causes never seen are left out.
+    /// Stale events by cause, in the order of [`CAUSES`]; causes without events are omitted.
     #[serde(default)]
     pub stale: Vec<StaleTotal>,
-    /// Engines exchanged under guests. Counted by the broker, not in the page.
+    /// Replacements of engines. The broker counts them; they are not in the page.
     #[serde(default)]
-    pub exchanges: Exchanges,
+    pub replacements: Replacements,
 }
 
-/// How often engines were exchanged, and how long guests waited for it.
+/// Replacements of engines by outcome, and the pauses of guests.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Exchanges {
-    /// Planned, between two requests: from the order to come to rest until the new engine serves.
+pub struct Replacements {
+    /// Planned, between two requests. The pause lasts from Quiesce until the new engine serves.
     pub hand_overs: Pauses,
-    /// After an engine's death: from its discovery until the new engine serves.
+    /// After an engine's death. The pause lasts from its detection until the new engine serves.
     pub recoveries: Pauses,
-    /// Planned ones that were put off because the engine did not come to rest.
-    pub put_off: u64,
-    /// Deaths after which no other engine served before the session ended.
+    /// Hand-overs that were aborted because the engine did not quiesce or the new one failed.
+    pub aborted: u64,
+    /// Recoveries that were abandoned: the session ended before another engine served.
     #[serde(default)]
-    pub given_up: u64,
+    pub abandoned: u64,
 }
 
 /// Pauses of one kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pauses {
-    /// How many.
+    /// Number of pauses.
     pub count: u64,
     /// Their sum, in nanoseconds.
     pub nanoseconds: u64,
-    /// How many took how long, by [`LATENCY_BOUNDS_NS`]; not cumulative. Empty while there was none.
+    /// Number of pauses by bucket of [`LATENCY_BOUNDS_NS`]; not cumulative. Empty if there was none.
     pub latency: Vec<u64>,
 }
 
 impl Pauses {
-    /// Counts one.
-    pub fn note(&mut self, nanoseconds: u64) {
+    /// Records one pause.
+    pub fn record(&mut self, nanoseconds: u64) {
         self.latency.resize(BUCKETS, 0);
         self.latency[bucket(nanoseconds)] += 1;
         self.count += 1;
         self.nanoseconds += nanoseconds;
     }
 
-    /// Upper bound of the longest so far, in nanoseconds; none: there was none, or it is beyond all bounds.
+    /// Upper bound of the longest pause, in nanoseconds; none: there was no pause, or it is in the unbounded bucket.
     pub fn longest_below(&self) -> Option<u64> {
         let longest = self.latency.iter().rposition(|count| *count > 0)?;
         LATENCY_BOUNDS_NS.get(longest).copied()
@@ -418,7 +416,7 @@ pub struct OperationTotals {
     pub errors: u64,
     /// Time spent on them, in nanoseconds.
     pub nanoseconds: u64,
-    /// How many took how long, by [`LATENCY_BOUNDS_NS`]; not cumulative.
+    /// Number of requests by bucket of [`LATENCY_BOUNDS_NS`]; not cumulative.
     pub latency: Vec<u64>,
 }
 
@@ -455,10 +453,10 @@ impl Totals {
                 Err(at) => self.stale.insert(at, *theirs),
             }
         }
-        self.exchanges.hand_overs.add(&other.exchanges.hand_overs);
-        self.exchanges.recoveries.add(&other.exchanges.recoveries);
-        self.exchanges.put_off += other.exchanges.put_off;
-        self.exchanges.given_up += other.exchanges.given_up;
+        self.replacements.hand_overs.add(&other.replacements.hand_overs);
+        self.replacements.recoveries.add(&other.replacements.recoveries);
+        self.replacements.aborted += other.replacements.aborted;
+        self.replacements.abandoned += other.replacements.abandoned;
     }
 
     /// Stale events of one cause.
@@ -493,14 +491,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_mapping_sees_the_counts_and_goes_on() {
+    fn second_mapping_continues_the_counts() {
         let (fd, first) = Counters::create().unwrap();
-        first.finished(1, 0, 1_500);
-        first.finished(1, 2, 3_000_000_000);
+        first.count_request(1, 0, 1_500);
+        first.count_request(1, 2, 3_000_000_000);
         drop(first);
         let second = Counters::map(&fd).unwrap();
-        second.finished(1, 2, 10);
-        second.read(4096);
+        second.count_request(1, 2, 10);
+        second.count_read(4096);
         let totals = second.totals();
         assert_eq!(totals.requests(), 3);
         assert_eq!(totals.errnos, [ErrnoTotal { errno: 2, replies: 2 }]);
@@ -510,13 +508,13 @@ mod tests {
     }
 
     #[test]
-    fn stale_events_are_counted_by_cause_and_the_last_ones_kept() {
+    fn stale_events_are_counted_and_recorded() {
         let (fd, first) = Counters::create().unwrap();
-        first.stale(Cause::SourceRemoved, b"etc/passwd");
+        first.count_stale(Cause::SourceRemoved, b"etc/passwd");
         drop(first);
         let second = Counters::map(&fd).unwrap();
-        second.stale(Cause::SourceRemoved, b"etc/group");
-        second.stale(Cause::FdExhausted, b"");
+        second.count_stale(Cause::SourceRemoved, b"etc/group");
+        second.count_stale(Cause::FdExhausted, b"");
         let totals = second.totals();
         let counts = [Cause::FdExhausted, Cause::SourceRemoved, Cause::Fenced].map(|cause| totals.stale(cause));
         assert_eq!(counts, [1, 2, 0]);
@@ -529,10 +527,10 @@ mod tests {
     }
 
     #[test]
-    fn numbers_nobody_knows_are_counted_as_other() {
+    fn unknown_numbers_count_as_other() {
         let (_fd, counters) = Counters::create().unwrap();
-        counters.finished(u32::MAX, -7, u64::MAX);
-        counters.finished(7, 4000, 0);
+        counters.count_request(u32::MAX, -7, u64::MAX);
+        counters.count_request(7, 4000, 0);
         let totals = counters.totals();
         assert_eq!([OPERATION_NAMES[INIT], OPERATION_NAMES[DESTROY]], ["init", "destroy"]);
         assert_eq!(totals.operations.len(), 1);
@@ -541,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_cannot_be_shrunk_under_its_reader() {
+    fn page_cannot_shrink() {
         let (fd, _counters) = Counters::create().unwrap();
         assert!(File::from(fd.try_clone().unwrap()).set_len(0).is_err());
         let short = memfd_create(c"short", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
@@ -549,40 +547,40 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_request_in_progress_is_told_until_it_is_done() {
+    fn oldest_request_is_reported_until_it_finishes() {
         let (_fd, counters) = Counters::create().unwrap();
         let at = |since_ns, opcode| InProgress { since_ns, opcode, node: 7 };
-        counters.in_progress(0, Some(at(20, 1)));
-        counters.in_progress(1, Some(at(10, 2)));
-        counters.in_progress(usize::MAX, Some(at(1, 3)));
+        counters.set_in_progress(0, Some(at(20, 1)));
+        counters.set_in_progress(1, Some(at(10, 2)));
+        counters.set_in_progress(usize::MAX, Some(at(1, 3)));
         assert_eq!(counters.oldest_in_progress(), Some(at(10, 2)));
-        counters.in_progress(1, None);
+        counters.set_in_progress(1, None);
         assert_eq!(counters.oldest_in_progress(), Some(at(20, 1)));
-        counters.in_progress(0, None);
+        counters.set_in_progress(0, None);
         assert_eq!(counters.oldest_in_progress(), None);
     }
 
     #[test]
     fn pauses_add_up_by_bucket() {
         let mut one = Totals::default();
-        one.exchanges.recoveries.note(1_500);
+        one.replacements.recoveries.record(1_500);
         let mut sum = Totals::default();
         sum.add(&one);
-        one.exchanges.recoveries.note(u64::from(u32::MAX));
+        one.replacements.recoveries.record(u64::from(u32::MAX));
         sum.add(&one);
-        let pauses = &sum.exchanges.recoveries;
+        let pauses = &sum.replacements.recoveries;
         assert_eq!((pauses.count, pauses.latency[0], pauses.latency[14]), (3, 2, 1));
         assert_eq!(pauses.longest_below(), Some(10_000_000_000));
-        assert_eq!(sum.exchanges.hand_overs.longest_below(), None);
-        assert_eq!(sum.exchanges.hand_overs, Pauses::default());
+        assert_eq!(sum.replacements.hand_overs.longest_below(), None);
+        assert_eq!(sum.replacements.hand_overs, Pauses::default());
     }
 
     #[test]
     fn sums_merge_operations_in_order() {
         let (_fd, counters) = Counters::create().unwrap();
-        counters.finished(15, 0, 1);
+        counters.count_request(15, 0, 1);
         let mut sum = counters.totals();
-        counters.finished(1, 5, 1);
+        counters.count_request(1, 5, 1);
         sum.add(&counters.totals());
         let opcodes: Vec<_> = sum.operations.iter().map(|o| (o.opcode, o.requests)).collect();
         assert_eq!(opcodes, [(1, 1), (15, 2)]);

@@ -4,8 +4,8 @@
 //! as file descriptor [`CONTROL_FD`] and sends [`ToEngine::Start`]; everything else the engine needs
 //! arrives beside that message. The vhost-user protocol runs on a socket of its own.
 //!
-//! Standard output and error are one pipe that never makes a guest wait: it does not block, so a write may
-//! fail with `EAGAIN` and its line is lost. An engine must not mind (`eprintln!` would panic).
+//! Standard output and standard error are one non-blocking pipe, so that logging never blocks a guest: a write may fail
+//! with `EAGAIN`, and the line is lost. Do not use `eprintln!` in an engine, which panics on that error.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,35 +29,35 @@ pub const MAX_MEMORY_REGIONS: usize = 32;
 pub enum ToEngine {
     /// The first message. File descriptors: the source directory (`O_PATH`), a listening socket on
     /// which the broker has already connected (vhost-user), the session's counter page, the session's ledger
-    /// (a memfd of whole pages, sealed against shrinking, zeros at first), one end of the parking channel, the
+    /// (a memfd of whole pages, sealed against shrinking, all zeros at first), one end of the fd stash channel, the
     /// session's trace.
     Start {
         /// Must be [`VERSION`](crate::VERSION).
         version: u32,
         /// The session's name, for the engine's log.
         session: String,
-        /// What to do.
+        /// The engine's configuration.
         config: EngineConfig,
-        /// How the engine before this one came to its end.
+        /// How the previous engine of the session ended.
         #[serde(default)]
         predecessor: Predecessor,
     },
-    /// The first message instead of `Start`: try the configuration, report, end. File descriptor: the
+    /// The first message instead of `Start`: try the configuration, report and exit. File descriptor: the
     /// source directory (`O_PATH`).
     Preflight {
         /// Must be [`VERSION`](crate::VERSION).
         version: u32,
-        /// What to try.
+        /// The configuration to try.
         config: EngineConfig,
     },
-    /// Stop each ring at the next request boundary and leave it alone. Answered with one
-    /// [`FromEngine::Quiesced`] per ring, each as soon as that ring has come to rest.
+    /// Stop each ring at the next request boundary and do not touch it. Reply: one [`FromEngine::Quiesced`] for each
+    /// ring, as soon as that ring is quiesced.
     Quiesce,
     /// Serve the rings again.
     Resume,
-    /// Which file is this? Answered with [`FromEngine::Described`].
+    /// Report the path of a node. Reply: [`FromEngine::Described`].
     Describe {
-        /// FUSE's number of the node.
+        /// FUSE node id.
         node: u64,
     },
 }
@@ -65,14 +65,14 @@ pub enum ToEngine {
 /// Engine to broker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromEngine {
-    /// The engine is in its sandbox and waits for vhost-user messages, or (after `Preflight`) ends.
+    /// The engine is in its sandbox and waits for vhost-user messages, or (after `Preflight`) exits.
     Ready {
-        /// What it found.
+        /// Result of its preflight.
         preflight: Preflight,
     },
-    /// The engine cannot do what it was asked to, and ends.
+    /// The engine cannot serve this configuration, and exits.
     Failed {
-        /// Why, and what would help.
+        /// The reason, and the remedy.
         finding: Finding,
     },
     /// This ring is not touched until `Resume`.
@@ -84,60 +84,60 @@ pub enum FromEngine {
     Resumed,
     /// To `Describe`.
     Described {
-        /// FUSE's number of the node.
+        /// FUSE node id.
         node: u64,
-        /// Its path below the share's root; none: it is not known, or cannot be told at once.
+        /// Its path below the share's root; none: the path is unknown, or the engine is busy.
         path: Option<String>,
     },
 }
 
-/// How the engine before this one came to its end.
+/// How the previous engine of the session ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Predecessor {
-    /// There was none, or it has come to rest between two requests.
+    /// There was none, or it was quiesced between two requests.
     #[default]
-    AtRest,
+    Quiesced,
     /// It was killed from outside (SIGKILL).
     Killed,
-    /// It died of what it was doing (any other signal, or an exit).
+    /// It died by a fault of its own (any other signal, or an exit).
     Faulted,
 }
 
-/// Engine to broker, on the parking channel: a [`PacketChannel`](crate::channel::PacketChannel) of its own, so
-/// that a ring that waits for an answer there never waits for the session.
+/// Engine to broker, on the fd stash channel. It is a [`PacketChannel`](crate::channel::PacketChannel) of its own, so
+/// that a ring that waits for a reply there never waits for the session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToParking {
-    /// Keep the open file beside this message for later engines of the session. Answered with
-    /// [`FromParking::Parked`].
-    Park {
-        /// The guest's number of the handle.
+pub enum StashRequest {
+    /// Stash the open file that this message carries, for later engines of the session. Reply:
+    /// [`StashReply::Stashed`].
+    Stash {
+        /// The guest's file handle.
         handle: u64,
     },
-    /// Give me the file that was parked for this handle. Answered with [`FromParking::Fetched`].
+    /// Send the file that is stashed for this handle. Reply: [`StashReply::Fetched`].
     Fetch {
-        /// The guest's number of the handle.
+        /// The guest's file handle.
         handle: u64,
     },
-    /// The guest has closed this handle. Not answered.
+    /// The guest has closed this handle. No reply.
     Release {
-        /// The guest's number of the handle.
+        /// The guest's file handle.
         handle: u64,
     },
-    /// The guest has let go of everything. Not answered.
+    /// The guest has closed all handles. No reply.
     ReleaseAll,
 }
 
-/// Broker to engine, on the parking channel.
+/// Broker to engine, on the fd stash channel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FromParking {
-    /// To `Park`.
-    Parked {
-        /// False: as many files are kept for this session as may be.
+pub enum StashReply {
+    /// To `Stash`.
+    Stashed {
+        /// False: the session's stash is full.
         accepted: bool,
     },
     /// To `Fetch`. File descriptor, if found: the file.
     Fetched {
-        /// Was a file parked for this handle?
+        /// True if a file was stashed for this handle.
         found: bool,
     },
 }

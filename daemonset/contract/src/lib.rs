@@ -1,15 +1,15 @@
-//! The types that the node's processes exchange, and the channels they travel on.
+//! The messages between the processes of a node, and the channels that carry them.
 //!
 //! | module | between | carried by |
 //! |---|---|---|
-//! | [`config`] | everyone: what an engine is to do | inside the messages below |
-//! | [`preflight`] | engine -> broker -> agent | inside the messages below |
-//! | [`engine`] | broker <-> engine | [`channel::PacketChannel`], one datagram a message, file descriptors beside it |
+//! | [`config`] | all: the configuration of an engine | the messages below |
+//! | [`preflight`] | engine -> broker -> agent | the messages below |
+//! | [`engine`] | broker <-> engine | [`channel::PacketChannel`], one datagram a message, with file descriptors |
 //! | [`control`] | agent <-> broker | [`channel::FramedStream`], a length and a JSON document |
-//! | [`counters`], [`staleness`] | engine -> broker | a shared page of atomics, never a message |
-//! | [`trace`] | engine -> broker | a shared ring of atomics likewise |
+//! | [`counters`], [`staleness`] | engine -> broker | a shared page of atomics |
+//! | [`trace`] | engine -> broker | a shared ring of atomics |
 //!
-//! Every first message carries [`VERSION`]; a peer of another version is refused by name, never guessed at.
+//! Every first message carries [`VERSION`]; a peer of another version is rejected.
 
 pub mod channel;
 pub mod config;
@@ -20,5 +20,5 @@ pub mod preflight;
 pub mod staleness;
 pub mod trace;
 
-/// Version of every message in this crate. Raised when a change would be misread by the other side.
-pub const VERSION: u32 = 2;
+/// Version of every message in this crate. It increases with each change that the peer would misread.
+pub const VERSION: u32 = 3;

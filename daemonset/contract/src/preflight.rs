@@ -1,20 +1,20 @@
-//! What an engine found when it tried, inside its sandbox, what its configuration asks for.
+//! Preflight: an engine tries, inside its sandbox, what its configuration needs, and reports the result.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{InodeFileHandles, Limits, Sandbox};
 
-/// Why a share cannot be served, or not as asked. The same word stands in conditions, metrics and logs.
+/// Why a share cannot be served, or not as configured. Conditions, metrics and logs use the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Reason {
     /// The source does not exist.
     SourceMissing,
     /// The source is not a directory.
     SourceNotDirectory,
-    /// The source, or a path on the way to it, may not be entered or read.
+    /// The source, or a directory on its path, cannot be searched or read.
     SourceUnreadable,
-    /// The source is a place that must never be shared: a kernel file system or the runtime directory.
+    /// The source must not be shared: it is on a kernel file system, or overlaps the runtime directory.
     SourceForbidden,
     /// The share is writable, but its source is on a read-only file system.
     SourceReadOnly,
@@ -22,33 +22,33 @@ pub enum Reason {
     CapabilityMissing,
     /// File handles do not work here; inodes are held by file descriptors instead.
     FileHandlesUnavailable,
-    /// The configuration demands file handles, and they do not work here.
+    /// The configuration requires file handles, and they do not work here.
     FileHandlesRequired,
-    /// A file system of the share does not keep positions in a directory, so a listing that a guest has begun may
-    /// miss or repeat entries when its engine is exchanged in the middle of it.
+    /// A file system of the share has no stable directory positions: a directory listing that is in progress while the
+    /// engine is replaced may miss or repeat entries.
     DirectoryPositionsUnstable,
-    /// The sandbox that was asked for cannot be built here.
+    /// The configured sandbox cannot be built here.
     SandboxUnavailable,
-    /// The limit of open files leaves too few for a guest.
-    OpenFilesTooFew,
-    /// The socket could not be made where it was asked for.
+    /// The limit of open files leaves too few for the guest.
+    OpenFileLimitTooLow,
+    /// The socket could not be created at its path.
     SocketUnavailable,
-    /// The configuration changes what the guest agreed on when it mounted: it can be in force at its next mount.
-    NextMount,
-    /// The engine could not be started, or ended before it answered.
+    /// The configuration changes what the guest negotiated at FUSE_INIT: it becomes active when the guest mounts again.
+    RemountRequired,
+    /// The engine could not be started, or exited before it replied.
     EngineFailed,
-    /// The engine does not come to rest, or does not end: a request is stuck in the source.
+    /// The engine does not quiesce, or does not exit: a request is stuck in the source.
     EngineStuck,
-    /// The source was released, so that the host can unmount it; guests wait until it is taken up again.
+    /// The source is released, so that the host can unmount it; guests wait until it is resumed.
     SourceReleased,
-    /// The source cannot be released without guests losing files: they have files open that no name leads to.
-    FilesHeld,
-    /// A limit that was asked for is not in force: the host's cgroups do not allow it.
+    /// The source cannot be released: guests have orphaned files open (no name leads to them) and would lose them.
+    OrphanedFilesOpen,
+    /// A configured limit is not active: the host's cgroups do not allow it.
     LimitUnavailable,
 }
 
 impl Reason {
-    /// The word as it stands in conditions, metrics and logs.
+    /// The name used in conditions, metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::SourceMissing => "SourceMissing",
@@ -61,27 +61,27 @@ impl Reason {
             Reason::FileHandlesRequired => "FileHandlesRequired",
             Reason::DirectoryPositionsUnstable => "DirectoryPositionsUnstable",
             Reason::SandboxUnavailable => "SandboxUnavailable",
-            Reason::OpenFilesTooFew => "OpenFilesTooFew",
+            Reason::OpenFileLimitTooLow => "OpenFileLimitTooLow",
             Reason::SocketUnavailable => "SocketUnavailable",
-            Reason::NextMount => "NextMount",
+            Reason::RemountRequired => "RemountRequired",
             Reason::EngineFailed => "EngineFailed",
             Reason::EngineStuck => "EngineStuck",
             Reason::SourceReleased => "SourceReleased",
-            Reason::FilesHeld => "FilesHeld",
+            Reason::OrphanedFilesOpen => "OrphanedFilesOpen",
             Reason::LimitUnavailable => "LimitUnavailable",
         }
     }
 }
 
-/// One thing that is not as it should be.
+/// One problem that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// Which kind of trouble.
+    /// Kind of the problem.
     pub reason: Reason,
-    /// What was found, with names and numbers.
+    /// What was found, on which object, with which value.
     pub message: String,
-    /// What would make it right.
+    /// What to do about it.
     pub remedy: String,
 }
 
@@ -91,23 +91,22 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Did file handles work on one file system of the share?
+/// Result of trying file handles on one file system of the share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum HandleOutcome {
     /// A regular file was opened by its handle.
     Works,
-    /// The file system makes no handles.
+    /// The file system has no file handles.
     Unsupported,
-    /// A handle was made, but opening by it was refused: `CAP_DAC_READ_SEARCH` is missing or is one of a
-    /// user namespace.
+    /// Opening by handle was denied: `CAP_DAC_READ_SEARCH` is missing, or holds only in a user namespace.
     NotPermitted,
-    /// No regular file was found to try it on; the directory itself worked.
+    /// A directory was opened by its handle; no regular file was found to try.
     DirectoryOnly,
-    /// Not tried: the configuration says never.
+    /// Not tried: the configuration is `Never`.
     NotTried,
 }
 
-/// What was found on one file system of the share.
+/// Result for one file system of the share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MountPreflight {
@@ -115,31 +114,31 @@ pub struct MountPreflight {
     pub path: String,
     /// Type of the file system, as the kernel names it.
     pub fs_type: String,
-    /// Did file handles work?
+    /// Result of trying file handles.
     pub file_handles: HandleOutcome,
 }
 
-/// What an engine found when it tried. Everything here was done, not deduced.
+/// Result of a preflight. Everything in it was tried, not deduced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Preflight {
     /// The sandbox that was built.
     pub sandbox: Sandbox,
-    /// Is the sandbox's user namespace one of the engine's own (an engine without root)?
+    /// True if the sandbox has a user namespace of its own (an engine without root).
     pub user_namespace: bool,
     /// Capabilities read back from the kernel after the others were dropped, by name without `CAP_`.
     pub capabilities: Vec<String>,
-    /// How inodes are referred to, after trying.
+    /// How inodes are referred to, as tried.
     pub inode_file_handles: InodeFileHandles,
-    /// What was found, one per file system of the share.
+    /// Results, one for each file system of the share.
     pub mounts: Vec<MountPreflight>,
-    /// Limit of open files in force.
+    /// Active limit of open files.
     pub open_files: u64,
-    /// How many of them a guest may use.
+    /// Number of them that the guest may use.
     pub guest_open_files: u64,
-    /// Limits in force, read back from the kernel.
+    /// Active limits, read back from the kernel.
     #[serde(default)]
     pub limits: Limits,
-    /// What is not as it should be, but does not keep the share from being served.
+    /// Problems that do not prevent the share from being served.
     pub findings: Vec<Finding>,
 }

@@ -1,8 +1,8 @@
-//! Staleness: why something that a guest holds is not what it was told any more.
+//! Staleness: why a name, an inode or a handle that a guest holds no longer matches the source.
 //!
-//! Guests make most of their `ESTALE` up themselves, when a name that they hold no longer leads where they were told
-//! it does. So the engine compares what it told with what is there, and counts by cause. Counts are for metrics and
-//! policy; the last few events, with their paths, are for people.
+//! A guest kernel returns most `ESTALE` errors by itself, when a name that it has cached leads to another inode. So the
+//! engine compares what the guest has cached with the source, and counts differences by cause. Counts are for metrics
+//! and policy; the last few events, with their paths, are for people.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,33 +12,32 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How many events a session keeps: the last ones.
+/// Number of events that a session keeps: the last ones.
 pub const EVENTS: usize = 32;
 
-/// Most bytes of a path that an event keeps: its end, which tells most.
+/// Most bytes of a path that an event keeps: its end, which identifies the file best.
 pub const EVENT_PATH: usize = 464;
 
-/// Why something that a guest holds has become stale.
+/// Why something that a guest holds is stale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Cause {
-    /// A lookup or an open failed for want of file descriptors. An event is a request that was refused.
+    /// A lookup or an open failed because the engine has no file descriptor left. An event is a request that failed.
     FdExhausted,
-    /// A name that the guest holds leads to another file now, and that was not this guest's doing. An event is a
-    /// name.
+    /// A name that the guest holds now leads to another file, and this guest did not change it. An event is a name.
     SourceReplaced,
-    /// A name that the guest holds is gone, and that was not this guest's doing. An event is a name.
+    /// A name that the guest holds is gone, and this guest did not remove it. An event is a name.
     SourceRemoved,
-    /// A file that is still there cannot be opened any more by the file handle it is held by. An event is a request
-    /// that was refused.
+    /// A file exists, but can no longer be opened by the file handle that the engine has for it. An event is a request
+    /// that failed.
     HandleStale,
-    /// The path of the share leads to another directory than the one that is served, or to none: unmounted, mounted
-    /// anew, replaced. Seen by the broker; an event is one session whose directory the path has left.
+    /// The path of the share leads to another directory than the one that is served, or to none: it was unmounted,
+    /// remounted or replaced. The broker detects it. An event is one session.
     SourceGone,
-    /// A request takes longer than it may. No engine counts it: the age of the oldest request is in the counters,
-    /// and whoever reads them has the threshold.
+    /// A request runs longer than the threshold. The engine does not count it: the age of the oldest request is in the
+    /// counters, and their reader applies the threshold.
     SourceHung,
-    /// The guest used a number that this session never gave out, or that the guest had let go of. An event is a
-    /// request; the guest walks the path again by itself.
+    /// The guest used a node id that this session never gave out, or that the guest has forgotten. An event is a
+    /// request. The guest looks the path up again by itself.
     Fenced,
 }
 
@@ -54,7 +53,7 @@ pub const CAUSES: [Cause; 7] = [
 ];
 
 impl Cause {
-    /// The word for it in metrics, status and logs.
+    /// The name used in metrics, status and logs.
     pub fn name(self) -> &'static str {
         match self {
             Cause::FdExhausted => "FdExhausted",
@@ -67,7 +66,7 @@ impl Cause {
         }
     }
 
-    /// Its place in [`CAUSES`].
+    /// Its index in [`CAUSES`].
     pub fn index(self) -> usize {
         self as usize
     }
@@ -84,94 +83,95 @@ impl fmt::Display for Cause {
 pub struct StaleTotal {
     /// The cause.
     pub cause: Cause,
-    /// How many events.
+    /// Number of events.
     pub events: u64,
 }
 
-/// One event, for people.
+/// One stale event, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StaleEvent {
-    /// Its number in the session, from 1: what was seen already can be told from what is new.
-    pub number: u64,
+    /// Sequence number in the session, from 1. A reader finds new events by it.
+    pub sequence: u64,
     /// Milliseconds since the Unix epoch.
     pub at_ms: u64,
-    /// Why.
+    /// The cause.
     pub cause: Cause,
-    /// What, relative to the share's root (`.`); empty where nobody knows. Of a very long path only the end, behind
-    /// `...`. Bytes that are no text, and control characters, are escaped.
+    /// Path relative to the share's root (`.`); empty if it is unknown. A very long path is cut to its end, behind
+    /// `...`. Invalid UTF-8 and control characters are escaped.
     pub path: String,
 }
 
 /// The last [`EVENTS`] events, in memory that engines and broker share.
 ///
-/// A place loses its number, is filled, and is numbered anew; a reader takes what has the same number before and after. A
-/// writer that dies in between leaves a place without a number. Whatever a hostile engine writes is a bounded piece of
-/// text.
+/// A writer clears the sequence number of a slot, fills the slot and sets the new number. A reader accepts a slot whose
+/// number is the same before and after reading. A writer that dies in between leaves a slot without a number. Whatever a
+/// hostile engine writes is read as a bounded piece of text.
 #[repr(C)]
 pub(crate) struct EventRing {
-    begun: AtomicU64,
-    places: [Place; EVENTS],
+    pushed: AtomicU64,
+    slots: [EventSlot; EVENTS],
 }
 
 #[repr(C)]
-struct Place {
-    /// 0 while it is being filled.
-    number: AtomicU64,
+struct EventSlot {
+    /// 0 while the slot is being filled.
+    sequence: AtomicU64,
     at_ms: AtomicU64,
-    /// Number of the cause, then of the path's bytes.
-    what: AtomicU64,
+    /// Index of the cause in the upper half, length of the path in the lower half.
+    cause_and_length: AtomicU64,
     path: [AtomicU64; EVENT_PATH / 8],
 }
 
-/// Threads of an engine write one after the other: one that was held up for as long as it takes others to come round to
-/// its place would write into theirs. Of several engines only one writes. An event is rare, and this is short.
+/// Serializes the threads of an engine. Without it, a writer that is preempted while others fill the whole ring would
+/// write into a slot that is theirs. Only one engine of a session writes. Events are rare and the lock is short.
 static WRITING: Mutex<()> = Mutex::new(());
 
 impl EventRing {
-    /// Keeps an event.
+    /// Records an event.
     pub(crate) fn push(&self, cause: Cause, path: &[u8]) {
-        let _alone = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = self.begun.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        let place = &self.places[(number % EVENTS as u64) as usize];
-        place.number.store(0, Ordering::Relaxed);
+        let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let sequence = self.pushed.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let slot = &self.slots[(sequence % EVENTS as u64) as usize];
+        slot.sequence.store(0, Ordering::Relaxed);
         std::sync::atomic::fence(Ordering::Release);
-        place.at_ms.store(now_ms(), Ordering::Relaxed);
-        place.what.store(((cause.index() as u64) << 32) | path.len().min(EVENT_PATH + 1) as u64, Ordering::Relaxed);
+        slot.at_ms.store(now_ms(), Ordering::Relaxed);
+        slot.cause_and_length
+            .store(((cause.index() as u64) << 32) | path.len().min(EVENT_PATH + 1) as u64, Ordering::Relaxed);
         let tail = &path[path.len().saturating_sub(EVENT_PATH)..];
-        for (cell, chunk) in place.path.iter().zip(tail.chunks(8)) {
+        for (cell, chunk) in slot.path.iter().zip(tail.chunks(8)) {
             let mut word = [0; 8];
             word[..chunk.len()].copy_from_slice(chunk);
             cell.store(u64::from_le_bytes(word), Ordering::Relaxed);
         }
-        place.number.store(number, Ordering::Release);
+        slot.sequence.store(sequence, Ordering::Release);
     }
 
-    /// The events that are there, the oldest first.
+    /// The recorded events, the oldest first.
     pub(crate) fn events(&self) -> Vec<StaleEvent> {
-        let mut events: Vec<_> = self.places.iter().filter_map(Place::read).collect();
-        events.sort_by_key(|event| event.number);
+        let mut events: Vec<_> = self.slots.iter().filter_map(EventSlot::read).collect();
+        events.sort_by_key(|event| event.sequence);
         events
     }
 }
 
-impl Place {
+impl EventSlot {
     fn read(&self) -> Option<StaleEvent> {
-        let number = self.number.load(Ordering::Acquire);
+        let sequence = self.sequence.load(Ordering::Acquire);
         let at_ms = self.at_ms.load(Ordering::Relaxed);
-        let what = self.what.load(Ordering::Relaxed);
+        let packed = self.cause_and_length.load(Ordering::Relaxed);
         let path: Vec<u8> = self.path.iter().flat_map(|cell| cell.load(Ordering::Relaxed).to_le_bytes()).collect();
         std::sync::atomic::fence(Ordering::Acquire);
-        let whole = number != 0 && self.number.load(Ordering::Relaxed) == number;
-        let cause = *CAUSES.get((what >> 32) as usize).filter(|_| whole)?;
-        let length = what as u32 as usize;
+        let whole = sequence != 0 && self.sequence.load(Ordering::Relaxed) == sequence;
+        let cause = *CAUSES.get((packed >> 32) as usize).filter(|_| whole)?;
+        let length = packed as u32 as usize;
         let shown = readable(&path[..length.min(EVENT_PATH)]);
         let path = if length > EVENT_PATH { format!("...{shown}") } else { shown };
-        Some(StaleEvent { number, at_ms, cause, path })
+        Some(StaleEvent { sequence, at_ms, cause, path })
     }
 }
 
-/// A path as a line of text that does nothing to a terminal or a log.
+/// Escapes a path so that it is one line of text that is safe for terminals and logs.
 fn readable(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
     for chunk in path.utf8_chunks() {
@@ -193,12 +193,12 @@ mod tests {
 
     fn ring() -> Box<EventRing> {
         let cells = || std::array::from_fn(|_| AtomicU64::new(0));
-        let place = |_| Place { number: 0.into(), at_ms: 0.into(), what: 0.into(), path: cells() };
-        Box::new(EventRing { begun: 0.into(), places: std::array::from_fn(place) })
+        let slot = |_| EventSlot { sequence: 0.into(), at_ms: 0.into(), cause_and_length: 0.into(), path: cells() };
+        Box::new(EventRing { pushed: 0.into(), slots: std::array::from_fn(slot) })
     }
 
     #[test]
-    fn causes_have_their_cells_and_their_words() {
+    fn causes_match_their_index_and_name() {
         for (index, cause) in CAUSES.iter().enumerate() {
             assert_eq!(cause.index(), index);
             assert_eq!(serde_json::to_value(cause).unwrap(), cause.name());
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_events_are_kept_in_their_order() {
+    fn last_events_are_kept_in_order() {
         let ring = ring();
         assert_eq!(ring.events(), []);
         for n in 0..EVENTS + 5 {
@@ -214,14 +214,14 @@ mod tests {
         }
         let events = ring.events();
         assert_eq!(events.len(), EVENTS);
-        assert_eq!((events[0].number, events[0].path.as_str()), (6, "dir/5"));
-        assert_eq!(events[EVENTS - 1].number as usize, EVENTS + 5);
+        assert_eq!((events[0].sequence, events[0].path.as_str()), (6, "dir/5"));
+        assert_eq!(events[EVENTS - 1].sequence as usize, EVENTS + 5);
         assert_eq!(events[0].cause, CAUSES[5]);
         assert!(events[0].at_ms > 1_500_000_000_000);
     }
 
     #[test]
-    fn of_a_long_path_the_end_is_kept() {
+    fn long_path_keeps_its_end() {
         let ring = ring();
         ring.push(Cause::SourceRemoved, &[b"x".repeat(3000), b"/name".to_vec()].concat());
         ring.push(Cause::SourceRemoved, &b"y".repeat(EVENT_PATH));
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_one_line_of_text_whatever_its_bytes() {
+    fn path_is_escaped_to_one_line() {
         for (bytes, text) in [
             (&b"a b"[..], "a b"),
             ("tür".as_bytes(), "tür"),
@@ -245,24 +245,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_torn_or_hostile_is_no_event() {
+    fn torn_or_hostile_slots_are_bounded() {
         let ring = ring();
         ring.push(Cause::Fenced, b"");
-        // Claimed, and its writer died.
-        ring.places[2].at_ms.store(1, Ordering::Relaxed);
+        // Cleared by a writer that died.
+        ring.slots[2].at_ms.store(1, Ordering::Relaxed);
         // A cause that does not exist, a length beyond the end.
-        ring.places[3].number.store(3, Ordering::Relaxed);
-        ring.places[3].what.store(99 << 32, Ordering::Relaxed);
-        ring.places[4].number.store(4, Ordering::Relaxed);
-        ring.places[4].what.store(u64::from(u32::MAX), Ordering::Relaxed);
+        ring.slots[3].sequence.store(3, Ordering::Relaxed);
+        ring.slots[3].cause_and_length.store(99 << 32, Ordering::Relaxed);
+        ring.slots[4].sequence.store(4, Ordering::Relaxed);
+        ring.slots[4].cause_and_length.store(u64::from(u32::MAX), Ordering::Relaxed);
         let events = ring.events();
-        assert_eq!(events.iter().map(|event| event.number).collect::<Vec<_>>(), [1, 4]);
+        assert_eq!(events.iter().map(|event| event.sequence).collect::<Vec<_>>(), [1, 4]);
         assert_eq!((events[0].cause, events[0].path.as_str()), (Cause::Fenced, ""));
         assert!(events[1].path.len() <= "...".len() + "\\u{0}".len() * EVENT_PATH);
     }
 
     #[test]
-    fn writers_and_readers_at_once_give_whole_events() {
+    fn concurrent_writers_and_readers_yield_whole_events() {
         let ring = ring();
         std::thread::scope(|scope| {
             for letter in [b"a", b"b"] {
@@ -276,6 +276,6 @@ mod tests {
                 }
             }
         });
-        assert_eq!(ring.events().last().map(|event| event.number), Some(10_000));
+        assert_eq!(ring.events().last().map(|event| event.sequence), Some(10_000));
     }
 }

@@ -192,7 +192,7 @@ impl<F: FileSystem> FileSystem for Guard<F> {
     ) -> io::Result<usize> {
         range(offset, u64::from(size))?;
         let bytes = self.inner.read(ctx, inode, handle, w, size, offset, lock_owner, flags)?;
-        self.counters.read(bytes as u64);
+        self.counters.count_read(bytes as u64);
         Ok(bytes)
     }
 
@@ -212,7 +212,7 @@ impl<F: FileSystem> FileSystem for Guard<F> {
         range(offset, u64::from(size))?;
         let bytes =
             self.inner.write(ctx, inode, handle, r, size, offset, lock_owner, delayed_write, kill_priv, flags)?;
-        self.counters.written(bytes as u64);
+        self.counters.count_written(bytes as u64);
         Ok(bytes)
     }
 

@@ -83,7 +83,7 @@ fn split(limit: u64) -> Result<OpenFiles, Finding> {
 
 fn too_few(message: &str) -> Finding {
     Finding {
-        reason: Reason::OpenFilesTooFew,
+        reason: Reason::OpenFileLimitTooLow,
         message: message.into(),
         remedy: "raise the hard limit of open files of the broker (LimitNOFILE= under systemd, --ulimit nofile= \
                  under Podman), or lower spec.engine.openFiles"
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(split(20_000).unwrap(), OpenFiles { limit: 20_000, guest: 20_000 - OWN_FILES });
         let least = OWN_FILES + LEAST_GUEST_FILES;
         assert_eq!(split(least).unwrap().guest, LEAST_GUEST_FILES);
-        assert_eq!(split(least - 1).unwrap_err().reason, Reason::OpenFilesTooFew);
+        assert_eq!(split(least - 1).unwrap_err().reason, Reason::OpenFileLimitTooLow);
         assert!(split(10).is_err());
     }
 }

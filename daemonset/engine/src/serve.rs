@@ -218,7 +218,7 @@ fn as_agreed(config: &EngineConfig, reply: Option<&[u8]>) -> EngineConfig {
 
 fn unusable_ledger(error: &io::Error) -> Finding {
     Finding {
-        reason: Reason::NextMount,
+        reason: Reason::RemountRequired,
         message: format!("this engine cannot use the session's record of what the guest holds: {error}"),
         remedy: "stop the VM and start it again when it suits; until then it is served as before".into(),
     }
@@ -226,7 +226,7 @@ fn unusable_ledger(error: &io::Error) -> Finding {
 
 fn next_mount(why: &dyn std::fmt::Display) -> Finding {
     Finding {
-        reason: Reason::NextMount,
+        reason: Reason::RemountRequired,
         message: format!("this engine, with this configuration, cannot serve the guest's present mount: {why}"),
         remedy: "have the guest unmount and mount again, or take the change back".into(),
     }

@@ -29,7 +29,7 @@ pub(crate) fn a_vm_uses_a_share_and_leaves_nothing_behind(world: &mut World) -> 
     let session = world.session()?;
     kill_engine(&session)?;
     world.until_session("recovered", |now| {
-        now.totals.exchanges.recoveries.count > 0 && now.engine_pid.is_some() && now.engine_pid != session.engine_pid
+        now.totals.replacements.recoveries.count > 0 && now.engine_pid.is_some() && now.engine_pid != session.engine_pid
     })?;
     let export = world.until_export("data", "says so", |export| export["status"]["recentRecoveries"] == 1)?;
     ensure!(export["status"]["sessions"] == 1, "{export:#}");
@@ -38,7 +38,7 @@ pub(crate) fn a_vm_uses_a_share_and_leaves_nothing_behind(world: &mut World) -> 
     world.declare("data", json!({"access": "ReadWrite", "content": "Shared", "engine": {"cache": "Metadata"}}))?;
     world.until_taken_up("data")?;
     let after = world.until_session("reconfigured", |now| now.engine != session.engine)?;
-    ensure!(after.id == session.id && after.totals.exchanges.hand_overs.count == 1, "{after:#?}");
+    ensure!(after.id == session.id && after.totals.replacements.hand_overs.count == 1, "{after:#?}");
     let table = world.admin().run(&["get", "vfs,vfe", "-o", "wide"])?;
     println!("{table}");
     ensure!(["AllNodesReady", "Complete"].iter().all(|word| table.contains(word)), "{table}");

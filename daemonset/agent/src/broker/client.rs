@@ -10,7 +10,7 @@ use thiserror::Error;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::control::{Endpoint, Exchanging, Request, Response, Status, Traced};
+use virtiofs_contract::control::{Endpoint, PendingHandOver, Request, Response, Status, TraceReply};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
 /// How long an answer may take that needs no engine.
@@ -92,18 +92,18 @@ impl Client {
 
     /// Has an endpoint served, or served differently; what its trial found.
     pub(crate) fn apply(&mut self, endpoint: Endpoint) -> Result<Preflight, ClientError> {
-        self.applied(&Request::Apply { endpoint, tried_at: None }, &[])
+        self.applied(&Request::Apply { endpoint, reuse_preflight_of: None }, &[])
     }
 
-    /// The same for one whose socket is to be in this directory. What was found at `tried_at`, if that serves the same,
+    /// The same for one whose socket is to be in this directory. What was found at `reuse_preflight_of`, if that serves the same,
     /// is not tried again.
     pub(crate) fn apply_in(
         &mut self,
         endpoint: Endpoint,
         directory: BorrowedFd<'_>,
-        tried_at: Option<String>,
+        reuse_preflight_of: Option<String>,
     ) -> Result<Preflight, ClientError> {
-        self.applied(&Request::Apply { endpoint, tried_at }, &[directory])
+        self.applied(&Request::Apply { endpoint, reuse_preflight_of }, &[directory])
     }
 
     fn applied(&mut self, request: &Request, beside: &[BorrowedFd<'_>]) -> Result<Preflight, ClientError> {
@@ -120,9 +120,13 @@ impl Client {
     }
 
     /// Gives the sessions of an endpoint, or one of them, new engines. It is under way when this returns.
-    pub(crate) fn exchange(&mut self, name: &str, session: Option<String>) -> Result<Vec<Exchanging>, ClientError> {
-        match self.call(&Request::Exchange { name: name.to_owned(), session }, ANSWER_WITHIN)? {
-            Response::Exchanging { sessions } => Ok(sessions),
+    pub(crate) fn exchange(
+        &mut self,
+        name: &str,
+        session: Option<String>,
+    ) -> Result<Vec<PendingHandOver>, ClientError> {
+        match self.call(&Request::HandOver { name: name.to_owned(), session }, ANSWER_WITHIN)? {
+            Response::HandingOver { sessions } => Ok(sessions),
             other => Err(unexpected(other)),
         }
     }
@@ -164,9 +168,9 @@ impl Client {
     }
 
     /// What was logged from there on.
-    pub(crate) fn read_trace(&mut self, session: &str, after: u64) -> Result<Traced, ClientError> {
+    pub(crate) fn read_trace(&mut self, session: &str, after: u64) -> Result<TraceReply, ClientError> {
         match self.call(&Request::ReadTrace { session: session.to_owned(), after }, ANSWER_WITHIN)? {
-            Response::Traced(traced) => Ok(traced),
+            Response::TraceEntries(traced) => Ok(traced),
             other => Err(unexpected(other)),
         }
     }
@@ -203,7 +207,7 @@ impl Client {
     pub(crate) fn preflight(&mut self, source: &Path, engine: EngineConfig) -> Result<Preflight, ClientError> {
         let request = Request::Preflight { source: source.to_path_buf(), sub_path: None, engine };
         match self.call(&request, TRIAL_WITHIN)? {
-            Response::Tried { preflight } => Ok(preflight),
+            Response::PreflightPassed { preflight } => Ok(preflight),
             other => Err(unexpected(other)),
         }
     }
@@ -230,7 +234,7 @@ fn milliseconds(duration: Duration) -> u64 {
 
 fn unexpected(response: Response) -> ClientError {
     match response {
-        Response::Invalid { message } => ClientError::Invalid(message),
+        Response::InvalidRequest { message } => ClientError::Invalid(message),
         Response::Refused { finding } => ClientError::Refused(finding),
         _ => ClientError::Unexpected,
     }
@@ -267,7 +271,7 @@ mod tests {
     #[test]
     fn a_senseless_request_comes_back_with_the_brokers_words() {
         let welcome = Response::Welcome { version: VERSION, pid: 1 };
-        let (_folder, socket) = answering(vec![welcome, Response::Invalid { message: "name: empty".into() }]);
+        let (_folder, socket) = answering(vec![welcome, Response::InvalidRequest { message: "name: empty".into() }]);
         let error = Client::connect(&socket).unwrap().remove("", false).unwrap_err();
         assert!(matches!(error, ClientError::Invalid(message) if message == "name: empty"));
     }

@@ -19,10 +19,10 @@ pub(crate) struct ShareTotals {
     /// Engines that were started.
     pub(crate) engines: u64,
     /// Connections that became no session.
-    pub(crate) refused_connections: u64,
+    pub(crate) rejected_connections: u64,
     /// Those of them that an exclusive share refused.
     #[serde(default)]
-    pub(crate) refused_exclusive: u64,
+    pub(crate) rejected_exclusive: u64,
 }
 
 impl ShareTotals {
@@ -30,8 +30,8 @@ impl ShareTotals {
         self.totals.add(&other.totals);
         self.sessions += other.sessions;
         self.engines += other.engines;
-        self.refused_connections += other.refused_connections;
-        self.refused_exclusive += other.refused_exclusive;
+        self.rejected_connections += other.rejected_connections;
+        self.rejected_exclusive += other.rejected_exclusive;
     }
 }
 
@@ -150,8 +150,8 @@ fn counted(endpoint: &EndpointStatus) -> ShareTotals {
         totals: endpoint.totals.clone(),
         sessions: endpoint.sessions_started,
         engines: endpoint.engines_started,
-        refused_connections: endpoint.refused_connections,
-        refused_exclusive: endpoint.refused_exclusive,
+        rejected_connections: endpoint.rejected_connections,
+        rejected_exclusive: endpoint.rejected_exclusive,
     }
 }
 
@@ -162,19 +162,19 @@ fn less(new: &ShareTotals, old: &ShareTotals) -> bool {
     };
     new.sessions < old.sessions
         || new.engines < old.engines
-        || new.refused_connections < old.refused_connections
-        || new.refused_exclusive < old.refused_exclusive
+        || new.rejected_connections < old.rejected_connections
+        || new.rejected_exclusive < old.rejected_exclusive
         || new.totals.bytes_read < old.totals.bytes_read
         || new.totals.bytes_written < old.totals.bytes_written
         || new.totals.malformed < old.totals.malformed
         || old.totals.stale.iter().any(|it| new.totals.stale(it.cause) < it.events)
-        || exchanges(&new.totals).iter().zip(exchanges(&old.totals)).any(|(new, old)| *new < old)
+        || replacements(&new.totals).iter().zip(replacements(&old.totals)).any(|(new, old)| *new < old)
         || old.totals.operations.iter().any(|it| requests(&new.totals, it.opcode) < it.requests)
 }
 
-fn exchanges(totals: &Totals) -> [u64; 4] {
-    let it = &totals.exchanges;
-    [it.hand_overs.count, it.put_off, it.recoveries.count, it.given_up]
+fn replacements(totals: &Totals) -> [u64; 4] {
+    let it = &totals.replacements;
+    [it.hand_overs.count, it.aborted, it.recoveries.count, it.abandoned]
 }
 
 #[cfg(test)]
@@ -241,11 +241,11 @@ mod tests {
     fn engines_exchanged_go_on_as_well() {
         let mut share = Share::default();
         let mut counts = ShareTotals::default();
-        counts.totals.exchanges.recoveries.note(1);
+        counts.totals.replacements.recoveries.record(1);
         share.observe(1, counts.clone());
         share.observe(1, ShareTotals::default());
-        counts.totals.exchanges.given_up = 2;
+        counts.totals.replacements.abandoned = 2;
         share.observe(1, counts);
-        assert_eq!(exchanges(&share.sum().totals), [0, 0, 2, 2]);
+        assert_eq!(replacements(&share.sum().totals), [0, 0, 2, 2]);
     }
 }

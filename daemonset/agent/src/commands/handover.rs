@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use virtiofs_contract::control::{ExchangeOutcome, Exchanging, SessionStatus, Status};
+use virtiofs_contract::control::{PendingHandOver, ReplacementOutcome, SessionStatus, Status};
 
 use super::target::{endpoints, session};
 use crate::args::HandoverArgs;
@@ -38,7 +38,7 @@ pub(crate) fn handover(args: &HandoverArgs) -> Result<bool> {
 }
 
 /// Waits until each session has its engine or is known not to get it.
-fn follow(client: &mut Client, before: &Status, mut under_way: Vec<Exchanging>, within: Duration) -> Result<bool> {
+fn follow(client: &mut Client, before: &Status, mut under_way: Vec<PendingHandOver>, within: Duration) -> Result<bool> {
     let begun = Instant::now();
     let mut good = true;
     while !under_way.is_empty() {
@@ -75,20 +75,21 @@ enum Progress {
     Ended { well: bool, said: String },
 }
 
-fn progress(wanted: &Exchanging, then: Option<&SessionStatus>, now: Option<&SessionStatus>) -> Progress {
+fn progress(wanted: &PendingHandOver, then: Option<&SessionStatus>, now: Option<&SessionStatus>) -> Progress {
     let ended = |well, said: String| Progress::Ended { well, said };
     let Some(now) = now else { return ended(true, "its VM has left".to_owned()) };
     let pid = |session: Option<&SessionStatus>| {
         session.and_then(|it| it.engine_pid).map_or_else(|| "none".to_owned(), |pid| pid.to_string())
     };
-    let last = now.last_exchange.as_ref().filter(|last| then.and_then(|it| it.last_exchange.as_ref()) != Some(last));
-    if now.generation >= wanted.generation {
+    let last =
+        now.last_replacement.as_ref().filter(|last| then.and_then(|it| it.last_replacement.as_ref()) != Some(last));
+    if now.active_generation >= wanted.generation {
         let waited = last.filter(|last| last.pause_ns > 0);
         let waited = waited.map(|last| format!(", the guest waited {:.2} ms", last.pause_ns as f64 / 1e6));
         return ended(true, format!("engine {} -> {}{}", pid(then), pid(Some(now)), waited.unwrap_or_default()));
     }
     match last {
-        Some(last) if last.outcome == ExchangeOutcome::PutOff => {
+        Some(last) if last.outcome == ReplacementOutcome::Aborted => {
             let why =
                 last.finding.as_ref().map(|it| format!("{}: {}\n    -> {}", it.reason.as_str(), it.message, it.remedy));
             ended(false, format!("put off, the engine serves on; {}", why.unwrap_or_else(|| "see the log".to_owned())))
@@ -99,21 +100,21 @@ fn progress(wanted: &Exchanging, then: Option<&SessionStatus>, now: Option<&Sess
 
 #[cfg(test)]
 mod tests {
-    use virtiofs_contract::control::LastExchange;
+    use virtiofs_contract::control::LastReplacement;
 
     use super::*;
     use crate::report::tests::session;
 
     #[test]
     fn it_is_over_when_the_generation_is_reached_or_the_broker_has_put_it_off() {
-        let wanted = Exchanging { session: "a-1".into(), generation: 2 };
-        let with = |generation, last: Option<(u64, ExchangeOutcome)>| {
-            let last_exchange =
-                last.map(|(at, outcome)| LastExchange { at, outcome, pause_ns: 1_500_000, finding: None });
-            SessionStatus { generation, last_exchange, engine_pid: Some(7), ..session("a-1") }
+        let wanted = PendingHandOver { session: "a-1".into(), generation: 2 };
+        let with = |generation, last: Option<(u64, ReplacementOutcome)>| {
+            let last_replacement =
+                last.map(|(at, outcome)| LastReplacement { at, outcome, pause_ns: 1_500_000, finding: None });
+            SessionStatus { active_generation: generation, last_replacement, engine_pid: Some(7), ..session("a-1") }
         };
-        use ExchangeOutcome::{HandedOver, PutOff};
-        let then = with(1, Some((5, PutOff)));
+        use ReplacementOutcome::{Aborted, HandedOver};
+        let then = with(1, Some((5, Aborted)));
         assert_eq!(progress(&wanted, Some(&then), Some(&then)), Progress::UnderWay, "what was put off before");
         let Progress::Ended { well: true, said } =
             progress(&wanted, Some(&then), Some(&with(2, Some((9, HandedOver)))))
@@ -121,8 +122,8 @@ mod tests {
             panic!("done")
         };
         assert_eq!(said, "engine 7 -> 7, the guest waited 1.50 ms");
-        let put_off = progress(&wanted, Some(&then), Some(&with(1, Some((9, PutOff)))));
-        assert!(matches!(put_off, Progress::Ended { well: false, .. }));
+        let aborted = progress(&wanted, Some(&then), Some(&with(1, Some((9, Aborted)))));
+        assert!(matches!(aborted, Progress::Ended { well: false, .. }));
         assert!(matches!(progress(&wanted, Some(&then), None), Progress::Ended { well: true, .. }));
     }
 }

@@ -4,7 +4,7 @@
 //! their share, and takes them away with it.
 
 use anyhow::{Context, Result, ensure};
-use virtiofs_contract::control::{Endpoint, SocketSpec};
+use virtiofs_contract::control::{Endpoint, EndpointKind, SocketSpec};
 use virtiofs_crds::ShareName;
 
 use super::target::endpoints;
@@ -35,12 +35,12 @@ pub(crate) fn socket(args: &SocketArgs) -> Result<bool> {
     let endpoint = Endpoint {
         socket: SocketSpec {
             path: runtime_dir.share_socket(&name),
-            directory_given: false,
             owner: args.owner.or(own.socket.owner),
             group: args.group.or(own.socket.group),
             mode: args.mode.unwrap_or(own.socket.mode),
         },
         name,
+        kind: EndpointKind::Socket,
         sub_path: args.sub_path.clone(),
         ..own.clone()
     };

@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use virtiofs_contract::control::Traced;
+use virtiofs_contract::control::TraceReply;
 use virtiofs_contract::counters::OPERATION_NAMES;
 use virtiofs_contract::trace::TraceEntry;
 
@@ -31,21 +31,21 @@ pub(crate) fn trace(args: &TraceArgs) -> Result<bool> {
     let mut after = client.read_trace(&args.session, u64::MAX)?.next;
     client.trace(&args.session, args.during, args.rate)?;
     let mut lost = 0;
-    let left_out = loop {
+    let rate_limited = loop {
         let stopped = STOP.load(Ordering::Relaxed);
         if stopped {
             client.trace(&args.session, Duration::ZERO, args.rate)?;
         }
-        let piece = read(&mut client, args, after)?;
-        (after, lost) = (piece.next, lost + piece.lost);
-        if stopped || (piece.over && piece.entries.is_empty()) {
-            break piece.left_out;
+        let reply = read(&mut client, args, after)?;
+        (after, lost) = (reply.next, lost + reply.lost);
+        if stopped || (reply.ended && reply.entries.is_empty()) {
+            break reply.rate_limited;
         }
         sleep(READ_EVERY);
     };
-    if lost + left_out > 0 {
+    if lost + rate_limited > 0 {
         let said = format!(
-            "virtiofs-agent: {left_out} requests were left out because of --rate, {lost} were not read in time"
+            "virtiofs-agent: {rate_limited} requests exceeded --rate and were not logged, {lost} were overwritten before they were read"
         );
         // Standard error may lead nowhere, and `eprintln!` would panic.
         let _ = writeln!(std::io::stderr(), "{said}");
@@ -53,14 +53,14 @@ pub(crate) fn trace(args: &TraceArgs) -> Result<bool> {
     Ok(true)
 }
 
-fn read(client: &mut Client, args: &TraceArgs, after: u64) -> Result<Traced> {
-    let piece = client.read_trace(&args.session, after)?;
-    let lines = piece.entries.iter().map(|entry| match args.output {
+fn read(client: &mut Client, args: &TraceArgs, after: u64) -> Result<TraceReply> {
+    let reply = client.read_trace(&args.session, after)?;
+    let lines = reply.entries.iter().map(|entry| match args.output {
         OutputFormat::Table => Ok(line(entry)),
         OutputFormat::Json => serde_json::to_string(entry).map(|text| text + "\n"),
     });
     print(&lines.collect::<Result<String, _>>().context("writing JSON")?)?;
-    Ok(piece)
+    Ok(reply)
 }
 
 /// One request for a person. What the guest chose cannot reach the terminal.

@@ -133,7 +133,7 @@ fn due(
     let mut due = Vec::new();
     for (export, since) in exports.known.values() {
         let share = &export.spec.share_name;
-        let recovered = observation.totals.get(share).map_or(0, |it| it.totals.exchanges.recoveries.count);
+        let recovered = observation.totals.get(share).map_or(0, |it| it.totals.replacements.recoveries.count);
         let known = Known {
             report: report.shares.iter().find(|it| it.name == *share),
             staleness: report.staleness.get(share),

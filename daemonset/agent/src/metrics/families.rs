@@ -25,7 +25,7 @@ pub(super) fn families(report: &Report, observation: &Observation) -> Vec<Metric
     families.extend(requests(&observation.totals));
     families.extend(transfers(&observation.totals));
     families.extend(lives(&observation.totals));
-    families.extend(exchanges(&observation.totals));
+    families.extend(replacements(&observation.totals));
     families.extend(staleness::families(report, &observation.totals));
     let shares = by_share(endpoints);
     families.extend(sessions(&shares));
@@ -116,22 +116,22 @@ fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
     let mut sessions = Family::counter("virtiofs_sessions_started_total", "Sessions of VMs that began.");
     let mut engines = Family::counter("virtiofs_engine_starts_total", "Engines started for sessions.");
     let mut refused =
-        Family::counter("virtiofs_refused_connections_total", "Connections that ended without becoming a session.");
+        Family::counter("virtiofs_rejected_connections_total", "Connections that ended without becoming a session.");
     let mut exclusive = Family::counter(
-        "virtiofs_exclusive_refusals_total",
+        "virtiofs_exclusive_rejections_total",
         "Those of them that were refused because one VM at a time may use the share.",
     );
     for (share, counts) in totals {
         let labels = [("share", share.as_str())];
         sessions.count(&labels, counts.sessions);
         engines.count(&labels, counts.engines);
-        refused.count(&labels, counts.refused_connections);
-        exclusive.count(&labels, counts.refused_exclusive);
+        refused.count(&labels, counts.rejected_connections);
+        exclusive.count(&labels, counts.rejected_exclusive);
     }
     [sessions, engines, refused, exclusive]
 }
 
-fn exchanges(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
+fn replacements(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
     let mut hand_overs = Family::counter(
         "virtiofs_handovers_total",
         "Engines to be replaced under a guest between two requests: done, or put off because that was not possible.",
@@ -146,13 +146,13 @@ fn exchanges(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
     );
     for (share, counts) in totals {
         let share = ("share", share.as_str());
-        let exchanges = &counts.totals.exchanges;
-        hand_overs.count(&[share, ("outcome", "Done")], exchanges.hand_overs.count);
-        hand_overs.count(&[share, ("outcome", "PutOff")], exchanges.put_off);
-        recoveries.count(&[share, ("outcome", "Done")], exchanges.recoveries.count);
-        recoveries.count(&[share, ("outcome", "GivenUp")], exchanges.given_up);
-        pauses(&mut hand_over_pauses, share, &exchanges.hand_overs);
-        pauses(&mut recovery_pauses, share, &exchanges.recoveries);
+        let replacements = &counts.totals.replacements;
+        hand_overs.count(&[share, ("outcome", "Done")], replacements.hand_overs.count);
+        hand_overs.count(&[share, ("outcome", "Aborted")], replacements.aborted);
+        recoveries.count(&[share, ("outcome", "Done")], replacements.recoveries.count);
+        recoveries.count(&[share, ("outcome", "Abandoned")], replacements.abandoned);
+        pauses(&mut hand_over_pauses, share, &replacements.hand_overs);
+        pauses(&mut recovery_pauses, share, &replacements.recoveries);
     }
     [hand_overs, hand_over_pauses, recoveries, recovery_pauses]
 }
@@ -206,8 +206,10 @@ fn sessions(shares: &Sessions<'_>) -> [Family; 5] {
 fn holdings(shares: &Sessions<'_>) -> [Family; 5] {
     let mut inodes = Family::gauge("virtiofs_held_inodes", "Inodes that guests know and have not forgotten.");
     let mut handles = Family::gauge("virtiofs_open_handles", "Files and directories that guests have open.");
-    let mut parked =
-        Family::gauge("virtiofs_parked_files", "Open files of guests that the broker keeps, as no name leads to them.");
+    let mut parked = Family::gauge(
+        "virtiofs_stashed_files",
+        "Open files of guests that the broker keeps, as no name leads to them.",
+    );
     let mut fullest =
         Family::gauge("virtiofs_fullest_session_held_inodes", "Inodes held by the guest that is nearest to its limit.");
     let mut limit = Family::gauge(
@@ -219,7 +221,7 @@ fn holdings(shares: &Sessions<'_>) -> [Family; 5] {
         let sum = |what: fn(&SessionStatus) -> u64| all.iter().map(|it| what(it)).sum::<u64>() as f64;
         inodes.value(&labels, sum(|session| session.held.inodes));
         handles.value(&labels, sum(|session| session.held.handles));
-        parked.value(&labels, sum(|session| session.parked_files));
+        parked.value(&labels, sum(|session| session.stashed_files));
         let usages = all.iter().map(|session| (session.held.inodes, session.inodes_limit));
         if let Some((most, may)) = usages.max_by(|a, b| fuller(*a, *b)) {
             fullest.value(&labels, most as f64);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use virtiofs_contract::control::{Endpoint, EndpointStatus, SocketSpec};
+use virtiofs_contract::control::{Endpoint, EndpointKind, EndpointStatus, SocketSpec};
 use virtiofs_contract::preflight::Finding;
 use virtiofs_crds::Share;
 
@@ -85,10 +85,10 @@ pub(crate) fn endpoint(runtime_dir: &RuntimeDir, share: &Share, source: &Source)
     Endpoint {
         sub_path: None,
         name: share.name.to_string(),
+        kind: EndpointKind::Share,
         source: source.path.clone(),
         socket: SocketSpec {
             path: runtime_dir.share_socket(share.name.as_str()),
-            directory_given: false,
             owner: share.socket.owner,
             group: share.socket.group,
             mode: share.socket.mode,

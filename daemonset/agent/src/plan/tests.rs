@@ -79,9 +79,9 @@ pub(crate) fn listening(endpoint: Endpoint) -> EndpointStatus {
         listening: true,
         preflight: preflight(Vec::new()),
         sessions: Vec::new(),
-        refused_connections: 0,
-        refused_exclusive: 0,
-        last_refusal: None,
+        rejected_connections: 0,
+        rejected_exclusive: 0,
+        last_rejection: None,
         released: None,
         sessions_started: 0,
         engines_started: 0,
@@ -299,7 +299,7 @@ fn a_writable_share_around_one_that_is_served_or_about_to_be_is_not_applied() {
 fn asked() -> Endpoint {
     let own = endpoint(&site().runtime_dir, &declared("a", "/srv/a"), &source("/srv/a", 2));
     let socket = SocketSpec { path: "/run/vm-7.sock".into(), owner: Some(7), ..own.socket };
-    Endpoint { name: "a.vm-7".into(), socket, ..own }
+    Endpoint { name: "a.vm-7".into(), kind: EndpointKind::Socket, socket, ..own }
 }
 
 #[test]

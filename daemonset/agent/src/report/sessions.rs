@@ -105,7 +105,7 @@ fn session_notice(endpoint: &EndpointStatus, session: &SessionStatus) -> Option<
         (SessionState::Recovering, _) => None,
         // It is said of the share.
         (SessionState::Released, _) => None,
-        (_, Some(finding)) if finding.reason == Reason::NextMount => {
+        (_, Some(finding)) if finding.reason == Reason::RemountRequired => {
             let waiting = changes(&session.engine, &endpoint.endpoint.engine).into_iter().filter(|it| it.at_next_mount);
             let waiting: Vec<&str> = waiting.map(|it| it.field).collect();
             let notice = Notice::from(finding);
@@ -141,12 +141,12 @@ pub(crate) mod tests {
             engine_pid: None,
             engines: 1,
             engine_binary: None,
-            generation: 0,
-            wanted_generation: 0,
-            last_exchange: None,
+            active_generation: 0,
+            desired_generation: 0,
+            last_replacement: None,
             oldest_request: None,
             trace: None,
-            parked_files: 0,
+            stashed_files: 0,
             engine: declared("a", "/srv/a").engine,
             guest_memory: 0,
             preflight: None,
@@ -191,7 +191,7 @@ pub(crate) mod tests {
     fn what_waits_for_the_next_mount_is_named() {
         let mut status = served(vec![]);
         status.sessions = vec![session("a-1")];
-        status.sessions[0].finding = Some(Finding { reason: Reason::NextMount, ..finding() });
+        status.sessions[0].finding = Some(Finding { reason: Reason::RemountRequired, ..finding() });
         let told = |status: &EndpointStatus| session_notice(status, &status.sessions[0]).unwrap().message;
         assert_eq!(told(&status), finding().message);
         (status.endpoint.engine.writeback, status.endpoint.engine.queues) = (true, 4);
@@ -233,7 +233,7 @@ pub(crate) mod tests {
         let wanted = desired([declared("a", "/srv/a")]);
         let mut at = |seconds, refused| {
             let now = start + Duration::from_secs(seconds);
-            let endpoint = EndpointStatus { refused_exclusive: refused, ..served(vec![]) };
+            let endpoint = EndpointStatus { rejected_exclusive: refused, ..served(vec![]) };
             observed.hear(now, Some(&crate::plan::tests::status(1, vec![endpoint])));
             of(now, &wanted, &observed)
         };

@@ -90,7 +90,7 @@ impl<'a> View<'a> {
 fn session(session: &SessionStatus) -> Session<'_> {
     Session {
         id: &session.id,
-        generation: session.generation,
+        generation: session.active_generation,
         engine: &session.engine,
         preflight: session.preflight.as_ref(),
         full: session.held.inodes.saturating_add(NEARLY) >= session.inodes_limit,

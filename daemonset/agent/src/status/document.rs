@@ -8,7 +8,7 @@ use anyhow::bail;
 use schemars::JsonSchema;
 use serde::Serialize;
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::control::{EngineBinary, ExchangeOutcome, SessionState, SocketSpec, Turned};
+use virtiofs_contract::control::{EngineBinary, Rejection, ReplacementOutcome, SessionState, SocketSpec};
 use virtiofs_contract::counters::Held;
 use virtiofs_contract::preflight::Preflight;
 use virtiofs_contract::staleness::StaleEvent;
@@ -90,10 +90,10 @@ pub(super) struct Share {
     pub(super) sockets: Vec<OfferedAt>,
     /// Connections that became no session since the broker started, and those of them that were refused because
     /// the content is exclusive and in use.
-    pub(super) refused_connections: u64,
-    pub(super) refused_exclusive: u64,
+    pub(super) rejected_connections: u64,
+    pub(super) rejected_exclusive: u64,
     /// The last connection that was turned away.
-    pub(super) last_refusal: Option<Turned>,
+    pub(super) last_rejection: Option<Rejection>,
 }
 
 /// One socket of a share.
@@ -167,16 +167,16 @@ pub(super) struct Session {
     /// The request in progress that began first.
     pub(super) oldest_request: Option<Oldest>,
     /// The last time that its engine was replaced, or was to be.
-    pub(super) last_exchange: Option<Exchanged>,
+    pub(super) last_replacement: Option<Exchanged>,
     /// What its engine was started from.
     pub(super) engine_binary: Option<EngineBinary>,
     /// How many hand-overs and changes of configuration its engine has, and how many it should have by now.
-    pub(super) generation: u64,
-    pub(super) wanted_generation: u64,
+    pub(super) active_generation: u64,
+    pub(super) desired_generation: u64,
     /// Until when its requests are traced, in seconds since the Unix epoch.
     pub(super) traced_until: Option<u64>,
     /// Open files of the guest that the broker keeps for it.
-    pub(super) parked_files: u64,
+    pub(super) stashed_files: u64,
     /// Its last stale events, the oldest first.
     pub(super) stale_events: Vec<StaleEvent>,
     /// How the source's path leads to something else than what it serves, if it does.
@@ -201,7 +201,7 @@ pub(super) struct Oldest {
 pub(super) struct Exchanged {
     /// Seconds since the Unix epoch.
     pub(super) at: u64,
-    pub(super) outcome: ExchangeOutcome,
+    pub(super) outcome: ReplacementOutcome,
     /// How long the guest waited.
     pub(super) pause_nanoseconds: u64,
     /// Why it was put off.
@@ -224,21 +224,21 @@ pub(super) struct Counts {
     /// Stale events by cause; causes that never occurred are left out.
     pub(super) stale_by_cause: BTreeMap<&'static str, u64>,
     /// Engines exchanged under guests.
-    pub(super) exchanges: ExchangeCounts,
+    pub(super) replacements: ReplacementCounts,
 }
 
 /// How often engines were exchanged, and how long guests waited for it.
 #[derive(Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ExchangeCounts {
+pub(super) struct ReplacementCounts {
     /// Planned ones.
     pub(super) hand_overs: PauseCounts,
     /// Planned ones that were put off, because the engine did not come to rest or its successor failed.
-    pub(super) put_off: u64,
+    pub(super) aborted: u64,
     /// After an engine's death.
     pub(super) recoveries: PauseCounts,
     /// Deaths after which no other engine served before the session ended.
-    pub(super) given_up: u64,
+    pub(super) abandoned: u64,
 }
 
 /// Pauses of one kind.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use virtiofs_contract::config::Access;
 use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionStatus, Status};
-use virtiofs_contract::counters::{Exchanges, OPERATION_NAMES, Pauses, Totals};
+use virtiofs_contract::counters::{OPERATION_NAMES, Pauses, Replacements, Totals};
 use virtiofs_crds::changes;
 
 use super::document::{
-    Agent, Broker, Counts, Document, ExchangeCounts, Exchanged, InForce, OfferedAt, Oldest, PauseCounts, Session,
+    Agent, Broker, Counts, Document, Exchanged, InForce, OfferedAt, Oldest, PauseCounts, ReplacementCounts, Session,
     Share, VERSION,
 };
 use super::frontends::mount;
@@ -106,9 +106,9 @@ fn unserved(report: &ShareReport, broker_runs: bool) -> Share {
         mount: mount(&report.name, &report.socket, Access::ReadWrite),
         released_until: None,
         sockets: Vec::new(),
-        refused_connections: 0,
-        refused_exclusive: 0,
-        last_refusal: None,
+        rejected_connections: 0,
+        rejected_exclusive: 0,
+        last_rejection: None,
     }
 }
 
@@ -118,9 +118,9 @@ fn unreported(name: &str, mut endpoints: Vec<EndpointStatus>) -> Option<Share> {
     let mut totals = Totals::default();
     endpoints.iter().for_each(|it| totals.add(&it.totals));
     let sockets = endpoints.iter().map(offered_at).collect();
-    let (refused_connections, refused_exclusive) =
-        endpoints.iter().fold((0, 0), |sum, it| (sum.0 + it.refused_connections, sum.1 + it.refused_exclusive));
-    let last_refusal = endpoints.iter().filter_map(|it| it.last_refusal.clone()).max_by_key(|it| it.at);
+    let (rejected_connections, rejected_exclusive) =
+        endpoints.iter().fold((0, 0), |sum, it| (sum.0 + it.rejected_connections, sum.1 + it.rejected_exclusive));
+    let last_rejection = endpoints.iter().filter_map(|it| it.last_rejection.clone()).max_by_key(|it| it.at);
     let released_until = endpoints.iter().filter_map(|it| it.released).map(|it| it.until).max();
     let sessions = endpoints.iter_mut().flat_map(sessions).collect();
     let own = endpoints.into_iter().next()?;
@@ -149,9 +149,9 @@ fn unreported(name: &str, mut endpoints: Vec<EndpointStatus>) -> Option<Share> {
         }),
         released_until,
         sockets,
-        refused_connections,
-        refused_exclusive,
-        last_refusal,
+        rejected_connections,
+        rejected_exclusive,
+        last_rejection,
     })
 }
 
@@ -198,17 +198,17 @@ fn session(session: SessionStatus, endpoint: &Endpoint) -> Session {
             node: it.node,
             path: it.path,
         }),
-        last_exchange: session.last_exchange.map(|it| Exchanged {
+        last_replacement: session.last_replacement.map(|it| Exchanged {
             at: it.at,
             outcome: it.outcome,
             pause_nanoseconds: it.pause_ns,
             notice: it.finding.as_ref().map(Notice::from),
         }),
         engine_binary: session.engine_binary,
-        generation: session.generation,
-        wanted_generation: session.wanted_generation,
+        active_generation: session.active_generation,
+        desired_generation: session.desired_generation,
         traced_until: session.trace.map(|it| it.until),
-        parked_files: session.parked_files,
+        stashed_files: session.stashed_files,
         stale_events: session.stale_events,
         source_gone: session.source_gone,
     }
@@ -228,20 +228,20 @@ fn counts(totals: &Totals) -> Counts {
         requests_by_operation: totals.operations.iter().map(|it| (operation(it.opcode), it.requests)).collect(),
         stale_by_cause: totals.stale.iter().map(|it| (it.cause.name(), it.events)).collect(),
         errors_by_errno: totals.errnos.iter().map(|it| (errno_name(it.errno), it.replies)).collect(),
-        exchanges: exchanges(&totals.exchanges),
+        replacements: replacements(&totals.replacements),
     }
 }
 
-fn exchanges(exchanges: &Exchanges) -> ExchangeCounts {
+fn replacements(replacements: &Replacements) -> ReplacementCounts {
     let pauses = |pauses: &Pauses| PauseCounts {
         count: pauses.count,
         nanoseconds: pauses.nanoseconds,
         longest_below_nanoseconds: pauses.longest_below(),
     };
-    ExchangeCounts {
-        hand_overs: pauses(&exchanges.hand_overs),
-        put_off: exchanges.put_off,
-        recoveries: pauses(&exchanges.recoveries),
-        given_up: exchanges.given_up,
+    ReplacementCounts {
+        hand_overs: pauses(&replacements.hand_overs),
+        aborted: replacements.aborted,
+        recoveries: pauses(&replacements.recoveries),
+        abandoned: replacements.abandoned,
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::document::{Document, ExchangeCounts, PauseCounts, Session, Share};
+use super::document::{Document, PauseCounts, ReplacementCounts, Session, Share};
 use crate::output::{clean, word};
 
 /// The whole answer: what runs, a table of shares, and what is worth knowing of each.
@@ -94,9 +94,9 @@ fn details(share: &Share) -> String {
         _ = writeln!(text, "  {} still runs with another {fields}", session.id);
     }
     share.sessions.iter().for_each(|session| text.push_str(&session_lines(session)));
-    text.push_str(&exchanges(&share.counts.exchanges));
-    if share.refused_exclusive > 0 {
-        let times = share.refused_exclusive;
+    text.push_str(&replacements(&share.counts.replacements));
+    if share.rejected_exclusive > 0 {
+        let times = share.rejected_exclusive;
         _ = writeln!(text, "  refused {times} times because one VM at a time may use it");
     }
     text.push_str(&limits(share));
@@ -139,14 +139,14 @@ fn session_lines(session: &Session) -> String {
             session.id, oldest.operation
         );
     }
-    if let Some(notice) = session.last_exchange.as_ref().and_then(|it| it.notice.as_ref()) {
+    if let Some(notice) = session.last_replacement.as_ref().and_then(|it| it.notice.as_ref()) {
         _ = writeln!(text, "  {} was not handed over: {}: {}", session.id, notice.reason, clean(&notice.message));
     }
     if let Some(until) = session.traced_until {
         _ = writeln!(text, "  {} is traced until {}", session.id, time(until));
     }
-    if session.parked_files > 0 {
-        _ = writeln!(text, "  {} has {} open files without a name", session.id, session.parked_files);
+    if session.stashed_files > 0 {
+        _ = writeln!(text, "  {} has {} open files without a name", session.id, session.stashed_files);
     }
     text
 }
@@ -187,7 +187,7 @@ fn named(path: &str) -> &str {
 }
 
 /// A line about engines that were exchanged, if there were any.
-fn exchanges(counts: &ExchangeCounts) -> String {
+fn replacements(counts: &ReplacementCounts) -> String {
     let with_pauses = |what: &str, pauses: &PauseCounts| {
         let mean = pauses.nanoseconds.checked_div(pauses.count)?;
         Some(format!("{} {what} ({:.1} ms on average)", pauses.count, mean as f64 / 1e6))
@@ -195,12 +195,12 @@ fn exchanges(counts: &ExchangeCounts) -> String {
     let plain = |what: &str, count: u64| (count > 0).then(|| format!("{count} {what}"));
     let parts = [
         with_pauses("handed over", &counts.hand_overs),
-        plain("put off", counts.put_off),
+        plain("aborted", counts.aborted),
         with_pauses("recovered", &counts.recoveries),
-        plain("given up", counts.given_up),
+        plain("abandoned", counts.abandoned),
     ];
     let parts: Vec<_> = parts.into_iter().flatten().collect();
-    if parts.is_empty() { String::new() } else { format!("  engines exchanged: {}\n", parts.join(", ")) }
+    if parts.is_empty() { String::new() } else { format!("  engine replacements: {}\n", parts.join(", ")) }
 }
 
 fn lines(share: &Share) -> String {
@@ -240,10 +240,10 @@ mod tests {
 
     #[test]
     fn exchanges_are_one_line_and_none_are_none() {
-        let mut counts = ExchangeCounts::default();
-        assert_eq!(exchanges(&counts), "");
+        let mut counts = ReplacementCounts::default();
+        assert_eq!(replacements(&counts), "");
         counts.recoveries = PauseCounts { count: 2, nanoseconds: 7_000_000, ..PauseCounts::default() };
-        counts.put_off = 1;
-        assert_eq!(exchanges(&counts), "  engines exchanged: 1 put off, 2 recovered (3.5 ms on average)\n");
+        counts.aborted = 1;
+        assert_eq!(replacements(&counts), "  engine replacements: 1 aborted, 2 recovered (3.5 ms on average)\n");
     }
 }

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::control::{ExchangeOutcome, LastExchange};
-use virtiofs_contract::counters::Exchanges;
+use virtiofs_contract::control::{LastReplacement, ReplacementOutcome};
+use virtiofs_contract::counters::Replacements;
 use virtiofs_contract::engine::Predecessor;
 use virtiofs_contract::preflight::{Finding, Reason};
 
@@ -120,8 +120,8 @@ pub(super) struct Engines {
     hold: Option<Hold>,
     started: u64,
     served: u64,
-    exchanges: Exchanges,
-    last_exchange: Option<LastExchange>,
+    replacements: Replacements,
+    last_replacement: Option<LastReplacement>,
 }
 
 impl Engines {
@@ -143,7 +143,7 @@ impl Engines {
             dying: None,
             order: None,
             history: History::default(),
-            predecessor: Predecessor::AtRest,
+            predecessor: Predecessor::Quiesced,
             not_before: None,
             since: Instant::now(),
             lost: None,
@@ -151,8 +151,8 @@ impl Engines {
             hold,
             started: 0,
             served: 0,
-            exchanges: Exchanges::default(),
-            last_exchange: None,
+            replacements: Replacements::default(),
+            last_replacement: None,
         }
     }
 
@@ -175,12 +175,12 @@ impl Engines {
         self.served
     }
 
-    pub(super) fn exchanges(&self) -> &Exchanges {
-        &self.exchanges
+    pub(super) fn replacements(&self) -> &Replacements {
+        &self.replacements
     }
 
-    pub(super) fn last_exchange(&self) -> Option<&LastExchange> {
-        self.last_exchange.as_ref()
+    pub(super) fn last_replacement(&self) -> Option<&LastReplacement> {
+        self.last_replacement.as_ref()
     }
 
     /// The last order that engines are to fulfil, and the one that is fulfilled.
@@ -264,7 +264,7 @@ impl Engines {
     /// The session ends. If it had no engine, nobody will ever say how long that took.
     pub(super) fn end(&mut self) {
         if let Some(lost) = self.lost.take() {
-            self.exchanges.given_up += 1;
+            self.replacements.abandoned += 1;
             let pause = lost.elapsed();
             tracing::warn!(session = self.session, ?pause, "session ends without having been recovered");
         }
@@ -313,7 +313,7 @@ impl Engines {
     fn not_to_be_had(&mut self, finding: Finding) {
         self.history.failures += 1;
         let pause = match finding.reason {
-            Reason::NextMount => STUCK_PAUSE,
+            Reason::RemountRequired => STUCK_PAUSE,
             _ => pause_after_failure(self.history.failures),
         };
         let until = Some(Instant::now() + pause);
@@ -321,11 +321,11 @@ impl Engines {
         let falls_back = self.put_off.is_none() && !fulfilled;
         tracing::warn!(session = self.session, %finding, ?pause, falls_back, "engine could not be started");
         if self.serving.is_some() && !fulfilled {
-            self.note_exchange(ExchangeOutcome::PutOff, Duration::ZERO, Some(finding.clone()));
+            self.note_replacement(ReplacementOutcome::Aborted, Duration::ZERO, Some(finding.clone()));
         }
         if falls_back {
             self.put_off = until;
-            self.awaited_unmount = (finding.reason == Reason::NextMount).then_some(self.spare_mounts.1);
+            self.awaited_unmount = (finding.reason == Reason::RemountRequired).then_some(self.spare_mounts.1);
         } else {
             self.not_before = until;
         }
@@ -470,8 +470,8 @@ impl Engines {
         let engine_pid = engine.engine.process.pid();
         if let Some(lost) = self.lost.take() {
             let pause = lost.elapsed();
-            self.exchanges.recoveries.note(pause.as_nanos() as u64);
-            self.note_exchange(ExchangeOutcome::Recovered, pause, None);
+            self.replacements.recoveries.record(pause.as_nanos() as u64);
+            self.note_replacement(ReplacementOutcome::Recovered, pause, None);
             tracing::info!(session = self.session, engine_pid, ?pause, "session recovered");
         }
         let epoch = engine.engine.epoch;
@@ -505,8 +505,8 @@ impl Engines {
             Ok(()) => {
                 ring_all(deeds.record);
                 let pause = begin.elapsed();
-                self.exchanges.hand_overs.note(pause.as_nanos() as u64);
-                self.note_exchange(ExchangeOutcome::HandedOver, pause, None);
+                self.replacements.hand_overs.record(pause.as_nanos() as u64);
+                self.note_replacement(ReplacementOutcome::HandedOver, pause, None);
                 tracing::info!(session = self.session, engine_pid = new.engine.process.pid(), ?pause, "handed over");
                 self.serves_now(new);
             }
@@ -535,19 +535,19 @@ impl Engines {
             "see whether the file system below the source answers, and the engines' log lines; it is tried again",
         );
         tracing::warn!(session = self.session, %finding, ?pause, "hand-over put off");
-        self.exchanges.put_off += 1;
+        self.replacements.aborted += 1;
         self.not_before = Some(Instant::now() + pause);
         self.goes_on(old, deeds);
-        self.note_exchange(ExchangeOutcome::PutOff, begin.elapsed(), Some(finding.clone()));
+        self.note_replacement(ReplacementOutcome::Aborted, begin.elapsed(), Some(finding.clone()));
         if self.serving.is_some() {
             self.trouble = Some(finding);
         }
     }
 
-    fn note_exchange(&mut self, outcome: ExchangeOutcome, pause: Duration, finding: Option<Finding>) {
+    fn note_replacement(&mut self, outcome: ReplacementOutcome, pause: Duration, finding: Option<Finding>) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let pause_ns = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
-        self.last_exchange = Some(LastExchange { at, outcome, pause_ns, finding });
+        self.last_replacement = Some(LastReplacement { at, outcome, pause_ns, finding });
     }
 
     fn goes_on(&mut self, mut old: Attached, deeds: &mut Deeds<'_>) {

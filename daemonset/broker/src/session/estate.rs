@@ -85,7 +85,7 @@ impl Estate {
 
     /// Counts that the path of the source leads elsewhere. Engines cannot see that.
     pub(crate) fn source_gone(&self) {
-        self.counters.stale(Cause::SourceGone, b".");
+        self.counters.count_stale(Cause::SourceGone, b".");
     }
 
     pub(crate) fn stale_events(&self) -> Vec<StaleEvent> {

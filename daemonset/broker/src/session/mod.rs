@@ -47,7 +47,7 @@ pub(crate) enum Command {
     /// Engines are to be like this from now on, the one that serves included: order of that number.
     Reconfigure(Box<EngineConfig>, u64),
     /// The engine that serves is to be replaced by a new one: order of that number.
-    Exchange(u64),
+    HandOver(u64),
     /// Let go of the source.
     Release(ReleaseOrder),
     /// Take the source up again.
@@ -196,7 +196,7 @@ impl Session {
                 Command::End => return Err(End::Asked),
                 Command::EngineStarted(result) => self.with_engines(|engines, deeds| engines.arrived(*result, deeds)),
                 Command::Reconfigure(config, number) => self.engines.reconfigure(*config, number),
-                Command::Exchange(number) => self.engines.renew(number),
+                Command::HandOver(number) => self.engines.renew(number),
                 Command::Release(order) => self.engines.release(order),
                 Command::Resume => self.engines.resume(),
                 Command::Describe(node) => self.with_engines(|engines, deeds| engines.ask_for_path(node, deeds)),
@@ -278,11 +278,11 @@ impl Session {
         view.guest_memory = self.record.guest_memory();
         view.engines = self.engines.served();
         view.engines_started = self.engines.started();
-        (view.wanted_generation, view.generation) = self.engines.generations();
-        view.last_exchange = self.engines.last_exchange().cloned();
+        (view.desired_generation, view.active_generation) = self.engines.generations();
+        view.last_replacement = self.engines.last_replacement().cloned();
         view.described = self.engines.serving().and_then(|engine| engine.described().cloned());
         view.finding = self.engines.trouble().cloned();
-        view.exchanges.clone_from(self.engines.exchanges());
+        view.replacements.clone_from(self.engines.replacements());
         let serving = self.engines.serving().map(|attached| &attached.engine);
         view.engine_pid = serving.map(|engine| engine.process.pid());
         view.root = serving.and_then(|engine| engine.root);

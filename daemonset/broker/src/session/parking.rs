@@ -14,9 +14,9 @@ use std::time::Instant;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use virtiofs_contract::channel::{ChannelError, PacketChannel};
-use virtiofs_contract::engine::{FromParking, ToParking};
+use virtiofs_contract::engine::{StashReply, StashRequest};
 
-use crate::limits::parked_files;
+use crate::limits::stashed_files;
 use crate::poll::{Interest, wait_readable};
 
 /// Most files of one session: a guest decides how many it unlinks while they are open.
@@ -79,22 +79,22 @@ impl Attendant {
     }
 
     fn attend(&self, files: &mut BTreeMap<u64, OwnedFd>) -> Result<(), ChannelError> {
-        let (message, fds) = self.channel.receive::<ToParking>()?;
+        let (message, fds) = self.channel.receive::<StashRequest>()?;
         match message {
-            ToParking::Park { handle } => {
+            StashRequest::Stash { handle } => {
                 let accepted = park(files, self.lot.bounds, handle, fds.into_iter().next());
-                self.channel.send(&FromParking::Parked { accepted }, &[])
+                self.channel.send(&StashReply::Stashed { accepted }, &[])
             }
-            ToParking::Fetch { handle } => {
+            StashRequest::Fetch { handle } => {
                 let file = files.get(&handle);
                 let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
-                self.channel.send(&FromParking::Fetched { found: file.is_some() }, &fds)
+                self.channel.send(&StashReply::Fetched { found: file.is_some() }, &fds)
             }
-            ToParking::Release { handle } => {
+            StashRequest::Release { handle } => {
                 release(files.remove(&handle).into_iter().count());
                 Ok(())
             }
-            ToParking::ReleaseAll => {
+            StashRequest::ReleaseAll => {
                 release(files.len());
                 files.clear();
                 Ok(())
@@ -105,7 +105,7 @@ impl Attendant {
 
 impl Default for ParkingLot {
     fn default() -> Self {
-        ParkingLot { bounds: Bounds { own: MAX_PARKED, all: parked_files() }, files: Mutex::default() }
+        ParkingLot { bounds: Bounds { own: MAX_PARKED, all: stashed_files() }, files: Mutex::default() }
     }
 }
 
@@ -178,15 +178,15 @@ mod tests {
     }
 
     fn park_with(channel: &PacketChannel, handle: u64, file: &File) -> bool {
-        channel.send(&ToParking::Park { handle }, &[file.as_fd()]).unwrap();
-        matches!(channel.receive().unwrap(), (FromParking::Parked { accepted: true }, _))
+        channel.send(&StashRequest::Stash { handle }, &[file.as_fd()]).unwrap();
+        matches!(channel.receive().unwrap(), (StashReply::Stashed { accepted: true }, _))
     }
 
     fn fetch(channel: &PacketChannel, handle: u64) -> Option<File> {
-        channel.send(&ToParking::Fetch { handle }, &[]).unwrap();
-        let (answer, fds) = channel.receive::<FromParking>().unwrap();
+        channel.send(&StashRequest::Fetch { handle }, &[]).unwrap();
+        let (answer, fds) = channel.receive::<StashReply>().unwrap();
         let file = fds.into_iter().next().map(File::from);
-        assert_eq!(answer, FromParking::Fetched { found: file.is_some() });
+        assert_eq!(answer, StashReply::Fetched { found: file.is_some() });
         file
     }
 
@@ -209,7 +209,7 @@ mod tests {
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "kept");
         assert!(fetch(&second, 8).is_none());
-        second.send(&ToParking::Release { handle: 7 }, &[]).unwrap();
+        second.send(&StashRequest::Release { handle: 7 }, &[]).unwrap();
         assert!(fetch(&second, 7).is_none());
     }
 
@@ -218,7 +218,7 @@ mod tests {
         for _ in 0..200 {
             let lot = Arc::new(ParkingLot::default());
             let (first, attendant) = engine(&lot);
-            first.send(&ToParking::Park { handle: 1 }, &[scratch("x").as_fd()]).unwrap();
+            first.send(&StashRequest::Stash { handle: 1 }, &[scratch("x").as_fd()]).unwrap();
             drop(first);
             attendant.settle();
             assert!(lot.lock().contains_key(&1));
@@ -236,7 +236,7 @@ mod tests {
         }
         assert!(!park_with(&channel, 4, &file));
         assert!(park_with(&channel, 3, &file), "what is there may be parked again");
-        channel.send(&ToParking::ReleaseAll, &[]).unwrap();
+        channel.send(&StashRequest::ReleaseAll, &[]).unwrap();
         assert!(park_with(&channel, 4, &file));
     }
 

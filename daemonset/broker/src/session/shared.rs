@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::control::{EngineBinary, LastExchange, OldestRequest, SessionState, SessionStatus, Trace};
-use virtiofs_contract::counters::{Exchanges, InProgress, Totals};
+use virtiofs_contract::control::{EngineBinary, LastReplacement, OldestRequest, SessionState, SessionStatus, Trace};
+use virtiofs_contract::counters::{InProgress, Replacements, Totals};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
 use super::estate::Estate;
@@ -43,14 +43,14 @@ pub(crate) struct View {
     pub(crate) guest_memory: u64,
     pub(crate) preflight: Option<Preflight>,
     pub(crate) finding: Option<Finding>,
-    pub(crate) exchanges: Exchanges,
+    pub(crate) replacements: Replacements,
     /// The directory that its engine serves.
     pub(crate) root: Option<Root>,
     /// The directory that was served when the path of the source was seen to lead elsewhere, and how so.
     pub(crate) departure: Option<(Root, String)>,
-    pub(crate) last_exchange: Option<LastExchange>,
-    pub(crate) wanted_generation: u64,
-    pub(crate) generation: u64,
+    pub(crate) last_replacement: Option<LastReplacement>,
+    pub(crate) desired_generation: u64,
+    pub(crate) active_generation: u64,
     pub(crate) engine_binary: Option<EngineBinary>,
     /// The node that the engine was asked for last, and its path.
     pub(crate) described: Option<(u64, Option<String>)>,
@@ -72,12 +72,12 @@ impl Shared {
             guest_memory: 0,
             preflight: None,
             finding: None,
-            exchanges: Exchanges::default(),
+            replacements: Replacements::default(),
             root: None,
             departure: None,
-            last_exchange: None,
-            wanted_generation: 0,
-            generation: 0,
+            last_replacement: None,
+            desired_generation: 0,
+            active_generation: 0,
             engine_binary: None,
             described: None,
         };
@@ -103,7 +103,7 @@ impl Shared {
     }
 
     fn trace(&self) -> Option<Trace> {
-        let left = Duration::from_nanos(self.estate.trace.wanted_until().checked_sub(monotonic_ns())?);
+        let left = Duration::from_nanos(self.estate.trace.enabled_until().checked_sub(monotonic_ns())?);
         let until = (SystemTime::now() + left).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Some(Trace { until })
     }
@@ -113,7 +113,7 @@ impl Shared {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        Totals { exchanges: self.view().exchanges.clone(), ..self.estate.totals() }
+        Totals { replacements: self.view().replacements.clone(), ..self.estate.totals() }
     }
 
     /// The path of the source does not lead to `served` any more, or it does: is that news, and does it still matter?
@@ -142,11 +142,11 @@ impl Shared {
             engines: view.engines,
             oldest_request: self.oldest_request(&view),
             trace: self.trace(),
-            parked_files: self.estate.parking.count() as u64,
+            stashed_files: self.estate.parking.count() as u64,
             engine_binary: view.engine_binary,
-            generation: view.generation,
-            wanted_generation: view.wanted_generation,
-            last_exchange: view.last_exchange,
+            active_generation: view.active_generation,
+            desired_generation: view.desired_generation,
+            last_replacement: view.last_replacement,
             engine: view.config,
             guest_memory: view.guest_memory,
             preflight: view.preflight,

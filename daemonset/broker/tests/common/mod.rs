@@ -21,7 +21,8 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::FramedStream;
 use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::control::{
-    Endpoint, EndpointStatus, Exchanging, Request, Response, SessionState, SessionStatus, SocketSpec, Status,
+    Endpoint, EndpointKind, EndpointStatus, PendingHandOver, Request, Response, SessionState, SessionStatus,
+    SocketSpec, Status,
 };
 use virtiofs_contract::preflight::{Finding, Preflight};
 
@@ -172,11 +173,11 @@ impl Broker {
     pub(crate) fn endpoint(&self, name: &str) -> Endpoint {
         Endpoint {
             name: name.into(),
+            kind: EndpointKind::Share,
             source: self.source(name),
             sub_path: None,
             socket: SocketSpec {
                 path: self.runtime_dir().join(format!("shares/{name}.sock")),
-                directory_given: false,
                 owner: None,
                 group: None,
                 mode: 0o600,
@@ -269,7 +270,7 @@ impl Control {
     }
 
     pub(crate) fn apply(&mut self, endpoint: &Endpoint) -> Result<Preflight, Finding> {
-        match self.ask(&Request::Apply { endpoint: endpoint.clone(), tried_at: None }) {
+        match self.ask(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None }) {
             Response::Applied { preflight } => Ok(preflight),
             Response::Refused { finding } => Err(finding),
             other => panic!("{other:?}"),
@@ -278,7 +279,7 @@ impl Control {
 
     /// The same for a socket in a directory that is sent along.
     pub(crate) fn apply_in(&mut self, endpoint: &Endpoint, directory: &Path) -> Result<Preflight, Finding> {
-        let request = Request::Apply { endpoint: endpoint.clone(), tried_at: None };
+        let request = Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None };
         match self.ask_with(&request, &fs::File::open(directory).unwrap()) {
             Response::Applied { preflight } => Ok(preflight),
             Response::Refused { finding } => Err(finding),
@@ -287,9 +288,9 @@ impl Control {
     }
 
     /// Orders new engines for all sessions of an endpoint.
-    pub(crate) fn exchange(&mut self, name: &str) -> Vec<Exchanging> {
-        match self.ask(&Request::Exchange { name: name.into(), session: None }) {
-            Response::Exchanging { sessions } => sessions,
+    pub(crate) fn exchange(&mut self, name: &str) -> Vec<PendingHandOver> {
+        match self.ask(&Request::HandOver { name: name.into(), session: None }) {
+            Response::HandingOver { sessions } => sessions,
             other => panic!("{other:?}"),
         }
     }

@@ -133,7 +133,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         if let Some(predecessor) = predecessor.take() {
             self.core.take_over(predecessor);
             // What that engine was working on is not in progress any more; what it has not finished begins anew.
-            (0..QUEUES).for_each(|ring| self.counters.in_progress(ring, None));
+            (0..QUEUES).for_each(|ring| self.counters.set_in_progress(ring, None));
             // The guest may have mounted anew after this engine was prepared. Nothing has been begun yet: another
             // engine may be able to, and wrong answers help nobody.
             if let Err(error) = self.replay_init() {

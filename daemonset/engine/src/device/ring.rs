@@ -71,7 +71,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             Course::Answered { bytes } => return bytes,
             Course::Again { faults, kills } if is_deadly(faults, kills) => {
                 tracing::warn!(opcode = request.opcode(), faults, kills, "a request that kills engines is refused");
-                self.counters.malformed();
+                self.counters.count_malformed();
                 request.refuse().bytes
             }
             Course::Fresh | Course::Again { .. } => self.answer(ring, &request),
@@ -80,7 +80,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         if let Course::Again { .. } = course {
             self.core.settled(ring);
         }
-        self.counters.hold(self.log.held());
+        self.counters.set_held(self.log.held());
         bytes
     }
 
@@ -88,17 +88,17 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     fn answer(&self, ring: usize, request: &Request<'_>) -> u32 {
         let start = monotonic_ns();
         let (opcode, node) = (request.opcode(), request.node());
-        self.counters.in_progress(ring, Some(InProgress { since_ns: start, opcode, node }));
+        self.counters.set_in_progress(ring, Some(InProgress { since_ns: start, opcode, node }));
         let reply = match opcode {
             INIT => self.answer_init(request),
             _ => request.answer(&self.server, &self.scratch[ring]),
         };
         if reply.malformed {
-            self.counters.malformed();
+            self.counters.count_malformed();
         }
         let duration = monotonic_ns().saturating_sub(start);
-        self.counters.finished(opcode, reply.errno, duration);
-        self.counters.in_progress(ring, None);
+        self.counters.count_request(opcode, reply.errno, duration);
+        self.counters.set_in_progress(ring, None);
         self.trace(ring, request, &reply, start, duration);
         reply.bytes
     }

@@ -17,7 +17,7 @@ const ARGUMENT: usize = 16;
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     /// Logs a request that has been answered, if that is wanted.
     pub(super) fn trace(&self, ring: usize, request: &Request<'_>, reply: &Reply, start_ns: u64, duration_ns: u64) {
-        if self.trace.is_wanted(start_ns) {
+        if self.trace.is_enabled(start_ns) {
             let path = self.core.path_of(request.node());
             let name = name_in(request);
             self.trace.log(&Record {

@@ -126,7 +126,7 @@ impl Ledger {
         self.cells = Cells::attach(high(header::PAGES_HIGH, self.geometry.page_capacity.saturating_add(1)));
         self.nodes = FreeList::behind(ROOT + 1, high(header::NODES_HIGH, self.geometry.node_capacity));
         self.handles = FreeList::behind(1, high(header::HANDLES_HIGH, self.geometry.handle_capacity));
-        if predecessor != Predecessor::AtRest {
+        if predecessor != Predecessor::Quiesced {
             for ring in 0..QUEUES {
                 let flight = Flight::of(ring);
                 if flight.is_started(&self.words) {

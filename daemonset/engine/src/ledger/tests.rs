@@ -271,7 +271,7 @@ fn a_handle_keeps_what_file_it_is_and_on_which_file_system() {
 fn the_limit_of_nodes_is_kept() {
     let fd = memory();
     let mut ledger = Ledger::map(&fd, 2).unwrap();
-    ledger.take_over(Predecessor::AtRest);
+    ledger.take_over(Predecessor::Quiesced);
     ledger.begin(0, &ticket(1));
     let first = ledger.tell_new(ROOT, b"a", ident(1)).unwrap().0;
     ledger.tell_new(ROOT, b"b", ident(2)).unwrap();
@@ -324,7 +324,7 @@ fn deaths_are_counted_by_kind_and_only_for_a_request_that_was_begun() {
     let fd = memory();
     let mut ledger = attach(&fd);
     ledger.begin(0, &ticket(1));
-    for predecessor in [Predecessor::Faulted, Predecessor::Killed, Predecessor::Faulted, Predecessor::AtRest] {
+    for predecessor in [Predecessor::Faulted, Predecessor::Killed, Predecessor::Faulted, Predecessor::Quiesced] {
         ledger = Ledger::map(&fd, 10).unwrap();
         ledger.take_over(predecessor);
     }

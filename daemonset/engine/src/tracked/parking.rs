@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use rustc_hash::FxHashSet;
 use virtiofs_contract::channel::{ChannelError, PacketChannel};
-use virtiofs_contract::engine::{FromParking, ToParking};
+use virtiofs_contract::engine::{StashReply, StashRequest};
 
 /// The engine's end of the parking channel. One question at a time, from the thread that serves the rings.
 pub(crate) struct Parking {
@@ -35,8 +35,8 @@ impl Parking {
         if self.known.contains(&fh) {
             return;
         }
-        match self.ask(&ToParking::Park { handle: fh }, Some(file)) {
-            Ok((FromParking::Parked { accepted: true }, _)) => drop(self.known.insert(fh)),
+        match self.ask(&StashRequest::Stash { handle: fh }, Some(file)) {
+            Ok((StashReply::Stashed { accepted: true }, _)) => drop(self.known.insert(fh)),
             Ok(_) => tracing::warn!("the broker keeps no more files for this session: one goes unprotected"),
             Err(error) => tracing::warn!("parking: {error}"),
         }
@@ -44,8 +44,8 @@ impl Parking {
 
     /// The file that was parked for a guest's handle, by this engine or an earlier one.
     pub(super) fn fetch(&mut self, fh: u64) -> Option<File> {
-        match self.ask(&ToParking::Fetch { handle: fh }, None) {
-            Ok((FromParking::Fetched { found: true }, Some(file))) => {
+        match self.ask(&StashRequest::Fetch { handle: fh }, None) {
+            Ok((StashReply::Fetched { found: true }, Some(file))) => {
                 self.known.insert(fh);
                 Some(file)
             }
@@ -60,7 +60,7 @@ impl Parking {
     /// The guest has closed the handle, or has never got it.
     pub(super) fn release(&mut self, fh: u64) {
         if self.known.remove(&fh) | !self.entered.remove(&fh) {
-            self.tell(&ToParking::Release { handle: fh });
+            self.tell(&StashRequest::Release { handle: fh });
         }
     }
 
@@ -68,16 +68,16 @@ impl Parking {
     pub(super) fn release_all(&mut self) {
         self.known.clear();
         self.entered.clear();
-        self.tell(&ToParking::ReleaseAll);
+        self.tell(&StashRequest::ReleaseAll);
     }
 
-    fn tell(&self, message: &ToParking) {
+    fn tell(&self, message: &StashRequest) {
         if let Err(error) = self.channel.send(message, &[]) {
             tracing::warn!("parking: {error}");
         }
     }
 
-    fn ask(&self, question: &ToParking, file: Option<&File>) -> Result<(FromParking, Option<File>), ChannelError> {
+    fn ask(&self, question: &StashRequest, file: Option<&File>) -> Result<(StashReply, Option<File>), ChannelError> {
         let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
         self.channel.send(question, &fds)?;
         let (answer, fds) = self.channel.receive()?;

@@ -61,7 +61,7 @@ impl<F: FileSystem> Tracked<F> {
     /// The guest used a number that means nothing in this session.
     pub(super) fn fenced(&self) {
         if let Some(counters) = &self.stale {
-            counters.stale(Cause::Fenced, b"");
+            counters.count_stale(Cause::Fenced, b"");
         }
     }
 
@@ -118,7 +118,7 @@ impl<F: FileSystem> Tracked<F> {
 
     fn refused_for_want_of_descriptors(&self, state: &State, name: NameBelow<'_>) {
         if let Some(counters) = &self.stale {
-            counters.stale(Cause::FdExhausted, &state.ledger.path_of(name.0, name.1));
+            counters.count_stale(Cause::FdExhausted, &state.ledger.path_of(name.0, name.1));
         }
     }
 
@@ -126,7 +126,7 @@ impl<F: FileSystem> Tracked<F> {
     pub(super) fn node_refused(&self, state: &mut State, node: Slot, error: &io::Error) {
         let Some(counters) = &self.stale else { return };
         match symptom(errno(error)) {
-            Symptom::NoDescriptor => counters.stale(Cause::FdExhausted, &state.ledger.path(node)),
+            Symptom::NoDescriptor => counters.count_stale(Cause::FdExhausted, &state.ledger.path(node)),
             Symptom::DoesNotOpen => self.find_out(state, counters, node),
             Symptom::None => {}
         }
@@ -149,7 +149,7 @@ impl<F: FileSystem> Tracked<F> {
             }
             // Where no name is left that was counted when they went.
             if still_there {
-                counters.stale(Cause::HandleStale, &state.ledger.path(node));
+                counters.count_stale(Cause::HandleStale, &state.ledger.path(node));
             }
         }
     }
@@ -204,7 +204,7 @@ pub(super) fn count_name<F: FileSystem>(
 ) {
     let known = belongs_below(state.ledger.identity(parent), state.ledger.identity(told));
     if known && !is_root_removed(inner) {
-        counters.stale(cause, &state.ledger.path_of(parent, name));
+        counters.count_stale(cause, &state.ledger.path_of(parent, name));
     }
 }
 

@@ -187,7 +187,7 @@ fn who_is_in_no_group_needs_no_right_to_leave_one() {
 #[test]
 fn too_few_open_files_are_refused_with_the_number() {
     let finding = rig::preflight(source().path(), EngineConfig { open_files: Some(100), ..read_only() }).unwrap_err();
-    assert_eq!(finding.reason, Reason::OpenFilesTooFew);
+    assert_eq!(finding.reason, Reason::OpenFileLimitTooLow);
     assert!(finding.message.contains("100"), "{finding}");
 }
 

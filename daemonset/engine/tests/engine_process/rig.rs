@@ -19,7 +19,7 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
 use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
-use virtiofs_contract::engine::{CONTROL_FD, FromEngine, FromParking, Predecessor, QUEUES, ToEngine, ToParking};
+use virtiofs_contract::engine::{CONTROL_FD, FromEngine, Predecessor, QUEUES, StashReply, StashRequest, ToEngine};
 use virtiofs_contract::preflight::{Finding, Preflight};
 use virtiofs_contract::trace::TraceRing;
 
@@ -65,23 +65,23 @@ impl Session {
         let (ours, theirs) = PacketChannel::pair().unwrap();
         let parked = self.parked.clone();
         std::thread::spawn(move || {
-            while let Ok((question, fds)) = ours.receive::<ToParking>() {
+            while let Ok((question, fds)) = ours.receive::<StashRequest>() {
                 let mut parked = parked.lock().unwrap();
                 // An engine that is killed does not hear the answer.
                 let _ = match question {
-                    ToParking::Park { handle } => {
+                    StashRequest::Stash { handle } => {
                         parked.insert(handle, fds.into_iter().next().unwrap());
-                        ours.send(&FromParking::Parked { accepted: true }, &[])
+                        ours.send(&StashReply::Stashed { accepted: true }, &[])
                     }
-                    ToParking::Fetch { handle } => {
+                    StashRequest::Fetch { handle } => {
                         let file = parked.get(&handle).map(AsFd::as_fd);
-                        ours.send(&FromParking::Fetched { found: file.is_some() }, file.as_slice())
+                        ours.send(&StashReply::Fetched { found: file.is_some() }, file.as_slice())
                     }
-                    ToParking::Release { handle } => {
+                    StashRequest::Release { handle } => {
                         parked.remove(&handle);
                         Ok(())
                     }
-                    ToParking::ReleaseAll => {
+                    StashRequest::ReleaseAll => {
                         parked.clear();
                         Ok(())
                     }
@@ -105,7 +105,7 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts an engine that serves `source`.
     pub(crate) fn start(source: &Path, config: EngineConfig) -> Result<Engine, Finding> {
-        Self::follow(Session::new(), source, config, Predecessor::AtRest, None)
+        Self::follow(Session::new(), source, config, Predecessor::Quiesced, None)
     }
 
     /// Kills the engine and starts another on what it leaves behind.
@@ -139,7 +139,7 @@ impl Engine {
         }
         let session = std::mem::replace(&mut self.session, Session::new());
         drop(self);
-        Self::follow(session, source, config, Predecessor::AtRest, None)
+        Self::follow(session, source, config, Predecessor::Quiesced, None)
     }
 
     /// Is the process still there?

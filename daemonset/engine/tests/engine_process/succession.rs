@@ -207,7 +207,7 @@ fn what_only_a_new_mount_can_change_is_refused() {
     let source = bench.path().to_owned();
     let engine = bench.take_engine();
     let refused = engine.killed(&source, EngineConfig { killpriv: true, ..config() });
-    assert_eq!(refused.err().unwrap().reason, Reason::NextMount);
+    assert_eq!(refused.err().unwrap().reason, Reason::RemountRequired);
 }
 
 #[test]

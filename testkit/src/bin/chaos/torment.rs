@@ -59,7 +59,7 @@ pub(crate) fn torment(
 
 /// Counts what the broker has done; has it gone on?
 fn note(done: &mut Done, status: &EndpointStatus) -> bool {
-    let exchanges = &status.totals.exchanges;
+    let exchanges = &status.totals.replacements;
     let before = (done.recoveries, done.handovers);
     (done.recoveries, done.handovers) = (exchanges.recoveries.count, exchanges.hand_overs.count);
     before != (done.recoveries, done.handovers)

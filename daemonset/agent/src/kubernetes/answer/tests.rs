@@ -24,8 +24,8 @@ fn endpoint(export: &VirtiofsExport) -> EndpointStatus {
             "mounts": [], "openFiles": 1024, "guestOpenFiles": 1000, "findings": [],
         },
         "sessions": [],
-        "refusedConnections": 0,
-        "refusedExclusive": 0,
+        "rejectedConnections": 0,
+        "rejectedExclusive": 0,
         "sessionsStarted": 0,
         "enginesStarted": 0,
         "totals": virtiofs_contract::counters::Totals::default(),
@@ -91,7 +91,7 @@ fn what_is_said_of_an_export_that_is_to_serve() {
         ),
         (
             "a remedy that failed is what matters",
-            Some(report(Degraded, &["NextMount", "RemedyFailed"])),
+            Some(report(Degraded, &["RemountRequired", "RemedyFailed"])),
             served(),
             soon,
             "r1 Ready=True:Serving Degraded=True:RemedyFailed",
@@ -210,7 +210,7 @@ fn what_was_said_before_is_kept_where_it_still_holds() {
 fn a_preflight_is_repeated_within_bounds() {
     let asked = export("a", json!({}));
     let mut status = endpoint(&asked);
-    let finding = Finding { reason: Reason::NextMount, message: "x".repeat(5000), remedy: String::new() };
+    let finding = Finding { reason: Reason::RemountRequired, message: "x".repeat(5000), remedy: String::new() };
     status.preflight.findings = vec![finding; 40];
     let said = said(&asked, None, &[status], Duration::ZERO).unwrap().preflight.unwrap();
     assert_eq!((said.findings.len(), said.findings[0].message.len()), (FINDINGS_MAX, MESSAGE_MAX));

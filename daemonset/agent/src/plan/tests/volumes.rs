@@ -1,5 +1,5 @@
 use virtiofs_contract::config::EngineConfig;
-use virtiofs_contract::control::Released;
+use virtiofs_contract::control::{EndpointKind, Released};
 
 use super::*;
 use crate::volume::tests::{volume, volumes};
@@ -21,8 +21,8 @@ fn a_volume_follows_its_share_and_is_not_tried_for_what_its_share_is_tried_for()
     let volume = Volume { mount_group: Some(1000), ..volume("a", "one") };
     let own = endpoint(&site().runtime_dir, &share, &source("/srv/a", 2));
     let there = published(&share, &volume);
-    let SocketSpec { path, directory_given, owner, group, mode } = there.socket.clone();
-    assert_eq!((path, directory_given), (volume.target_path.join("virtiofs.sock"), true));
+    let SocketSpec { path, owner, group, mode } = there.socket.clone();
+    assert_eq!((path, there.kind), (volume.target_path.join("virtiofs.sock"), EndpointKind::Volume));
     assert_eq!((owner, group, mode), (Some(107), Some(1000), share.socket.mode));
     assert_eq!(there.consumer.as_deref(), Some("pod vms/vm-1"));
 

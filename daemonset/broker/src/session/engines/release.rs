@@ -113,7 +113,7 @@ impl Engines {
         engine.engine.parking.settle();
         match self.check_parked() {
             Ok(()) => {
-                self.predecessor = Predecessor::AtRest;
+                self.predecessor = Predecessor::Quiesced;
                 Ok(())
             }
             Err(held) => {
@@ -127,7 +127,7 @@ impl Engines {
         let force = self.hold.as_ref().is_some_and(|hold| hold.force);
         match self.estate.parking.nameless() {
             files if files > 0 && !force => Err(finding(
-                Reason::FilesHeld,
+                Reason::OrphanedFilesOpen,
                 format!("session {} has {files} open files that no name leads to; it would lose them", self.session),
                 "have the guest close them (or the programs that use them), or release with force",
             )),

@@ -140,7 +140,7 @@ impl Stage {
 
     /// A hand-over to a new configuration.
     pub(crate) fn hand_over(&mut self, prober: &Prober) -> anyhow::Result<HandOver> {
-        let before = self.status()?.totals.exchanges.hand_overs.count;
+        let before = self.status()?.totals.replacements.hand_overs.count;
         self.touch()?;
         let engine = &mut self.endpoint.engine;
         (engine.cache, engine.attr_timeout_ms) = match engine.cache {
@@ -149,7 +149,7 @@ impl Stage {
         };
         prober.forget()?;
         self.control.apply(&self.endpoint)?;
-        self.until("hand-over", |status| status.totals.exchanges.hand_overs.count > before)?;
+        self.until("hand-over", |status| status.totals.replacements.hand_overs.count > before)?;
         Ok(HandOver { pause: prober.change()?, slowest: prober.slowest()? })
     }
 
@@ -164,12 +164,12 @@ impl Stage {
     pub(crate) fn kill(&mut self, prober: &Prober) -> anyhow::Result<Duration> {
         let engines = self.engines;
         self.until("spare", |status| status.engines_started >= engines)?;
-        let before = self.status()?.totals.exchanges.recoveries.count;
+        let before = self.status()?.totals.replacements.recoveries.count;
         self.touch()?;
         let engine = self.engine_pid()?;
         prober.forget()?;
         kill(Pid::from_raw(engine), Signal::SIGKILL).context("killing the engine")?;
-        self.until("recovery", |status| status.totals.exchanges.recoveries.count > before)?;
+        self.until("recovery", |status| status.totals.replacements.recoveries.count > before)?;
         self.engines += 1;
         prober.slowest()
     }
