@@ -1,6 +1,6 @@
 //! Which fields differ between two configurations, and which of those a running session has to wait for.
 
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 
 /// One field that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,9 +83,7 @@ pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
 
 #[cfg(test)]
 mod tests {
-    use virtiofs_contract::config::{
-        Access, CachePolicy, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox,
-    };
+    use virtiofs_config::{Access, CachePolicy, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox};
 
     use super::*;
 

@@ -1,6 +1,6 @@
 //! From what is true of the content to one concrete engine configuration.
 
-use virtiofs_contract::config::{CachePolicy, EngineConfig, LONG_TIMEOUT_MS};
+use virtiofs_config::{CachePolicy, EngineConfig, LONG_TIMEOUT_MS};
 
 use crate::Interval;
 use crate::v1alpha1::{Content, EngineOptions, VirtiofsShareSpec};
@@ -87,7 +87,7 @@ fn overridden(base: EngineConfig, engine: &EngineOptions) -> EngineConfig {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
-    use virtiofs_contract::config::{Access, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox};
+    use virtiofs_config::{Access, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox};
 
     use super::*;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kube::ResourceExt;
 use serde::Serialize;
 use serde_json::Value;
-use virtiofs_contract::config::{Access, EngineConfig};
+use virtiofs_config::{Access, EngineConfig};
 
 use crate::refusal::Refusal;
 use crate::v1alpha1::{Content, Remedy, Socket, Staleness, VirtiofsShare};

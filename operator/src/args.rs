@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+use virtiofs_logging::LogFormat;
 
 /// Brings VirtiofsShares of a cluster to its nodes. Finds the API server as kubectl does: KUBECONFIG, ~/.kube/config,
 /// or the service account of its pod.
@@ -53,15 +54,6 @@ pub(crate) struct Uninstall {
     /// How long operators get to end.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) wait_seconds: u64,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// One line of text each.
-    Text,
-    /// One JSON object each.
-    Json,
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ mod cluster;
 mod die_at_write;
 mod http;
 mod leadership;
-mod logging;
 mod metrics;
 mod node;
 mod pace;
@@ -24,11 +23,16 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let arguments = args::Arguments::parse();
-    match logging::start(&arguments).and_then(|()| run::run(arguments)) {
+    match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("virtiofs-operator: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn start(arguments: args::Arguments) -> anyhow::Result<()> {
+    virtiofs_logging::init(&arguments.log, arguments.log_format)?;
+    run::run(arguments)
 }

@@ -5,9 +5,9 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
-use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::{Endpoint, EndpointKind, EndpointStatus, Request, Response, SocketSpec};
 use virtiofs_contract::preflight::Finding;
 

@@ -3,14 +3,10 @@
 use kube::KubeSchema;
 use kube::core::Rule;
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::config::{self, CachePolicy, EngineConfig, IdTranslationKind, InodeFileHandles, Sandbox};
-use virtiofs_contract::engine::QUEUES;
+use virtiofs_config::{CachePolicy, EngineConfig, IdTranslationKind, InodeFileHandles, REQUEST_QUEUES, Sandbox};
 
 use super::rule::{rule, rule_on};
 use crate::Interval;
-
-/// How many request queues an engine serves; the first of all queues takes no requests.
-const REQUEST_QUEUES: usize = QUEUES - 1;
 
 /// How engines work.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -265,13 +261,13 @@ impl From<&EngineConfig> for EngineOptions {
             sandbox: Some(config.sandbox),
             uid_translation: config.uid_translation.iter().map(Into::into).collect(),
             gid_translation: config.gid_translation.iter().map(Into::into).collect(),
-            limits: (config.limits != config::Limits::default()).then(|| (&config.limits).into()),
+            limits: (config.limits != virtiofs_config::Limits::default()).then(|| (&config.limits).into()),
         }
     }
 }
 
-impl From<&config::Limits> for EngineLimits {
-    fn from(limits: &config::Limits) -> Self {
+impl From<&virtiofs_config::Limits> for EngineLimits {
+    fn from(limits: &virtiofs_config::Limits) -> Self {
         EngineLimits {
             memory_bytes: limits.memory_bytes,
             cpu_millis: limits.cpu_millis,
@@ -285,9 +281,9 @@ impl From<&config::Limits> for EngineLimits {
     }
 }
 
-impl From<&EngineLimits> for config::Limits {
+impl From<&EngineLimits> for virtiofs_config::Limits {
     fn from(limits: &EngineLimits) -> Self {
-        config::Limits {
+        virtiofs_config::Limits {
             memory_bytes: limits.memory_bytes,
             cpu_millis: limits.cpu_millis,
             cpu_weight: limits.cpu_weight,
@@ -300,15 +296,15 @@ impl From<&EngineLimits> for config::Limits {
     }
 }
 
-impl From<&config::IdTranslation> for IdTranslation {
-    fn from(rule: &config::IdTranslation) -> Self {
+impl From<&virtiofs_config::IdTranslation> for IdTranslation {
+    fn from(rule: &virtiofs_config::IdTranslation) -> Self {
         let to = (rule.kind != IdTranslationKind::ForbidGuest).then_some(rule.to);
         IdTranslation { kind: rule.kind, from: rule.from, to, count: rule.count }
     }
 }
 
-impl From<&IdTranslation> for config::IdTranslation {
+impl From<&IdTranslation> for virtiofs_config::IdTranslation {
     fn from(rule: &IdTranslation) -> Self {
-        config::IdTranslation { kind: rule.kind, from: rule.from, to: rule.to.unwrap_or(0), count: rule.count }
+        virtiofs_config::IdTranslation { kind: rule.kind, from: rule.from, to: rule.to.unwrap_or(0), count: rule.count }
     }
 }

@@ -2,7 +2,7 @@
 
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Deserializer, Serialize};
-use virtiofs_contract::config::{self, EngineConfig, IdTranslationKind};
+use virtiofs_config::{EngineConfig, IdTranslationKind};
 
 use super::EngineLimits;
 use crate::Interval;
@@ -147,8 +147,8 @@ impl From<&EngineConfig> for EngineStatus {
     }
 }
 
-impl From<&config::IdTranslation> for IdTranslationStatus {
-    fn from(rule: &config::IdTranslation) -> Self {
+impl From<&virtiofs_config::IdTranslation> for IdTranslationStatus {
+    fn from(rule: &virtiofs_config::IdTranslation) -> Self {
         let to = (rule.kind != IdTranslationKind::ForbidGuest).then_some(rule.to);
         IdTranslationStatus { kind: word(rule.kind), from: rule.from, to, count: rule.count }
     }

@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::config::Access;
+use virtiofs_config::Access;
 
 use super::rule::{rule, rule_on};
 use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, VirtiofsExportStatus};

@@ -4,7 +4,7 @@ use kube::core::Rule;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::config::Access;
+use virtiofs_config::Access;
 
 use super::rule::{rule, rule_on};
 use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness, VirtiofsShareStatus};

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use virtiofs_logging::LogFormat;
 
 use crate::runtime_dir::default_root;
 
@@ -268,15 +269,6 @@ pub(crate) enum OutputFormat {
     /// For people.
     Table,
     /// For programs; the schema is versioned.
-    Json,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// One line of text each.
-    Text,
-    /// One JSON object each.
     Json,
 }
 

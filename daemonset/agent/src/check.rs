@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
-use virtiofs_contract::config::{EngineConfig, LONG_TIMEOUT_MS};
+use virtiofs_config::{EngineConfig, LONG_TIMEOUT_MS};
 use virtiofs_crds::{Document, Manifests, read_directory, read_files};
 
 use crate::args::CheckArgs;

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 /// Does what was asked. Is all as it should be?
 fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let log = LogChoice::of(&arguments);
-    logging::start(&log)?;
+    virtiofs_logging::init(&log.filter, log.format)?;
     match arguments.command {
         Command::Up(args) => up::up(args, log).map(|()| true),
         Command::Run(args) => run::run(&args).map(|()| true),

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 use siphasher::sip::SipHasher24;
-use virtiofs_contract::config::{Access, EngineConfig};
+use virtiofs_config::{Access, EngineConfig};
 use virtiofs_contract::control::{Endpoint, EndpointKind, SocketSpec};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 

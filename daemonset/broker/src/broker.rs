@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{
     Endpoint as Spec, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status, TraceReply,
 };
@@ -321,7 +321,7 @@ fn no_socket(error: &ListenError) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use virtiofs_contract::config::Access;
+    use virtiofs_config::Access;
     use virtiofs_contract::control::{EndpointKind, SocketSpec};
 
     use super::*;

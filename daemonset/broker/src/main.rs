@@ -1,16 +1,14 @@
-//! `virtiofs-broker`: gives VMs their shares, and keeps them through whatever happens to the engines.
-
-mod logging;
+//! `virtiofs-broker`: serves shares to VMs and keeps their mounts alive while engines are replaced.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use logging::LogFormat;
 use virtiofs_broker::{Config, run};
+use virtiofs_logging::LogFormat;
 
-/// Shares host directories with VMs over virtiofs. Told what to share on its control socket.
+/// Shares host directories with VMs over virtiofs. The agent configures it through its control socket.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -20,10 +18,10 @@ struct Args {
     /// The engine's binary [default: virtiofs-engine beside this one].
     #[arg(long)]
     engine: Option<PathBuf>,
-    /// Directory below which sources are looked for: where the host's are in a container.
+    /// Directory below which source paths are resolved: the mount of the host's root in a container.
     #[arg(long, value_name = "DIR", default_value = "/")]
     source_root: PathBuf,
-    /// Directory in which sources may be; may be given several times [default: anywhere; nowhere with --source-root].
+    /// Directory that sources must be in; repeatable [default: any directory; none with --source-root].
     #[arg(long = "allowed-source", value_name = "PREFIX")]
     allowed_sources: Vec<PathBuf>,
     /// The kubelet's directory: no source may overlap it.
@@ -32,7 +30,7 @@ struct Args {
     /// What to log: a level, or `target=level` directives.
     #[arg(long, default_value = "info")]
     log: String,
-    /// How log lines look.
+    /// Format of log lines.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 }
@@ -42,7 +40,7 @@ fn main() -> ExitCode {
     match start(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Standard error may lead nowhere, and `eprintln!` would panic.
+            // `eprintln!` would panic if standard error is closed.
             let _ = writeln!(std::io::stderr(), "virtiofs-broker: {error:#}");
             ExitCode::FAILURE
         }
@@ -50,9 +48,9 @@ fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> anyhow::Result<()> {
-    let log = logging::start(&args.log, args.log_format)?;
-    let beside = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("virtiofs-engine"));
-    let engine = args.engine.map_or_else(beside, Ok)?;
+    let log = virtiofs_logging::init_queued(&args.log, args.log_format)?;
+    let sibling = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("virtiofs-engine"));
+    let engine = args.engine.map_or_else(sibling, Ok)?;
     let outcome = run(&Config {
         runtime_dir: args.runtime_dir,
         engine,

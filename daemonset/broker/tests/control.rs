@@ -11,8 +11,8 @@ use std::path::Path;
 
 use common::{Broker, boot, read_hello, runs, until};
 use testkit::guest::{Guest, GuestConfig};
+use virtiofs_config::{Access, EngineConfig};
 use virtiofs_contract::channel::FramedStream;
-use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::control::{Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 

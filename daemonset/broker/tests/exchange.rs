@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::Guest;
-use virtiofs_contract::config::{Access, CachePolicy};
+use virtiofs_config::{Access, CachePolicy};
 use virtiofs_contract::control::{Endpoint, ReplacementOutcome, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use testkit::guest::Guest;
-use virtiofs_contract::config::Sandbox;
+use virtiofs_config::Sandbox;
 use virtiofs_contract::control::{Request, Response, SessionState};
 
 const ORDINARY_USER: u32 = 65_534;

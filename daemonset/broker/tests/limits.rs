@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use common::{Broker, boot, read_hello, runs, until};
-use virtiofs_contract::config::Limits;
+use virtiofs_config::Limits;
 use virtiofs_contract::control::SessionState;
 use virtiofs_contract::preflight::Reason;
 

@@ -16,7 +16,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::Guest;
-use virtiofs_contract::config::InodeFileHandles;
+use virtiofs_config::InodeFileHandles;
 use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
 use virtiofs_contract::preflight::{Finding, Reason};
 

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::{Guest, GuestConfig};
 use testkit::processes::Holdings;
-use virtiofs_contract::config::{Access, Sandbox};
+use virtiofs_config::{Access, Sandbox};
 use virtiofs_contract::control::SessionState;
 use virtiofs_contract::preflight::Reason;
 

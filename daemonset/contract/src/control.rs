@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::EngineConfig;
 use crate::counters::{Held, Totals};
 use crate::preflight::{Finding, Preflight};
 use crate::staleness::StaleEvent;
 use crate::trace::TraceEntry;
+use virtiofs_config::EngineConfig;
 
 /// Shortest time, in milliseconds, for which a source may be released.
 pub const SHORTEST_RELEASE_MS: u64 = 1000;

@@ -9,14 +9,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::EngineConfig;
 use crate::preflight::{Finding, Preflight};
+use virtiofs_config::{EngineConfig, REQUEST_QUEUES};
 
 /// File descriptor of the control channel in a new engine.
 pub const CONTROL_FD: i32 = 3;
 
-/// The engine's queues: the high-priority queue and one request queue.
-pub const QUEUES: usize = 2;
+/// Queues of the device: the high-priority queue and the request queues.
+pub const QUEUES: usize = 1 + REQUEST_QUEUES;
 
 /// Most descriptors a queue may have.
 pub const MAX_QUEUE_SIZE: u16 = 32768;

@@ -2,7 +2,6 @@
 //!
 //! | module | between | carried by |
 //! |---|---|---|
-//! | [`config`] | all: the configuration of an engine | the messages below |
 //! | [`preflight`] | engine -> broker -> agent | the messages below |
 //! | [`engine`] | broker <-> engine | [`channel::PacketChannel`], one datagram a message, with file descriptors |
 //! | [`control`] | agent <-> broker | [`channel::FramedStream`], a length and a JSON document |
@@ -12,7 +11,6 @@
 //! Every first message carries [`VERSION`]; a peer of another version is rejected.
 
 pub mod channel;
-pub mod config;
 pub mod control;
 pub mod counters;
 pub mod engine;

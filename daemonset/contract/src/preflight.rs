@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{InodeFileHandles, Limits, Sandbox};
+use virtiofs_config::{InodeFileHandles, Limits, Sandbox};
 
 /// Why a share cannot be served, or not as configured. Conditions, metrics and logs use the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]

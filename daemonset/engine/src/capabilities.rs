@@ -2,7 +2,7 @@
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::geteuid;
-use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
+use virtiofs_config::{EngineConfig, InodeFileHandles};
 use virtiofs_contract::preflight::{Finding, Reason};
 
 /// A capability and what it is for.
@@ -102,7 +102,7 @@ fn failed(step: &str, error: &impl std::fmt::Display) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use virtiofs_contract::config::Access;
+    use virtiofs_config::Access;
 
     use super::*;
 

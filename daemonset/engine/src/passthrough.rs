@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use virtiofs_contract::config::{CachePolicy, EngineConfig, IdTranslation, IdTranslationKind, InodeFileHandles};
+use virtiofs_config::{CachePolicy, EngineConfig, IdTranslation, IdTranslationKind, InodeFileHandles};
 use virtiofs_contract::preflight::{Finding, Reason};
 use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{self, NegotiationMode};
@@ -106,7 +106,7 @@ fn id_map(rule: &IdTranslation) -> Result<IdMap, Finding> {
 
 #[cfg(test)]
 mod tests {
-    use virtiofs_contract::config::Access;
+    use virtiofs_config::Access;
 
     use super::*;
 

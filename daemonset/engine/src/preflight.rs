@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::{FsFlags, statvfs};
-use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
+use virtiofs_config::{EngineConfig, InodeFileHandles};
 use virtiofs_contract::preflight::{Finding, HandleOutcome, MountPreflight, Reason};
 use virtiofsd::passthrough::file_handle::FileHandle;
 use virtiofsd::passthrough::mount_fd::MountFds;

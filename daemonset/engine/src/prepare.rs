@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use virtiofs_contract::config::{EngineConfig, Limits};
+use virtiofs_config::{EngineConfig, Limits};
 use virtiofs_contract::preflight::{Finding, Preflight};
 use virtiofsd::passthrough::Config as LibraryConfig;
 

@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Gid, chdir, chroot, fchdir, getegid, geteuid, getgroups, pivot_root, setgroups};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
-use virtiofs_contract::config::{EngineConfig, Sandbox};
+use virtiofs_config::{EngineConfig, Sandbox};
 use virtiofs_contract::preflight::{Finding, Reason};
 
 use crate::kernel_mounts;

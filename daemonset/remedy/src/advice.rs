@@ -6,7 +6,7 @@ use crate::history::Amendment;
 use crate::ladder::{Obstacle, amended, handles};
 use crate::policy::BUDGET_SPAN;
 use crate::{Cause, Content, Moment, Observation, Policy, Rung};
-use virtiofs_contract::config::InodeFileHandles;
+use virtiofs_config::InodeFileHandles;
 
 /// How file handles are made possible, where it is for want of a capability that they are not.
 const GRANT_HANDLES: &str = "give the broker CAP_DAC_READ_SEARCH in the initial user namespace. Kubernetes: \

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 
 use crate::ladder::{InsteadOf, Obstacle, amended, amendment};
 use crate::track::Track;

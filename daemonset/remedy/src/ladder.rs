@@ -1,7 +1,7 @@
 //! Which remedies there are for a cause, the gentlest first, and what each changes.
 
 use serde::{Deserialize, Serialize};
-use virtiofs_contract::config::{CachePolicy, EngineConfig, InodeFileHandles, LONG_TIMEOUT_MS};
+use virtiofs_config::{CachePolicy, EngineConfig, InodeFileHandles, LONG_TIMEOUT_MS};
 use virtiofs_contract::preflight::{HandleOutcome, Preflight};
 
 use crate::history::Amendment;

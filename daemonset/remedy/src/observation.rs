@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::preflight::Preflight;
 
 use crate::Cause;
@@ -70,7 +70,7 @@ pub enum Root {
 
 #[cfg(test)]
 pub(crate) mod samples {
-    use virtiofs_contract::config::{Access, InodeFileHandles, Sandbox};
+    use virtiofs_config::{Access, InodeFileHandles, Sandbox};
     use virtiofs_contract::preflight::{HandleOutcome, MountPreflight};
 
     use super::*;

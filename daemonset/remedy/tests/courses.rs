@@ -7,7 +7,7 @@ mod host;
 use std::time::Duration;
 
 use host::{Host, policy};
-use virtiofs_contract::config::{CachePolicy, InodeFileHandles};
+use virtiofs_config::{CachePolicy, InodeFileHandles};
 use virtiofs_contract::preflight::HandleOutcome;
 use virtiofs_remedy::*;
 

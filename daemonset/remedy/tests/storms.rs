@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use host::{Host, Vm, policy};
 use proptest::prelude::*;
-use virtiofs_contract::config::{CachePolicy, InodeFileHandles};
+use virtiofs_config::{CachePolicy, InodeFileHandles};
 use virtiofs_contract::preflight::HandleOutcome;
 use virtiofs_remedy::policy::BUDGET_SPAN;
 use virtiofs_remedy::*;

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use thiserror::Error;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
-use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::control::{Endpoint, PendingHandOver, Request, Response, Status, TraceReply};
 use virtiofs_contract::preflight::{Finding, Preflight};
 

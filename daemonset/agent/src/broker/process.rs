@@ -184,7 +184,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_program_that_cannot_start_is_an_error_at_once() {
         let (_end, ending) = watch::channel(false);
-        let log = LogChoice { filter: "warn".into(), format: None };
+        let log = LogChoice { filter: "warn".into(), format: virtiofs_logging::LogFormat::Text };
         let command = BrokerCommand { program: "/nowhere/virtiofs-broker".into(), runtime_dir: "/".into(), log };
         assert!(matches!(supervise(command, ending).await, Err(ProcessError::Spawn { .. })));
     }

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use virtiofs_contract::config::{Access, EngineConfig, InodeFileHandles, Sandbox};
+use virtiofs_config::{Access, EngineConfig, InodeFileHandles, Sandbox};
 use virtiofs_contract::control::Status;
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::{Preflight, Reason};
@@ -67,7 +67,7 @@ pub(crate) fn preflight(findings: Vec<Finding>) -> Preflight {
         inode_file_handles: InodeFileHandles::Prefer,
         mounts: Vec::new(),
         open_files: 1024,
-        limits: virtiofs_contract::config::Limits::default(),
+        limits: virtiofs_config::Limits::default(),
         guest_open_files: 1000,
         findings,
     }

@@ -23,7 +23,7 @@ use clock::Clock;
 pub(crate) use keep::Keeper;
 use tell::Told;
 pub(crate) use tell::{LastRemedy, ShareStaleness};
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::Status;
 use virtiofs_contract::preflight::Preflight;
 use virtiofs_crds::Share;

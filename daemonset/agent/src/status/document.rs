@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use schemars::JsonSchema;
 use serde::Serialize;
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{EngineBinary, Rejection, ReplacementOutcome, SessionState, SocketSpec};
 use virtiofs_contract::counters::Held;
 use virtiofs_contract::preflight::Preflight;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use virtiofs_contract::config::Access;
+use virtiofs_config::Access;
 
 /// Longest tag that a virtio-fs device can carry, in bytes (virtio 1.2, section 5.11.4).
 const TAG_MAX: usize = 36;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use virtiofs_contract::config::Access;
+use virtiofs_config::Access;
 use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionStatus, Status};
 use virtiofs_contract::counters::{OPERATION_NAMES, Pauses, Replacements, Totals};
 use virtiofs_crds::changes;

@@ -10,9 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use virtiofs_config::{EngineConfig, Limits};
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
-use virtiofs_contract::config::{EngineConfig, Limits};
 use virtiofs_contract::control::EngineBinary;
 use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{LastReplacement, ReplacementOutcome};
 use virtiofs_contract::counters::Replacements;
 use virtiofs_contract::engine::Predecessor;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{EngineBinary, LastReplacement, OldestRequest, SessionState, SessionStatus, Trace};
 use virtiofs_contract::counters::{InProgress, Replacements, Totals};
 use virtiofs_contract::preflight::{Finding, Preflight};

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use testkit::guest::{Guest, GuestConfig};
+use virtiofs_config::{Access, EngineConfig};
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::FramedStream;
-use virtiofs_contract::config::{Access, EngineConfig};
 use virtiofs_contract::control::{
     Endpoint, EndpointKind, EndpointStatus, PendingHandOver, Request, Response, SessionState, SessionStatus,
     SocketSpec, Status,

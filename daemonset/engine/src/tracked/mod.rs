@@ -26,7 +26,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{Predecessor, QUEUES};
 use virtiofsd::filesystem::{Context, FileSystem};

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use testkit::fuse::call::Call;
 use testkit::fuse::client::read_in;
 use testkit::fuse::wire::Opcode;
-use virtiofs_contract::config::{Access, EngineConfig, InodeFileHandles, Sandbox};
+use virtiofs_config::{Access, EngineConfig, InodeFileHandles, Sandbox};
 use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 use virtiofs_contract::preflight::{Finding, HandleOutcome, Reason};
 use zerocopy::IntoBytes;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use testkit::fuse::call::CallError;
 use testkit::guest::{Guest, GuestConfig};
-use virtiofs_contract::config::{Access, EngineConfig};
+use virtiofs_config::{Access, EngineConfig};
 use virtiofs_contract::staleness::{Cause, StaleEvent};
 
 use crate::rig::Engine;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use testkit::fuse::call::CallError;
 use testkit::fuse::client::{Caller, Fuse};
 use testkit::fuse::wire::ForgetOne;
-use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
+use virtiofs_config::{EngineConfig, InodeFileHandles};
 use virtiofs_contract::counters::Held;
 use virtiofs_contract::staleness::Cause;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use testkit::fuse::wire::Opcode;
 use testkit::guest::Guest;
 use testkit::virtio::ring::Descriptor;
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 
 use crate::bench::{Bench, ROOT, config};
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use testkit::fuse::call::CallError;
 use testkit::fuse::dirent::Entry;
-use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
+use virtiofs_config::{EngineConfig, InodeFileHandles};
 use virtiofs_contract::staleness::Cause;
 
 use crate::bench::{Bench, ROOT, config};

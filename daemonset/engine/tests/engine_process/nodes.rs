@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 
 use crate::bench::{Bench, ROOT, config, errno, walk};
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
+use virtiofs_config::{EngineConfig, InodeFileHandles};
 
 use crate::bench::{Bench, ROOT, config, errno};
 use crate::succession::expect_parked;

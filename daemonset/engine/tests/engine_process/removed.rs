@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Read;
 
 use testkit::fuse::client::{Caller, SetAttr};
-use virtiofs_contract::config::{EngineConfig, InodeFileHandles};
+use virtiofs_config::{EngineConfig, InodeFileHandles};
 use virtiofs_contract::staleness::Cause;
 
 use crate::bench::{Bench, ROOT, config, errno};

@@ -15,9 +15,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use tempfile::TempDir;
 use testkit::guest::{Guest, GuestConfig};
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
-use virtiofs_contract::config::EngineConfig;
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{CONTROL_FD, FromEngine, Predecessor, QUEUES, StashReply, StashRequest, ToEngine};
 use virtiofs_contract::preflight::{Finding, Preflight};
@@ -258,14 +258,14 @@ fn open_path(source: &Path) -> File {
 
 fn no_preflight() -> Preflight {
     Preflight {
-        sandbox: virtiofs_contract::config::Sandbox::Auto,
+        sandbox: virtiofs_config::Sandbox::Auto,
         user_namespace: false,
         capabilities: Vec::new(),
-        inode_file_handles: virtiofs_contract::config::InodeFileHandles::Never,
+        inode_file_handles: virtiofs_config::InodeFileHandles::Never,
         mounts: Vec::new(),
         open_files: 0,
         guest_open_files: 0,
-        limits: virtiofs_contract::config::Limits::default(),
+        limits: virtiofs_config::Limits::default(),
         findings: Vec::new(),
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use testkit::fuse::client::Fuse;
-use virtiofs_contract::config::{Access, EngineConfig, InodeFileHandles};
+use virtiofs_config::{Access, EngineConfig, InodeFileHandles};
 use virtiofs_contract::staleness::Cause::{self, FdExhausted, Fenced, SourceRemoved, SourceReplaced};
 
 use crate::bench::{Bench, ROOT, config, errno, walk};

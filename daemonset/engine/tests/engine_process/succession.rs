@@ -11,7 +11,7 @@ use crate::rig::Engine;
 use rand::{Rng, SeedableRng};
 use testkit::guest::{Guest, GuestConfig};
 use testkit::workload::{Config, Limit, Workload};
-use virtiofs_contract::config::{CachePolicy, EngineConfig, InodeFileHandles};
+use virtiofs_config::{CachePolicy, EngineConfig, InodeFileHandles};
 use virtiofs_contract::preflight::Reason;
 
 pub(crate) fn expect_parked(bench: &mut Bench, files: usize) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use virtiofs_contract::config::{Access, EngineConfig, InodeFileHandles, Sandbox};
+use virtiofs_config::{Access, EngineConfig, InodeFileHandles, Sandbox};
 use virtiofs_contract::preflight::{HandleOutcome, MountPreflight, Preflight};
 use virtiofs_remedy::ladder::Obstacle;
 use virtiofs_remedy::*;

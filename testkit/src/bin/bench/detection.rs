@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use testkit::broker::{Broker, Control};
 use testkit::guest::{Guest, GuestConfig};
-use virtiofs_contract::config::{Access, EngineConfig};
+use virtiofs_config::{Access, EngineConfig};
 
 use crate::cases::{ALL, Case};
 use crate::contestant::Contestant;

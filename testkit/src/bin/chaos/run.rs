@@ -12,7 +12,7 @@ use testkit::broker::{Broker, Control};
 use testkit::guest::{Guest, GuestConfig};
 use testkit::processes::Holdings;
 use testkit::workload::{Config, Limit, Report, SharedPart, Workload};
-use virtiofs_contract::config::{Access, EngineConfig};
+use virtiofs_config::{Access, EngineConfig};
 use virtiofs_contract::counters::Held;
 
 use crate::arguments::Arguments;

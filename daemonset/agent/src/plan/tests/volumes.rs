@@ -1,4 +1,4 @@
-use virtiofs_contract::config::EngineConfig;
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{EndpointKind, Released};
 
 use super::*;

@@ -15,7 +15,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{fstat, major, minor};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use thiserror::Error;
-use virtiofs_contract::config::Limits;
+use virtiofs_config::Limits;
 use virtiofs_contract::preflight::{Finding, Reason};
 
 use self::cgroup::{Cgroups, EngineGroups};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use virtiofs_contract::config::Limits;
+use virtiofs_config::Limits;
 
 /// Length of the period in which CPU time is counted, in microseconds.
 const PERIOD_US: u64 = 100_000;

@@ -12,7 +12,7 @@ use testkit::fuse::call::{Call, Pending};
 use testkit::fuse::client::read_in;
 use testkit::fuse::wire::{EntryOut, Opcode, ROOT};
 use testkit::guest::{Guest, GuestConfig};
-use virtiofs_contract::config::{Access, CachePolicy, EngineConfig};
+use virtiofs_config::{Access, CachePolicy, EngineConfig};
 use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionStatus};
 use zerocopy::IntoBytes;
 

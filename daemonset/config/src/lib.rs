@@ -1,4 +1,5 @@
-//! What an engine is to do: the concrete configuration that a share resolves to.
+//! The configuration of an engine: the values that a share resolves to. No I/O and no IPC, so that the operator can use
+//! it without linking either.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,8 +7,11 @@ use serde::{Deserialize, Serialize};
 /// Longest entry and attribute timeout, in milliseconds: a day, as stock virtiofsd's `cache=always` gives.
 pub const LONG_TIMEOUT_MS: u64 = 86_400_000;
 
-/// How many nodes one guest may hold unless its share says otherwise.
+/// Default limit of the inodes that one guest may hold.
 pub const DEFAULT_MAX_INODES: u64 = 4_000_000;
+
+/// Number of request queues that an engine serves.
+pub const REQUEST_QUEUES: usize = 1;
 
 /// May the guest change the share?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -117,59 +121,59 @@ pub struct Limits {
     pub writes_per_second: Option<u64>,
 }
 
-/// The complete configuration of one engine. Nothing is left to a default of the engine's own, so two
-/// equal values mean two engines that behave alike.
+/// The complete configuration of one engine. The engine has no defaults of its own, so engines with equal
+/// configurations behave alike.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EngineConfig {
-    /// May the guest change the share?
+    /// Access of the guest to the share.
     pub access: Access,
     /// What the guest may keep in its page cache.
     pub cache: CachePolicy,
-    /// How long, in milliseconds, the guest may trust a name it has looked up.
+    /// Time in milliseconds for which the guest may cache a name.
     pub entry_timeout_ms: u64,
-    /// How long, in milliseconds, the guest may trust attributes.
+    /// Time in milliseconds for which the guest may cache attributes.
     pub attr_timeout_ms: u64,
-    /// How long, in milliseconds, the guest may trust that a name does not exist; 0: it asks each time.
+    /// Time in milliseconds for which the guest may cache that a name does not exist; 0: it is not cached.
     pub negative_timeout_ms: u64,
     /// How inodes are referred to.
     pub inode_file_handles: InodeFileHandles,
-    /// May the guest collect writes before it sends them? Only for content that one guest writes.
+    /// True if the guest may cache writes (FUSE_WRITEBACK_CACHE). Only for content that one guest writes.
     pub writeback: bool,
-    /// Are extended attributes passed through?
+    /// True if extended attributes are passed through.
     pub xattr: bool,
     /// Rules that translate names of extended attributes, in virtiofsd's `--xattrmap` language.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xattr_map: Option<String>,
-    /// Are POSIX ACLs offered to guests that know them? Needs `xattr`, excludes id translation.
+    /// True if POSIX ACLs are offered to the guest. Requires `xattr`, excludes id translation.
     pub posix_acl: bool,
-    /// Are security labels set on creation, for guests that send them? Needs `xattr`.
+    /// True if a security label that the guest sends is set on creation. Requires `xattr`.
     pub security_label: bool,
-    /// Does the engine clear suid and sgid bits on write (FUSE_HANDLE_KILLPRIV_V2)?
+    /// True if the engine clears suid and sgid bits on write (FUSE_HANDLE_KILLPRIV_V2).
     pub killpriv: bool,
-    /// Is the guest told which directories are mount points?
+    /// True if mount points in the share are announced to the guest (FUSE_SUBMOUNTS).
     pub announce_submounts: bool,
-    /// Are names and attributes of a directory sent together (FUSE_READDIRPLUS)?
+    /// True if names and attributes of a directory are sent together (FUSE_READDIRPLUS).
     pub readdirplus: bool,
-    /// May files be mapped shared when contents are not cached?
+    /// True if files may be mapped shared although contents are not cached.
     pub allow_mmap: bool,
-    /// Is `O_DIRECT` passed on to the host?
+    /// True if `O_DIRECT` is passed on to the host.
     pub direct_io: bool,
-    /// May the guest create device nodes? Gives the engine `CAP_MKNOD`.
+    /// True if the guest may create device nodes. The engine then has `CAP_MKNOD`.
     pub device_nodes: bool,
-    /// May the guest set file capabilities? Gives the engine `CAP_SETFCAP`.
+    /// True if the guest may set file capabilities. The engine then has `CAP_SETFCAP`.
     pub file_capabilities: bool,
-    /// Limit of open files of the engine; none: the hard limit it is started with.
+    /// Limit of open files of the engine; none: its hard limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub open_files: Option<u64>,
-    /// How many nodes the guest may hold; beyond it a lookup is answered `ENFILE`.
+    /// Limit of inodes that the guest may hold; beyond it a lookup fails with `ENFILE`.
     pub max_inodes: u64,
     /// Number of request queues offered.
     pub queues: u16,
     /// How the engine is confined.
     pub sandbox: Sandbox,
-    /// Is what the guest was told compared with what is there? Off only to measure what that costs: no share says so.
-    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
+    /// True if the engine detects staleness. Benchmarks set it to false to measure its cost; no share does.
+    #[serde(default = "default_true", skip_serializing_if = "Clone::clone")]
     #[schemars(skip)]
     pub detect_staleness: bool,
     /// Translation of user ids, first match wins.
@@ -178,13 +182,13 @@ pub struct EngineConfig {
     /// Translation of group ids, first match wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gid_translation: Vec<IdTranslation>,
-    /// What the engine may use of the host.
+    /// Limits of the host resources that the engine may use.
     #[serde(default)]
     pub limits: Limits,
 }
 
 impl EngineConfig {
-    /// What stock virtiofsd does by default, plus `access`: the base that shares and tests start from.
+    /// The defaults of stock virtiofsd with this access.
     pub fn stock(access: Access) -> Self {
         EngineConfig {
             access,
@@ -216,13 +220,13 @@ impl EngineConfig {
         }
     }
 
-    /// May the guest change the share?
+    /// True if the guest may change the share.
     pub fn writable(&self) -> bool {
         self.access == Access::ReadWrite
     }
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
@@ -231,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_configuration_survives_json() {
+    fn config_survives_json() {
         let mut config = EngineConfig::stock(Access::ReadWrite);
         config.uid_translation.push(IdTranslation {
             kind: IdTranslationKind::SquashGuest,
@@ -244,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_field_is_refused() {
+    fn unknown_field_is_rejected() {
         let mut value = serde_json::to_value(EngineConfig::stock(Access::ReadOnly)).unwrap();
         value["inodeFileHandels"] = "Never".into();
         let error = serde_json::from_value::<EngineConfig>(value).unwrap_err();
