@@ -91,7 +91,7 @@ scale: setup-build tools-kubernetes ## figures of the operator with 1000 nodes a
 
 kills: setup-build ## each operation, its engine dying before each single store to the ledger (3 minutes)
 	$(call STEP,deaths between any two stores)
-	@cargo test $(LOCKED) -p virtiofs-engine --features die-at-store --test engine_process between_stores
+	@cargo test $(LOCKED) -p virtiofs-engine --features die-at-store --test engine_process kill_at_store
 
 rules: tools-kubernetes ## alerts are valid, as files and out of the chart, and each fires when it should and not when it should not
 	$(call STEP,alerts)

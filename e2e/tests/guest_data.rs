@@ -12,7 +12,7 @@ use e2e::node::{Declaration, Node};
 use e2e::parts::Parts;
 
 const STABLE: usize = 300;
-const LISTINGS: usize = 120;
+const LISTINGS: usize = 200;
 
 /// Serves `source` with these engine settings to a guest that has mounted it, and runs `test` on the mount point.
 /// A failure is reported with the daemons' log.
@@ -51,10 +51,11 @@ fn listings_are_complete_while_the_host_adds_and_removes_names() -> Result<()> {
         let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
         thread::scope(|scope| {
             let host = scope.spawn(|| churn(source.path(), &stop, &rounds));
-            // With attributes and without. A program that stops at an error of getdents prints a short list.
+            // A program that stops at an error of getdents prints a short list. `find` asks for attributes between two
+            // getdents, and the guest's kernel then reads all of the directory by READDIRPLUS.
             let listed = guest.must(&format!(
-                "for n in $(seq {}); do \
-                   for list in 'ls -1' 'ls -l'; do $list {mount} 2>/dev/null | grep -o 'stable-[0-9]*$' >/run/listed; \
+                "for n in $(seq {}); do for list in 'ls -1 {mount}' 'find {mount} -type f'; do \
+                   $list 2>/dev/null | grep -o 'stable-[0-9]*$' >/run/listed; \
                    echo $(wc -l </run/listed) $(sort -u /run/listed | wc -l); done; done",
                 LISTINGS / 2
             ));

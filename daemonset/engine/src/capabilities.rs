@@ -1,4 +1,4 @@
-//! Capabilities: exactly those that the configuration needs, for good, read back from the kernel.
+//! Capabilities: keeps exactly those that the configuration needs, and reads the result back from the kernel.
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::unistd::geteuid;
@@ -11,7 +11,7 @@ struct Need {
     feature: &'static str,
 }
 
-/// What the configuration needs, in a fixed order. The reasons are docs/MANUAL.md's table.
+/// The capabilities that the configuration needs, in a fixed order. The reasons are in the table of docs/MANUAL.md.
 fn needs(config: &EngineConfig) -> Vec<Need> {
     let mut needs = Vec::new();
     let mut need = |capability, feature| needs.push(Need { capability, feature });
@@ -35,13 +35,12 @@ fn needs(config: &EngineConfig) -> Vec<Need> {
     needs
 }
 
-/// Drops every capability but the needed ones from all sets, and returns the names (without `CAP_`) of those
-/// that the kernel says are left.
+/// Drops all other capabilities from all sets. Returns the names (without `CAP_`) of those that the kernel reports.
 pub(crate) fn keep_needed(config: &EngineConfig, findings: &mut Vec<Finding>) -> Result<Vec<String>, Finding> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(|e| failed("read", &e))?;
     let (have, missing): (Vec<_>, Vec<_>) =
         needs(config).into_iter().partition(|need| permitted.contains(&need.capability));
-    // A user other than root serves with that user's own rights, as stock virtiofsd does: nothing is missing.
+    // A user other than root serves with its own rights, as stock virtiofsd does: nothing is missing.
     if geteuid().is_root() {
         findings.extend(missing.iter().map(missing_capability));
     }
@@ -51,12 +50,12 @@ pub(crate) fn keep_needed(config: &EngineConfig, findings: &mut Vec<Finding>) ->
 }
 
 fn drop_all_but(keep: &CapsHashSet) -> Result<(), Finding> {
-    // Emptying the bounding set needs SETPCAP. Without it the set stays, which no_new_privs makes harmless: it
-    // only matters to a program that is executed later, and the system call filter allows none.
+    // Emptying the bounding set needs SETPCAP. Without it the set stays, which is harmless: the set matters only to
+    // programs that are executed later, with no_new_privs they gain nothing, and the system call filter allows none.
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
         for capability in caps::all() {
             if !keep.contains(&capability) {
-                // The kernel may know fewer capabilities than the crate; those cannot be dropped, nor held.
+                // The kernel may know fewer capabilities than the crate; unknown ones can neither be dropped nor held.
                 let _ = caps::drop(None, CapSet::Bounding, capability);
             }
         }
@@ -96,7 +95,7 @@ fn failed(step: &str, error: &impl std::fmt::Display) -> Finding {
     Finding {
         reason: Reason::EngineFailed,
         message: format!("capabilities could not be dropped ({step}): {error}"),
-        remedy: "see which seccomp profile the broker runs under: it must allow capset and prctl".into(),
+        remedy: "run the broker with a seccomp profile that allows capset and prctl".into(),
     }
 }
 
@@ -116,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn dangerous_capabilities_come_only_when_asked_for() {
+    fn dangerous_capabilities_are_opt_in() {
         let stock = EngineConfig::stock(Access::ReadWrite);
         assert!(!names(&stock).iter().any(|c| c == "CAP_MKNOD" || c == "CAP_SETFCAP"));
         let asked = EngineConfig { device_nodes: true, file_capabilities: true, ..stock };
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writable_share_without_handles_does_not_read_past_permissions() {
+    fn a_writable_share_without_handles_needs_no_read_search() {
         let config =
             EngineConfig { inode_file_handles: InodeFileHandles::Never, ..EngineConfig::stock(Access::ReadWrite) };
         assert!(!names(&config).contains(&"CAP_DAC_READ_SEARCH".to_owned()));

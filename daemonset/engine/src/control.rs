@@ -1,4 +1,4 @@
-//! The control channel once the engine serves: Quiesce and Resume.
+//! The control channel while the engine serves: Quiesce, Resume and Describe.
 
 use std::process;
 
@@ -7,17 +7,17 @@ use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 use virtiofsd::filesystem::FileSystem;
 
 use crate::device::Device;
-use crate::tracked::Orphans;
+use crate::session_fs::OrphanScan;
 
-/// Obeys the broker until it is gone; then ends the process, for an engine without a broker would serve a
-/// guest that nobody can hand on.
-pub(crate) fn follow<F, I>(channel: &PacketChannel, device: &Device<F>, orphans: &Orphans<I>)
+/// Carries out the broker's messages until the channel closes, then ends the process: without a broker, nothing can
+/// replace the engine.
+pub(crate) fn run<F, I>(channel: &PacketChannel, device: &Device<F>, orphans: &OrphanScan<I>)
 where
     F: FileSystem + Send + Sync + 'static,
     I: FileSystem,
 {
     let reason = loop {
-        if let Err(error) = obey(channel, device, orphans) {
+        if let Err(error) = handle_message(channel, device, orphans) {
             break error;
         }
     };
@@ -30,20 +30,24 @@ where
     }
 }
 
-fn obey<F, I>(channel: &PacketChannel, device: &Device<F>, orphans: &Orphans<I>) -> Result<(), ChannelError>
+fn handle_message<F, I>(
+    channel: &PacketChannel,
+    device: &Device<F>,
+    orphans: &OrphanScan<I>,
+) -> Result<(), ChannelError>
 where
     F: FileSystem + Send + Sync + 'static,
     I: FileSystem,
 {
     match channel.receive::<ToEngine>()?.0 {
         ToEngine::Quiesce => {
-            orphans.park_meanwhile();
+            orphans.stash_while_serving();
             device.pause();
             for ring in 0..QUEUES {
-                device.wait_for_rest(ring);
+                device.wait_until_idle(ring);
                 if ring + 1 == QUEUES {
-                    orphans.park_at_rest();
-                    device.rest();
+                    orphans.stash_while_quiesced();
+                    device.quiesce();
                 }
                 channel.send(&FromEngine::Quiesced { ring: ring as u16 }, &[])?;
             }
@@ -54,11 +58,11 @@ where
             channel.send(&FromEngine::Resumed, &[])
         }
         ToEngine::Describe { node } => {
-            let path = device.path_at_once(node).map(|path| String::from_utf8_lossy(&path).into_owned());
+            let path = device.try_path_of(node).map(|path| String::from_utf8_lossy(&path).into_owned());
             channel.send(&FromEngine::Described { node, path }, &[])
         }
         ToEngine::Start { .. } | ToEngine::Preflight { .. } => {
-            tracing::warn!("a second Start or Preflight was ignored");
+            tracing::warn!("control channel: Start or Preflight after Start is ignored");
             Ok(())
         }
     }

@@ -1,7 +1,7 @@
-//! What the library takes on trust, checked.
+//! Checks of arguments that the library does not check.
 //!
-//! Names: without a sandbox only LOOKUP and CREATE of the library resolve safely, so a name with a slash would
-//! leave the share. Offsets: one of 2^63 or more makes the library panic.
+//! Names: without a sandbox, only LOOKUP and CREATE of the library resolve safely; a name with a slash would leave the
+//! share. Offsets: the library panics at one of 2^63 or more.
 
 use std::ffi::CStr;
 use std::io;
@@ -31,7 +31,7 @@ fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }
 
-/// One component, and not one of the two that lead elsewhere.
+/// A single component, and neither `.` nor `..`.
 fn component(name: &CStr) -> io::Result<&CStr> {
     match name.to_bytes() {
         b"" | b"." | b".." => Err(invalid()),
@@ -40,7 +40,7 @@ fn component(name: &CStr) -> io::Result<&CStr> {
     }
 }
 
-/// A range that a file can have: its end fits in a signed 64-bit offset.
+/// A range whose end fits in a signed 64-bit offset.
 fn range(offset: u64, length: u64) -> io::Result<()> {
     match offset.checked_add(length) {
         Some(end) if i64::try_from(end).is_ok() => Ok(()),
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_ends_where_an_offset_can() {
+    fn the_end_of_a_range_is_an_offset() {
         assert!(range(0, 0).is_ok());
         assert!(range(i64::MAX as u64, 0).is_ok());
         assert!(range(i64::MAX as u64, 1).is_err());

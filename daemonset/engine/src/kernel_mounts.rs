@@ -1,14 +1,14 @@
-//! File systems of the kernel that are mounted below a source.
+//! Kernel file systems that are mounted below a source.
 //!
-//! A directory that programs are run in often has `/proc`, `/sys` or `/dev` mounted in it. Served, they would give a
-//! guest the host's settings and devices; so they are no part of a share.
+//! A root file system often has `/proc`, `/sys` or `/dev` mounted in it. They would give a guest access to the host's
+//! settings and devices, so they are not shared.
 
 use std::path::Path;
 
 use nix::mount::{MntFlags, umount2};
 use virtiofs_contract::preflight::{Finding, Reason};
 
-/// Types by which the kernel shows itself, as mountinfo names them.
+/// File system types of the kernel, as in mountinfo.
 const TYPES: [&str; 17] = [
     "proc",
     "sysfs",
@@ -29,24 +29,24 @@ const TYPES: [&str; 17] = [
     "binfmt_misc",
 ];
 
-/// How often it is looked again: one may lie below another at the same place.
+/// Most passes: several may be mounted on top of each other.
 const ROUNDS: usize = 8;
 
-/// Is this a file system of the kernel?
+/// True for a kernel file system.
 pub(crate) fn is_kernel(fs_type: &str) -> bool {
     TYPES.contains(&fs_type)
 }
 
-/// Takes them away in this mount namespace, whose root is the share. Returns where they were, relative to it.
+/// Unmounts them in this mount namespace, whose root is the share. Returns their mount points, relative to the root.
 ///
-/// `list` says which mounts there are, as mount points and types.
+/// `list` returns all mounts, as mount points and types.
 pub(crate) fn hide<E>(mut list: impl FnMut() -> Result<Vec<(String, String)>, E>) -> Result<Vec<String>, E> {
     let mut hidden = Vec::new();
     for _ in 0..ROUNDS {
         let mut found: Vec<String> =
             list()?.into_iter().filter(|(_, kind)| is_kernel(kind)).map(|(at, _)| at).collect();
         found.retain(|at| at != "/");
-        // Those below another first.
+        // Nested ones first.
         found.sort_by_key(|at| std::cmp::Reverse(at.len()));
         let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
         let taken: Vec<String> = found.into_iter().filter(|at| umount2(Path::new(at), flags).is_ok()).collect();
@@ -60,22 +60,18 @@ pub(crate) fn hide<E>(mut list: impl FnMut() -> Result<Vec<(String, String)>, E>
     Ok(hidden)
 }
 
-/// What is said of those that are hidden.
+/// The finding about kernel file systems that are hidden.
 pub(crate) fn hidden(places: &[String]) -> Option<Finding> {
     (!places.is_empty()).then(|| {
-        let message =
-            format!("below the source, {} hold file systems of the kernel, which are not shared", list(places));
+        let message = format!("kernel file systems below the source are not shared: {}", list(places));
         finding(message)
     })
 }
 
-/// What is said of those that could not be.
+/// The finding about kernel file systems that could not be hidden.
 pub(crate) fn in_view(places: &[String]) -> Option<Finding> {
     (!places.is_empty()).then(|| {
-        finding(format!(
-            "below the source, {} hold file systems of the kernel, which this sandbox cannot hide",
-            list(places)
-        ))
+        finding(format!("kernel file systems below the source, which this sandbox cannot hide: {}", list(places)))
     })
 }
 

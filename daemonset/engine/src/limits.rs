@@ -1,41 +1,41 @@
-//! The limits of open files and of memory.
+//! Limits of open files and memory.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use virtiofs_contract::engine::MAX_MEMORY_REGIONS;
 use virtiofs_contract::preflight::{Finding, Reason};
 
-use crate::preflight::MOST_MOUNTS;
+/// Most submounts that are tried in the preflight; others are served without a trial.
+pub(crate) const MAX_MOUNTS: usize = 64;
 
-/// Descriptors that the engine itself may need at once: guest memory, rings, sockets, two for each mount that
-/// handles are opened on, and those the library opens for a moment before it counts them against the guest.
-const OWN_FILES: u64 = MAX_MEMORY_REGIONS as u64 + 2 * MOST_MOUNTS as u64 + SPARE_FILES;
+/// Descriptors that the engine itself may need at once: guest memory, rings, sockets, two for each mount on which file
+/// handles are opened, and those that the library opens briefly before it counts them.
+const OWN_FILES: u64 = MAX_MEMORY_REGIONS as u64 + 2 * MAX_MOUNTS as u64 + TRANSIENT_FILES;
 
-/// Of these, the ones opened for a moment.
-const SPARE_FILES: u64 = 96;
+/// Of these, the descriptors that are open briefly.
+const TRANSIENT_FILES: u64 = 96;
 
-/// Fewer than this for a guest is not worth starting: a shell and its libraries hold more.
+/// Fewest descriptors for a guest: a shell and its libraries hold more.
 const LEAST_GUEST_FILES: u64 = 128;
 
-/// A core of an engine would hold its guest's memory, and writing it would keep the next engine waiting.
-pub(crate) fn leave_no_core() {
+/// Disables core dumps: one would contain the guest's memory, and writing it would delay the next engine.
+pub(crate) fn disable_core_dumps() {
     if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
-        tracing::warn!("limit of core files: {error}");
+        tracing::warn!("setting RLIMIT_CORE: {error}");
     }
 }
 
-/// Memory that the engine may have whatever the guest holds: threads, buffers, the library.
+/// Memory for threads, buffers and the library, whatever the guest holds. Bytes.
 const OWN_MEMORY: u64 = 1 << 30;
 
-/// Memory that it may have for each inode of the guest. Half a kilobyte is usual, tables double as they grow.
+/// Memory for each inode of the guest. Half a kilobyte is usual; tables double as they grow. Bytes.
 const MEMORY_PER_INODE: u64 = 2048;
 
-/// A guest may have the engine hold so many inodes; whatever goes wrong, it must not have it hold more memory than
-/// those can cost. Guest memory, which is shared, does not count here.
+/// Limits private memory to what `most_inodes` inodes of the guest can cost. Guest memory is shared and does not count.
 pub(crate) fn bound_memory(most_inodes: u64) {
     let limit = most_memory(most_inodes);
     if let Err(error) = setrlimit(Resource::RLIMIT_DATA, limit, limit) {
-        // Somebody has set a lower one.
-        tracing::debug!("limit of memory: {error}");
+        // A lower limit is set already.
+        tracing::debug!("setting RLIMIT_DATA: {error}");
     }
 }
 
@@ -43,39 +43,39 @@ fn most_memory(most_inodes: u64) -> u64 {
     most_inodes.saturating_mul(MEMORY_PER_INODE).saturating_add(OWN_MEMORY)
 }
 
-/// The highest descriptor that a file opened for the guest may get, where the library does not count it. The kernel
-/// gives the lowest that is free, so one above says that there are as many: what is left, the library needs itself.
+/// The highest descriptor for files of the guest that the library does not count. The kernel returns the lowest free one,
+/// so a higher one means that the rest is needed by the library itself.
 pub(crate) fn highest_for_guest() -> u64 {
-    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft.saturating_sub(SPARE_FILES))
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft.saturating_sub(TRANSIENT_FILES))
 }
 
-/// The limit in force, and what of it the guest may use.
+/// The active limit, and the guest's part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OpenFiles {
     pub(crate) limit: u64,
     pub(crate) guest: u64,
 }
 
-/// Raises the limit to `wanted`, or to the hard limit where nothing is asked for.
+/// Raises the limit to `wanted`, or to the hard limit by default.
 pub(crate) fn raise_open_files(wanted: Option<u64>, findings: &mut Vec<Finding>) -> Result<OpenFiles, Finding> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| too_few(&format!("getrlimit: {error}")))?;
     let limit = wanted.unwrap_or(hard);
-    let in_force = if setrlimit(Resource::RLIMIT_NOFILE, limit, limit.max(hard)).is_ok() {
+    let active = if setrlimit(Resource::RLIMIT_NOFILE, limit, limit.max(hard)).is_ok() {
         limit
     } else if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
-        findings.push(too_few(&format!("openFiles asks for {limit}, the hard limit is {hard}")));
+        findings.push(too_few(&format!("openFiles is {limit}, the hard limit is {hard}")));
         hard
     } else {
         soft
     };
-    split(in_force)
+    split(active)
 }
 
 fn split(limit: u64) -> Result<OpenFiles, Finding> {
     match limit.checked_sub(OWN_FILES) {
         Some(guest) if guest >= LEAST_GUEST_FILES => Ok(OpenFiles { limit, guest }),
         _ => Err(too_few(&format!(
-            "{limit} open files are allowed, at least {} are needed",
+            "the limit is {limit} open files, at least {} are needed",
             OWN_FILES + LEAST_GUEST_FILES
         ))),
     }
@@ -96,14 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_bounded_by_what_the_guest_may_hold() {
+    fn memory_is_bounded_by_the_guests_inodes() {
         assert_eq!(most_memory(0), 1 << 30);
         assert_eq!(most_memory(1 << 22), (1 << 30) + (8 << 30));
         assert_eq!(most_memory(u64::MAX), u64::MAX);
     }
 
     #[test]
-    fn the_guest_gets_what_the_engine_does_not_need() {
+    fn the_guest_gets_the_rest() {
         assert_eq!(split(20_000).unwrap(), OpenFiles { limit: 20_000, guest: 20_000 - OWN_FILES });
         let least = OWN_FILES + LEAST_GUEST_FILES;
         assert_eq!(split(least).unwrap().guest, LEAST_GUEST_FILES);

@@ -1,9 +1,8 @@
-//! `virtiofs-engine`: one guest's file server.
+//! `virtiofs-engine`: the file server of one guest.
 //!
-//! Started by the broker with a control channel as its only inherited descriptor besides the standard ones;
-//! what to serve, and how, arrives there. Nobody starts it by hand.
+//! The broker starts it with a control channel as the only descriptor besides standard input, output and error. The
+//! configuration arrives on that channel. The engine is not started by hand.
 
-mod adopted;
 mod capabilities;
 mod control;
 mod device;
@@ -11,6 +10,8 @@ mod guard;
 mod kernel_mounts;
 mod ledger;
 mod limits;
+mod mountinfo;
+mod orphaned;
 mod passthrough;
 mod preflight;
 mod prepare;
@@ -18,8 +19,8 @@ mod root;
 mod sandbox;
 mod seccomp;
 mod serve;
+mod session_fs;
 mod stale_handle;
-mod tracked;
 
 use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -31,7 +32,7 @@ use virtiofs_contract::engine::CONTROL_FD;
 
 fn main() -> ExitCode {
     log_to_stderr();
-    // SAFETY: the broker made this descriptor for us, and nothing else in this process has touched it.
+    // SAFETY: the broker created this descriptor for this process, and nothing else here uses it.
     let channel = PacketChannel::from_fd(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) });
     match serve::run(channel) {
         Ok(()) => ExitCode::SUCCESS,
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Lines without time or colour: the broker that reads them adds what it knows.
+/// Logs lines without time or colour; the broker that reads them adds time and session.
 fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_writer(|| Lossy)
@@ -52,8 +53,8 @@ fn log_to_stderr() {
         .init();
 }
 
-/// The log must never hold a guest up: its pipe does not block, and what does not fit is lost. An error would make
-/// the logging library complain on the very same pipe, and panic.
+/// Logging never blocks a guest: the pipe is non-blocking, and lines that do not fit are lost. Errors are not returned,
+/// because the logging library would report them on the same pipe, and panic.
 struct Lossy;
 
 impl Write for Lossy {

@@ -1,7 +1,7 @@
-//! The library's configuration, from ours.
+//! The library's configuration, from the engine's.
 //!
-//! `passthrough::Config::default()` is not what the stock command line does (no limit of guest descriptors, no
-//! file handles, no submounts), so every field that means something is set here and a test compares them.
+//! `passthrough::Config::default()` differs from the stock command line (no limit of guest descriptors, no file handles, no
+//! submounts), so every relevant field is set here, and a test compares them.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use virtiofsd::soft_idmap::cmdline::IdMap;
 
 use crate::sandbox::Jail;
 
-/// What the library is to do in `jail` with at most `guest_fd_limit` descriptors for the guest.
+/// The library's configuration in `jail`, with at most `guest_fd_limit` descriptors for the guest.
 pub(crate) fn library_config(
     config: &EngineConfig,
     jail: Jail,
@@ -36,7 +36,7 @@ fn settings(config: &EngineConfig, guest_fd_limit: u64) -> Result<passthrough::C
         writeback: config.writeback,
         xattr: config.xattr || config.xattr_map.is_some() || config.posix_acl || config.security_label,
         xattrmap: config.xattr_map.as_deref().map(xattr_map).transpose()?,
-        // Always: what lies below tells file systems apart by it. What the guest sees is decided above.
+        // Always: the session's file system tells file systems apart by it, and decides what the guest sees.
         announce_submounts: true,
         inode_file_handles: match config.inode_file_handles {
             InodeFileHandles::Never => passthrough::InodeFileHandlesMode::Never,
@@ -46,7 +46,7 @@ fn settings(config: &EngineConfig, guest_fd_limit: u64) -> Result<passthrough::C
         readdirplus: config.readdirplus,
         allow_direct_io: config.direct_io,
         killpriv_v2: config.killpriv,
-        // Never `Always`: guests of Linux 5.4 and 5.10 could not mount at all.
+        // Never `Always`: guests of Linux 5.4 and 5.10 could not mount.
         posix_acl: offered(config.posix_acl),
         security_label: offered(config.security_label),
         allow_mmap: config.allow_mmap,
@@ -79,18 +79,18 @@ fn xattr_map(rules: &str) -> Result<XattrMap, Finding> {
             .into(),
     };
     let map = XattrMap::try_from(rules).map_err(|error| refused(&error))?;
-    // A name that no rule matches makes the library panic, and names are the guest's to choose.
+    // The library panics at a name that no rule matches, and the guest chooses names.
     let matches_all = map.map_client_xattr(c"").is_ok() && map.map_server_xattrlist(b"\x01\0".to_vec()).is_ok();
     if matches_all { Ok(map) } else { Err(refused(&"no rule matches every name")) }
 }
 
 fn id_map(rule: &IdTranslation) -> Result<IdMap, Finding> {
     let IdTranslation { kind, from, to, count } = *rule;
-    // The library adds without looking.
+    // The library adds without a check for overflow.
     if from.checked_add(count).is_none() || to.checked_add(count).is_none() {
         return Err(Finding {
             reason: Reason::EngineFailed,
-            message: format!("a translation of {count} ids from {from} to {to} goes beyond the last id"),
+            message: format!("a translation of {count} ids from {from} to {to} exceeds the last id"),
             remedy: "lower count in spec.engine.uidTranslation and gidTranslation".into(),
         });
     }
@@ -136,13 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn stock_settings_are_those_of_the_stock_command_line() {
+    fn stock_settings_match_the_stock_command_line() {
         let ours = settings(&EngineConfig::stock(Access::ReadWrite), 4711).unwrap();
         assert_eq!(format!("{ours:?}"), format!("{:?}", stock_default(4711)));
     }
 
     #[test]
-    fn what_needs_extended_attributes_turns_them_on() {
+    fn features_that_need_xattrs_enable_them() {
         let base = EngineConfig::stock(Access::ReadWrite);
         for config in [
             EngineConfig { posix_acl: true, ..base.clone() },
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_xattr_map_is_refused_by_name() {
+    fn an_invalid_xattr_map_is_refused() {
         for rules in ["nonsense", ":prefix:all:trusted.:user.virtiofs.:"] {
             let config = EngineConfig { xattr_map: Some(rules.into()), ..EngineConfig::stock(Access::ReadWrite) };
             assert!(settings(&config, 1).unwrap_err().message.contains("xattrMap"), "{rules}");
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_do_not_wrap_around() {
+    fn id_ranges_do_not_overflow() {
         let kind = IdTranslationKind::Map;
         let rule = |from, to, count| id_map(&IdTranslation { kind, from, to, count });
         assert!(rule(0, 100_000, 65536).is_ok());

@@ -1,12 +1,11 @@
-//! Trying, inside the sandbox and with the capabilities that are left, what the configuration asks for.
+//! Preflight: tries what the configuration needs, inside the sandbox and with the remaining capabilities.
 //!
-//! A capability bit is no proof: in a user namespace the bit is set, directories open by their handle, and
-//! regular files do not. So a regular file of every file system is opened by its handle, with the very code
-//! that the library will use.
+//! A capability bit proves nothing: in a user namespace the bit is set and directories open by file handle, but regular
+//! files do not. So a regular file of every file system is opened by file handle, with the code that the library uses.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -18,36 +17,36 @@ use virtiofsd::passthrough::mount_fd::MountFds;
 use virtiofsd::passthrough::util::reopen_fd_through_proc;
 
 use crate::kernel_mounts;
+use crate::limits::MAX_MOUNTS;
+use crate::mountinfo::{Mount, mounts_below};
 use crate::sandbox::Jail;
 
-/// How many directory entries are looked at, per file system, in search of a regular file.
-const MOST_ENTRIES: usize = 2000;
+/// Most directory entries that are read per file system in search of a regular file.
+const MAX_ENTRIES: usize = 2000;
 
-/// How many submounts are tried; beyond that they are served untried.
-pub(crate) const MOST_MOUNTS: usize = 64;
-
-/// What was found by trying.
+/// The results.
 pub(crate) struct Tried {
-    /// How inodes can be referred to here.
+    /// How inodes can be held here.
     pub(crate) inode_file_handles: InodeFileHandles,
-    /// One entry per file system of the share.
+    /// One entry for each file system of the share.
     pub(crate) mounts: Vec<MountPreflight>,
 }
 
 /// Tries the share's root and its submounts.
-pub(crate) fn try_out(config: &EngineConfig, jail: &Jail, findings: &mut Vec<Finding>) -> Result<Tried, Finding> {
+pub(crate) fn try_features(config: &EngineConfig, jail: &Jail, findings: &mut Vec<Finding>) -> Result<Tried, Finding> {
     let root = Path::new(&jail.root_dir);
     fs::read_dir(root).map_err(|error| unreadable(&error))?;
-    let mounts = mounts_below(jail).map_err(|error| unreadable(&error))?;
+    let mounts = mounts_below(&jail.mountinfo, jail.mountinfo_prefix.as_deref(), &jail.root_dir);
+    let mounts = mounts.map_err(|error| unreadable(&error))?;
     check_writable(config, root)?;
     check_kernel_mounts(config, jail, &mounts, findings)?;
-    let mounts: Vec<_> = mounts.into_iter().take(MOST_MOUNTS).map(|mount| try_mount(config, jail, mount)).collect();
+    let mounts: Vec<_> = mounts.into_iter().take(MAX_MOUNTS).map(|mount| try_mount(config, jail, mount)).collect();
     findings.extend(mounts.iter().find(|mount| !keeps_positions(&mount.fs_type, kernel())).map(unstable_positions));
     let inode_file_handles = decide(config.inode_file_handles, &mounts, jail.initial_user_namespace, findings)?;
     Ok(Tried { inode_file_handles, mounts })
 }
 
-/// The roots of the file systems on which files can be opened by their handles.
+/// The roots of the file systems on which files can be opened by file handle.
 pub(crate) fn openable_mounts(jail: &Jail, tried: &Tried) -> Vec<File> {
     if tried.inode_file_handles == InodeFileHandles::Never {
         return Vec::new();
@@ -65,8 +64,8 @@ fn kernel() -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// Does a position in a directory mean the same to another open file of that directory? Measured on ext4, xfs, btrfs
-/// and, since it has stable ones (6.6), tmpfs; known not to on those named here.
+/// True if a directory position means the same to another open file of that directory. Measured on ext4, xfs, btrfs and
+/// tmpfs (which has stable positions since Linux 6.6); known not to be so on those named here.
 fn keeps_positions(fs_type: &str, kernel: (u32, u32)) -> bool {
     match fs_type {
         "tmpfs" | "ramfs" => kernel >= (6, 6),
@@ -79,20 +78,18 @@ fn unstable_positions(mount: &MountPreflight) -> Finding {
     Finding {
         reason: Reason::DirectoryPositionsUnstable,
         message: format!(
-            "{} on {} does not keep positions in a directory: a listing begun before an exchange of the engine may \
-             miss or repeat entries after it",
+            "{} on {} does not keep directory positions: a listing that was begun before the engine is replaced may miss \
+             or repeat entries",
             mount.fs_type, mount.path
         ),
-        remedy: "share a directory of ext4, xfs, btrfs, or tmpfs of Linux 6.6, where programs list directories while \
-                 engines are exchanged"
-            .into(),
+        remedy: "share a directory of ext4, xfs, btrfs, or tmpfs of Linux 6.6 or later".into(),
     }
 }
 
 fn unreadable(error: &io::Error) -> Finding {
     Finding {
         reason: Reason::SourceUnreadable,
-        message: format!("the source cannot be read from inside the sandbox: {error}"),
+        message: format!("the source cannot be read inside the sandbox: {error}"),
         remedy: "let the broker's user read the directory, or give the broker CAP_DAC_READ_SEARCH".into(),
     }
 }
@@ -102,14 +99,14 @@ fn check_writable(config: &EngineConfig, root: &Path) -> Result<(), Finding> {
     if config.writable() && read_only {
         return Err(Finding {
             reason: Reason::SourceReadOnly,
-            message: "spec.access is ReadWrite, and the source is mounted read-only".into(),
+            message: "spec.access is ReadWrite, but the source is mounted read-only".into(),
             remedy: "set spec.access to ReadOnly, or mount the source read-write".into(),
         });
     }
     Ok(())
 }
 
-/// A guest must not get at the kernel of the host: where its file systems cannot be hidden, a writable share is refused.
+/// Refuses a writable share if kernel file systems below the source cannot be hidden from the guest.
 fn check_kernel_mounts(
     config: &EngineConfig,
     jail: &Jail,
@@ -124,77 +121,6 @@ fn check_kernel_mounts(
     }
     findings.extend(kernel_mounts::hidden(&jail.hidden));
     Ok(())
-}
-
-struct Mount {
-    relative: String,
-    path: PathBuf,
-    fs_type: String,
-}
-
-/// Mount points of a mountinfo, and the types of what is mounted there.
-pub(crate) fn mount_points(mountinfo: &File) -> io::Result<Vec<(String, String)>> {
-    let text = read_again(mountinfo)?;
-    Ok(text.lines().filter_map(mount_point_and_type).map(|(point, fs_type)| (point, fs_type.to_owned())).collect())
-}
-
-fn read_again(mountinfo: &File) -> io::Result<String> {
-    let mut table = mountinfo.try_clone()?;
-    table.rewind()?;
-    io::read_to_string(&table)
-}
-
-/// The root's own mount and every mount below it.
-fn mounts_below(jail: &Jail) -> io::Result<Vec<Mount>> {
-    let text = read_again(&jail.mountinfo)?;
-    let prefix = match (&jail.mountinfo_prefix, jail.root_dir.as_str()) {
-        (Some(prefix), _) => prefix.as_str(),
-        (None, "/") => "",
-        (None, root) => root,
-    };
-    let mut mounts = parse_mounts(&text, prefix, Path::new(&jail.root_dir));
-    mounts.sort_by(|a, b| a.relative.cmp(&b.relative));
-    mounts.dedup_by(|a, b| a.relative == b.relative);
-    Ok(mounts)
-}
-
-fn parse_mounts(text: &str, prefix: &str, root: &Path) -> Vec<Mount> {
-    let mut root_type = String::from("unknown");
-    let mut longest = 0;
-    let mut mounts = Vec::new();
-    for (point, fs_type) in text.lines().filter_map(mount_point_and_type) {
-        match point.strip_prefix(prefix).map(|rest| rest.trim_start_matches('/')) {
-            Some("") => (root_type, longest) = (fs_type.to_owned(), usize::MAX),
-            Some(relative) if prefix.is_empty() || point[prefix.len()..].starts_with('/') => {
-                mounts.push(Mount {
-                    relative: relative.to_owned(),
-                    path: root.join(relative),
-                    fs_type: fs_type.to_owned(),
-                });
-            }
-            // The mount that the share's root lies on may begin above it: the longest that contains it.
-            _ if is_above(&point, prefix) && point.len() >= longest => {
-                (root_type, longest) = (fs_type.to_owned(), point.len());
-            }
-            _ => {}
-        }
-    }
-    mounts.push(Mount { relative: ".".into(), path: root.to_owned(), fs_type: root_type });
-    mounts
-}
-
-fn is_above(point: &str, path: &str) -> bool {
-    point == "/" || path.strip_prefix(point).is_some_and(|rest| rest.starts_with('/'))
-}
-
-fn mount_point_and_type(line: &str) -> Option<(String, &str)> {
-    let (front, back) = line.split_once(" - ")?;
-    Some((unescape(front.split(' ').nth(4)?), back.split(' ').next()?))
-}
-
-/// The kernel writes space, tab, newline and backslash as three octal digits.
-fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 fn try_mount(config: &EngineConfig, jail: &Jail, mount: Mount) -> MountPreflight {
@@ -225,7 +151,7 @@ fn open_by_handle(jail: &Jail, path: &Path) -> HandleOutcome {
     }
 }
 
-/// Makes a handle of `path`, opens it and reads a byte. `false`: the file system makes none.
+/// Makes a file handle of `path`, opens it and reads a byte. `false`: the file system has no file handles.
 fn handle_round_trip(jail: &Jail, path: &Path) -> io::Result<bool> {
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
     let Some(handle) = FileHandle::from_fd(&file)? else { return Ok(false) };
@@ -240,7 +166,7 @@ fn handle_round_trip(jail: &Jail, path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// A regular file on the same file system as `mount`, breadth first, within bounds.
+/// A regular file on the file system of `mount`: breadth first, bounded.
 fn regular_file(mount: &Path) -> Option<PathBuf> {
     let device = fs::symlink_metadata(mount).ok()?.dev();
     if fs::symlink_metadata(mount).ok()?.is_file() {
@@ -251,7 +177,7 @@ fn regular_file(mount: &Path) -> Option<PathBuf> {
     while let Some(directory) = directories.pop_front() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             seen += 1;
-            if seen > MOST_ENTRIES {
+            if seen > MAX_ENTRIES {
                 return None;
             }
             match entry.metadata() {
@@ -265,8 +191,8 @@ fn regular_file(mount: &Path) -> Option<PathBuf> {
     None
 }
 
-/// How inodes are referred to, given what was tried. The library falls back by itself only where a file system
-/// makes no handles; where it makes them and they do not open, every access would be an error.
+/// How inodes are held, given the results. The library falls back by itself only if a file system has no file handles; if
+/// it has them and they do not open, every access would fail.
 fn decide(
     wanted: InodeFileHandles,
     mounts: &[MountPreflight],
@@ -294,13 +220,13 @@ fn decide(
 fn handles_finding(reason: Reason, mount: &MountPreflight) -> Finding {
     let (what, remedy) = if mount.file_handles == HandleOutcome::Unsupported {
         (
-            "makes no file handles",
+            "has no file handles",
             "share a directory of ext4, xfs, btrfs or tmpfs (overlayfs: with nfs_export=on), or raise the limit of \
              open files and leave spec.engine.inodeFileHandles at Prefer",
         )
     } else {
         (
-            "makes file handles, and using them is not permitted",
+            "has file handles, but opening them is not permitted",
             "give the broker CAP_DAC_READ_SEARCH in the initial user namespace (a rootless container cannot have it), \
              and no seccomp profile that forbids name_to_handle_at or open_by_handle_at, or raise the limit of open \
              files and leave spec.engine.inodeFileHandles at Prefer",
@@ -308,7 +234,10 @@ fn handles_finding(reason: Reason, mount: &MountPreflight) -> Finding {
     };
     Finding {
         reason,
-        message: format!("{} on {} {what}; each inode the guest holds costs a descriptor", mount.fs_type, mount.path),
+        message: format!(
+            "{} on {} {what}; each inode that the guest holds takes a descriptor",
+            mount.fs_type, mount.path
+        ),
         remedy: remedy.into(),
     }
 }
@@ -322,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_tried_decides() {
+    fn the_results_decide() {
         use HandleOutcome::*;
         use InodeFileHandles::*;
         type Case<'a> = (InodeFileHandles, &'a [(&'a str, HandleOutcome)], bool, Option<InodeFileHandles>);
@@ -347,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_are_trusted_where_they_are_known_to_last() {
+    fn positions_are_stable_on_known_file_systems() {
         for (fs_type, kernel, stable) in [
             ("ext4", (5, 4), true),
             ("xfs", (6, 12), true),
@@ -360,31 +289,5 @@ mod tests {
             assert_eq!(keeps_positions(fs_type, kernel), stable, "{fs_type} {kernel:?}");
         }
         assert!(kernel() > (4, 0));
-    }
-
-    #[test]
-    fn mounts_of_a_chroot_are_found_below_its_prefix() {
-        let text = "22 1 8:1 / / rw - ext4 /dev/sda rw\n\
-                    23 22 8:2 / /srv/my\\040share rw - xfs /dev/sdb rw\n\
-                    24 23 0:5 / /srv/my\\040share/sub rw - tmpfs tmpfs rw\n\
-                    25 22 0:6 / /srv/my\\040shared rw - nfs4 host:/ rw\n";
-        let mounts = parse_mounts(text, "/srv/my share", Path::new("/"));
-        let found: Vec<_> = mounts.iter().map(|m| (m.relative.as_str(), m.fs_type.as_str())).collect();
-        assert_eq!(found, [("sub", "tmpfs"), (".", "xfs")]);
-    }
-
-    #[test]
-    fn the_root_may_lie_on_a_mount_that_begins_above_it() {
-        let text = "22 1 8:1 / / rw - ext4 /dev/sda rw\n23 22 8:2 / /srv rw - xfs /dev/sdb rw\n";
-        let mounts = parse_mounts(text, "/srv/share", Path::new("/"));
-        assert_eq!((mounts.len(), mounts[0].fs_type.as_str()), (1, "xfs"));
-    }
-
-    #[test]
-    fn in_a_namespace_every_mount_is_below_the_root() {
-        let text = "30 1 8:2 /share / ro - xfs /dev/sdb rw\n31 30 0:5 / /sub ro - tmpfs tmpfs rw\n";
-        let mounts = parse_mounts(text, "", Path::new("/"));
-        let found: Vec<_> = mounts.iter().map(|m| (m.relative.as_str(), m.path.to_str().unwrap())).collect();
-        assert_eq!(found, [("sub", "/sub"), (".", "/")]);
     }
 }

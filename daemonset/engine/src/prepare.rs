@@ -1,4 +1,4 @@
-//! From a configuration and a source to a process that is confined, and knows what works.
+//! Confines the process to its source and finds out what works there.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -11,26 +11,26 @@ use crate::{capabilities, limits, passthrough, preflight, sandbox};
 
 /// A confined process, ready to start the library.
 pub(crate) struct Prepared {
-    /// What the library is to do.
+    /// Configuration for the library.
     pub(crate) library: LibraryConfig,
-    /// What was found on the way.
+    /// The result for the broker.
     pub(crate) preflight: Preflight,
-    /// Where files can be opened by their handles; empty: nowhere.
+    /// Where files can be opened by file handle; empty: nowhere.
     pub(crate) mounts: Vec<File>,
 }
 
-/// Confines this process for good: limits, sandbox, capabilities; then tries what is left.
+/// Confines this process for good (limits, sandbox, capabilities), then tries the features that the configuration needs.
 ///
 /// # Errors
-/// What keeps the configuration from being served here, with what would help.
+/// Why the configuration cannot be served here, with a remedy.
 pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared, Finding> {
     let mut findings = Vec::new();
-    limits::leave_no_core();
+    limits::disable_core_dumps();
     limits::bound_memory(config.max_inodes);
     let open_files = limits::raise_open_files(config.open_files, &mut findings)?;
     let jail = sandbox::enter(config, source)?;
     let held = capabilities::keep_needed(config, &mut findings)?;
-    let tried = preflight::try_out(config, &jail, &mut findings)?;
+    let tried = preflight::try_features(config, &jail, &mut findings)?;
     let mounts = preflight::openable_mounts(&jail, &tried);
     let preflight = Preflight {
         sandbox: jail.mode,

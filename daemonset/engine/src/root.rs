@@ -1,16 +1,15 @@
-//! Which directory the share's root is.
+//! Identifies the share's root directory.
 
 use std::io;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statvfs, statx};
 
-/// A number that stands for the directory: the same for whoever looks, and for another directory another one. Never 0.
+/// A number that identifies the directory in every engine; never 0.
 ///
-/// The device and the inode number do not suffice: both are used again, by the next file system that is mounted and by
-/// the next directory that is made. With the time of its birth, where the file system keeps it, they do. The device may
-/// be another one when the same file system is mounted again (btrfs, a loop device): where the file system has a number
-/// of its own, that counts instead.
+/// Device and inode number do not suffice: both are reused, by the next file system that is mounted and by the next
+/// directory that is created. The birth time, if the file system has it, makes them unique. The device changes when the
+/// same file system is mounted again (btrfs, a loop device), so the number of the file system is used if it has one.
 pub(crate) fn root_stamp(root: &Path) -> io::Result<u64> {
     let found = statx(CWD, root, AtFlags::empty(), StatxFlags::INO | StatxFlags::BTIME)?;
     let born = if found.stx_mask & StatxFlags::BTIME.bits() == 0 { (0, 0) } else { birth(&found) };
@@ -36,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_keeps_its_number_and_another_has_another() {
+    fn a_directory_keeps_its_number() {
         let scratch = tempfile::tempdir().unwrap();
         let (one, other) = (scratch.path().join("one"), scratch.path().join("other"));
         std::fs::create_dir(&one).unwrap();
@@ -50,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_counts() {
+    fn every_input_changes_the_stamp() {
         let numbers = [8, 1, 2, 3, 4];
         for at in 0..numbers.len() {
             let mut others = numbers;

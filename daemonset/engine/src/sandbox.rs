@@ -1,8 +1,8 @@
-//! Confinement: the share becomes the root directory, and nothing else can be reached.
+//! The sandbox: the share becomes the root directory, and nothing else can be reached.
 //!
-//! The library's own sandbox forks (so that the process the broker started is not the one that serves) and
-//! takes a path (which a guest with write access above the share could have swapped by then). This one does
-//! neither: it works on the descriptor the broker opened, in this process.
+//! The library's own sandbox forks, so that the process that the broker started is not the one that serves, and takes a
+//! path, which a guest with write access above the share could have replaced. This one does neither: it works on the
+//! descriptor that the broker opened, in this process.
 
 use std::fs::File;
 use std::io;
@@ -20,15 +20,15 @@ use virtiofs_config::{EngineConfig, Sandbox};
 use virtiofs_contract::preflight::{Finding, Reason};
 
 use crate::kernel_mounts;
-use crate::preflight::mount_points;
+use crate::mountinfo::mount_points;
 
-/// What the library needs to work inside the sandbox, opened before the way back was closed.
+/// What the library needs inside the sandbox, opened before it was entered.
 pub(crate) struct Jail {
     /// The sandbox that was built; never `Auto`.
     pub(crate) mode: Sandbox,
-    /// Is it in a user namespace of its own?
+    /// True if the engine has a user namespace of its own.
     pub(crate) user_namespace: bool,
-    /// Is it in the user namespace that all others descend from?
+    /// True if the engine is in the initial user namespace.
     pub(crate) initial_user_namespace: bool,
     /// The share's root as this process sees it.
     pub(crate) root_dir: String,
@@ -36,15 +36,15 @@ pub(crate) struct Jail {
     pub(crate) proc_self_fd: File,
     /// `/proc/self/mountinfo`, open for reading.
     pub(crate) mountinfo: File,
-    /// What to strip from mount points in it.
+    /// Prefix to strip from mount points in it.
     pub(crate) mountinfo_prefix: Option<String>,
-    /// Where, below the root, file systems of the kernel were mounted that this process does not see.
+    /// Mount points below the root of kernel file systems that were hidden.
     pub(crate) hidden: Vec<String>,
 }
 
 const DROP_GROUPS: &str = "drop supplementary groups";
 
-/// One step that failed, in words that tell which.
+/// A step of the set-up that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {error}")]
 struct StepError {
@@ -62,7 +62,7 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
-/// Enters the sandbox that the configuration asks for. On error the process is good for nothing else.
+/// Enters the sandbox of the configuration. After an error the process must end.
 pub(crate) fn enter(config: &EngineConfig, source: OwnedFd) -> Result<Jail, Finding> {
     let root = geteuid().is_root();
     match config.sandbox {
@@ -86,8 +86,7 @@ fn may(capability: caps::Capability) -> bool {
     caps::has_cap(None, caps::CapSet::Effective, capability).unwrap_or(false)
 }
 
-/// Is this the user namespace that all others descend from? Only there do capabilities over files mean what
-/// their names say.
+/// True in the initial user namespace. Only there do capabilities apply to files of all owners.
 fn in_initial_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_identity_map(&map))
 }
@@ -104,7 +103,7 @@ fn unavailable(mode: &str, error: &StepError) -> Finding {
              user namespaces to its user, or set spec.engine.sandbox to Chroot"
         }
         "Chroot" => "give the broker CAP_SYS_CHROOT, or CAP_SYS_ADMIN for spec.engine.sandbox Namespace",
-        _ => "see that /proc is mounted where the broker runs",
+        _ => "mount /proc where the broker runs",
     };
     Finding {
         reason: Reason::SandboxUnavailable,
@@ -113,7 +112,7 @@ fn unavailable(mode: &str, error: &StepError) -> Finding {
     }
 }
 
-/// Namespaces of its own, the share as the only mount in them.
+/// `Namespace`: namespaces of its own, with the share as the only mount.
 fn namespace(config: &EngineConfig, source: &OwnedFd, root: bool) -> Result<Jail, StepError> {
     let initial_user_namespace = root && in_initial_user_namespace();
     let others = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
@@ -122,13 +121,13 @@ fn namespace(config: &EngineConfig, source: &OwnedFd, root: bool) -> Result<Jail
         unshare(others | CloneFlags::CLONE_NEWNS).step("new namespaces")?;
         tree
     } else {
-        // Here the right to clone a mount comes with the user namespace, and mounts of the old mount namespace
-        // are foreign in it: the source is opened anew and must be the same directory.
+        // Cloning a mount needs the user namespace, in which mounts of the old mount namespace are foreign: the source is
+        // opened again and must be the same directory.
         enter_user_namespace(others | CloneFlags::CLONE_NEWNS)?;
         clone_tree(reopen_in_namespace(source)?.as_fd())?
     };
     let proc_self = open("/proc/self", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).step("open /proc/self")?;
-    // A mount of its own, attached nowhere: `..` of its root leads back to its root.
+    // A detached mount of its own: `..` of its root is its root.
     let proc_self_fd =
         open_tree(CWD, "/proc/self/fd", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
             .step("clone /proc/self/fd")?;
@@ -179,7 +178,7 @@ fn reopen_in_namespace(source: &OwnedFd) -> Result<OwnedFd, StepError> {
     if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino) {
         Ok(again)
     } else {
-        Err(io::Error::other("it has been replaced meanwhile")).step("open the source in the namespace")
+        Err(io::Error::other("it has been replaced")).step("open the source in the namespace")
     }
 }
 
@@ -187,8 +186,8 @@ fn path_of(fd: &OwnedFd) -> Result<PathBuf, StepError> {
     readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str()).map(PathBuf::from).step("path of the source")
 }
 
-/// Takes from the whole tree, submounts included, what serving files never needs. A bind mount's read-only flag
-/// alone would leave submounts writable.
+/// Sets restrictive attributes on the whole tree, submounts included. The read-only flag of a bind mount alone would leave
+/// submounts writable.
 ///
 /// The clone of a shared mount is its peer, and systemd makes all mounts of a host shared. `pivot_root` refuses a shared
 /// root, and what is unmounted in a peer is unmounted on the host. A slave receives the host's mounts and unmounts below
@@ -199,8 +198,8 @@ fn restrict(tree: &OwnedFd, writable: bool) -> Result<(), StepError> {
         attributes |= libc::MOUNT_ATTR_RDONLY;
     }
     let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: libc::MS_SLAVE, userns_fd: 0 };
-    // SAFETY: the descriptor is open, the path is empty and NUL-terminated, and `change` lives through the call
-    // with the size that is passed.
+    // SAFETY: the descriptor is open, the path is empty and NUL-terminated, and `change` outlives the call and has the
+    // size that is passed.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -214,8 +213,8 @@ fn restrict(tree: &OwnedFd, writable: bool) -> Result<(), StepError> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()).step("mount_setattr") }
 }
 
-/// Supplementary groups of the broker would let a guest's user into files of those groups. Where there are none, no
-/// capability is needed to have none.
+/// Drops the broker's supplementary groups, which would give guest users access to files of those groups. Without any, no
+/// capability is needed.
 fn drop_groups(root: bool) -> Result<(), StepError> {
     if !root || getgroups().step("read supplementary groups")?.is_empty() {
         return Ok(());
@@ -224,18 +223,18 @@ fn drop_groups(root: bool) -> Result<(), StepError> {
 }
 
 fn make_root(tree: &OwnedFd) -> Result<(), StepError> {
-    // Mounts that the host adds below the source must still arrive; ours must not reach the host.
+    // Mounts that the host adds below the source must still appear here; mounts made here must not appear on the host.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
         .step("detach mount propagation")?;
-    // Any directory that surely exists will do as the mount point: it is gone two steps later.
+    // Any existing directory can be the mount point: it is gone two steps later.
     move_mount(tree, "", CWD, "/proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("mount the source")?;
     fchdir(tree).step("enter the source")?;
     pivot_root(".", ".").step("pivot_root")?;
-    umount2(".", MntFlags::MNT_DETACH).step("let go of the old root")?;
+    umount2(".", MntFlags::MNT_DETACH).step("detach the old root")?;
     chdir("/").step("enter the new root")
 }
 
-/// The share as root directory, by `chroot` alone.
+/// `Chroot`: the share as root directory.
 fn chroot_only(source: &OwnedFd) -> Result<Jail, StepError> {
     let (proc_self_fd, mountinfo) = open_proc()?;
     let initial_user_namespace = in_initial_user_namespace();
@@ -281,7 +280,7 @@ mod tests {
     use super::is_identity_map;
 
     #[test]
-    fn only_the_whole_identity_is_the_initial_user_namespace() {
+    fn the_initial_user_namespace_maps_all_ids() {
         assert!(is_identity_map("         0          0 4294967295\n"));
         assert!(!is_identity_map("         0     100000      65536\n"));
         assert!(!is_identity_map("         0          0 4294967295\n 1 2 3\n"));

@@ -1,8 +1,9 @@
-//! The system call filter: what serving files needs, nothing else.
+//! The system call filter: allows only what serving files needs.
 //!
-//! Two filters, of which the kernel obeys the stricter: a closed list that kills the process on anything else,
-//! and `clone3` answered `ENOSYS`, because its flags lie in memory where no filter can see them. glibc then uses
-//! `clone`, whose flags are looked at: threads, and no new namespaces, in which an engine would have all capabilities.
+//! There are two filters, and the kernel applies the stricter result. The first kills the process on any call that is not
+//! listed. The second answers `clone3` with `ENOSYS`, because its flags are in memory, which no filter can read. glibc then
+//! uses `clone`, whose flags are checked: threads are allowed, new namespaces, in which an engine would have all
+//! capabilities, are not.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +14,21 @@ use seccompiler::{
 };
 use thiserror::Error;
 
-/// Why the filter is not in force.
+/// Why the filter could not be installed.
 #[derive(Debug, Error)]
 pub(crate) enum SeccompError {
-    /// The filter could not be put together.
+    /// The filter could not be compiled.
     #[error("compile: {0}")]
     Compile(#[from] seccompiler::BackendError),
-    /// The kernel did not take it.
+    /// The kernel rejected it.
     #[error("install: {0}")]
     Install(#[from] seccompiler::Error),
-    /// This processor has no filter.
+    /// There is no filter for this processor.
     #[error("no filter is known for this processor")]
     Architecture,
 }
 
-/// Needed whatever the share: memory, threads, the control channel, the rings, reading files.
+/// Needed for every share: memory, threads, the control channel, the rings, reading files.
 const READING: &[c_long] = &[
     SYS_accept4,
     SYS_brk,
@@ -84,7 +85,7 @@ const READING: &[c_long] = &[
     SYS_readlinkat,
     SYS_readv,
     SYS_recvmsg,
-    // A wait with a time to it, after the process was stopped and goes on.
+    // A wait with a timeout that continues after the process was stopped.
     SYS_restart_syscall,
     SYS_rseq,
     SYS_rt_sigaction,
@@ -103,7 +104,7 @@ const READING: &[c_long] = &[
     SYS_writev,
 ];
 
-/// Needed besides where the guest may change the share.
+/// Also needed for writable shares.
 const WRITING: &[c_long] = &[
     SYS_copy_file_range,
     SYS_fallocate,
@@ -135,10 +136,10 @@ const WRITING: &[c_long] = &[
 const NEW_NAMESPACES: u64 =
     (CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | CLONE_NEWUTS) as u64;
 
-/// Puts the filter in force for this thread and all that it starts.
-pub(crate) fn close_behind(writable: bool) -> Result<(), SeccompError> {
+/// Installs the filters for this thread and all threads that it starts.
+pub(crate) fn install(writable: bool) -> Result<(), SeccompError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SeccompError::Architecture)?;
-    // In this order: the closed list has no room for another filter.
+    // In this order: the closed list does not allow installing another filter.
     apply_filter(&without_clone3(architecture)?)?;
     apply_filter(&closed_list(writable, architecture)?)?;
     Ok(())
@@ -152,7 +153,7 @@ fn closed_list(writable: bool, architecture: TargetArch) -> Result<BpfProgram, S
     Ok(filter.try_into()?)
 }
 
-/// The flags of `clone` ask for no new namespace.
+/// Allows `clone` without new namespaces.
 fn in_the_same_namespaces() -> Result<SeccompRule, SeccompError> {
     let flags = SeccompCmpOp::MaskedEq(NEW_NAMESPACES);
     Ok(SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, flags, 0)?])?)
@@ -172,23 +173,23 @@ mod tests {
     use nix::unistd::{ForkResult, fork};
 
     #[test]
-    fn a_read_only_engine_has_no_call_that_changes_a_file() {
+    fn a_read_only_engine_cannot_change_files() {
         for call in [SYS_unlinkat, SYS_renameat2, SYS_pwritev2, SYS_setresuid, SYS_ftruncate] {
             assert!(!READING.contains(&call) && WRITING.contains(&call));
         }
     }
 
     #[test]
-    fn no_engine_may_start_programs_reach_the_network_or_mount() {
+    fn no_engine_may_execute_connect_or_mount() {
         for call in [SYS_execve, SYS_socket, SYS_connect, SYS_ptrace, SYS_mount, SYS_unshare, SYS_setns, SYS_chroot] {
             assert!(!READING.contains(&call) && !WRITING.contains(&call));
         }
     }
 
-    /// How a child ends that has the filter and then does this.
+    /// How a child process ends that installs the filter and then calls `act`.
     fn end_of_a_child(act: fn()) -> WaitStatus {
         let filter = closed_list(false, TargetArch::try_from(std::env::consts::ARCH).unwrap()).unwrap();
-        // SAFETY: the child makes system calls and nothing else before it ends itself; the filter was made before.
+        // SAFETY: the child only makes system calls before it ends itself; the filter was made before the fork.
         let forked = unsafe { fork() };
         match forked.unwrap() {
             ForkResult::Child => {
@@ -203,7 +204,7 @@ mod tests {
     }
 
     fn clone_with(flags: c_int) {
-        // SAFETY: like fork: no memory is shared, and the child's child ends at once.
+        // SAFETY: like fork: no memory is shared, and the new process ends at once.
         let pid = unsafe { syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0) };
         if pid == 0 {
             // SAFETY: as above.
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn no_engine_may_have_children_in_namespaces_of_their_own() {
+    fn new_namespaces_are_denied() {
         assert!(matches!(end_of_a_child(|| clone_with(0)), WaitStatus::Exited(_, 7)));
         for act in [|| clone_with(CLONE_NEWUSER), || clone_with(CLONE_NEWNS), || clone_with(CLONE_NEWPID | CLONE_FS)] {
             let end = end_of_a_child(act);

@@ -1,4 +1,4 @@
-//! From the first message to the last: prepare, answer, serve until the VMM or the broker leaves.
+//! The life of an engine: prepare, report, serve until the VMM or the broker closes its connection.
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
@@ -22,25 +22,25 @@ use virtiofsd::passthrough::{InodeFileHandlesMode, PassthroughFs};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
-use crate::adopted::AdoptedFiles;
 use crate::control;
 use crate::device::{Device, RESUME_EVENT};
 use crate::guard::Guard;
 use crate::ledger::Ledger;
+use crate::orphaned::OrphanedFileServer;
 use crate::prepare::{Prepared, prepare};
 use crate::root::root_stamp;
 use crate::seccomp;
+use crate::session_fs::{Audit, FdStash, SessionFs, SharedState};
 use crate::stale_handle::StaleHandles;
-use crate::tracked::{Audit, Core, Parking, Tracked};
 
-/// Why an engine ends other than by its VMM's or broker's leaving.
+/// Why an engine ends, other than because its VMM or broker closed the connection.
 #[derive(Debug, Error)]
 pub(crate) enum ServeError {
-    /// The broker is gone or speaks another language.
+    /// The control channel failed.
     #[error("control channel: {0}")]
     Control(#[from] ChannelError),
-    /// The broker's first message was not one.
-    #[error("the broker's first message must be Start or Preflight of version {VERSION}, with its descriptors")]
+    /// The broker's first message is not one that starts an engine.
+    #[error("control channel: the first message is not Start or Preflight of version {VERSION} with its descriptors")]
     Protocol,
     /// The configuration cannot be served here.
     #[error("{0}")]
@@ -54,18 +54,18 @@ pub(crate) enum ServeError {
     /// The system call filter was not accepted.
     #[error("system call filter: {0}")]
     Seccomp(#[from] seccomp::SeccompError),
-    /// The library's file system did not start.
+    /// The library's file system could not be created.
     #[error("file system: {0}")]
     FileSystem(io::Error),
-    /// The vhost-user side failed.
+    /// vhost-user failed.
     #[error("vhost-user: {0}")]
     VhostUser(vhost_user_backend::Error),
-    /// A thread or an event descriptor could not be made.
+    /// A thread or an event descriptor could not be created.
     #[error("engine set-up: {0}")]
     SetUp(io::Error),
 }
 
-/// What arrives beside `Start`, in its order.
+/// The descriptors of `Start`, in their order.
 struct StartFds {
     source: OwnedFd,
     listener: OwnedFd,
@@ -82,10 +82,10 @@ impl StartFds {
     }
 }
 
-/// What a session has beside its file system.
+/// The parts of a session except its file system.
 struct Session {
     channel: PacketChannel,
-    core: Arc<Core>,
+    shared: Arc<SharedState>,
     counters: Arc<Counters>,
     trace: TraceRing,
     listener: OwnedFd,
@@ -93,7 +93,7 @@ struct Session {
     preflight: Preflight,
 }
 
-/// Takes the broker's first message and does what it says.
+/// Receives the broker's first message and runs the engine that it asks for.
 pub(crate) fn run(channel: PacketChannel) -> Result<(), ServeError> {
     let (message, mut fds) = channel.receive::<ToEngine>()?;
     match message {
@@ -103,19 +103,19 @@ pub(crate) fn run(channel: PacketChannel) -> Result<(), ServeError> {
             start(channel, &config, fds, predecessor)
         }
         ToEngine::Preflight { version: VERSION, config } if fds.len() == 1 => {
-            let preflight = prepare_or_tell(&channel, &config, fds.remove(0))?.preflight;
+            let preflight = prepare_or_report(&channel, &config, fds.remove(0))?.preflight;
             Ok(channel.send(&FromEngine::Ready { preflight }, &[])?)
         }
         _ => Err(ServeError::Protocol),
     }
 }
 
-fn prepare_or_tell(channel: &PacketChannel, config: &EngineConfig, source: OwnedFd) -> Result<Prepared, ServeError> {
+fn prepare_or_report(channel: &PacketChannel, config: &EngineConfig, source: OwnedFd) -> Result<Prepared, ServeError> {
     prepare(config, source).map_err(|finding| refuse(channel, finding))
 }
 
 fn refuse(channel: &PacketChannel, finding: Finding) -> ServeError {
-    // Should the broker be gone as well, the error that is returned is the one to report.
+    // If the broker is gone as well, the returned error is the one to report.
     let _ = channel.send(&FromEngine::Failed { finding: finding.clone() }, &[]);
     ServeError::Refused(finding)
 }
@@ -131,13 +131,13 @@ fn start(
     let ledger =
         Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, unusable_ledger(&error)))?;
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
-    let Prepared { library, preflight, mounts } = prepare_or_tell(&channel, config, fds.source)?;
+    let Prepared { library, preflight, mounts } = prepare_or_report(&channel, config, fds.source)?;
     let root = root_stamp(Path::new(&library.root_dir)).map_err(ServeError::FileSystem)?;
-    let core = Arc::new(Core::new(ledger, Parking::new(PacketChannel::from_fd(fds.parking)), root));
-    let adopted = AdoptedFiles::new(&library, config.writable()).map_err(ServeError::FileSystem)?;
+    let shared = Arc::new(SharedState::new(ledger, FdStash::new(PacketChannel::from_fd(fds.parking)), root));
+    let orphaned = OrphanedFileServer::new(&library, config.writable()).map_err(ServeError::FileSystem)?;
     let session = Session {
         channel,
-        core: core.clone(),
+        shared: shared.clone(),
         counters: counters.clone(),
         trace,
         listener: fds.listener,
@@ -145,35 +145,35 @@ fn start(
         preflight,
     };
     let by_handle = library.inode_file_handles != InodeFileHandlesMode::Never;
-    // The library opens its own descriptors of /proc and of the root here, before the filter closes behind us.
+    // The library opens its descriptors of /proc and of the root here, before the system call filter is installed.
     if config.writable() {
         let fs = StaleHandles::new(PassthroughFs::new(library).map_err(ServeError::FileSystem)?, by_handle);
-        let fs = Tracked::new(fs, core, counters, adopted, config, mounts).map_err(ServeError::SetUp)?;
+        let fs = SessionFs::new(fs, shared, counters, orphaned, config, mounts).map_err(ServeError::SetUp)?;
         serve(session, fs, config)
     } else {
         let fs = StaleHandles::new(PassthroughFsRo::new(library).map_err(ServeError::FileSystem)?, by_handle);
-        let fs = Tracked::new(fs, core, counters, adopted, config, mounts).map_err(ServeError::SetUp)?;
+        let fs = SessionFs::new(fs, shared, counters, orphaned, config, mounts).map_err(ServeError::SetUp)?;
         serve(session, fs, config)
     }
 }
 
-fn serve<F>(session: Session, fs: Tracked<F>, config: &EngineConfig) -> Result<(), ServeError>
+fn serve<F>(session: Session, fs: SessionFs<F>, config: &EngineConfig) -> Result<(), ServeError>
 where
     F: FileSystem + Send + Sync + 'static,
 {
-    let orphans = fs.orphans();
+    let orphans = fs.orphan_scan();
     let audit = fs.audit();
-    seccomp::close_behind(config.writable())?;
-    let Session { channel, core, counters, trace, listener, predecessor, preflight } = session;
+    seccomp::install(config.writable())?;
+    let Session { channel, shared, counters, trace, listener, predecessor, preflight } = session;
     let fs = Guard::new(fs, counters.clone());
-    let device = Arc::new(Device::new(fs, core, counters, trace, predecessor).map_err(ServeError::SetUp)?);
+    let device = Arc::new(Device::new(fs, shared, counters, trace, predecessor).map_err(ServeError::SetUp)?);
     device.replay_init().map_err(|error| refuse(&channel, next_mount(&error)))?;
-    // Once the INIT has been replayed, which the library takes settings from that lookups depend on.
+    // After the INIT has been replayed: lookups depend on settings that the library takes from it.
     audit.map_or(Ok(()), Audit::start).map_err(ServeError::SetUp)?;
     let mut daemon = connect(&device, listener, &channel, preflight)?;
     thread::Builder::new()
         .name("control".into())
-        .spawn(move || control::follow(&channel, &device, &orphans))
+        .spawn(move || control::run(&channel, &device, &orphans))
         .map_err(ServeError::SetUp)?;
     match daemon.wait() {
         Ok(()) | Err(vhost_user_backend::Error::HandleRequest(vhost::vhost_user::Error::Disconnected)) => Ok(()),
@@ -181,7 +181,7 @@ where
     }
 }
 
-/// Says that the engine is ready, and takes the broker's vhost-user connection.
+/// Reports that the engine is ready, and accepts the broker's vhost-user connection.
 fn connect<F>(
     device: &Arc<Device<F>>,
     listener: OwnedFd,
@@ -200,16 +200,15 @@ where
             .map_err(ServeError::SetUp)?;
     }
     channel.send(&FromEngine::Ready { preflight }, &[])?;
-    // SAFETY: the descriptor is ours alone and a listening socket; `Listener` owns it from here on.
+    // SAFETY: the descriptor is a listening socket that nothing else owns; `Listener` owns it from here on.
     let mut listener = unsafe { Listener::from_raw_fd(listener.into_raw_fd()) };
     daemon.start(&mut listener).map_err(ServeError::VhostUser)?;
     Ok(daemon)
 }
 
-/// Whether listings come with attributes is agreed at mount and is no concern of the cache's: a session that was
-/// mounted one way goes on so, whatever the configuration says of the next mount.
+/// The configuration with READDIRPLUS as the guest agreed to it in FUSE_INIT: the configuration applies to the next mount.
 fn as_agreed(config: &EngineConfig, reply: Option<&[u8]>) -> EngineConfig {
-    // The flags of fuse_init_out, behind the header and three other words.
+    // The flags of fuse_init_out, after the header and three other words.
     const FLAGS: std::ops::Range<usize> = 28..32;
     let flags = reply.and_then(|reply| reply.get(FLAGS)?.try_into().ok()).map(u32::from_le_bytes);
     let agreed = flags.map(|flags| FsOptions::from_bits_truncate(flags.into()).contains(FsOptions::DO_READDIRPLUS));
@@ -219,15 +218,15 @@ fn as_agreed(config: &EngineConfig, reply: Option<&[u8]>) -> EngineConfig {
 fn unusable_ledger(error: &io::Error) -> Finding {
     Finding {
         reason: Reason::RemountRequired,
-        message: format!("this engine cannot use the session's record of what the guest holds: {error}"),
-        remedy: "stop the VM and start it again when it suits; until then it is served as before".into(),
+        message: format!("this engine cannot read the session's ledger: {error}"),
+        remedy: "restart the VM; until then the session keeps its current engine".into(),
     }
 }
 
 fn next_mount(why: &dyn std::fmt::Display) -> Finding {
     Finding {
         reason: Reason::RemountRequired,
-        message: format!("this engine, with this configuration, cannot serve the guest's present mount: {why}"),
-        remedy: "have the guest unmount and mount again, or take the change back".into(),
+        message: format!("this engine and configuration cannot serve the guest's current mount: {why}"),
+        remedy: "unmount and mount again in the guest, or revert the change".into(),
     }
 }

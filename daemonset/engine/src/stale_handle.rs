@@ -1,4 +1,4 @@
-//! What a file handle that leads nowhere is answered: `ESTALE`.
+//! Answers `ESTALE` for file handles that do not open.
 //!
 //! The library opens an inode by its file handle for each request about it. Where the inode number has been given to a
 //! file that is just being created, ext4 and others answer `ENOMEM`: `find_inode_fast` refuses an inode in state

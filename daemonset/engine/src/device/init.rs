@@ -1,9 +1,9 @@
-//! The guest's FUSE_INIT, told to an engine that the guest never mounted with.
+//! Replay of the guest's FUSE_INIT for an engine that the guest has not mounted with.
 //!
-//! What client and server agree on is said once, at mount. It is kept in the ledger, request and reply, and a new
-//! engine hears the request again. Should it answer anything else than the guest was told, this engine's configuration
-//! cannot serve this mount. Each time the request is answered in a little memory of our own: in the guest's it might be
-//! changed before it is recorded, and then no engine could ever answer the same.
+//! Client and server negotiate once, at mount. The ledger keeps request and reply, and a new engine answers the request
+//! again. If its reply differs from the one that the guest received, its configuration cannot serve this mount. The
+//! request is always answered in memory of the engine's own: the guest could change a reply in its memory before it is
+//! recorded, and then no engine could give the same reply.
 
 use std::io;
 
@@ -12,23 +12,23 @@ use virtiofsd::filesystem::FileSystem;
 
 use super::Device;
 use super::request::{Reply, Request};
-use super::scratch::{MOST, Scratch};
+use super::scratch::{MAX_BYTES, Scratch};
 
-/// Why an engine cannot take a mount over.
+/// Why an engine cannot serve a mount.
 #[derive(Debug, Error)]
 pub(crate) enum ReplayError {
-    /// It would have agreed on something else.
-    #[error("it would have answered the guest's FUSE_INIT differently")]
+    /// Its reply differs.
+    #[error("its reply to the guest's FUSE_INIT would differ")]
     Differs,
-    /// The little memory could not be made.
+    /// The scratch memory could not be created.
     #[error("scratch memory: {0}")]
     Scratch(#[from] io::Error),
 }
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
-    /// Answers the guest's FUSE_INIT, and notes what was agreed.
+    /// Answers the guest's FUSE_INIT and records request and reply.
     pub(super) fn answer_init(&self, request: &Request<'_>) -> Reply {
-        let sent = request.sent(MOST);
+        let sent = request.sent(MAX_BYTES);
         let (reply, bytes) = match self.answer_alone(&sent) {
             Ok(answered) => answered,
             Err(error) => {
@@ -40,27 +40,27 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             return request.refuse();
         }
         if reply.errno == 0 {
-            self.core.record_init(&sent, &bytes);
-            *self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(sent);
+            self.shared.record_init(&sent, &bytes);
+            *self.init_request.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(sent);
         }
         request.reply(&bytes, reply)
     }
 
-    /// Tells this engine what the guest agreed on with an earlier one, unless it has been told.
+    /// Has this engine answer the FUSE_INIT that the guest sent to an earlier one, if it has not done so yet.
     pub(crate) fn replay_init(&self) -> Result<(), ReplayError> {
-        let Some((sent, agreed)) = self.core.init() else { return Ok(()) };
-        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if told.as_ref() == Some(&sent) {
+        let Some((sent, agreed)) = self.shared.init() else { return Ok(()) };
+        let mut init_request = self.init_request.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if init_request.as_ref() == Some(&sent) {
             return Ok(());
         }
-        self.core.replay_init(true);
+        self.shared.set_replaying_init(true);
         let answered = self.answer_alone(&sent);
-        self.core.replay_init(false);
-        *told = Some(sent);
+        self.shared.set_replaying_init(false);
+        *init_request = Some(sent);
         if answered?.1 == agreed { Ok(()) } else { Err(ReplayError::Differs) }
     }
 
-    /// Has a request answered out of the guest's sight.
+    /// Has a request answered in memory that the guest cannot access.
     fn answer_alone(&self, sent: &[u8]) -> Result<(Reply, Vec<u8>), ReplayError> {
         let scratch = Scratch::new()?;
         let request = Request::new(scratch.memory(), scratch.queue(sent)?);

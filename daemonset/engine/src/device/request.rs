@@ -1,4 +1,4 @@
-//! One FUSE request in guest memory: looked at before the library sees it, answered whatever it is.
+//! A FUSE request in guest memory: checked before the library reads it, and answered in every case.
 
 use std::io::{Read, Write};
 
@@ -17,7 +17,7 @@ use super::scratch::Scratch;
 pub(super) struct Request<'a> {
     memory: &'a Memory,
     chain: Chain,
-    /// At the beginning of the request; none where the chain cannot be read.
+    /// Reads from the beginning of the request; none if the chain cannot be read.
     reader: Option<Reader<'a>>,
     header: Option<InHeader>,
 }
@@ -62,14 +62,14 @@ impl<'a> Request<'a> {
         if reader.read_exact(&mut bytes).is_err() {
             return Vec::new();
         }
-        // The guest may have changed it meanwhile: what was decided by must be what is done.
+        // The guest may have changed the header since: the one that decisions were based on is the one to use.
         if let (Some(header), Some(first)) = (&self.header, bytes.get_mut(..size_of::<InHeader>())) {
             first.copy_from_slice(header.as_slice());
         }
         bytes
     }
 
-    /// The first `length` bytes of the reply that stands in guest memory.
+    /// The first `length` bytes of the reply in guest memory.
     pub(super) fn replied_bytes(&self, length: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for descriptor in self.chain.clone().writable() {
@@ -82,14 +82,14 @@ impl<'a> Request<'a> {
         bytes
     }
 
-    /// Sends a reply that was made elsewhere.
+    /// Writes a reply that was made elsewhere.
     pub(super) fn reply(&self, bytes: &[u8], reply: Reply) -> Reply {
         let sent = Writer::new(self.memory, self.chain.clone())
             .is_ok_and(|mut writer| writer.available_bytes() >= bytes.len() && writer.write_all(bytes).is_ok());
         if sent { reply } else { nothing_said() }
     }
 
-    /// Has `server` answer, or answers `EIO` where it cannot. `scratch` takes the reply that there is no room for.
+    /// Has `server` answer, or answers `EIO` if it cannot. `scratch` takes the reply if there is no room for it.
     pub(super) fn answer<F: FileSystem + Sync>(&self, server: &Server<F>, scratch: &Scratch) -> Reply {
         let Some(header) = self.header else { return nothing_said() };
         let (Some(reader), Ok(writer)) = (self.reader.clone(), Writer::new(self.memory, self.chain.clone())) else {
@@ -98,8 +98,8 @@ impl<'a> Request<'a> {
         if writer.available_bytes() >= size_of::<OutHeader>() {
             return self.answer_into(server, header, reader, writer);
         }
-        // The library splits the replies of READ, READDIR and READDIRPLUS behind the header, and panics where there is
-        // no room for that. It reads the opcode again, and the guest may have made it one of these meanwhile.
+        // The library splits the replies of READ, READDIR and READDIRPLUS after the header, and panics if there is no room
+        // for the header. It reads the opcode again, which the guest may have changed to one of these.
         match scratch.queue(&[]).ok().and_then(|chain| Writer::new(scratch.memory(), chain).ok()) {
             Some(writer) if has_no_reply(header.opcode) => {
                 let reply = self.answer_into(server, header, reader, writer);
@@ -126,12 +126,12 @@ impl<'a> Request<'a> {
     }
 
     fn replied(&self, bytes: usize) -> Reply {
-        // Every error reply is a header and nothing more; only then is it worth reading back.
+        // Every error reply is a bare header; only that one is read back.
         let errno = if bytes == size_of::<OutHeader>() { self.errno_sent() } else { 0 };
         Reply { bytes: bytes as u32, errno, malformed: false }
     }
 
-    /// The error number that stands in the reply, as far as it lies in one piece.
+    /// The error number of the reply, if its header is in one descriptor.
     fn errno_sent(&self) -> i32 {
         let address = self.chain.clone().writable().next().map(|descriptor| descriptor.addr());
         address
@@ -139,7 +139,7 @@ impl<'a> Request<'a> {
             .map_or(0, |header| header.error.checked_neg().unwrap_or(0))
     }
 
-    /// Answers `EIO`, as far as there is room for it.
+    /// Answers `EIO`, if there is room for it.
     pub(super) fn refuse(&self) -> Reply {
         let unique = self.unique();
         let header = OutHeader { len: size_of::<OutHeader>() as u32, error: -libc::EIO, unique };
@@ -149,12 +149,12 @@ impl<'a> Request<'a> {
     }
 }
 
-/// A request that cannot even be told its error.
+/// A request that has no room for an error.
 fn nothing_said() -> Reply {
     Reply { bytes: 0, errno: libc::EIO, malformed: true }
 }
 
-/// Is a request of this kind served though there is no room for a reply?
+/// True for requests that have no reply.
 fn has_no_reply(opcode: u32) -> bool {
     let kinds = [Opcode::Forget, Opcode::BatchForget, Opcode::Interrupt, Opcode::Destroy];
     kinds.iter().any(|kind| *kind as u32 == opcode)

@@ -13,33 +13,32 @@ use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
 
 use super::request::Request;
 use super::{AtomicMemory, Device, Memory, Vring};
-use crate::ledger::Course;
+use crate::ledger::RequestStatus;
 
 const INIT: u32 = Opcode::Init as u32;
 
-/// What became of one look at a ring.
+/// Result of serving a ring once.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// A request was answered.
     Served,
-    /// Nothing is waiting.
+    /// No request is waiting.
     Empty,
-    /// The ring is not to be touched.
+    /// The ring must not be touched.
     Stopped,
 }
 
 pub(super) type Chain = DescriptorChain<GuestMemoryLoadGuard<Memory>>;
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
-    /// Is the ring started and enabled, and nobody has asked for rest?
+    /// True if the ring is started and enabled, and the device is not paused.
     pub(super) fn may_serve(&self, state: &VringState<AtomicMemory>) -> bool {
         state.is_enabled() && state.get_queue().ready() && !self.paused.load(Ordering::SeqCst)
     }
 
-    /// Takes one request and answers it. The ring's lock is held all the while, so that GET_VRING_BASE finds it
-    /// between two requests.
+    /// Takes one request and answers it under the ring's lock, so that GET_VRING_BASE comes between two requests.
     pub(super) fn serve_one(&self, ring: usize, vring: &Vring) -> Progress {
-        let _turn = self.turn(ring);
+        let _locked = self.request_lock(ring);
         let mut state = vring.get_mut();
         if !self.may_serve(&state) {
             return Progress::Stopped;
@@ -49,8 +48,8 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         let chain = match state.get_queue_mut().iter(memory.clone()) {
             Ok(mut chains) => chains.next(),
             Err(error) => {
-                // The guest moved its index past the ring's end. It is the guest's ring: nothing can be served
-                // from it until the driver is reset, and looking again would only spin.
+                // The guest moved its index past the ring's end. Nothing can be served until the driver is reset; a retry
+                // would spin.
                 tracing::warn!(ring, "available ring: {error}");
                 return Progress::Stopped;
             }
@@ -64,22 +63,28 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         Progress::Served
     }
 
-    /// Answers a request in guest memory, unless an engine before this one has done so. Returns the bytes written.
+    /// Answers a request, unless an engine before this one has done so. Returns the length of the reply.
     fn answer_once(&self, ring: usize, position: u16, request: Request<'_>) -> u32 {
-        let course = self.core.begin(ring, position, request.unique(), request.opcode());
-        let bytes = match course {
-            Course::Answered { bytes } => return bytes,
-            Course::Again { faults, kills } if is_deadly(faults, kills) => {
-                tracing::warn!(opcode = request.opcode(), faults, kills, "a request that kills engines is refused");
+        let status = self.shared.begin(ring, position, request.unique(), request.opcode());
+        let bytes = match status {
+            RequestStatus::Answered { bytes } => {
+                self.shared.finish(ring);
+                return bytes;
+            }
+            RequestStatus::Interrupted { faults, kills } if is_poisonous(faults, kills) => {
+                tracing::warn!(
+                    opcode = request.opcode(),
+                    faults,
+                    kills,
+                    "refusing a request during which engines died"
+                );
                 self.counters.count_malformed();
                 request.refuse().bytes
             }
-            Course::Fresh | Course::Again { .. } => self.answer(ring, &request),
+            RequestStatus::New | RequestStatus::Interrupted { .. } => self.answer(ring, &request),
         };
         self.log.finish(ring, bytes);
-        if let Course::Again { .. } = course {
-            self.core.settled(ring);
-        }
+        self.shared.finish(ring);
         self.counters.set_held(self.log.held());
         bytes
     }
@@ -108,7 +113,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             tracing::warn!(ring, "used ring: {error}");
             return;
         }
-        // Where it cannot be told whether the guest wants to be told, it is told.
+        // Notify if it is unknown whether the guest wants it.
         let wanted = !self.event_idx.load(Ordering::Relaxed) || state.needs_notification().unwrap_or(true);
         if wanted && let Err(error) = state.signal_used_queue() {
             tracing::warn!(ring, "call: {error}");
@@ -116,13 +121,13 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     }
 }
 
-/// Two deaths of what the request does are enough. SIGKILLs come from outside and may hit any request, but five
-/// of them without an answer in between are no accident.
-fn is_deadly(faults: u32, kills: u32) -> bool {
+/// True after two deaths by fault during the request, or five by SIGKILL: SIGKILL comes from outside and may hit any
+/// request, but not five times without an answer in between.
+fn is_poisonous(faults: u32, kills: u32) -> bool {
     faults >= 2 || kills >= 5
 }
 
 fn monotonic_ns() -> u64 {
-    // The clock cannot fail on Linux; a latency of zero would be the worst of it.
+    // The clock cannot fail on Linux; if it did, latencies would be 0.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| Duration::from(now).as_nanos() as u64)
 }

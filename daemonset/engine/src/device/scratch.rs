@@ -1,4 +1,4 @@
-//! A little memory of our own in place of a guest's, for one request that no guest may see or change.
+//! Memory of the engine's own in place of guest memory, for a request that the guest must not see or change.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use super::Memory;
 use super::ring::Chain;
 
 /// Most bytes of a request, and of its reply.
-pub(super) const MOST: usize = 256;
+pub(super) const MAX_BYTES: usize = 256;
 
 const TABLE: u64 = 0;
 const AVAILABLE: u64 = 0x100;
@@ -28,7 +28,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// # Errors
-    /// There is no memory.
+    /// If there is no memory.
     pub(super) fn new() -> io::Result<Self> {
         let memory = Memory::from_ranges(&[(GuestAddress(0), SIZE)]).map_err(other)?;
         Ok(Scratch { memory: GuestMemoryAtomic::new(memory).memory() })
@@ -38,22 +38,22 @@ impl Scratch {
         &self.memory
     }
 
-    /// Puts one request into a queue of its own and takes it out at the other end.
+    /// Puts a request into a queue and takes it out as a descriptor chain.
     ///
     /// # Errors
-    /// It does not fit, or was not found again.
+    /// If it does not fit.
     pub(super) fn queue(&self, sent: &[u8]) -> io::Result<Chain> {
         let next = VRING_DESC_F_NEXT as u16;
-        let sent = sent.get(..sent.len().min(MOST)).unwrap_or_default();
+        let sent = sent.get(..sent.len().min(MAX_BYTES)).unwrap_or_default();
         let descriptors = [
             Descriptor::new(SENT, sent.len() as u32, next, 1),
-            Descriptor::new(REPLY, MOST as u32, VRING_DESC_F_WRITE as u16, 0),
+            Descriptor::new(REPLY, MAX_BYTES as u32, VRING_DESC_F_WRITE as u16, 0),
         ];
         self.memory.write_slice(sent, GuestAddress(SENT)).map_err(other)?;
         for (at, descriptor) in (0..).zip(descriptors) {
             self.memory.write_obj(RawDescriptor::from(descriptor), GuestAddress(TABLE + 16 * at)).map_err(other)?;
         }
-        // flags, idx, ring[0]: one chain is available, and begins at descriptor 0.
+        // flags, idx, ring[0]: one chain is available, which begins at descriptor 0.
         self.memory.write_obj([0u16, 1, 0], GuestAddress(AVAILABLE)).map_err(other)?;
         let mut queue = Queue::new(4).map_err(other)?;
         queue.set_size(4);
@@ -62,7 +62,7 @@ impl Scratch {
         queue.try_set_used_ring_address(GuestAddress(USED)).map_err(other)?;
         queue.set_ready(true);
         let chain = queue.iter(self.memory.clone()).map_err(other)?.next();
-        chain.ok_or_else(|| io::Error::other("the request was not found in it"))
+        chain.ok_or_else(|| io::Error::other("no request in the queue"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The request log, while somebody wants it.
+//! The request trace, while it is wanted.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use virtiofsd::fuse::{InHeader, Opcode};
 use super::Device;
 use super::request::{Reply, Request};
 
-/// Longest name that is looked for in a request (NAME_MAX), and the longest argument before one.
+/// Longest name in a request (NAME_MAX), and longest argument before a name.
 const NAME: usize = 255;
 const ARGUMENT: usize = 16;
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
-    /// Logs a request that has been answered, if that is wanted.
+    /// Records a request that has been answered, if a trace is wanted.
     pub(super) fn trace(&self, ring: usize, request: &Request<'_>, reply: &Reply, start_ns: u64, duration_ns: u64) {
         if self.trace.is_enabled(start_ns) {
-            let path = self.core.path_of(request.node());
+            let path = self.shared.path_of(request.node());
             let name = name_in(request);
             self.trace.log(&Record {
                 at_ns: realtime_ns(),
@@ -35,7 +35,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     }
 }
 
-/// The name in a request, the first if it has two.
+/// The name in a request; the first if it has two.
 fn name_in(request: &Request<'_>) -> Option<Vec<u8>> {
     let start = size_of::<InHeader>() + argument_before_name(request.opcode())?;
     let sent = request.sent(size_of::<InHeader>() + ARGUMENT + NAME + 1);
@@ -43,7 +43,7 @@ fn name_in(request: &Request<'_>) -> Option<Vec<u8>> {
     Some(name.split(|byte| *byte == 0).next().unwrap_or_default().to_vec())
 }
 
-/// Bytes between the header of a request and the name in it; none: it has no name.
+/// Bytes between the header and the name of a request; none: it has no name.
 fn argument_before_name(opcode: u32) -> Option<usize> {
     let named = [
         (Opcode::Lookup, 0),
@@ -63,6 +63,6 @@ fn argument_before_name(opcode: u32) -> Option<usize> {
 }
 
 fn realtime_ns() -> u64 {
-    // The clock cannot fail on Linux; a time of zero would be the worst of it.
+    // The clock cannot fail on Linux; if it did, times would be 0.
     clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, |now| Duration::from(now).as_nanos() as u64)
 }

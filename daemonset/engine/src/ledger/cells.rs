@@ -1,35 +1,35 @@
-//! Room for names: cells of a few sizes, each page holding one size.
+//! Storage for names: pages of cells, all cells of a page of one size.
 //!
-//! A cell is free when its first word is zero. Which cells are free is not written down anywhere else: an engine
-//! begins with new pages and finds the free cells of old ones by looking, a page at a time. A page without a name may
-//! hold another size next, and its memory goes back to the system.
+//! A cell is free when its first word is zero. Nothing else records which cells are free: an engine starts with new pages
+//! and finds the free cells of old ones by a scan, a page at a time. A page without names may get cells of another size,
+//! and its memory is returned to the system.
 
 use super::change::Change;
 use super::layout::{Geometry, PAGE, header};
 use super::words::Words;
 
-/// Words of the smallest cell, and by how much the next is larger.
+/// Words of the smallest cell, and the step between sizes.
 const UNIT: u32 = 2;
 
-/// Cells of all sizes are numbered by the unit at which they begin.
+/// Cells are numbered by the unit at which they begin.
 const UNITS_PER_PAGE: u32 = PAGE / UNIT;
 
 /// Largest cell: room for a name of 255 bytes.
-const MOST_UNITS: u32 = 19;
+const MAX_UNITS: u32 = 19;
 
-/// Empty pages that keep their memory, for the names that come next.
-const MOST_EMPTY: usize = 16;
+/// Empty pages that keep their memory for the next names.
+const MAX_EMPTY: usize = 16;
 
-/// What this engine knows of a page.
+/// What this engine knows about a page.
 #[derive(Clone, Copy, Default)]
 struct Page {
-    /// Units of each cell; 0: not looked at, or damaged.
+    /// Units of each cell; 0: not scanned, or damaged.
     units: u32,
     /// Which cells are used, by the unit at which they begin.
     used: [u64; UNITS_PER_PAGE as usize / 64],
-    /// Does it stand in the list of its size?
+    /// True if it is in the list of its size.
     listed: bool,
-    /// Does it stand in the list of empty ones?
+    /// True if it is in the list of empty pages.
     listed_empty: bool,
 }
 
@@ -60,7 +60,7 @@ impl Page {
     }
 }
 
-/// Which cells this engine knows to be free.
+/// The cells that this engine knows to be free.
 #[derive(Default)]
 pub(super) struct Cells {
     /// By number; page 0 does not exist.
@@ -69,17 +69,17 @@ pub(super) struct Cells {
     with_room: Vec<Vec<u32>>,
     /// Pages that are, or were, empty.
     empty: Vec<u32>,
-    /// Pages below were looked at, or were begun by this engine, as were those from `scan_end` on.
+    /// Pages below this one have been scanned. Pages from `scan_end` on were begun by this engine.
     scanned: u32,
     scan_end: u32,
 }
 
-/// Number of units that `words` words need; none: no cell is that large.
+/// Units that `words` words need; none: no cell is that large.
 fn units(words: u32) -> Option<u32> {
-    Some(words.div_ceil(UNIT)).filter(|units| (1..=MOST_UNITS).contains(units))
+    Some(words.div_ceil(UNIT)).filter(|units| (1..=MAX_UNITS).contains(units))
 }
 
-/// First word of a cell; none for a number outside the table.
+/// First word of a cell; none: outside the table.
 pub(super) fn word_of(geometry: &Geometry, cell: u32) -> Option<u32> {
     // Page 0 does not exist, so that no cell has number 0.
     let pages = 1..=geometry.page_capacity;
@@ -87,13 +87,13 @@ pub(super) fn word_of(geometry: &Geometry, cell: u32) -> Option<u32> {
 }
 
 impl Cells {
-    /// Knows of no free cell yet; pages below `pages_high` may have some.
+    /// Knows no free cell yet; pages below `pages_high` may have some.
     pub(super) fn attach(pages_high: u32) -> Self {
-        let with_room = vec![Vec::new(); MOST_UNITS as usize + 1];
+        let with_room = vec![Vec::new(); MAX_UNITS as usize + 1];
         Cells { with_room, scanned: 1, scan_end: pages_high, ..Cells::default() }
     }
 
-    /// A free cell of at least `words` words. It is taken only once its first word has been set, in this change.
+    /// A free cell of at least `words` words. It is taken when this change sets its first word.
     pub(super) fn take(&mut self, change: &mut Change<'_>, geometry: &Geometry, words: u32) -> Option<u32> {
         let units = units(words)?;
         let page = self.page_with_room(change, geometry, units)?;
@@ -101,8 +101,8 @@ impl Cells {
         if known.units != units && known.is_empty() {
             *known = Page { listed_empty: known.listed_empty, ..Page::of(units) };
             if u64::from(page) < change.get(header::PAGES_HIGH) {
-                // At once: the bytes of names are written ahead of the change, and must not lie where a cell of the
-                // former size begins.
+                // At once: the bytes of names are written ahead of the change, and must not be where a cell of the former
+                // size begins.
                 let mut before = change.another();
                 begin_page(&mut before, geometry, page, units);
                 before.commit();
@@ -117,29 +117,29 @@ impl Cells {
         Some(page * UNITS_PER_PAGE + unit)
     }
 
-    /// Is there a free cell of at least `words` words?
+    /// True if there is a free cell of at least `words` words.
     pub(super) fn has_room(&mut self, change: &Change<'_>, geometry: &Geometry, words: u32) -> bool {
         units(words).is_some_and(|units| self.page_with_room(change, geometry, units).is_some())
     }
 
-    /// To be called when a cell's first word has been set to zero for good.
-    pub(super) fn give_back(&mut self, words: &Words, geometry: &Geometry, cell: u32) {
+    /// Call this when the first word of the cell has been set to zero and the change has been made.
+    pub(super) fn release(&mut self, words: &Words, geometry: &Geometry, cell: u32) {
         let (number, unit) = (cell / UNITS_PER_PAGE, cell % UNITS_PER_PAGE);
-        // One that is yet to be looked at will be found then.
+        // A cell of a page that has not been scanned will be found by the scan.
         let seen = number >= self.scan_end || number < self.scanned;
         let Some(page) = self.pages.get_mut(number as usize).filter(|page| seen && page.is_used(unit)) else { return };
         page.set_used(unit, false);
         let emptied = page.is_empty();
         self.list(number);
-        if emptied && self.empty.len() > MOST_EMPTY {
-            words.give_back(geometry.pages + (number - 1) * PAGE, PAGE);
+        if emptied && self.empty.len() > MAX_EMPTY {
+            words.release(geometry.pages + (number - 1) * PAGE, PAGE);
         }
     }
 
-    /// A page that has a free cell of this size, or is to have cells of this size; where there is no such page any
-    /// more, one with a larger cell.
+    /// A page that has a free cell of this size, or can get cells of this size; if there is none left, one with a larger
+    /// cell.
     fn page_with_room(&mut self, change: &Change<'_>, geometry: &Geometry, units: u32) -> Option<u32> {
-        self.look_at_a_page(change, geometry);
+        self.scan_page(change, geometry);
         loop {
             let known = self.known_page_with_room(units).or_else(|| self.empty_page());
             if known.is_some() {
@@ -151,9 +151,9 @@ impl Cells {
                 return Some(high);
             }
             if self.scanned >= self.scan_end {
-                return (units + 1..=MOST_UNITS).find_map(|larger| self.known_page_with_room(larger));
+                return (units + 1..=MAX_UNITS).find_map(|larger| self.known_page_with_room(larger));
             }
-            self.look_at_a_page(change, geometry);
+            self.scan_page(change, geometry);
         }
     }
 
@@ -164,7 +164,7 @@ impl Cells {
             if page.units == units && page.free_cell().is_some() {
                 return Some(*number);
             }
-            // Full, or of another size by now.
+            // Full, or of another size now.
             page.listed &= page.units != units;
             list.pop();
         }
@@ -183,7 +183,7 @@ impl Cells {
         None
     }
 
-    /// Lists a page where it may be found.
+    /// Adds a page to the lists that it belongs to.
     fn list(&mut self, number: u32) {
         let Some(page) = self.pages.get_mut(number as usize) else { return };
         if page.is_empty() && !std::mem::replace(&mut page.listed_empty, true) {
@@ -196,20 +196,20 @@ impl Cells {
         }
     }
 
-    /// Looks at the next of the pages that earlier engines began.
-    fn look_at_a_page(&mut self, change: &Change<'_>, geometry: &Geometry) {
+    /// Scans the next of the pages that earlier engines began.
+    fn scan_page(&mut self, change: &Change<'_>, geometry: &Geometry) {
         if self.scanned >= self.scan_end {
             return;
         }
         let number = self.scanned;
         self.scanned += 1;
         let units = change.committed(geometry.page_classes + number - 1) as u32;
-        if !(1..=MOST_UNITS).contains(&units) {
+        if !(1..=MAX_UNITS).contains(&units) {
             return;
         }
         let mut page = Page::of(units);
         for unit in page.cells() {
-            // One that this very change gives back is not free before the change is made, and is told of then.
+            // A cell that this change frees is not free before the change is made; it is released then.
             let word = word_of(geometry, number * UNITS_PER_PAGE + unit);
             page.set_used(unit, word.is_none_or(|word| change.committed(word) != 0));
         }
@@ -221,7 +221,7 @@ impl Cells {
     }
 }
 
-/// From now on the page has cells of this size, all of them free.
+/// Makes the page one of free cells of this size.
 fn begin_page(change: &mut Change<'_>, geometry: &Geometry, number: u32, units: u32) {
     if change.get(header::PAGES_HIGH) <= u64::from(number) {
         change.set(header::PAGES_HIGH, u64::from(number) + 1);
@@ -229,7 +229,7 @@ fn begin_page(change: &mut Change<'_>, geometry: &Geometry, number: u32, units: 
     change.set(geometry.page_classes + number - 1, u64::from(units));
     for unit in Page::of(units).cells() {
         if let Some(word) = word_of(geometry, number * UNITS_PER_PAGE + unit) {
-            // What was there before must not look like a name.
+            // Its previous content must not look like a name.
             if change.get(word) != 0 {
                 change.set(word, 0);
             }
@@ -243,16 +243,16 @@ mod tests {
 
     #[test]
     fn a_page_is_divided_into_cells_of_its_size() {
-        for units in 1..=MOST_UNITS {
+        for units in 1..=MAX_UNITS {
             let cells: Vec<u32> = Page::of(units).cells().collect();
             assert_eq!(cells.len(), (UNITS_PER_PAGE / units) as usize);
             assert!(cells.iter().all(|cell| cell % units == 0 && cell + units <= UNITS_PER_PAGE));
         }
-        assert_eq!(Page::default().free_cell(), None, "one that was not looked at has no cells");
+        assert_eq!(Page::default().free_cell(), None, "a page that was not scanned has no cells");
     }
 
     #[test]
-    fn a_cell_is_used_until_it_is_not() {
+    fn a_released_cell_is_free_again() {
         let mut page = Page::of(64);
         for unit in [0, 64, 128, 192] {
             assert_eq!(page.free_cell(), Some(unit));

@@ -1,18 +1,17 @@
-//! A change of the ledger: all of it, or nothing, whenever the process is killed.
+//! Atomic changes of the ledger: all or nothing, whenever the process is killed.
 //!
-//! A change is a list of words and the values they are to have. It is written to the redo record, made valid
-//! by its count, carried out, and made void again. An engine that finds a valid record carries it out once
-//! more: values are absolute, so twice is once.
+//! A change is a list of words and their new values. It is written to the redo record, made valid by its count, applied,
+//! and made void again. An engine that finds a valid record applies it again: values are absolute, so this is idempotent.
 
 use smallvec::SmallVec;
 
 use super::layout::{REDO, REDO_PAIRS};
 use super::words::Words;
 
-/// A change in the making. Reads see what it has written so far.
+/// A change that is being put together. Reads see its own stores.
 pub(super) struct Change<'a> {
     words: &'a Words,
-    /// On the stack for all but the largest changes: most requests make one, many only look.
+    /// On the stack for all but the largest changes: most requests make one, many only read.
     stores: SmallVec<[(u32, u64); 32]>,
 }
 
@@ -21,7 +20,7 @@ impl<'a> Change<'a> {
         Change { words, stores: SmallVec::new() }
     }
 
-    /// A change to be made before this one, to other words.
+    /// A change of other words, to be made before this one.
     pub(super) fn another(&self) -> Change<'a> {
         Change::new(self.words)
     }
@@ -31,7 +30,7 @@ impl<'a> Change<'a> {
         self.stores.iter().rev().find(|(word, _)| *word == at).map_or_else(|| self.words.get(at), |(_, value)| *value)
     }
 
-    /// The word as it is until the change is made.
+    /// The word without this change.
     pub(super) fn committed(&self, at: u32) -> u64 {
         self.words.get(at)
     }
@@ -78,7 +77,7 @@ impl<'a> Change<'a> {
         if index.is_multiple_of(2) { self.set_low(at, value) } else { self.set_high(at, value) }
     }
 
-    /// Is there room for `more` stores?
+    /// True if there is room for `more` stores.
     pub(super) fn has_room(&self, more: usize) -> bool {
         self.stores.len() + more <= REDO_PAIRS
     }
@@ -88,7 +87,7 @@ impl<'a> Change<'a> {
         debug_assert!(self.stores.len() <= REDO_PAIRS);
         match self.stores.as_slice() {
             [] => {}
-            // One word is never half stored.
+            // The store of one word is atomic.
             [(at, value)] => self.words.set(*at, *value),
             stores => {
                 for (pair, (at, value)) in (0u32..).zip(stores) {
@@ -96,19 +95,19 @@ impl<'a> Change<'a> {
                     self.words.set(REDO + 2 + 2 * pair, *value);
                 }
                 self.words.set(REDO, stores.len() as u64);
-                carry_out(self.words);
+                apply_redo(self.words);
             }
         }
     }
 }
 
-/// Two halves of a word.
+/// A word of two halves.
 pub(super) fn pair(high: u32, low: u32) -> u64 {
     (u64::from(high) << 32) | u64::from(low)
 }
 
-/// Carries out the redo record, if it is valid, and makes it void.
-pub(super) fn carry_out(words: &Words) {
+/// Applies the redo record, if it is valid, and makes it void.
+pub(super) fn apply_redo(words: &Words) {
     let count = words.get(REDO);
     if count == 0 {
         return;

@@ -13,7 +13,7 @@ const VARIABLE: &str = "VIRTIOFS_DIE_AT_STORE";
 static STORES: AtomicU64 = AtomicU64::new(0);
 
 /// Counts a store, and may not return.
-pub(super) fn about_to_store() {
+pub(super) fn before_store() {
     static FATAL: OnceLock<Option<u64>> = OnceLock::new();
     let fatal = *FATAL.get_or_init(|| std::env::var(VARIABLE).ok()?.parse().ok());
     if fatal == Some(STORES.fetch_add(1, Ordering::Relaxed)) {

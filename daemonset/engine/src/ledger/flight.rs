@@ -1,4 +1,4 @@
-//! The request that a ring is working on: enough to know, after a kill, whether it was done.
+//! The in-flight record of a ring: from it the next engine tells whether a request was done.
 
 use super::change::Change;
 use super::layout::{FLIGHT_REFS, Geometry, MAX_REFS};
@@ -19,43 +19,43 @@ const IDLE: u64 = 0;
 const STARTED: u64 = 1;
 const FINISHED: u64 = 2;
 
-/// What was true on the host before the request was carried out, as far as its repetition must know.
+/// The state on the host before a request was carried out, as far as a repetition needs it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Before {
-    /// Has anything been recorded?
+pub(crate) struct PriorState {
+    /// True if it has been recorded.
     pub(crate) known: bool,
-    /// Did the name exist (unlink, rmdir, create and its kin), or the attribute?
+    /// True if the name existed (unlink, rmdir, create, mkdir, ...), or the attribute.
     pub(crate) existed: bool,
-    /// Inode number behind the (first) name.
+    /// Inode number at the (first) name.
     pub(crate) first: u64,
-    /// Inode number behind the second name of a rename; 0: there was none.
+    /// Inode number at the second name of a rename; 0: it did not exist.
     pub(crate) second: u64,
     /// Size of the file.
     pub(crate) size: u64,
 }
 
-/// The request as the device sees it.
+/// Identifies a request on its ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ticket {
+pub(crate) struct RequestId {
     /// Position in the available ring.
     pub(crate) position: u16,
-    /// FUSE's number of the request.
+    /// `unique` of the FUSE header.
     pub(crate) unique: u64,
 }
 
-/// What the record says of a request that is taken from the ring.
+/// What the in-flight record says of a request that is taken from the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Course {
-    /// Nobody has worked on it.
-    Fresh,
-    /// It was begun by an engine that died, so many times so far.
-    Again {
-        /// Deaths by fault while this request was worked on.
+pub(crate) enum RequestStatus {
+    /// No engine has begun it.
+    New,
+    /// An engine that died had begun it.
+    Interrupted {
+        /// Deaths by fault during this request.
         faults: u32,
-        /// Deaths by SIGKILL likewise.
+        /// Deaths by SIGKILL during this request.
         kills: u32,
     },
-    /// It was finished, its reply stands in guest memory, and only the used ring does not say so yet.
+    /// It was finished and its reply is in guest memory, but not in the used ring.
     Answered {
         /// Length of the reply.
         bytes: u32,
@@ -73,29 +73,28 @@ impl Flight {
         Flight { at: Geometry::flight(ring) }
     }
 
-    /// What is known of the request with this ticket.
-    pub(super) fn course(self, words: &Words, ticket: &Ticket) -> Course {
-        let same =
-            words.get(self.at + POSITION) == u64::from(ticket.position) && words.get(self.at + UNIQUE) == ticket.unique;
+    /// What the record says of this request.
+    pub(super) fn status(self, words: &Words, id: &RequestId) -> RequestStatus {
+        let same = words.get(self.at + POSITION) == u64::from(id.position) && words.get(self.at + UNIQUE) == id.unique;
         match words.get(self.at + STATE) {
-            FINISHED if same => Course::Answered { bytes: words.get(self.at + REPLY_BYTES) as u32 },
+            FINISHED if same => RequestStatus::Answered { bytes: words.get(self.at + REPLY_BYTES) as u32 },
             STARTED if same => {
                 let deaths = words.get(self.at + DEATHS);
-                Course::Again { faults: (deaths >> 32) as u32, kills: deaths as u32 }
+                RequestStatus::Interrupted { faults: (deaths >> 32) as u32, kills: deaths as u32 }
             }
-            _ => Course::Fresh,
+            _ => RequestStatus::New,
         }
     }
 
-    /// Is a request begun and not finished?
+    /// True if a request was begun and not finished.
     pub(super) fn is_started(self, words: &Words) -> bool {
         words.get(self.at + STATE) == STARTED
     }
 
-    pub(super) fn begin(self, words: &Words, ticket: &Ticket) {
+    pub(super) fn begin(self, words: &Words, id: &RequestId) {
         words.set(self.at + STATE, IDLE);
-        words.set(self.at + POSITION, u64::from(ticket.position));
-        words.set(self.at + UNIQUE, ticket.unique);
+        words.set(self.at + POSITION, u64::from(id.position));
+        words.set(self.at + UNIQUE, id.unique);
         words.set(self.at + REFS, 0);
         words.set(self.at + PROGRESS, 0);
         words.set(self.at + HANDLE, 0);
@@ -104,7 +103,7 @@ impl Flight {
         words.set(self.at + STATE, STARTED);
     }
 
-    /// Counts the death of an engine that was working on it.
+    /// Counts the death of an engine during the request.
     pub(super) fn count_death(self, words: &Words, by_fault: bool) {
         let step = if by_fault { 1 << 32 } else { 1 };
         words.set(self.at + DEATHS, words.get(self.at + DEATHS).wrapping_add(step));
@@ -119,8 +118,8 @@ impl Flight {
         words.set(self.at + STATE, IDLE);
     }
 
-    /// Notes, with the change that takes it, a reference that is to be given back should the request run again.
-    pub(super) fn note_ref(self, change: &mut Change<'_>, slot: Slot) {
+    /// Records, in the change that counts it, a lookup to drop if the request is repeated.
+    pub(super) fn record_ref(self, change: &mut Change<'_>, slot: Slot) {
         let taken = change.get(self.at + REFS) as u32;
         if taken < MAX_REFS {
             change.set_half(self.at + FLIGHT_REFS, taken, slot);
@@ -128,26 +127,26 @@ impl Flight {
         }
     }
 
-    /// A reference noted last that has not been given back yet.
+    /// The lookup that was recorded last and has not been dropped.
     pub(super) fn last_ref(self, change: &Change<'_>) -> Option<Slot> {
         let taken = (change.get(self.at + REFS) as u32).min(MAX_REFS);
         (taken > 0).then(|| change.half(self.at + FLIGHT_REFS, taken - 1))
     }
 
-    /// Forgets the reference noted last.
+    /// Removes the lookup that was recorded last.
     pub(super) fn drop_last_ref(self, change: &mut Change<'_>) {
         change.subtract(self.at + REFS, 1);
     }
 
-    /// A reference to `slot` was given back by the request itself.
-    pub(super) fn unnote(self, change: &mut Change<'_>, slot: Slot) {
+    /// The request itself has dropped a lookup of `slot`.
+    pub(super) fn unrecord_ref(self, change: &mut Change<'_>, slot: Slot) {
         if self.last_ref(change) == Some(slot) {
             self.drop_last_ref(change);
         }
     }
 
-    /// Notes a handle slot likewise.
-    pub(super) fn note_handle(self, change: &mut Change<'_>, slot: u32) {
+    /// Records the handle that the request opens.
+    pub(super) fn record_handle(self, change: &mut Change<'_>, slot: u32) {
         change.set(self.at + HANDLE, u64::from(slot));
     }
 
@@ -155,7 +154,7 @@ impl Flight {
         change.get(self.at + HANDLE) as u32
     }
 
-    /// How many of the request's parts have been carried out.
+    /// How many parts of the request have been carried out.
     pub(super) fn progress(self, words: &Words) -> u64 {
         words.get(self.at + PROGRESS)
     }
@@ -164,9 +163,9 @@ impl Flight {
         change.set(self.at + PROGRESS, parts);
     }
 
-    pub(super) fn before(self, words: &Words) -> Before {
+    pub(super) fn prior_state(self, words: &Words) -> PriorState {
         let flags = words.get(self.at + BEFORE);
-        Before {
+        PriorState {
             known: flags & 1 != 0,
             existed: flags & 2 != 0,
             first: words.get(self.at + BEFORE + 1),
@@ -175,10 +174,10 @@ impl Flight {
         }
     }
 
-    pub(super) fn set_before(self, words: &Words, before: &Before) {
-        words.set(self.at + BEFORE + 1, before.first);
-        words.set(self.at + BEFORE + 2, before.second);
-        words.set(self.at + BEFORE + 3, before.size);
-        words.set(self.at + BEFORE, 1 | u64::from(before.existed) << 1);
+    pub(super) fn set_prior_state(self, words: &Words, prior: &PriorState) {
+        words.set(self.at + BEFORE + 1, prior.first);
+        words.set(self.at + BEFORE + 2, prior.second);
+        words.set(self.at + BEFORE + 3, prior.size);
+        words.set(self.at + BEFORE, 1 | u64::from(prior.existed) << 1);
     }
 }

@@ -1,13 +1,13 @@
-//! Which slots of a table are free: known to this engine alone, found again by looking.
+//! Free slots of a table. Only this engine knows them; the next one finds them again by a scan.
 
 use super::change::Change;
 
-/// Is there a slot that nobody has used yet?
+/// True if there is a slot that was never used.
 pub(super) fn has_unused(change: &Change<'_>, high_water: u32, capacity: u32) -> bool {
     (change.get(high_water) as u32) < capacity
 }
 
-/// The first slot that nobody has used yet.
+/// The first slot that was never used.
 pub(super) fn next_unused(change: &mut Change<'_>, high_water: u32, capacity: u32) -> Option<u32> {
     let slot = change.get(high_water) as u32;
     has_unused(change, high_water, capacity).then(|| {
@@ -16,7 +16,7 @@ pub(super) fn next_unused(change: &mut Change<'_>, high_water: u32, capacity: u3
     })
 }
 
-/// Slots of a table that this engine knows to be free, and those of earlier engines that it has yet to look at.
+/// Slots of a table that are known to be free, and slots of earlier engines that have not been scanned.
 #[derive(Default)]
 pub(super) struct FreeList {
     pub(super) free: Vec<u32>,
@@ -25,24 +25,24 @@ pub(super) struct FreeList {
 }
 
 impl FreeList {
-    pub(super) fn behind(first: u32, high_water: u32) -> Self {
+    pub(super) fn with_unscanned(first: u32, high_water: u32) -> Self {
         FreeList { free: Vec::new(), next: first, end: high_water }
     }
 
-    pub(super) fn look(&mut self) -> Option<u32> {
+    pub(super) fn next_unscanned(&mut self) -> Option<u32> {
         (self.next < self.end).then(|| {
             self.next += 1;
             self.next - 1
         })
     }
 
-    /// Are there slots that are yet to be looked at?
-    pub(super) fn is_behind(&self) -> bool {
+    /// True if there are slots that have not been scanned.
+    pub(super) fn has_unscanned(&self) -> bool {
         self.next < self.end
     }
 
-    /// The slot is free for good. One that is yet to be looked at will be found then.
-    pub(super) fn give_back(&mut self, slot: u32) {
+    /// The slot is free. One that has not been scanned will be found by the scan.
+    pub(super) fn release(&mut self, slot: u32) {
         if !(self.next..self.end).contains(&slot) {
             self.free.push(slot);
         }

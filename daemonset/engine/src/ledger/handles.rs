@@ -3,7 +3,7 @@
 use super::change::{Change, pair};
 use super::layout::{Geometry, HANDLE_WORDS};
 use super::nodes::Slot;
-use crate::adopted::MAX_FILE_HANDLE;
+use crate::orphaned::MAX_FILE_HANDLE;
 
 /// Words of the file handle's bytes.
 const FILE_HANDLE_WORDS: u32 = (MAX_FILE_HANDLE / 8) as u32;
@@ -12,14 +12,14 @@ const FREE: u32 = 0;
 const FILE: u32 = 1;
 const DIRECTORY: u32 = 2;
 
-/// A kernel file handle, as `name_to_handle_at` gives it: which file this is, whatever its inode number.
+/// A kernel file handle, as `name_to_handle_at` returns it: identifies a file even when its inode number is reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileHandle {
-    /// The file system's own type of handle.
+    /// Type of handle, defined by the file system.
     pub(crate) kind: i32,
-    /// The handle; empty: the file system makes none.
+    /// The handle; empty: the file system has none.
     pub(crate) bytes: Vec<u8>,
-    /// Which file system: a handle means nothing on another one. 0 without a handle.
+    /// The file system: a handle means nothing on another one. 0 without a handle.
     pub(crate) file_system: u64,
 }
 
@@ -57,7 +57,7 @@ impl Handle {
         change.high(self.at + 1)
     }
 
-    /// The flags to open it with again.
+    /// The flags to reopen it with.
     pub(super) fn flags(self, change: &Change<'_>) -> u32 {
         change.low(self.at + 1)
     }
@@ -117,7 +117,7 @@ impl Handle {
         }
     }
 
-    /// From now on nothing is known of which file it is.
+    /// Drops the kernel file handle.
     pub(super) fn forget_file_handle(self, change: &mut Change<'_>) {
         change.set_low(self.at + 2, 0);
     }

@@ -1,4 +1,4 @@
-//! For tests: a store that is not reached, as by SIGKILL.
+//! For tests: ends an operation before a store, as SIGKILL does.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{self, AssertUnwindSafe};
@@ -12,7 +12,7 @@ thread_local! {
 
 struct Killed;
 
-/// Runs `work`, then takes back whatever was stored to `words` meanwhile.
+/// Runs `work`, then reverts all its stores to `words`.
 pub(super) fn taken_back<T>(words: &Words, work: impl FnOnce() -> T) -> T {
     LOG.with(|log| *log.borrow_mut() = Some(Vec::new()));
     let result = work();
@@ -23,8 +23,8 @@ pub(super) fn taken_back<T>(words: &Words, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Called before each store to a ledger, with what it will replace.
-pub(super) fn about_to_store(at: u32, before: u64) {
+/// Called before each store to a ledger, with the value that it will replace.
+pub(super) fn before_store(at: u32, before: u64) {
     LOG.with(|log| {
         if let Some(log) = log.borrow_mut().as_mut() {
             log.push((at, before));
@@ -37,8 +37,7 @@ pub(super) fn about_to_store(at: u32, before: u64) {
     });
 }
 
-/// Runs `work`, which is cut off before its store number `stores` (from 0). True: it was cut off; false: it had
-/// come to its end before.
+/// Runs `work` and ends it before its store number `stores` (from 0). True if it was ended; false if it had fewer stores.
 pub(super) fn killed_after(stores: u64, work: impl FnOnce()) -> bool {
     STORES_LEFT.with(|left| left.set(Some(stores)));
     let result = panic::catch_unwind(AssertUnwindSafe(work));

@@ -1,15 +1,15 @@
-//! Two hash indexes over chains that run through the entries themselves: linear hashing, which grows by one
-//! bucket at a time, so no operation ever waits for a table to be copied.
+//! Hash indexes whose chains run through the entries themselves. Linear hashing grows by one bucket at a time, so no
+//! operation waits for a table to be copied.
 
 use super::change::Change;
 
-/// Longest chain that is followed: beyond it the ledger is damaged, or the guest has guessed the key.
-const MOST_STEPS: u32 = 4096;
+/// Longest chain that is followed: a longer one means a damaged ledger, or a guest that has guessed the key.
+const MAX_STEPS: u32 = 4096;
 
-/// A bucket whose chain is longer is not split in one change, but left for later.
-const MOST_MOVED: usize = 64;
+/// Longest chain that is split in one change; a bucket with a longer one is split later.
+const MAX_MOVED: usize = 64;
 
-/// One index: where its buckets lie, and how its entries are chained.
+/// An index: its buckets and its entries.
 pub(super) struct Index<E> {
     /// First word of the bucket table (half words).
     pub(super) buckets: u32,
@@ -17,11 +17,11 @@ pub(super) struct Index<E> {
     pub(super) in_use: u32,
     /// Most buckets.
     pub(super) capacity: u32,
-    /// How to read the entries.
+    /// Access to the entries.
     pub(super) entries: E,
 }
 
-/// What an index must know of its entries.
+/// What an index needs to know about its entries.
 pub(super) trait Entries {
     /// The word whose upper half is the number of the next entry of the chain.
     fn next_word(&self, entry: u32) -> Option<u32>;
@@ -41,7 +41,7 @@ impl<E: Entries> Index<E> {
         (change.get(self.in_use) as u32).clamp(1, self.capacity)
     }
 
-    /// The entries whose hash falls into the same bucket, the latest first.
+    /// The entries in the bucket of this hash, the latest first.
     pub(super) fn candidates<'c>(&'c self, change: &'c Change<'_>, hash: u32) -> impl Iterator<Item = u32> + 'c {
         let bucket = bucket_of(hash, self.bucket_count(change));
         self.chain(change, change.half(self.buckets, bucket))
@@ -52,14 +52,14 @@ impl<E: Entries> Index<E> {
         let mut steps = 0;
         std::iter::from_fn(move || {
             let entry = next;
-            let word = self.entries.next_word(entry).filter(|_| steps < MOST_STEPS)?;
+            let word = self.entries.next_word(entry).filter(|_| steps < MAX_STEPS)?;
             steps += 1;
             next = change.high(word);
             Some(entry)
         })
     }
 
-    /// Adds an entry, and grows the index by a bucket where `entries` (this one included) outnumber the buckets.
+    /// Adds an entry, and grows the index by a bucket if `entries` (this one included) exceed the buckets.
     pub(super) fn insert(&self, change: &mut Change<'_>, entry: u32, entries: u64) {
         let hash = self.entries.hash(change, entry);
         self.push(change, bucket_of(hash, self.bucket_count(change)), entry);
@@ -75,7 +75,7 @@ impl<E: Entries> Index<E> {
         }
     }
 
-    /// Takes an entry out.
+    /// Removes an entry.
     pub(super) fn remove(&self, change: &mut Change<'_>, entry: u32) {
         let hash = self.entries.hash(change, entry);
         let bucket = bucket_of(hash, self.bucket_count(change));
@@ -95,15 +95,15 @@ impl<E: Entries> Index<E> {
         self.entries.next_word(entry).map(|word| change.high(word))
     }
 
-    /// Splits the bucket whose turn it is.
+    /// Splits the next bucket.
     fn grow(&self, change: &mut Change<'_>) {
         let count = self.bucket_count(change);
         if count >= self.capacity {
             return;
         }
         let old = bucket_of(count, count);
-        let entries: Vec<u32> = self.chain(change, change.half(self.buckets, old)).take(MOST_MOVED + 1).collect();
-        if entries.len() > MOST_MOVED || !change.has_room(2 * entries.len() + 8) {
+        let entries: Vec<u32> = self.chain(change, change.half(self.buckets, old)).take(MAX_MOVED + 1).collect();
+        if entries.len() > MAX_MOVED || !change.has_room(2 * entries.len() + 8) {
             return;
         }
         change.set(self.in_use, u64::from(count) + 1);

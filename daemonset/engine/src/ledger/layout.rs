@@ -1,25 +1,25 @@
-//! Where what lies in the ledger.
+//! Layout of the ledger.
 //!
-//! Everything is counted in words of 8 bytes. The tables' capacities follow from the file's size alone, so the
-//! broker, which never looks inside, decides by the size it makes.
+//! The unit is the word of 8 bytes. The capacities of the tables follow from the size of the file alone, so the broker,
+//! which never reads it, decides by the size that it creates.
 //!
-//! | part | words | what for |
+//! | part | words | content |
 //! |---|---|---|
 //! | header | 512 | version, counts, high-water marks, the guest's FUSE_INIT |
 //! | redo record | 4096 | the change that is being made |
-//! | in-flight records | 8192 a ring | the request that is being worked on, and the references it has taken |
+//! | in-flight records | 8192 per ring | the request that is being served, and the lookups it has counted |
 //! | name buckets, identity buckets | half a word each | linear hashing, grown one bucket at a time |
-//! | nodes | 6 each | what the guest has been told and still holds |
+//! | nodes | 6 each | nodes that the guest holds |
 //! | handles | 24 each | files and directories that the guest has open |
-//! | cell pages | 1 each | which size of cell the page holds |
-//! | cells | 512 a page | names |
+//! | page classes | 1 each | size of the cells in the page |
+//! | pages | 512 each | cells for names |
 
 use virtiofs_contract::engine::QUEUES;
 
 /// "VFSLEDGR".
 pub(super) const MAGIC: u64 = 0x5647_4445_4c53_4656;
 
-/// Raised with every change that another engine would misread.
+/// Incremented with every change that another engine would misread.
 pub(super) const VERSION: u64 = 2;
 
 /// Words of one page.
@@ -29,7 +29,7 @@ pub(super) const PAGE: u32 = 512;
 pub(super) mod header {
     pub(crate) const MAGIC: u32 = 0;
     pub(crate) const VERSION: u32 = 1;
-    /// Two words of key for the hash, so that a guest cannot choose names that collide.
+    /// Two words: the key of the hash, so that a guest cannot choose names that collide.
     pub(crate) const KEY: u32 = 2;
     /// Slots at or above were never used.
     pub(crate) const NODES_HIGH: u32 = 4;
@@ -40,7 +40,7 @@ pub(super) mod header {
     pub(crate) const NAMES: u32 = 9;
     pub(crate) const NAME_BUCKETS: u32 = 10;
     pub(crate) const IDENTITY_BUCKETS: u32 = 11;
-    /// Length of the recorded FUSE_INIT request in bytes; 0: the guest has not mounted.
+    /// Length of the recorded FUSE_INIT request in bytes; 0: not mounted.
     pub(crate) const INIT_REQUEST_LENGTH: u32 = 12;
     pub(crate) const INIT_REPLY_LENGTH: u32 = 13;
     /// How often the guest has mounted.
@@ -61,9 +61,9 @@ const REDO_WORDS: u32 = 8 * PAGE;
 const FLIGHT: u32 = REDO + REDO_WORDS;
 /// Words of one ring's record.
 const FLIGHT_WORDS: u32 = 16 * PAGE;
-/// Where, in a ring's record, the references taken begin: one half word each.
+/// Offset of the counted lookups in a ring's record: half a word each.
 pub(super) const FLIGHT_REFS: u32 = PAGE;
-/// Most references that one request may take: what a reply of 1 MiB has room for, and some.
+/// Most lookups that one request may count: more than a reply of 1 MiB has room for.
 pub(super) const MAX_REFS: u32 = (FLIGHT_WORDS - FLIGHT_REFS) * 2;
 
 const TABLES: u32 = FLIGHT + FLIGHT_WORDS * QUEUES as u32;
@@ -73,13 +73,13 @@ pub(super) const NODE_WORDS: u32 = 6;
 /// Words of a handle.
 pub(super) const HANDLE_WORDS: u32 = 24;
 
-/// Most handles a ledger has room for.
-const MOST_HANDLES: u32 = 1 << 18;
+/// Most handles of a ledger.
+const MAX_HANDLES: u32 = 1 << 18;
 
-/// Buckets an index begins with.
+/// Buckets of an empty index.
 pub(super) const FIRST_BUCKETS: u32 = 64;
 
-/// Where the tables of a ledger of a given size begin, and how much they hold.
+/// Offsets and capacities of the tables of a ledger of a given size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Geometry {
     pub(super) name_buckets: u32,
@@ -88,19 +88,19 @@ pub(super) struct Geometry {
     pub(super) handles: u32,
     pub(super) page_classes: u32,
     pub(super) pages: u32,
-    /// Nodes there is room for; also buckets of each index.
+    /// Capacity for nodes; also for buckets of each index.
     pub(super) node_capacity: u32,
     pub(super) handle_capacity: u32,
     pub(super) page_capacity: u32,
 }
 
 impl Geometry {
-    /// Divides `words` up. None: too few for a ledger worth the name.
+    /// The geometry of a ledger of `words` words; none: too few.
     pub(super) fn of(words: u32) -> Option<Self> {
         let room = words.checked_sub(TABLES)?;
         // Of every 32 words for nodes and names: one for the two index entries, six for the node, the rest for
         // names, of which an average one takes six.
-        let handle_capacity = MOST_HANDLES.min(room / (16 * HANDLE_WORDS));
+        let handle_capacity = MAX_HANDLES.min(room / (16 * HANDLE_WORDS));
         let room = room - handle_capacity * HANDLE_WORDS;
         let node_capacity = room / 32 / PAGE * PAGE;
         if node_capacity == 0 {
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tables_do_not_overlap_and_end_inside() {
+    fn tables_do_not_overlap() {
         for megabytes in [8, 64, 1024, 20_000] {
             let words = megabytes * ((1 << 20) / 8);
             let g = Geometry::of(words).unwrap();

@@ -1,4 +1,4 @@
-//! Names: which name, below which node, leads to which node.
+//! Names: each is below a node and leads to a node.
 
 use super::change::{Change, pair};
 use super::index::Entries;
@@ -9,7 +9,7 @@ use super::{cells, words::Words};
 /// Words of a cell before its bytes.
 const HEAD: u32 = 3;
 
-/// Longest name that a file system here has.
+/// Longest name, NAME_MAX.
 pub(crate) const MAX_NAME: usize = 255;
 
 /// A name's words.
@@ -28,12 +28,12 @@ impl Name {
         cells::word_of(geometry, cell).map(|at| Name { at })
     }
 
-    /// The node below which it stands.
+    /// The node that it is below.
     pub(super) fn parent(self, change: &Change<'_>) -> Slot {
         change.high(self.at)
     }
 
-    /// The node it leads to; 0: the cell is free.
+    /// The node that it leads to; 0: the cell is free.
     pub(super) fn node(self, change: &Change<'_>) -> Slot {
         change.low(self.at)
     }
@@ -64,7 +64,7 @@ impl Name {
             && words.bytes_equal(self.at + HEAD, name)
     }
 
-    /// Writes the name itself, at once: the cell is free, so until the change is made nobody looks at it.
+    /// Writes the bytes at once, ahead of the change: the cell is free until the change is made.
     pub(super) fn write_bytes(self, words: &Words, name: &[u8]) {
         words.set_bytes(self.at + HEAD, name);
     }

@@ -1,13 +1,13 @@
-//! Nodes: what the guest has been told and still holds.
+//! Nodes that the guest holds.
 
 use super::change::{Change, pair};
 use super::index::Entries;
 use super::layout::{Geometry, NODE_WORDS};
 
-/// Number of a node's slot. 0 is no node, 1 the root.
+/// Slot of a node. 0: no node, 1: the root.
 pub(crate) type Slot = u32;
 
-/// The root's slot; with generation 0 its id is FUSE_ROOT_ID.
+/// The root's slot. Its generation is 0, so its id is FUSE_ROOT_ID.
 pub(crate) const ROOT: Slot = 1;
 
 const USED: u32 = 1;
@@ -18,17 +18,17 @@ pub(super) struct Node {
     at: u32,
 }
 
-/// What a node is known by on the host: a hint, never the truth.
+/// Identity of a node on the host: a hint, because inode numbers are reused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// Inode number.
     pub(crate) ino: u64,
-    /// Which file system below the share: changes below each mount point.
+    /// The file system below the share: another one below each mount point.
     pub(crate) domain: u32,
 }
 
 impl Node {
-    /// The node in this slot, used or not; none outside the table.
+    /// The node in this slot, used or not; none: outside the table.
     pub(super) fn at(geometry: &Geometry, slot: Slot) -> Option<Node> {
         (slot != 0 && slot < geometry.node_capacity).then(|| Node { at: geometry.nodes + slot * NODE_WORDS })
     }
@@ -41,7 +41,7 @@ impl Node {
         change.low(self.at) == USED
     }
 
-    /// How often the guest has been told of it and has not forgotten.
+    /// Lookups that the guest has not forgotten (`nlookup` of the kernel's FUSE client).
     pub(super) fn refs(self, change: &Change<'_>) -> u64 {
         change.get(self.at + 1)
     }
@@ -50,7 +50,7 @@ impl Node {
         change.set(self.at + 1, refs);
     }
 
-    /// Names known below it.
+    /// Names below it.
     pub(super) fn children(self, change: &Change<'_>) -> u32 {
         change.high(self.at + 2)
     }
@@ -95,12 +95,12 @@ impl Node {
         change.set_low(self.at + 5, slot);
     }
 
-    /// Is nobody left who could use it?
+    /// True if the guest does not hold it, by itself or by a name below it.
     pub(super) fn is_idle(self, change: &Change<'_>) -> bool {
         self.refs(change) == 0 && change.get(self.at + 2) == 0
     }
 
-    /// Begins a new life of this slot.
+    /// Begins a node in this slot.
     pub(super) fn begin(self, change: &mut Change<'_>, generation: u32, identity: Identity) {
         change.set(self.at, pair(generation, USED));
         change.set(self.at + 1, 0);
@@ -110,7 +110,7 @@ impl Node {
         change.set(self.at + 5, 0);
     }
 
-    /// Ends it; the generation stays, so that its id is not known any more when the slot is used again.
+    /// Ends it. The generation stays, so that its id stays unknown when the slot is used again.
     pub(super) fn end(self, change: &mut Change<'_>) {
         change.set_low(self.at, 0);
     }
@@ -132,7 +132,7 @@ impl Entries for ByIdentity {
     }
 }
 
-/// Mixes an identity; the inode numbers of a host file are not the guest's to choose, so a cheap mix will do.
+/// Hash of an identity. A guest cannot choose inode numbers of the host, so a cheap mix suffices.
 pub(super) fn hash_identity(key: u64, identity: Identity) -> u32 {
     let mixed = (identity.ino ^ key ^ (u64::from(identity.domain) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93).wrapping_shr(32) as u32

@@ -1,4 +1,4 @@
-//! What changes are put together from: names, references, ends of nodes, free slots.
+//! The parts of changes: names, lookup counts, ends of nodes, free slots.
 
 use std::hash::Hasher;
 
@@ -12,24 +12,24 @@ use super::index::Index;
 use super::layout::header;
 use super::names::{self, ByName, Name};
 use super::nodes::{ByIdentity, Node, ROOT, Slot};
-use super::{Full, LOOKS, Ledger, NAMES_PER_CHANGE};
+use super::{Full, Ledger, NAMES_PER_CHANGE, SLOTS_PER_SCAN};
 
 impl Ledger {
     pub(super) fn commit(&mut self, change: Change<'_>, freed: Vec<u32>) {
         change.commit();
         for cell in freed {
-            self.cells.give_back(&self.words, &self.geometry, cell);
+            self.cells.release(&self.words, &self.geometry, cell);
         }
     }
 
-    pub(super) fn count_ref(&self, change: &mut Change<'_>, slot: Slot) {
+    pub(super) fn count_ref(&self, change: &mut Change<'_>, ring: usize, slot: Slot) {
         if slot == ROOT {
             return;
         }
         if let Some(node) = Node::at(&self.geometry, slot) {
             let refs = node.refs(change);
             node.set_refs(change, refs.saturating_add(1));
-            Flight::of(self.ring).note_ref(change, slot);
+            Flight::of(ring).record_ref(change, slot);
         }
     }
 
@@ -41,7 +41,7 @@ impl Ledger {
     }
 
     /// Makes `name` lead to `slot`. Returns the node that it led to before, if that was another one.
-    pub(super) fn lead(
+    pub(super) fn set_name(
         &mut self,
         change: &mut Change<'_>,
         parent: Slot,
@@ -98,7 +98,7 @@ impl Ledger {
         }
     }
 
-    /// Puts a handle at the head of its node's chain.
+    /// Adds a handle at the head of its node's chain.
     pub(super) fn chain_handle(&self, change: &mut Change<'_>, node: Node, slot: u32) {
         let (count, next) = (node.handles(change), node.first_handle(change));
         node.set_handles(change, count.saturating_add(1));
@@ -111,7 +111,7 @@ impl Ledger {
         }
     }
 
-    /// Takes a handle out of its node's chain.
+    /// Removes a handle from its node's chain.
     pub(super) fn unchain_handle(&self, change: &mut Change<'_>, node: Node, handle: Handle) {
         let count = node.handles(change);
         node.set_handles(change, count.saturating_sub(1));
@@ -125,14 +125,14 @@ impl Ledger {
         }
     }
 
-    /// The cells of a node's names, within bounds that a damaged list cannot exceed.
+    /// The cells of a node's names, bounded against damaged lists.
     pub(super) fn name_cells(&self, change: &Change<'_>, slot: Slot) -> Vec<u32> {
-        const MOST_LINKS: usize = 65536;
+        const MAX_LINKS: usize = 65536;
         let Some(node) = Node::at(&self.geometry, slot) else { return Vec::new() };
         let first = Some(node.names(change));
         std::iter::successors(first, |cell| Name::at(&self.geometry, *cell).map(|name| name.next_of_node(change)))
             .take_while(|cell| Name::at(&self.geometry, *cell).is_some_and(|name| name.node(change) == slot))
-            .take(MOST_LINKS)
+            .take(MAX_LINKS)
             .collect()
     }
 
@@ -167,21 +167,21 @@ impl Ledger {
         }
     }
 
-    /// Ends a node that nobody can use any more, and the nodes above it that it alone kept.
+    /// Ends a node that the guest does not hold any more, and the nodes above it that only it kept.
     pub(super) fn release_if_idle(&mut self, slot: Slot) {
-        let mut doubtful = vec![slot];
-        while let Some(slot) = doubtful.pop() {
-            while self.release_step(slot, &mut doubtful) {}
+        let mut candidates = vec![slot];
+        while let Some(slot) = candidates.pop() {
+            while self.release_step(slot, &mut candidates) {}
         }
     }
 
-    /// The nodes that have ended since this was last asked: their slots may mean other nodes by now.
+    /// The nodes that have ended since the last call. Their slots may hold other nodes by now.
     pub(crate) fn take_ended(&mut self) -> Vec<Slot> {
         std::mem::take(&mut self.ended)
     }
 
-    /// Drops some of an idle node's names, and with the last of them the node. True: there are more.
-    pub(super) fn release_step(&mut self, slot: Slot, doubtful: &mut Vec<Slot>) -> bool {
+    /// Drops some of an idle node's names, and with the last of them the node. True if names are left.
+    pub(super) fn release_step(&mut self, slot: Slot, candidates: &mut Vec<Slot>) -> bool {
         let words = self.words.clone();
         let mut change = Change::new(&words);
         let Some(node) = Node::at(&self.geometry, slot) else { return false };
@@ -191,7 +191,7 @@ impl Ledger {
         let cells = self.name_cells(&change, slot);
         let mut freed = Vec::new();
         for cell in cells.iter().take(NAMES_PER_CHANGE) {
-            doubtful.extend(Name::at(&self.geometry, *cell).map(|name| name.parent(&change)));
+            candidates.extend(Name::at(&self.geometry, *cell).map(|name| name.parent(&change)));
             self.drop_name(&mut change, *cell, &mut freed);
         }
         let last = cells.len() <= NAMES_PER_CHANGE;
@@ -202,7 +202,7 @@ impl Ledger {
         }
         self.commit(change, freed);
         if last {
-            self.nodes.give_back(slot);
+            self.nodes.release(slot);
             self.ended.push(slot);
         }
         !last
@@ -218,12 +218,12 @@ impl Ledger {
         self.handles.free.pop().or_else(|| next_unused(change, header::HANDLES_HIGH, self.geometry.handle_capacity))
     }
 
-    /// Is there a free slot? Looks at a few that earlier engines used, and before it says no, at all.
+    /// True if there is a free slot. Scans a few slots that earlier engines used; all of them before it returns false.
     pub(super) fn has_free_node(&mut self, change: &Change<'_>) -> bool {
         let unused = has_unused(change, header::NODES_HIGH, self.geometry.node_capacity);
         loop {
-            self.look_for_nodes();
-            if unused || !self.nodes.free.is_empty() || !self.nodes.is_behind() {
+            self.scan_nodes();
+            if unused || !self.nodes.free.is_empty() || !self.nodes.has_unscanned() {
                 return unused || !self.nodes.free.is_empty();
             }
         }
@@ -233,8 +233,8 @@ impl Ledger {
     pub(super) fn has_free_handle(&mut self, change: &Change<'_>) -> bool {
         let unused = has_unused(change, header::HANDLES_HIGH, self.geometry.handle_capacity);
         loop {
-            self.look_for_handles(change);
-            if unused || !self.handles.free.is_empty() || !self.handles.is_behind() {
+            self.scan_handles(change);
+            if unused || !self.handles.free.is_empty() || !self.handles.has_unscanned() {
                 return unused || !self.handles.free.is_empty();
             }
         }
@@ -242,23 +242,23 @@ impl Ledger {
 
     /// Looks at the next few slots that earlier engines used: a free one can be used again, and an idle one was
     /// about to be ended when its engine died.
-    pub(super) fn look_for_nodes(&mut self) {
-        for _ in 0..LOOKS {
-            let Some(slot) = self.nodes.look() else { return };
+    pub(super) fn scan_nodes(&mut self) {
+        for _ in 0..SLOTS_PER_SCAN {
+            let Some(slot) = self.nodes.next_unscanned() else { return };
             let change = Change::new(&self.words);
             match Node::at(&self.geometry, slot) {
-                Some(node) if !node.is_used(&change) => self.nodes.give_back(slot),
+                Some(node) if !node.is_used(&change) => self.nodes.release(slot),
                 Some(node) if node.is_idle(&change) => self.release_if_idle(slot),
                 _ => {}
             }
         }
     }
 
-    pub(super) fn look_for_handles(&mut self, change: &Change<'_>) {
-        for _ in 0..LOOKS {
-            let Some(slot) = self.handles.look() else { return };
+    pub(super) fn scan_handles(&mut self, change: &Change<'_>) {
+        for _ in 0..SLOTS_PER_SCAN {
+            let Some(slot) = self.handles.next_unscanned() else { return };
             if Handle::at(&self.geometry, slot).is_some_and(|handle| handle.kind(change).is_none()) {
-                self.handles.give_back(slot);
+                self.handles.release(slot);
             }
         }
     }

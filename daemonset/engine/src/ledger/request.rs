@@ -1,36 +1,34 @@
-//! The request at hand, as its ring's record tells of it, and what was agreed when the guest mounted.
+//! The request in flight of each ring, and what was agreed in FUSE_INIT.
 
 use virtiofs_contract::counters::Held;
 
 use super::Ledger;
 use super::change::Change;
-use super::flight::{Before, Course, Flight, Ticket};
+use super::flight::{Flight, PriorState, RequestId, RequestStatus};
 use super::handles::Handle;
 use super::layout::header;
 use super::words::Words;
 
 impl Ledger {
-    /// What is known of a request that `ring` is about to serve.
-    pub(crate) fn course(&self, ring: usize, ticket: &Ticket) -> Course {
-        Flight::of(ring).course(&self.words, ticket)
+    /// What the in-flight record says of a request that `ring` is about to serve.
+    pub(crate) fn status(&self, ring: usize, id: &RequestId) -> RequestStatus {
+        Flight::of(ring).status(&self.words, id)
     }
 
-    /// `ring` begins a request.
-    pub(crate) fn begin(&mut self, ring: usize, ticket: &Ticket) {
-        self.ring = ring;
-        Flight::of(ring).begin(&self.words, ticket);
+    /// Records that `ring` begins a request.
+    pub(crate) fn begin(&mut self, ring: usize, id: &RequestId) {
+        Flight::of(ring).begin(&self.words, id);
     }
 
-    /// The handle that the request at hand of `ring` has opened so far, by the guest's number.
+    /// The guest's number of the handle that the request of `ring` has opened so far.
     pub(crate) fn taken_handle(&self, ring: usize) -> Option<u64> {
         let change = Change::new(&self.words);
         let slot = Flight::of(ring).handle(&change);
         Some(self.fh(slot)).filter(|fh| self.opened(*fh).is_some())
     }
 
-    /// `ring` begins a request anew that a dead engine had begun: what it had taken for it is given back.
-    pub(crate) fn begin_again(&mut self, ring: usize) {
-        self.ring = ring;
+    /// Records that `ring` repeats a request that a dead engine had begun, and drops the lookups and the handle it had taken.
+    pub(crate) fn restart(&mut self, ring: usize) {
         let flight = Flight::of(ring);
         let words = self.words.clone();
         loop {
@@ -45,34 +43,34 @@ impl Ledger {
         let handle = flight.handle(&change);
         if Handle::at(&self.geometry, handle).is_some_and(|taken| taken.kind(&change).is_some()) {
             let node = self.end_handle(&mut change, handle);
-            flight.note_handle(&mut change, 0);
+            flight.record_handle(&mut change, 0);
             change.commit();
-            self.handles.give_back(handle);
+            self.handles.release(handle);
             self.release_if_idle(node);
         }
     }
 
-    /// How many parts of the request at hand have been carried out.
-    pub(crate) fn progress(&self) -> u64 {
-        Flight::of(self.ring).progress(&self.words)
+    /// How many parts of the request of `ring` have been carried out.
+    pub(crate) fn progress(&self, ring: usize) -> u64 {
+        Flight::of(ring).progress(&self.words)
     }
 
-    /// What was true before the request at hand was first carried out.
-    pub(crate) fn before(&self) -> Before {
-        Flight::of(self.ring).before(&self.words)
+    /// The state before the request of `ring` was first carried out.
+    pub(crate) fn prior_state(&self, ring: usize) -> PriorState {
+        Flight::of(ring).prior_state(&self.words)
     }
 
-    /// Records it, before the request is carried out.
-    pub(crate) fn set_before(&mut self, before: &Before) {
-        Flight::of(self.ring).set_before(&self.words, before);
+    /// Records it before the request is carried out.
+    pub(crate) fn set_prior_state(&mut self, ring: usize, prior: &PriorState) {
+        Flight::of(ring).set_prior_state(&self.words, prior);
     }
 
-    /// The end of requests, which needs no look at anything else.
-    pub(crate) fn log(&self) -> Log {
-        Log { words: self.words.clone() }
+    /// A view by which the device records the end of requests without the lock.
+    pub(crate) fn completion_log(&self) -> CompletionLog {
+        CompletionLog { words: self.words.clone() }
     }
 
-    /// Records what the guest and this session agreed on in FUSE_INIT.
+    /// Records the FUSE_INIT request of the guest and its reply.
     pub(crate) fn record_init(&mut self, request: &[u8], reply: &[u8]) {
         if request.len() > header::INIT_BYTES || reply.len() > header::INIT_BYTES {
             return;
@@ -84,7 +82,7 @@ impl Ledger {
         self.words.set(header::INIT_REQUEST_LENGTH, request.len() as u64);
     }
 
-    /// What they agreed on, request and reply; none: the guest has not mounted.
+    /// The FUSE_INIT request and reply; none: the guest has not mounted.
     pub(crate) fn init(&self) -> Option<(Vec<u8>, Vec<u8>)> {
         let length = |at| (self.words.get(at) as usize).min(header::INIT_BYTES);
         let request = length(header::INIT_REQUEST_LENGTH);
@@ -97,23 +95,23 @@ impl Ledger {
     }
 }
 
-/// A view of the ledger for the thread that ends requests.
-pub(crate) struct Log {
+/// Records the end of requests.
+pub(crate) struct CompletionLog {
     words: Words,
 }
 
-impl Log {
-    /// `ring`'s request is done and its reply stands in guest memory.
+impl CompletionLog {
+    /// The request of `ring` is done and its reply is in guest memory.
     pub(crate) fn finish(&self, ring: usize, reply_bytes: u32) {
         Flight::of(ring).finish(&self.words, reply_bytes);
     }
 
-    /// The guest has been told.
+    /// The reply of `ring` is in the used ring.
     pub(crate) fn published(&self, ring: usize) {
         Flight::of(ring).clear(&self.words);
     }
 
-    /// How much is held.
+    /// How much the guest holds.
     pub(crate) fn held(&self) -> Held {
         Held { inodes: self.words.get(header::NODES), handles: self.words.get(header::HANDLES) }
     }

@@ -1,8 +1,8 @@
-//! Which directory the ledger tells of.
+//! The root directory that the ledger belongs to.
 //!
-//! A share's source may be unmounted and another mounted in its place. What the guest was told under the old one means
-//! nothing under the new one, though inode numbers may well be the same: file systems begin to count at the same
-//! number. So the domain of all identities begins at the root, and changes with it.
+//! A source may be unmounted and another file system mounted in its place. The nodes of the old one mean nothing under
+//! the new one, although inode numbers may be the same: file systems begin to count at the same number. So the domain of
+//! all identities begins at the root, and changes with it.
 
 use super::Ledger;
 use super::change::{Change, pair};
@@ -11,19 +11,19 @@ use super::layout::header;
 use super::nodes::{Identity, Node, ROOT};
 
 impl Ledger {
-    /// This engine serves the directory that `root` stands for: equal for the same directory, never 0.
-    pub(crate) fn serve(&mut self, root: u64) {
+    /// Sets the directory that this engine serves. `root` is equal for the same directory, and never 0.
+    pub(crate) fn set_root(&mut self, root: u64) {
         self.root = root;
     }
 
-    /// To be called with [`Ledger::take_over`]: makes the ledger one of the directory that this engine serves. True:
-    /// it was of another one.
-    pub(crate) fn accept_root(&mut self) -> bool {
+    /// Makes the ledger one of the directory that this engine serves, after [`Ledger::take_over`]. True if it was one of
+    /// another directory.
+    pub(crate) fn update_root(&mut self) -> bool {
         let known = self.identity(ROOT);
         if known.ino == self.root {
             return false;
         }
-        // None is recorded where the ledger is of an engine that did not record any: then it is the same.
+        // 0 was recorded by an engine that knew no roots: the directory is the same.
         let changed = known.ino != 0;
         if changed {
             self.forget_file_handles();
@@ -38,8 +38,8 @@ impl Ledger {
         changed
     }
 
-    /// On another file system a file handle may open another file: that of a copy of the first one surely does. What
-    /// is open is then to be had from the broker's keeping, or not at all.
+    /// Drops all kernel file handles: on another file system, a copy of the first one for instance, they open other files.
+    /// Open files can then only come from the fd stash.
     fn forget_file_handles(&self) {
         let high = (self.words.get(header::HANDLES_HIGH) as u32).min(self.geometry.handle_capacity);
         for handle in (1..high).filter_map(|slot| Handle::at(&self.geometry, slot)) {
@@ -52,7 +52,7 @@ impl Ledger {
 
 fn another_domain(domain: u32, root: u64) -> u32 {
     let mixed = (root ^ pair(domain, domain)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    // Never the domain that it was.
+    // Never the previous domain.
     if (mixed >> 32) as u32 == domain { !domain } else { (mixed >> 32) as u32 }
 }
 
@@ -61,7 +61,7 @@ mod tests {
     use super::another_domain;
 
     #[test]
-    fn another_root_is_another_domain() {
+    fn another_root_has_another_domain() {
         for domain in [0, 1, u32::MAX] {
             for root in [1, 2, u64::MAX, 0x9e37_79b9_0000_0001] {
                 assert_ne!(another_domain(domain, root), domain);

@@ -12,7 +12,7 @@ const MOST_PATH: usize = 4096;
 impl Ledger {
     /// The first slot at or after `from` whose node the guest holds.
     ///
-    /// At most `looks` slots are looked at: where none of them is held, the second slot returned says where to go on.
+    /// Scans at most `looks` slots. The second slot returned is the one to continue at; none at the end of the table.
     pub(crate) fn next_held(&self, from: Slot, looks: u32) -> (Option<Slot>, Option<Slot>) {
         let change = Change::new(&self.words);
         let high = (self.words.get(header::NODES_HIGH) as u32).min(self.geometry.node_capacity);

@@ -1,4 +1,4 @@
-//! The ledger against a model of itself, and stopped after every single store.
+//! Tests of the ledger: against a model, and killed at every store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,6 +12,9 @@ use virtiofs_contract::counters::Held;
 
 use super::harness::{killed_after, taken_back};
 use super::*;
+
+/// The ring of the requests in these tests.
+const RING: usize = 0;
 
 fn memory() -> OwnedFd {
     memory_of(16 << 20)
@@ -37,8 +40,8 @@ fn fresh() -> (OwnedFd, Ledger) {
     (fd, ledger)
 }
 
-fn ticket(unique: u64) -> Ticket {
-    Ticket { position: unique as u16, unique }
+fn ticket(unique: u64) -> RequestId {
+    RequestId { position: unique as u16, unique }
 }
 
 fn ident(ino: u64) -> Identity {
@@ -48,7 +51,7 @@ fn ident(ino: u64) -> Identity {
 /// References, identity, names.
 type Seen = (u64, u64, BTreeSet<(u64, Vec<u8>)>);
 
-/// What a ledger says, as far as a guest could notice.
+/// The content of a ledger, as far as a guest can notice.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Picture {
     /// By node id.
@@ -56,7 +59,7 @@ struct Picture {
     handles: BTreeMap<u64, (u64, u32)>,
 }
 
-/// Takes the picture, and checks every structure against every other on the way.
+/// Reads the content, and checks every structure against the others.
 fn picture(ledger: &Ledger) -> Picture {
     let change = Change::new(&ledger.words);
     let mut picture = Picture::default();
@@ -80,8 +83,8 @@ fn picture(ledger: &Ledger) -> Picture {
         }
         if slot != ROOT {
             nodes += 1;
-            let found = ledger.look_alikes(node.identity(&change)).iter().filter(|s| **s == slot).count();
-            assert_eq!(found, 1, "node {slot} stands once in the identity index");
+            let found = ledger.nodes_with_identity(node.identity(&change)).iter().filter(|s| **s == slot).count();
+            assert_eq!(found, 1, "node {slot} is once in the identity index");
         }
         let mut known = BTreeSet::new();
         for cell in ledger.name_cells(&change, slot) {
@@ -107,7 +110,7 @@ fn picture(ledger: &Ledger) -> Picture {
         }
     }
     assert_eq!(used_cells(ledger), names, "every used cell is some node's name");
-    assert_eq!(ledger.log().held(), Held { inodes: nodes, handles });
+    assert_eq!(ledger.completion_log().held(), Held { inodes: nodes, handles });
     assert_eq!(ledger.words.get(header::NAMES), names);
     picture
 }
@@ -124,7 +127,7 @@ fn used_cells(ledger: &Ledger) -> u64 {
     used
 }
 
-/// One thing a request does to the ledger.
+/// An operation of a request on the ledger.
 #[derive(Clone, Debug)]
 enum Act {
     New(usize, Vec<u8>, u64),
@@ -136,7 +139,7 @@ enum Act {
     Close(usize),
 }
 
-/// Ids that a guest holds, so that acts can name them.
+/// Ids that a guest holds.
 #[derive(Clone, Default)]
 struct Holds {
     nodes: Vec<u64>,
@@ -157,16 +160,16 @@ fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
     match act {
         Act::New(parent, name, ino) => {
             let parent = holds.slot(ledger, *parent);
-            let slot = ledger.tell_new(parent, name, ident(*ino)).unwrap().0;
+            let slot = ledger.add_node(RING, parent, name, ident(*ino)).unwrap().0;
             holds.nodes.push(ledger.id(slot));
         }
         Act::Tell(parent, name, node) => {
             let (parent, slot) = (holds.slot(ledger, *parent), holds.slot(ledger, *node));
             if slot != ROOT && slot != parent {
-                ledger.tell(parent, name, slot).unwrap();
+                ledger.add_lookup(RING, parent, name, slot).unwrap();
             }
         }
-        Act::Forget(node, count) => ledger.forget(holds.slot(ledger, *node), *count, 1),
+        Act::Forget(node, count) => ledger.forget(RING, holds.slot(ledger, *node), *count, 1),
         Act::Remove(parent, name) => drop(ledger.remove(holds.slot(ledger, *parent), name)),
         Act::Rename(from, old, to, new, exchange) => {
             let (from, to) = (holds.slot(ledger, *from), holds.slot(ledger, *to));
@@ -175,11 +178,11 @@ fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
         Act::Open(node) => {
             let slot = holds.slot(ledger, *node);
             let handle = FileHandle { kind: 1, bytes: vec![9; 13], file_system: 8 };
-            holds.handles.push(ledger.open(slot, OpenKind::File, 2, &handle).unwrap());
+            holds.handles.push(ledger.open(RING, slot, OpenKind::File, 2, &handle).unwrap());
         }
         Act::Close(handle) => {
             if let Some(opened) = holds.handles.get(*handle).and_then(|fh| ledger.opened(*fh)) {
-                ledger.close(opened.slot);
+                ledger.close(RING, opened.slot);
             }
         }
     }
@@ -206,30 +209,30 @@ fn random_act(rng: &mut StdRng) -> Act {
 }
 
 #[test]
-fn a_new_ledger_knows_the_root_and_nothing_else() {
+fn a_new_ledger_has_only_the_root() {
     let (_fd, ledger) = fresh();
     assert_eq!(ledger.slot(1), Some(ROOT));
     assert_eq!(ledger.id(ROOT), 1);
     for id in [0, 2, 1 << 32, u64::MAX, (1 << 32) | 1] {
         assert_eq!(ledger.slot(id), None, "{id}");
     }
-    assert_eq!(ledger.log().held(), Held::default());
+    assert_eq!(ledger.completion_log().held(), Held::default());
 }
 
 #[test]
-fn an_id_is_known_until_it_is_forgotten_and_never_again() {
+fn an_id_is_known_until_it_is_forgotten() {
     let (_fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
-    let slot = ledger.tell_new(ROOT, b"a", ident(5)).unwrap().0;
+    let slot = ledger.add_node(RING, ROOT, b"a", ident(5)).unwrap().0;
     let id = ledger.id(slot);
-    ledger.tell(ROOT, b"a", slot).unwrap();
-    ledger.forget(slot, 1, 1);
+    ledger.add_lookup(RING, ROOT, b"a", slot).unwrap();
+    ledger.forget(RING, slot, 1, 1);
     assert!(ledger.take_ended().is_empty());
-    ledger.forget(slot, 1, 1);
+    ledger.forget(RING, slot, 1, 1);
     assert_eq!(ledger.take_ended(), [slot]);
     assert_eq!(ledger.slot(id), None);
     assert_eq!(ledger.find(ROOT, b"a"), None);
-    let again = ledger.tell_new(ROOT, b"a", ident(5)).unwrap().0;
+    let again = ledger.add_node(RING, ROOT, b"a", ident(5)).unwrap().0;
     assert_eq!(again, slot, "the slot is used again");
     assert_ne!(ledger.id(again), id, "its id is another");
 }
@@ -238,15 +241,15 @@ fn an_id_is_known_until_it_is_forgotten_and_never_again() {
 fn children_and_handles_keep_a_node() {
     let (_fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
-    let directory = ledger.tell_new(ROOT, b"d", ident(2)).unwrap().0;
-    let file = ledger.tell_new(directory, b"f", ident(3)).unwrap().0;
-    let fh = ledger.open(file, OpenKind::File, 0, &FileHandle::default()).unwrap();
-    ledger.forget(directory, 1, 1);
-    ledger.forget(file, 1, 1);
+    let directory = ledger.add_node(RING, ROOT, b"d", ident(2)).unwrap().0;
+    let file = ledger.add_node(RING, directory, b"f", ident(3)).unwrap().0;
+    let fh = ledger.open(RING, file, OpenKind::File, 0, &FileHandle::default()).unwrap();
+    ledger.forget(RING, directory, 1, 1);
+    ledger.forget(RING, file, 1, 1);
     assert!(ledger.take_ended().is_empty());
     let opened = ledger.opened(fh).unwrap();
     assert_eq!(ledger.names(file), [(directory, b"f".to_vec())]);
-    ledger.close(opened.slot);
+    ledger.close(RING, opened.slot);
     let mut released = ledger.take_ended();
     released.sort();
     assert_eq!(released, [directory, file]);
@@ -254,12 +257,12 @@ fn children_and_handles_keep_a_node() {
 }
 
 #[test]
-fn a_handle_keeps_what_file_it_is_and_on_which_file_system() {
+fn a_handle_keeps_its_kernel_file_handle() {
     let (fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
-    let node = ledger.tell_new(ROOT, b"f", ident(3)).unwrap().0;
+    let node = ledger.add_node(RING, ROOT, b"f", ident(3)).unwrap().0;
     let handle = |n| FileHandle { kind: 7, bytes: vec![n; 128], file_system: u64::MAX - u64::from(n) };
-    let fhs = [1, 2, 3].map(|n| ledger.open(node, OpenKind::File, n.into(), &handle(n)).unwrap());
+    let fhs = [1, 2, 3].map(|n| ledger.open(RING, node, OpenKind::File, n.into(), &handle(n)).unwrap());
     let ledger = attach(&fd);
     for (n, fh) in (1..).zip(fhs) {
         assert_eq!(ledger.opened(fh).unwrap().file_handle, handle(n));
@@ -268,59 +271,59 @@ fn a_handle_keeps_what_file_it_is_and_on_which_file_system() {
 }
 
 #[test]
-fn the_limit_of_nodes_is_kept() {
+fn the_number_of_nodes_is_limited() {
     let fd = memory();
     let mut ledger = Ledger::map(&fd, 2).unwrap();
     ledger.take_over(Predecessor::Quiesced);
     ledger.begin(0, &ticket(1));
-    let first = ledger.tell_new(ROOT, b"a", ident(1)).unwrap().0;
-    ledger.tell_new(ROOT, b"b", ident(2)).unwrap();
-    assert_eq!(ledger.tell_new(ROOT, b"c", ident(3)), Err(Full));
-    ledger.forget(first, 1, 1);
-    ledger.tell_new(ROOT, b"c", ident(3)).unwrap();
+    let first = ledger.add_node(RING, ROOT, b"a", ident(1)).unwrap().0;
+    ledger.add_node(RING, ROOT, b"b", ident(2)).unwrap();
+    assert_eq!(ledger.add_node(RING, ROOT, b"c", ident(3)), Err(Full));
+    ledger.forget(RING, first, 1, 1);
+    ledger.add_node(RING, ROOT, b"c", ident(3)).unwrap();
 }
 
 #[test]
-fn a_request_run_again_gives_back_what_it_took() {
+fn a_repeated_request_drops_what_it_took() {
     let (fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
-    let kept = ledger.tell_new(ROOT, b"kept", ident(1)).unwrap().0;
-    ledger.log().finish(0, 16);
-    ledger.log().published(0);
+    let kept = ledger.add_node(RING, ROOT, b"kept", ident(1)).unwrap().0;
+    ledger.completion_log().finish(0, 16);
+    ledger.completion_log().published(0);
     let before = picture(&ledger);
     ledger.begin(0, &ticket(2));
-    ledger.tell(ROOT, b"kept", kept).unwrap();
+    ledger.add_lookup(RING, ROOT, b"kept", kept).unwrap();
     for ino in 10..200 {
-        ledger.tell_new(ROOT, format!("n{ino}").as_bytes(), ident(ino)).unwrap();
+        ledger.add_node(RING, ROOT, format!("n{ino}").as_bytes(), ident(ino)).unwrap();
     }
-    ledger.open(kept, OpenKind::Directory, 0, &FileHandle::default()).unwrap();
+    ledger.open(RING, kept, OpenKind::Directory, 0, &FileHandle::default()).unwrap();
     let mut next = attach(&fd);
-    assert_eq!(next.course(0, &ticket(2)), Course::Again { faults: 0, kills: 1 });
-    next.begin_again(0);
+    assert_eq!(next.status(0, &ticket(2)), RequestStatus::Interrupted { faults: 0, kills: 1 });
+    next.restart(0);
     assert_eq!(next.take_ended().len(), 190);
     assert_eq!(picture(&next), before);
 }
 
 #[test]
-fn the_course_of_a_request_is_known() {
+fn the_record_tells_the_status_of_a_request() {
     let (fd, mut ledger) = fresh();
     let first = ticket(7);
-    assert_eq!(ledger.course(1, &first), Course::Fresh);
+    assert_eq!(ledger.status(1, &first), RequestStatus::New);
     ledger.begin(1, &first);
-    assert_eq!(ledger.course(1, &first), Course::Again { faults: 0, kills: 0 });
-    assert_eq!(ledger.course(1, &Ticket { unique: 8, ..first }), Course::Fresh);
-    let before = Before { known: true, existed: true, first: 4, second: 5, size: 6 };
-    ledger.set_before(&before);
-    assert_eq!(ledger.before(), before);
-    ledger.log().finish(1, 99);
+    assert_eq!(ledger.status(1, &first), RequestStatus::Interrupted { faults: 0, kills: 0 });
+    assert_eq!(ledger.status(1, &RequestId { unique: 8, ..first }), RequestStatus::New);
+    let before = PriorState { known: true, existed: true, first: 4, second: 5, size: 6 };
+    ledger.set_prior_state(1, &before);
+    assert_eq!(ledger.prior_state(1), before);
+    ledger.completion_log().finish(1, 99);
     let next = attach(&fd);
-    assert_eq!(next.course(1, &first), Course::Answered { bytes: 99 });
-    next.log().published(1);
-    assert_eq!(next.course(1, &first), Course::Fresh);
+    assert_eq!(next.status(1, &first), RequestStatus::Answered { bytes: 99 });
+    next.completion_log().published(1);
+    assert_eq!(next.status(1, &first), RequestStatus::New);
 }
 
 #[test]
-fn deaths_are_counted_by_kind_and_only_for_a_request_that_was_begun() {
+fn deaths_are_counted_by_kind_for_unfinished_requests() {
     let fd = memory();
     let mut ledger = attach(&fd);
     ledger.begin(0, &ticket(1));
@@ -328,20 +331,20 @@ fn deaths_are_counted_by_kind_and_only_for_a_request_that_was_begun() {
         ledger = Ledger::map(&fd, 10).unwrap();
         ledger.take_over(predecessor);
     }
-    assert_eq!(ledger.course(0, &ticket(1)), Course::Again { faults: 2, kills: 1 });
-    ledger.log().finish(0, 0);
-    ledger.log().published(0);
+    assert_eq!(ledger.status(0, &ticket(1)), RequestStatus::Interrupted { faults: 2, kills: 1 });
+    ledger.completion_log().finish(0, 0);
+    ledger.completion_log().published(0);
     ledger = Ledger::map(&fd, 10).unwrap();
     ledger.take_over(Predecessor::Faulted);
-    assert_eq!(ledger.course(0, &ticket(1)), Course::Fresh);
+    assert_eq!(ledger.status(0, &ticket(1)), RequestStatus::New);
 }
 
 #[test]
-fn a_mount_is_remembered_and_a_new_one_forgets_the_old() {
+fn a_new_mount_clears_the_previous_one() {
     let (fd, mut ledger) = fresh();
     assert_eq!(ledger.init(), None);
     ledger.begin(0, &ticket(1));
-    let slot = ledger.tell_new(ROOT, b"a", ident(1)).unwrap().0;
+    let slot = ledger.add_node(RING, ROOT, b"a", ident(1)).unwrap().0;
     let id = ledger.id(slot);
     ledger.record_init(b"request", b"reply!");
     let mut next = attach(&fd);
@@ -349,37 +352,37 @@ fn a_mount_is_remembered_and_a_new_one_forgets_the_old() {
     next.clear();
     assert_eq!((next.init(), next.slot(id), next.find(ROOT, b"a")), (None, None, None));
     next.begin(0, &ticket(2));
-    let again = next.tell_new(ROOT, b"a", ident(1)).unwrap().0;
+    let again = next.add_node(RING, ROOT, b"a", ident(1)).unwrap().0;
     assert_ne!(next.id(again), id);
     picture(&next);
 }
 
 #[test]
-fn thousands_of_names_are_all_found() {
+fn all_of_thousands_of_names_are_found() {
     let (fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
     for ino in 1..20_000u64 {
-        ledger.tell_new(ROOT, format!("file number {ino}").as_bytes(), ident(ino)).unwrap();
+        ledger.add_node(RING, ROOT, format!("file number {ino}").as_bytes(), ident(ino)).unwrap();
     }
     let ledger = attach(&fd);
     for ino in 1..20_000u64 {
         let slot = ledger.find(ROOT, format!("file number {ino}").as_bytes()).unwrap();
         assert_eq!(ledger.identity(slot), ident(ino));
-        assert_eq!(ledger.look_alikes(ident(ino)), [slot]);
+        assert_eq!(ledger.nodes_with_identity(ident(ino)), [slot]);
     }
     assert_eq!(ledger.find(ROOT, b"file number 0"), None);
 }
 
 #[test]
-fn room_is_used_again() {
+fn freed_room_is_reused() {
     let (fd, mut ledger) = fresh();
     let mut pages = 0;
     for round in 0..20u64 {
         ledger.begin(0, &ticket(round));
         let slots: Vec<Slot> =
-            (0..500).map(|n| ledger.tell_new(ROOT, format!("{n}").as_bytes(), ident(n)).unwrap().0).collect();
+            (0..500).map(|n| ledger.add_node(RING, ROOT, format!("{n}").as_bytes(), ident(n)).unwrap().0).collect();
         for slot in slots {
-            ledger.forget(slot, 1, 1);
+            ledger.forget(RING, slot, 1, 1);
         }
         let now = ledger.words.get(header::PAGES_HIGH);
         assert!(round < 3 || now <= pages + 1, "round {round}: {pages} -> {now}");
@@ -391,24 +394,24 @@ fn room_is_used_again() {
     assert!(ledger.words.get(header::NODES_HIGH) < 2000);
 }
 
-/// Tells of names of this length until there is no room for another.
+/// Adds names of this length until there is no room.
 fn fill(ledger: &mut Ledger, length: usize) -> Vec<Slot> {
     let name = |n: u64| format!("{n:0length$}").into_bytes();
-    (0..100_000).map_while(|n| ledger.tell_new(ROOT, &name(n), ident(n)).ok()).map(|(slot, _)| slot).collect()
+    (0..100_000).map_while(|n| ledger.add_node(RING, ROOT, &name(n), ident(n)).ok()).map(|(slot, _)| slot).collect()
 }
 
 #[test]
-fn a_slot_is_given_out_once_also_after_names_found_no_room() {
+fn a_slot_is_used_once_after_a_failed_insert() {
     let fd = memory_of(1 << 20);
     let mut ledger = attach(&fd);
     ledger.begin(0, &ticket(1));
     let slots = fill(&mut ledger, 255);
     assert!(slots.len() < ledger.geometry.node_capacity as usize - 2, "there is room for nodes");
-    // The guest unlinks what it still holds: room for names, and for no node.
+    // The guest unlinks what it still holds: that frees room for names, not for nodes.
     for n in 0..2 {
         ledger.remove(ROOT, format!("{n:0255}").as_bytes());
     }
-    let [a, b] = [b"a", b"b"].map(|name| ledger.tell_new(ROOT, name, ident(7)).unwrap().0);
+    let [a, b] = [b"a", b"b"].map(|name| ledger.add_node(RING, ROOT, name, ident(7)).unwrap().0);
     assert_ne!(a, b);
     for slot in [a, b] {
         assert_eq!(ledger.slot(ledger.id(slot)), Some(slot), "its id is known");
@@ -417,19 +420,19 @@ fn a_slot_is_given_out_once_also_after_names_found_no_room() {
 }
 
 #[test]
-fn room_for_long_names_is_room_for_short_ones_and_back() {
+fn pages_are_reused_for_other_sizes() {
     let fd = memory_of(1 << 20);
     let mut ledger = attach(&fd);
     let mut room = BTreeMap::<usize, usize>::new();
     for (round, length) in [255, 1, 40, 255, 1, 40].into_iter().enumerate() {
         ledger.begin(0, &ticket(round as u64));
-        let short = ledger.tell_new(ROOT, b"x", ident(1)).unwrap().0;
-        ledger.forget(short, 1, 1);
+        let short = ledger.add_node(RING, ROOT, b"x", ident(1)).unwrap().0;
+        ledger.forget(RING, short, 1, 1);
         let slots = fill(&mut ledger, length);
         assert!(slots.len() >= room.insert(length, slots.len()).unwrap_or(1), "round {round}: {}", slots.len());
         picture(&ledger);
         for slot in slots {
-            ledger.forget(slot, 1, 1);
+            ledger.forget(RING, slot, 1, 1);
         }
         if round % 2 == 0 {
             ledger = attach(&fd);
@@ -438,21 +441,21 @@ fn room_for_long_names_is_room_for_short_ones_and_back() {
 }
 
 #[test]
-fn memory_of_names_that_are_no_more_goes_back() {
+fn memory_of_removed_names_is_returned() {
     let (fd, mut ledger) = fresh();
     let resident = || std::os::unix::fs::MetadataExt::blocks(&File::from(fd.try_clone().unwrap()).metadata().unwrap());
     ledger.begin(0, &ticket(1));
     let slots: Vec<Slot> =
-        (0..20_000).map(|n| ledger.tell_new(ROOT, format!("{n:0200}").as_bytes(), ident(n)).unwrap().0).collect();
+        (0..20_000).map(|n| ledger.add_node(RING, ROOT, format!("{n:0200}").as_bytes(), ident(n)).unwrap().0).collect();
     let full = resident();
     for slot in slots {
-        ledger.forget(slot, 1, 1);
+        ledger.forget(RING, slot, 1, 1);
     }
     assert!(resident() < full / 3, "{full} -> {}", resident());
 }
 
 #[test]
-fn random_acts_keep_every_structure_whole() {
+fn random_operations_keep_the_structures_consistent() {
     for seed in 0..30 {
         let mut rng = StdRng::seed_from_u64(seed);
         let (fd, mut ledger) = fresh();
@@ -468,10 +471,10 @@ fn random_acts_keep_every_structure_whole() {
     }
 }
 
-/// Each act is cut off before each of its stores, and the ledger attached anew: it must be whole, and show the
-/// picture of before or of after, or one of those between that an act of several changes goes through.
+/// Each operation is killed before each of its stores, and the ledger is attached again. It must be consistent, with the
+/// content from before or after, or an intermediate one of an operation of several changes.
 #[test]
-fn an_act_cut_off_at_any_store_leaves_a_whole_ledger() {
+fn an_operation_killed_at_any_store_leaves_a_consistent_ledger() {
     let mut cuts = 0;
     for seed in 0..24 {
         let mut rng = StdRng::seed_from_u64(1000 + seed);
@@ -486,8 +489,8 @@ fn an_act_cut_off_at_any_store_leaves_a_whole_ledger() {
                     let mut tried_holds = holds.clone();
                     let cut = killed_after(store, || carry(&mut tried, &mut tried_holds, &act));
                     let mut next = attach(&fd);
-                    next.begin_again(0);
-                    settle(&mut next);
+                    next.restart(0);
+                    release_ended(&mut next);
                     picture(&next);
                     cut
                 });
@@ -502,15 +505,15 @@ fn an_act_cut_off_at_any_store_leaves_a_whole_ledger() {
     assert!(cuts > 8_000, "{cuts}");
 }
 
-/// Lets the ledger find what its last engine was about to end.
-fn settle(ledger: &mut Ledger) {
+/// Lets the ledger find nodes that its last engine had begun to end.
+fn release_ended(ledger: &mut Ledger) {
     for _ in 0..1000 {
-        ledger.look_for_nodes();
+        ledger.scan_nodes();
     }
 }
 
 #[test]
-fn a_damaged_ledger_costs_answers_and_nothing_else() {
+fn a_damaged_ledger_gives_wrong_answers_but_no_panic() {
     for seed in 0..60 {
         let mut rng = StdRng::seed_from_u64(2000 + seed);
         let (fd, mut ledger) = fresh();

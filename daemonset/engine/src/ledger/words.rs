@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
-/// Bytes of one page, the unit in which memory is given back.
+/// Bytes of one page, the unit in which memory is returned to the system.
 pub(super) const PAGE_BYTES: usize = 4096;
 
 /// A range of shared words. Copies are views of the same words.
@@ -19,10 +19,10 @@ pub(super) struct Words {
 }
 
 impl Words {
-    /// Maps a ledger that the broker made.
+    /// Maps a ledger that the broker created.
     ///
     /// # Errors
-    /// A file that could shrink under the mapping, or whose size no ledger has.
+    /// If the file could shrink under the mapping, or has no valid size.
     pub(super) fn map(fd: &impl AsFd) -> io::Result<Self> {
         let file = std::fs::File::from(fd.as_fd().try_clone_to_owned()?);
         let seals = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS)?);
@@ -45,28 +45,28 @@ impl Words {
         if at >= self.count {
             return None;
         }
-        // SAFETY: `at` lies inside the mapping, which is page-aligned, cannot shrink (checked in `map`) and lives
+        // SAFETY: `at` is inside the mapping, which is page-aligned, cannot shrink (checked in `map`) and lives
         // as long as `self`; any bit pattern is a value of an atomic integer.
         Some(unsafe { &*self.map.as_ptr().cast::<AtomicU64>().add(at as usize) })
     }
 
-    /// The word at `at`; 0 outside the mapping, where a damaged ledger may point.
+    /// The word at `at`; 0 outside the mapping, to which a damaged ledger may point.
     pub(super) fn get(&self, at: u32) -> u64 {
         self.word(at).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
-    /// Stores a word; outside the mapping nothing happens.
+    /// Stores a word; does nothing outside the mapping.
     pub(super) fn set(&self, at: u32, value: u64) {
         #[cfg(test)]
-        super::harness::about_to_store(at, self.get(at));
+        super::harness::before_store(at, self.get(at));
         #[cfg(feature = "die-at-store")]
-        super::die_at_store::about_to_store();
+        super::die_at_store::before_store();
         if let Some(word) = self.word(at) {
             word.store(value, Ordering::Release);
         }
     }
 
-    /// Copies bytes to consecutive words, the last one filled up with zeros.
+    /// Copies bytes to consecutive words and pads the last one with zeros.
     pub(super) fn set_bytes(&self, at: u32, bytes: &[u8]) {
         for (offset, chunk) in (0u32..).zip(bytes.chunks(8)) {
             let mut word = [0u8; 8];
@@ -84,7 +84,7 @@ impl Words {
         out.truncate(end);
     }
 
-    /// Are the bytes that begin at word `at` these?
+    /// True if the bytes that begin at word `at` are these.
     pub(super) fn bytes_equal(&self, at: u32, bytes: &[u8]) -> bool {
         (0u32..).zip(bytes.chunks(8)).all(|(offset, chunk)| {
             let word = self.get(at + offset).to_le_bytes();
@@ -92,17 +92,17 @@ impl Words {
         })
     }
 
-    /// Gives whole pages back to the system; they read as zeros afterwards.
-    pub(super) fn give_back(&self, from: u32, count: u32) {
+    /// Returns whole pages to the system; they read as zeros afterwards.
+    pub(super) fn release(&self, from: u32, count: u32) {
         let start = (from as usize * 8).next_multiple_of(PAGE_BYTES);
         let end = ((from as usize + count as usize).min(self.count as usize) * 8) / PAGE_BYTES * PAGE_BYTES;
         if start < end {
-            // SAFETY: the range lies inside our own mapping and consists of whole pages; the words in it are
+            // SAFETY: the range is inside this mapping and consists of whole pages; the words in it are
             // atomics that may change at any time anyway.
             let result =
                 unsafe { libc::madvise(self.map.as_mut_ptr().add(start).cast(), end - start, libc::MADV_REMOVE) };
             if result != 0 {
-                tracing::debug!("ledger pages not given back: {}", io::Error::last_os_error());
+                tracing::debug!("ledger: returning pages: {}", io::Error::last_os_error());
             }
         }
     }

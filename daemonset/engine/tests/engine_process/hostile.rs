@@ -1,4 +1,4 @@
-//! A guest that changes a request, or its reply, while the engine works on it.
+//! A guest that changes a request or its reply while the engine serves it.
 
 use std::time::{Duration, Instant};
 
@@ -7,15 +7,15 @@ use testkit::guest::Guest;
 use testkit::virtio::ring::Descriptor;
 use virtiofs_config::EngineConfig;
 
-use crate::bench::{Bench, ROOT, config};
+use crate::fixture::{Fixture, ROOT, config};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// Bytes of a request's header (`struct fuse_in_header`), its opcode the second word of it.
+/// Bytes of a request's header (`struct fuse_in_header`); the opcode is its second word.
 const HEADER: usize = 40;
 
-/// Where a request and its reply are put, in memory that nothing else uses.
+/// Offsets of a request and its reply in unused memory.
 struct ByHand<'a> {
     guest: &'a Guest,
     sent: u64,
@@ -27,7 +27,7 @@ impl<'a> ByHand<'a> {
         ByHand { guest, sent: guest.scratch(), replied: guest.scratch() + 4096 }
     }
 
-    /// Queues a request with this much room for a reply, and does `meanwhile` until it is done.
+    /// Queues a request with this much room for a reply, and calls `meanwhile` until it is done.
     fn request(&self, opcode: Opcode, unique: u64, body: &[u8], room: u32, meanwhile: impl Fn()) {
         let mut bytes = vec![0; HEADER];
         bytes[0..4].copy_from_slice(&((HEADER + body.len()) as u32).to_le_bytes());
@@ -55,15 +55,15 @@ impl<'a> ByHand<'a> {
 }
 
 #[test]
-fn a_request_that_becomes_another_while_it_is_read_ends_no_engine() {
-    let mut bench = Bench::new(config());
-    let engine = bench.take_engine();
-    let by_hand = ByHand::new(&bench.guest);
-    // As long as the arguments of READ, and no room for what READ answers.
+fn a_request_that_changes_while_it_is_read_is_harmless() {
+    let mut fixture = Fixture::new(config());
+    let engine = fixture.take_engine();
+    let by_hand = ByHand::new(&fixture.guest);
+    // As long as the arguments of READ, without room for the reply of READ.
     for begins_as in [Opcode::Lookup, Opcode::Forget] {
         let change = || {
             for kind in [Opcode::Read, begins_as] {
-                bench.guest.memory().store(by_hand.sent + 4, kind as u32).unwrap();
+                fixture.guest.memory().store(by_hand.sent + 4, kind as u32).unwrap();
             }
         };
         (0..4000).for_each(|unique| by_hand.request(begins_as, unique, &[0; 40], 8, change));
@@ -71,47 +71,47 @@ fn a_request_that_becomes_another_while_it_is_read_ends_no_engine() {
     assert!(engine.counters.totals().malformed > 0);
     by_hand.request(Opcode::Statfs, 1 << 40, &[], 96, std::thread::yield_now);
     let mut error = [0; 4];
-    bench.guest.memory().read(by_hand.replied + 4, &mut error).unwrap();
+    fixture.guest.memory().read(by_hand.replied + 4, &mut error).unwrap();
     assert_eq!(i32::from_le_bytes(error), 0, "served as before");
 }
 
 #[test]
-fn a_guest_that_alters_what_was_agreed_cannot_keep_out_the_next_engine() {
-    let mut bench = Bench::new(config());
-    let engine = bench.take_engine();
-    let by_hand = ByHand::new(&bench.guest);
+fn a_guest_cannot_alter_the_recorded_init() {
+    let mut fixture = Fixture::new(config());
+    let engine = fixture.take_engine();
+    let by_hand = ByHand::new(&fixture.guest);
     // struct fuse_init_in: major, minor, max_readahead, flags (INIT_EXT), flags2 and what is unused.
     let mut init = [0; 64];
     init[0..4].copy_from_slice(&7u32.to_le_bytes());
     init[4..8].copy_from_slice(&38u32.to_le_bytes());
     init[12..16].copy_from_slice(&(1u32 << 30).to_le_bytes());
-    // The flags of the reply, and the request itself, are never what they were.
+    // The guest keeps changing the flags of the reply, and the request.
     let scribble = || {
-        bench.guest.memory().store(by_hand.replied + 28, u32::MAX).unwrap();
-        bench.guest.memory().store(by_hand.sent + 4, Opcode::Statfs as u32).unwrap();
-        bench.guest.memory().store(by_hand.sent + 4, Opcode::Init as u32).unwrap();
+        fixture.guest.memory().store(by_hand.replied + 28, u32::MAX).unwrap();
+        fixture.guest.memory().store(by_hand.sent + 4, Opcode::Statfs as u32).unwrap();
+        fixture.guest.memory().store(by_hand.sent + 4, Opcode::Init as u32).unwrap();
     };
     for round in 0..10 {
         (0..50).for_each(|n| by_hand.request(Opcode::Init, 1000 * round + n, &init, 256, scribble));
-        let source = bench.path().to_owned();
-        let next = engine.spare(&source, config());
+        let source = fixture.path().to_owned();
+        let next = engine.standby(&source, config());
         assert!(next.is_ok(), "round {round}: {:?}", next.err());
     }
 }
 
 #[test]
-fn an_engine_that_agrees_otherwise_ends_rather_than_serve() {
-    let mut bench = Bench::unmounted(config());
-    // Prepared before the guest mounts: what is agreed then, it cannot agree on.
-    let source = bench.path().to_owned();
-    let mut spare = bench.engine().spare(&source, EngineConfig { killpriv: true, ..config() }).unwrap();
-    bench.guest.mount().unwrap();
-    bench.guest.queues().iter().for_each(|queue| queue.watch(None));
-    drop(bench.take_engine());
-    bench.guest.reconnect_to(&spare.socket()).unwrap();
-    let waiting = bench.guest.fuse().start(&testkit::fuse::call::Call::new(Opcode::Statfs, ROOT, &[]).receiving(80));
+fn an_engine_with_another_init_reply_ends() {
+    let mut fixture = Fixture::unmounted(config());
+    // Prepared before the guest mounts, with a configuration that cannot serve the mount.
+    let source = fixture.path().to_owned();
+    let mut spare = fixture.engine().standby(&source, EngineConfig { killpriv: true, ..config() }).unwrap();
+    fixture.guest.mount().unwrap();
+    fixture.guest.queues().iter().for_each(|queue| queue.watch(None));
+    drop(fixture.take_engine());
+    fixture.guest.reconnect_to(&spare.socket()).unwrap();
+    let waiting = fixture.guest.fuse().start(&testkit::fuse::call::Call::new(Opcode::Statfs, ROOT, &[]).receiving(80));
     assert!(spare.ends());
-    let engine = crate::rig::Engine::killed(spare, &source, config()).unwrap();
-    bench.guest.reconnect_to(&engine.socket()).unwrap();
+    let engine = crate::engine::Engine::killed(spare, &source, config()).unwrap();
+    fixture.guest.reconnect_to(&engine.socket()).unwrap();
     waiting.unwrap().wait().expect("the next one serves it");
 }

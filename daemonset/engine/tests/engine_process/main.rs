@@ -2,16 +2,16 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod alone;
-mod bench;
-#[cfg(feature = "die-at-store")]
-mod between_stores;
+mod engine;
+mod fixture;
 mod hostile;
+#[cfg(feature = "die-at-store")]
+mod kill_at_store;
 mod listing;
 mod mounted;
 mod nodes;
 mod open_files;
 mod removed;
-mod rig;
+mod replacement;
+mod single_engine;
 mod staleness;
-mod succession;

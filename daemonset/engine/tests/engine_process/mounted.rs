@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// A mount, taken away again in the end.
+/// A mount, removed when dropped.
 pub(crate) struct Mounted(pub(crate) PathBuf);
 
 impl Mounted {

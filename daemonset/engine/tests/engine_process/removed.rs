@@ -7,7 +7,7 @@ use testkit::fuse::client::{Caller, SetAttr};
 use virtiofs_config::{EngineConfig, InodeFileHandles};
 use virtiofs_contract::staleness::Cause;
 
-use crate::bench::{Bench, ROOT, config, errno};
+use crate::fixture::{Fixture, ROOT, config, errno};
 
 fn descriptors() -> EngineConfig {
     EngineConfig { inode_file_handles: InodeFileHandles::Never, ..config() }
@@ -19,29 +19,31 @@ fn modes() -> [EngineConfig; 3] {
     [config(), descriptors(), mandatory]
 }
 
-fn lookup(bench: &Bench, name: &str) -> u64 {
-    bench.guest.fuse().lookup(ROOT, name).unwrap().nodeid
+/// Looks a name up, as a thread of the guest that is not the one to open it: that one comes by the cached name.
+fn lookup(fixture: &Fixture, name: &str) -> u64 {
+    let other = Caller { pid: 99, ..Caller::default() };
+    fixture.guest.fuse().as_caller(other).lookup(ROOT, name).unwrap().nodeid
 }
 
-fn replace(bench: &Bench, name: &str) {
-    bench.write("beside", "new");
-    fs::rename(bench.path().join("beside"), bench.path().join(name)).unwrap();
+fn replace(fixture: &Fixture, name: &str) {
+    fixture.write("beside", "new");
+    fs::rename(fixture.path().join("beside"), fixture.path().join(name)).unwrap();
 }
 
 #[test]
-fn a_file_that_the_host_removed_is_neither_opened_nor_changed() {
+fn files_that_the_host_removed_are_neither_opened_nor_changed() {
     for config in modes() {
-        let bench = Bench::new(config);
+        let fixture = Fixture::new(config);
         for name in ["removed", "replaced"] {
-            bench.write(name, "old");
-            let node = lookup(&bench, name);
+            fixture.write(name, "old");
+            let node = lookup(&fixture, name);
             // By this the file stays reachable for a file handle.
-            let mut held = fs::File::open(bench.path().join(name)).unwrap();
+            let mut held = fs::File::open(fixture.path().join(name)).unwrap();
             match name {
-                "removed" => fs::remove_file(bench.path().join(name)).unwrap(),
-                _ => replace(&bench, name),
+                "removed" => fs::remove_file(fixture.path().join(name)).unwrap(),
+                _ => replace(&fixture, name),
             }
-            let fuse = bench.guest.fuse();
+            let fuse = fixture.guest.fuse();
             for flags in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC] {
                 assert_eq!(errno(fuse.open(node, flags)), Some(libc::ESTALE), "{name}, open {flags:o}");
             }
@@ -55,29 +57,29 @@ fn a_file_that_the_host_removed_is_neither_opened_nor_changed() {
             let mut contents = String::new();
             held.read_to_string(&mut contents).unwrap();
             assert_eq!(contents, "old", "nothing was cut off under a process of the host");
-            assert!(!bench.path().join("link").exists());
+            assert!(!fixture.path().join("link").exists());
         }
         // What the guest's kernel does upon that.
-        let fuse = bench.guest.fuse();
+        let fuse = fixture.guest.fuse();
         assert_eq!(errno(fuse.lookup(ROOT, "removed")), Some(libc::ENOENT));
         let made = fuse.create(ROOT, "removed", libc::O_WRONLY, 0o600).unwrap();
         fuse.write(made.entry.nodeid, made.open.fh, 0, b"kept", 0).unwrap();
-        let node = lookup(&bench, "replaced");
+        let node = lookup(&fixture, "replaced");
         let fh = fuse.open(node, libc::O_WRONLY | libc::O_TRUNC).unwrap().fh;
         fuse.write(node, fh, 0, b"kept", 0).unwrap();
         for name in ["removed", "replaced"] {
-            assert_eq!(fs::read(bench.path().join(name)).unwrap(), b"kept", "{name}");
+            assert_eq!(fs::read(fixture.path().join(name)).unwrap(), b"kept", "{name}");
         }
-        assert_eq!(bench.stale(), [(Cause::SourceReplaced, 1), (Cause::SourceRemoved, 1)]);
+        assert_eq!(fixture.stale(), [(Cause::SourceReplaced, 1), (Cause::SourceRemoved, 1)]);
     }
 }
 
 #[test]
-fn a_file_that_the_guest_removed_and_has_open_is_used_on() {
+fn open_files_that_the_guest_removed_stay_usable() {
     for config in modes() {
         for replaced in [false, true] {
-            let bench = Bench::new(config.clone());
-            let fuse = bench.guest.fuse();
+            let fixture = Fixture::new(config.clone());
+            let fuse = fixture.guest.fuse();
             let made = fuse.create(ROOT, "f", libc::O_RDWR, 0o600).unwrap();
             let (node, fh) = (made.entry.nodeid, made.open.fh);
             if replaced {
@@ -92,47 +94,68 @@ fn a_file_that_the_guest_removed_and_has_open_is_used_on() {
             fuse.setxattr(node, "user.a", b"b", 0).unwrap();
             let again = fuse.open(node, libc::O_RDWR).unwrap().fh;
             assert_eq!(fuse.read(node, again, 0, 100).unwrap(), b"contents");
-            assert_eq!(bench.stale(), []);
+            assert_eq!(fixture.stale(), []);
         }
     }
 }
 
 #[test]
-fn an_open_file_that_the_host_removed_is_used_on_but_not_opened_by_its_name() {
+fn open_files_that_the_host_removed_stay_usable_but_not_by_name() {
     for config in modes() {
-        let bench = Bench::new(config);
-        bench.write("f", "old");
-        let node = lookup(&bench, "f");
-        let fuse = bench.guest.fuse();
+        let fixture = Fixture::new(config);
+        fixture.write("f", "old");
+        let node = lookup(&fixture, "f");
+        let fuse = fixture.guest.fuse();
         let fh = fuse.open(node, libc::O_RDWR).unwrap().fh;
-        replace(&bench, "f");
+        replace(&fixture, "f");
         fuse.write(node, fh, 0, b"own", 0).unwrap();
         fuse.setattr(node, &SetAttr { mode: Some(0o640), ..SetAttr::default() }).unwrap();
         fuse.setxattr(node, "user.a", b"b", 0).unwrap();
-        // A process that comes by the name asks once, and then for the name. One that comes by /proc/self/fd asks
-        // for this node again (do_filp_open).
+        // A thread that opens by name gets ESTALE once, and then looks the name up. One that opens /proc/self/fd opens
+        // this node again (do_filp_open).
         let another = fuse.as_caller(Caller { pid: 4711, ..Caller::default() });
         assert_eq!(errno(fuse.open(node, libc::O_WRONLY | libc::O_TRUNC)), Some(libc::ESTALE));
         assert_eq!(errno(another.open(node, libc::O_WRONLY | libc::O_TRUNC)), Some(libc::ESTALE));
         let again = another.open(node, libc::O_RDWR).unwrap().fh;
         assert_eq!(fuse.read(node, again, 0, 100).unwrap(), b"own");
-        assert_eq!(fs::read(bench.path().join("f")).unwrap(), b"new");
+        assert_eq!(fs::read(fixture.path().join("f")).unwrap(), b"new");
         for fh in [fh, again] {
             fuse.release(node, fh, 0).unwrap();
         }
-        assert_eq!(errno(another.open(node, libc::O_RDWR)), Some(libc::ESTALE), "nobody has it open any more");
+        assert_eq!(errno(another.open(node, libc::O_RDWR)), Some(libc::ESTALE), "it is not open any more");
     }
 }
 
 #[test]
 fn a_file_with_another_name_left_is_opened() {
     for config in modes() {
-        let bench = Bench::new(config);
-        bench.write("one", "contents");
-        fs::hard_link(bench.path().join("one"), bench.path().join("two")).unwrap();
-        let node = lookup(&bench, "one");
-        fs::remove_file(bench.path().join("one")).unwrap();
-        let fh = bench.guest.fuse().open(node, libc::O_RDWR).unwrap().fh;
-        assert_eq!(bench.guest.fuse().read(node, fh, 0, 100).unwrap(), b"contents");
+        let fixture = Fixture::new(config);
+        fixture.write("one", "contents");
+        fs::hard_link(fixture.path().join("one"), fixture.path().join("two")).unwrap();
+        let node = lookup(&fixture, "one");
+        fs::remove_file(fixture.path().join("one")).unwrap();
+        let fh = fixture.guest.fuse().open(node, libc::O_RDWR).unwrap().fh;
+        assert_eq!(fixture.guest.fuse().read(node, fh, 0, 100).unwrap(), b"contents");
+    }
+}
+
+#[test]
+fn a_file_that_is_replaced_between_lookup_and_open_is_opened() {
+    for config in [descriptors(), config()] {
+        let fixture = Fixture::new(config);
+        let fuse = fixture.guest.fuse();
+        // Lookup and open must not take longer than a path walk, so on a busy machine the first attempt may fail.
+        let opened = (0..100).find_map(|_| {
+            fixture.write("f", "old");
+            // A file handle reaches the file while a process of the host has it open.
+            let held = fs::File::open(fixture.path().join("f")).unwrap();
+            let node = fuse.lookup(ROOT, "f").unwrap().nodeid;
+            replace(&fixture, "f");
+            fuse.open(node, libc::O_RDONLY).ok().map(|open| (held, node, open.fh))
+        });
+        let (_held, node, fh) = opened.expect("no OPEN right after its LOOKUP succeeded");
+        assert_eq!(fuse.read(node, fh, 0, 100).unwrap(), b"old");
+        fuse.release(node, fh, 0).unwrap();
+        assert_eq!(errno(fuse.open(node, libc::O_RDONLY)), Some(libc::ESTALE), "the next OPEN comes by a cached name");
     }
 }

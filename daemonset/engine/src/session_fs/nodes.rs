@@ -1,0 +1,147 @@
+//! Which library inode, or which orphaned file, each node of the guest is in this engine.
+//!
+//! A new engine knows none and finds each when the guest first uses it (`resolve`), so taking over costs the same
+//! whatever the guest holds.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+
+use crate::ledger::{FileHandle, ROOT, Slot};
+use crate::orphaned::OrphanedFile;
+
+/// The library's inode number of the root, FUSE_ROOT_ID.
+pub(super) const LIBRARY_ROOT: u64 = 1;
+
+/// How long after a LOOKUP an OPEN by the same thread belongs to the same path walk. The kernel sends it at once.
+const SAME_WALK: Duration = Duration::from_millis(50);
+
+/// What serves a node.
+#[derive(Clone)]
+pub(super) enum Target {
+    /// The library, under this inode number.
+    Library(u64),
+    /// The engine itself: no name leads to the file any more.
+    Orphaned(Arc<OrphanedFile>),
+}
+
+/// A node that has been resolved in this engine.
+struct Binding {
+    target: Target,
+    /// Lookups beyond the first that the library counts; returned to it with the last FORGET.
+    extra_lookups: u64,
+    /// The kernel file handle, once it has been read. It does not change while the library holds the inode.
+    file_handle: Option<FileHandle>,
+    /// True if the guest itself unlinked a name of the node, or renamed over one.
+    unlinked: bool,
+    /// The guest thread that looked the node up last and has not opened it since, and when it did.
+    looked_up: Option<(libc::pid_t, Instant)>,
+    /// The guest thread whose OPEN was refused last because the file has no link.
+    refused: Option<libc::pid_t>,
+}
+
+impl Binding {
+    fn new(target: Target) -> Self {
+        Binding { target, extra_lookups: 0, file_handle: None, unlinked: false, looked_up: None, refused: None }
+    }
+}
+
+/// The nodes that have been resolved in this engine.
+#[derive(Default)]
+pub(super) struct NodeBindings {
+    by_slot: FxHashMap<Slot, Binding>,
+    by_inode: FxHashMap<u64, Slot>,
+}
+
+impl NodeBindings {
+    /// What serves a node; none: it has not been resolved yet.
+    pub(super) fn target(&self, slot: Slot) -> Option<&Target> {
+        self.by_slot.get(&slot).map(|binding| &binding.target)
+    }
+
+    /// The library's inode number of a node that the library serves.
+    pub(super) fn inode_of(&self, slot: Slot) -> Option<u64> {
+        match self.target(slot) {
+            _ if slot == ROOT => Some(LIBRARY_ROOT),
+            Some(Target::Library(inode)) => Some(*inode),
+            _ => None,
+        }
+    }
+
+    /// The node bound to this library inode.
+    pub(super) fn slot_of(&self, inode: u64) -> Option<Slot> {
+        self.by_inode.get(&inode).copied()
+    }
+
+    /// Binds a node to a library inode, on which the library has counted one lookup for it.
+    pub(super) fn bind(&mut self, slot: Slot, inode: u64) {
+        self.by_slot.insert(slot, Binding::new(Target::Library(inode)));
+        self.by_inode.entry(inode).or_insert(slot);
+    }
+
+    /// Binds a node to an orphaned file.
+    pub(super) fn bind_orphan(&mut self, slot: Slot, file: Arc<OrphanedFile>) {
+        self.by_slot.insert(slot, Binding::new(Target::Orphaned(file)));
+    }
+
+    /// Drops the binding of a node that has ended. Returns the library inode and the lookups to return to the library.
+    pub(super) fn unbind(&mut self, slot: Slot) -> Option<(u64, u64)> {
+        let binding = self.by_slot.remove(&slot)?;
+        let Target::Library(inode) = binding.target else { return None };
+        if self.by_inode.get(&inode) == Some(&slot) {
+            self.by_inode.remove(&inode);
+        }
+        Some((inode, binding.extra_lookups + 1))
+    }
+
+    /// The library has counted one more lookup of the node.
+    pub(super) fn count_extra_lookup(&mut self, slot: Slot) {
+        if let Some(binding) = self.by_slot.get_mut(&slot) {
+            binding.extra_lookups += 1;
+        }
+    }
+
+    /// The kernel file handle of a library inode, if it has been read.
+    pub(super) fn file_handle(&self, inode: u64) -> Option<&FileHandle> {
+        self.by_slot.get(self.by_inode.get(&inode)?)?.file_handle.as_ref()
+    }
+
+    /// Records the kernel file handle of a library inode.
+    pub(super) fn set_file_handle(&mut self, inode: u64, file_handle: &FileHandle) {
+        let binding = self.by_inode.get(&inode).and_then(|slot| self.by_slot.get_mut(slot));
+        if let Some(binding) = binding {
+            binding.file_handle = Some(file_handle.clone());
+        }
+    }
+
+    /// Records that the guest itself removed a name of the node.
+    pub(super) fn set_unlinked(&mut self, slot: Slot) {
+        if let Some(binding) = self.by_slot.get_mut(&slot) {
+            binding.unlinked = true;
+        }
+    }
+
+    /// True if the guest itself removed a name of the node.
+    pub(super) fn is_unlinked(&self, slot: Slot) -> bool {
+        self.by_slot.get(&slot).is_some_and(|binding| binding.unlinked)
+    }
+
+    /// Records that this guest thread looked the node up.
+    pub(super) fn set_looked_up(&mut self, slot: Slot, pid: libc::pid_t) {
+        if let Some(binding) = self.by_slot.get_mut(&slot) {
+            binding.looked_up = Some((pid, Instant::now()));
+        }
+    }
+
+    /// True if an OPEN by this guest thread belongs to the path walk that looked the node up last. It is then opened.
+    pub(super) fn is_same_walk(&mut self, slot: Slot, pid: libc::pid_t) -> bool {
+        let looked_up = self.by_slot.get_mut(&slot).and_then(|binding| binding.looked_up.take());
+        looked_up.is_some_and(|(by, at)| by == pid && at.elapsed() < SAME_WALK)
+    }
+
+    /// Records that an OPEN by this guest thread is refused. True if it was the last one to be refused.
+    pub(super) fn refuse_once(&mut self, slot: Slot, pid: libc::pid_t) -> bool {
+        self.by_slot.get_mut(&slot).is_some_and(|binding| binding.refused.replace(pid) == Some(pid))
+    }
+}

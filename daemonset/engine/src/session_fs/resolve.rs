@@ -1,0 +1,302 @@
+//! From the guest's node ids to what serves them, and from the library's entries to node ids.
+
+use std::ffi::CString;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustc_hash::FxHashSet;
+use virtiofs_contract::staleness::Cause;
+use virtiofsd::filesystem::{Entry, FileSystem};
+use virtiofsd::fuse::{ATTR_SUBMOUNT, Attr};
+
+use crate::ledger::{Identity, ROOT, Slot};
+use crate::orphaned::OrphanedFile;
+
+use super::SessionFs;
+use super::errors::{engine_context, error, is_missing, ledger_full};
+use super::nodes::{LIBRARY_ROOT, Target};
+use super::request::RequestContext;
+use super::state::State;
+
+/// A node that is being looked for, and its names that have not been tried.
+struct Search {
+    slot: Slot,
+    names: std::vec::IntoIter<(Slot, Vec<u8>)>,
+    /// The name to follow once its directory has been found.
+    pending: Option<(Slot, Vec<u8>)>,
+}
+
+impl Search {
+    fn new(state: &State, slot: Slot) -> Self {
+        Search { slot, names: state.ledger.names(slot).into_iter(), pending: None }
+    }
+}
+
+impl<F: FileSystem> SessionFs<F> {
+    /// The node that the guest means.
+    ///
+    /// # Errors
+    /// `ESTALE` for an id that was never given out, or has been forgotten: the guest's VFS then walks again from the root.
+    pub(super) fn slot(&self, state: &State, id: u64) -> io::Result<Slot> {
+        state.ledger.slot(id).ok_or_else(|| {
+            self.count_fenced();
+            error(libc::ESTALE)
+        })
+    }
+
+    /// The library's inode number of a node.
+    ///
+    /// # Errors
+    /// `ESTALE` if no name leads to the node any more; else the error of the lookup.
+    pub(super) fn inode(&self, state: &mut State, request: RequestContext, slot: Slot) -> io::Result<u64> {
+        if slot == ROOT {
+            return Ok(LIBRARY_ROOT);
+        }
+        match state.nodes.target(slot) {
+            Some(Target::Library(inode)) => Ok(*inode),
+            Some(Target::Orphaned(_)) => Err(error(libc::ESTALE)),
+            None => self.resolve(state, request, slot),
+        }
+    }
+
+    /// What serves a node: the library, or the engine itself if no name leads to the node and the guest has it open.
+    pub(super) fn target(&self, state: &mut State, request: RequestContext, slot: Slot) -> io::Result<Target> {
+        if let Some(target) = state.nodes.target(slot) {
+            return Ok(target.clone());
+        }
+        match self.inode(state, request, slot) {
+            Ok(inode) => Ok(Target::Library(inode)),
+            Err(gone) if gone.raw_os_error() == Some(libc::ESTALE) => {
+                self.take_orphan_of_node(state, slot).map(Target::Orphaned).ok_or(gone)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    fn take_orphan_of_node(&self, state: &mut State, slot: Slot) -> Option<Arc<OrphanedFile>> {
+        let opened = state.ledger.handles_of(slot);
+        opened.iter().find_map(|handle| self.take_orphan(state, handle))
+    }
+
+    /// Finds a node by its names when this engine first uses it, and the directories above it by theirs. Each node is
+    /// tried once, because outdated names may form a cycle.
+    fn resolve(&self, state: &mut State, request: RequestContext, node: Slot) -> io::Result<u64> {
+        let mut visited = FxHashSet::from_iter([node]);
+        let mut searches = vec![Search::new(state, node)];
+        while let Some(search) = searches.last_mut() {
+            let Some((above, name)) = search.pending.take().or_else(|| search.names.next()) else {
+                searches.pop();
+                continue;
+            };
+            match state.nodes.inode_of(above) {
+                Some(inode) => match self.resolve_name(state, request, inode, &name, search.slot) {
+                    Ok(found) if search.slot == node => return Ok(found),
+                    Ok(_) => drop(searches.pop()),
+                    Err(gone) if is_missing(&gone) => {}
+                    Err(other) => return Err(other),
+                },
+                None if state.nodes.target(above).is_none() && visited.insert(above) => {
+                    search.pending = Some((above, name));
+                    searches.push(Search::new(state, above));
+                }
+                None => {}
+            }
+        }
+        Err(error(libc::ESTALE))
+    }
+
+    /// Binds the node in `slot` to the library's inode if `name` below `above` leads to that node.
+    fn resolve_name(
+        &self,
+        state: &mut State,
+        request: RequestContext,
+        above: u64,
+        name: &[u8],
+        slot: Slot,
+    ) -> io::Result<u64> {
+        let name = component(name)?;
+        let parent = state.nodes.slot_of(above).unwrap_or(ROOT);
+        let entry = self
+            .library
+            .lookup(engine_context(), above.into(), &name)
+            .inspect_err(|error| self.name_unresolved(state, request, (parent, name.to_bytes()), slot, error))?;
+        // The domain follows from the directory above by the same rule as when the guest received the node.
+        if identity(state.ledger.identity(parent), &entry) != state.ledger.identity(slot) {
+            self.library.forget(engine_context(), entry.inode.into(), 1);
+            self.drop_stale_name(state, request, (parent, name.to_bytes()), slot, Cause::SourceReplaced);
+            return Err(error(libc::ESTALE));
+        }
+        state.nodes.bind(slot, entry.inode);
+        Ok(entry.inode)
+    }
+
+    /// Turns an entry of the library's into one for the guest, and counts the lookup in the ledger. `cause`: what it
+    /// means if the guest held another node by that name.
+    ///
+    /// # Errors
+    /// `ENFILE` if the guest holds as much as it may; the lookup is then returned to the library.
+    pub(super) fn reply_entry(
+        &self,
+        state: &mut State,
+        request: RequestContext,
+        (parent, name): (Slot, &[u8]),
+        mut entry: Entry,
+        cause: Cause,
+    ) -> io::Result<Entry> {
+        let (slot, displaced) = self
+            .node_of_entry(state, request, (parent, name), &entry)
+            .inspect_err(|_| self.library.forget(engine_context(), entry.inode.into(), 1))?;
+        if let Some(displaced) = displaced {
+            self.count_stale_name(state, (parent, name), displaced, cause);
+        }
+        let id = state.ledger.id(slot);
+        (entry.inode, entry.generation) = (id, id >> 32);
+        entry.attr = self.guest_attr(entry.attr);
+        Ok(entry)
+    }
+
+    /// The guest's node for an entry, a new one if it holds none. The library's inode number decides whether it is the
+    /// same. Also returns the node that the guest held by that name, if that is another one.
+    fn node_of_entry(
+        &self,
+        state: &mut State,
+        request: RequestContext,
+        (parent, name): (Slot, &[u8]),
+        entry: &Entry,
+    ) -> io::Result<(Slot, Option<Slot>)> {
+        let known = match state.nodes.slot_of(entry.inode) {
+            Some(slot) => {
+                state.nodes.count_extra_lookup(slot);
+                Some(slot)
+            }
+            None => self.bind_known_node(state, request, (parent, name), entry),
+        };
+        if let Some(slot) = known {
+            let displaced = state.ledger.add_lookup(request.ring, parent, name, slot).map_err(ledger_full)?;
+            return Ok((slot, displaced));
+        }
+        let identity = identity(state.ledger.identity(parent), entry);
+        let (slot, displaced) = state.ledger.add_node(request.ring, parent, name, identity).map_err(ledger_full)?;
+        self.release_ended(state);
+        state.nodes.bind(slot, entry.inode);
+        Ok((slot, displaced))
+    }
+
+    /// Binds an entry that is new to this engine to a node that the guest received from an earlier one, if it is that
+    /// node.
+    fn bind_known_node(
+        &self,
+        state: &mut State,
+        request: RequestContext,
+        (parent, name): (Slot, &[u8]),
+        entry: &Entry,
+    ) -> Option<Slot> {
+        let identity = identity(state.ledger.identity(parent), entry);
+        let same_name = state.ledger.find(parent, name);
+        if let Some(slot) = same_name.filter(|slot| {
+            *slot != ROOT && state.nodes.target(*slot).is_none() && state.ledger.identity(*slot) == identity
+        }) {
+            state.nodes.bind(slot, entry.inode);
+            return Some(slot);
+        }
+        for slot in state.ledger.nodes_with_identity(identity).into_iter().filter(|slot| *slot != ROOT) {
+            match self.target(state, request, slot) {
+                // By its own names it leads to the same inode and is bound to that now. The library has counted one
+                // lookup for that, and one for the entry.
+                Ok(Target::Library(inode)) if inode == entry.inode => {
+                    state.nodes.count_extra_lookup(slot);
+                    return Some(slot);
+                }
+                // While the file is open, no other file has its inode number: a name leads to it again.
+                Ok(Target::Orphaned(file)) if is_open_as(&file, entry) => {
+                    state.nodes.bind(slot, entry.inode);
+                    return Some(slot);
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Returns the library's lookups of nodes that have ended, before their slots are used for other nodes.
+    pub(super) fn release_ended(&self, state: &mut State) {
+        for slot in state.ledger.take_ended() {
+            if let Some((inode, lookups)) = state.nodes.unbind(slot) {
+                self.library.forget(engine_context(), inode.into(), lookups);
+            }
+        }
+    }
+
+    /// Attributes for the guest. The library always announces mount points, by which file systems are told apart; the
+    /// guest sees them only if it agreed to.
+    pub(super) fn guest_attr(&self, mut attr: Attr) -> Attr {
+        if !self.submounts_agreed.load(Ordering::Relaxed) {
+            attr.flags &= !ATTR_SUBMOUNT;
+        }
+        attr
+    }
+}
+
+/// The identity of an entry below a node of identity `above`.
+pub(super) fn identity(above: Identity, entry: &Entry) -> Identity {
+    let mount = entry.attr.flags & ATTR_SUBMOUNT != 0;
+    let domain = if mount { below_mount(above.domain, entry.attr.ino) } else { above.domain };
+    Identity { ino: entry.attr.ino, domain }
+}
+
+/// True if a node of identity `node` can be below one of identity `above`: both belong to the same root directory.
+pub(super) fn belongs_below(above: Identity, node: Identity) -> bool {
+    node.domain == above.domain || node.domain == below_mount(above.domain, node.ino)
+}
+
+fn is_open_as(file: &OrphanedFile, entry: &Entry) -> bool {
+    file.file().metadata().is_ok_and(|found| found.ino() == entry.attr.ino && found.nlink() > 0)
+}
+
+/// A name from the ledger, checked again: another engine wrote it.
+///
+/// # Errors
+/// `ESTALE` if it is not a single component.
+pub(super) fn component(name: &[u8]) -> io::Result<CString> {
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
+        return Err(error(libc::ESTALE));
+    }
+    CString::new(name).map_err(|_| error(libc::ESTALE))
+}
+
+/// The domain of identities below a mount point.
+fn below_mount(above: u32, ino: u64) -> u32 {
+    let mixed = (ino ^ (u64::from(above) << 32)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_from_the_ledger_is_one_component() {
+        for bad in [&b""[..], b".", b"..", b"a/b", b"/etc", b"a\0b"] {
+            assert_eq!(component(bad).unwrap_err().raw_os_error(), Some(libc::ESTALE), "{bad:?}");
+        }
+        assert_eq!(component(b"\xff").unwrap().to_bytes(), b"\xff");
+    }
+
+    #[test]
+    fn nodes_of_another_root_belong_nowhere() {
+        let (root, node) = (Identity { ino: 1, domain: 7 }, Identity { ino: 12, domain: 7 });
+        assert!(belongs_below(root, node));
+        assert!(belongs_below(root, Identity { domain: below_mount(7, 12), ..node }), "a mount point");
+        assert!(!belongs_below(root, Identity { domain: below_mount(7, 13), ..node }));
+        assert!(!belongs_below(Identity { domain: 8, ..root }, node));
+    }
+
+    #[test]
+    fn domains_differ_by_mount_point_and_by_the_domain_above() {
+        assert_ne!(below_mount(0, 2), 0);
+        assert_ne!(below_mount(0, 2), below_mount(0, 3));
+        assert_ne!(below_mount(0, 2), below_mount(below_mount(0, 2), 2));
+    }
+}

@@ -1,0 +1,58 @@
+//! The state of the session's file system, behind one lock. Each part owns its own state.
+
+use crate::ledger::Ledger;
+
+use super::check_queue::{CheckQueue, NameChanges};
+use super::fd_stash::FdStash;
+use super::handles::OpenHandles;
+use super::nodes::NodeBindings;
+use super::request::CurrentRequest;
+use super::takeover::Takeover;
+
+/// The parts, which are locked together.
+pub(crate) struct State {
+    /// What the guest holds, in memory that outlives this engine.
+    pub(super) ledger: Ledger,
+    /// What the guest's nodes are in this engine.
+    pub(super) nodes: NodeBindings,
+    /// What the guest's handles are in this engine.
+    pub(super) handles: OpenHandles,
+    /// Open files that the broker keeps.
+    pub(super) stash: FdStash,
+    /// Changes of names by the guest itself.
+    pub(super) name_changes: NameChanges,
+    /// Nodes that the guest opened by a name in its cache.
+    pub(super) to_check: CheckQueue,
+    /// Whose the ledger is.
+    pub(super) takeover: Takeover,
+    /// The request that passes through the library.
+    pub(super) current: CurrentRequest,
+    /// True while the FUSE_INIT of an earlier engine is repeated for this one.
+    pub(super) replaying_init: bool,
+}
+
+impl State {
+    /// The state of an engine that has not taken over yet.
+    pub(super) fn new(ledger: Ledger, stash: FdStash) -> Self {
+        State {
+            ledger,
+            nodes: NodeBindings::default(),
+            handles: OpenHandles::default(),
+            stash,
+            name_changes: NameChanges::default(),
+            to_check: CheckQueue::default(),
+            takeover: Takeover::default(),
+            current: CurrentRequest::default(),
+            replaying_init: false,
+        }
+    }
+
+    /// The guest holds nothing any more.
+    pub(super) fn clear(&mut self) {
+        self.name_changes.count();
+        self.ledger.clear();
+        self.nodes = NodeBindings::default();
+        self.handles = OpenHandles::default();
+        self.stash.release_all();
+    }
+}
