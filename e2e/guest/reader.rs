@@ -35,7 +35,7 @@ impl Reader {
     }
 }
 
-/// Goes on until `left` files have been read.
+/// Continues until `left` files have been read.
 fn walk(directory: &Path, left: &mut u64, tally: &mut Tally) {
     let what = format!("list {}", directory.display());
     for path in tally.of(&what, || entries(directory)).unwrap_or_default() {
@@ -55,11 +55,11 @@ fn walk(directory: &Path, left: &mut u64, tally: &mut Tally) {
     }
 }
 
-/// Reads a file; where its name tells what is in it, compares.
+/// Reads a file; if its name describes its content, compares.
 pub fn read(path: &Path, tally: &mut Tally) {
     let Some(bytes) = tally.of(&format!("read {}", path.display()), || head(path)) else { return };
-    let told = path.file_name().and_then(|name| pattern::parse(name.to_str()?));
-    if let Some((seed, length)) = told {
+    let described = path.file_name().and_then(|name| pattern::parse(name.to_str()?));
+    if let Some((seed, length)) = described {
         tally.expect(bytes == pattern::content(seed, length), || format!("{}: wrong content", path.display()));
     }
 }

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Failures that are told in full; the rest are only counted.
-const TOLD: usize = 8;
+/// Failures that are printed in full; the rest are only counted.
+const PRINTED: usize = 8;
 
 #[derive(Default)]
 pub struct Tally {
     operations: u64,
     errors: BTreeMap<String, u64>,
     wrong: u64,
-    told: Vec<String>,
+    details: Vec<String>,
     slowest: Duration,
 }
 
@@ -27,7 +27,7 @@ impl Tally {
             Ok(value) => Some(value),
             Err(error) => {
                 let errno = errno_name(&error);
-                self.tell(format!("{what}: {errno}"));
+                self.add_detail(format!("{what}: {errno}"));
                 *self.errors.entry(errno).or_default() += 1;
                 None
             }
@@ -38,26 +38,26 @@ impl Tally {
     pub fn expect(&mut self, right: bool, what: impl FnOnce() -> String) {
         if !right {
             self.wrong += 1;
-            self.tell(what());
+            self.add_detail(what());
         }
     }
 
-    fn tell(&mut self, line: String) {
-        if self.told.len() < TOLD {
-            self.told.push(line);
+    fn add_detail(&mut self, line: String) {
+        if self.details.len() < PRINTED {
+            self.details.push(line);
         }
     }
 
     /// The summary as one line of JSON.
     pub fn json(&self, rounds: u64) -> String {
         let errors: Vec<_> = self.errors.iter().map(|(errno, count)| format!("{}:{count}", quoted(errno))).collect();
-        let told: Vec<_> = self.told.iter().map(|line| quoted(line)).collect();
+        let details: Vec<_> = self.details.iter().map(|line| quoted(line)).collect();
         format!(
-            "{{\"rounds\":{rounds},\"operations\":{},\"errors\":{{{}}},\"wrong\":{},\"told\":[{}],\"slowest_us\":{}}}",
+            "{{\"rounds\":{rounds},\"operations\":{},\"errors\":{{{}}},\"wrong\":{},\"details\":[{}],\"slowest_us\":{}}}",
             self.operations,
             errors.join(","),
             self.wrong,
-            told.join(","),
+            details.join(","),
             self.slowest.as_micros()
         )
     }

@@ -78,7 +78,7 @@ fn runs_under_kvm(parts: &Parts) -> Result<bool> {
         .arg(format!("file:{}", console.display()))
         .arg("-kernel")
         .arg(&parts.kernel)
-        // No root file system: the kernel comes up, panics for want of one, and the VM ends at once.
+        // No root file system: the kernel comes up, panics without one, and the VM ends at once.
         .args(["-append", "console=ttyS0 panic=-1"]);
     let trial = Process::start(qemu, &dir.path().join("qemu.log"), Duration::ZERO)?;
     let ended = trial.wait_for(TRIAL)?;

@@ -85,11 +85,11 @@ impl Node {
     }
 
     /// Has the one guest of a share handed over to another engine like the one that serves it, which opens the
-    /// source anew, and returns how long the guest was not served.
+    /// source again, and returns how long the guest was not served.
     ///
     /// # Errors
     /// When it is not handed over.
-    pub fn open_source_anew(&self, share: &str) -> Result<Duration> {
+    pub fn reopen_source(&self, share: &str) -> Result<Duration> {
         let order = || self.hand_over(share).map(drop);
         self.one_more(share, |exchanges| &exchanges.hand_overs, order)
     }
@@ -148,7 +148,7 @@ impl Node {
     }
 }
 
-/// Pauses of one kind, to be told to a person.
+/// Pauses of one kind, to be printed.
 #[derive(Debug, Default)]
 pub struct Series {
     pauses: Vec<Duration>,
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_series_tells_its_middle_and_its_worst() {
+    fn a_series_prints_its_median_and_its_worst() {
         let mut series = Series::default();
         for ms in [9, 1, 3] {
             series.add(Duration::from_millis(ms));

@@ -162,7 +162,7 @@ impl Guest {
         self.command("stop", &json!({}))
     }
 
-    /// Lets a VM that was paused go on.
+    /// Resumes a paused VM.
     ///
     /// # Errors
     /// When QEMU does not do it.

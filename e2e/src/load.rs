@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::guest::Guest;
 
-/// A load runs on past the moment it is told to stop by at most one round.
+/// A load runs on past the request to stop by at most one round.
 const LAST_ROUND: Duration = Duration::from_secs(90);
 
 /// What `guest-load` is to work on, by paths in the guest.
@@ -74,7 +74,7 @@ pub struct Summary {
     /// Contents and outcomes that were wrong although no call failed.
     pub wrong: u64,
     /// The first few failures in words.
-    pub told: Vec<String>,
+    pub details: Vec<String>,
     /// The longest any one operation took, in microseconds.
     pub slowest_us: u64,
 }
@@ -97,13 +97,13 @@ impl Summary {
             self.errors,
             self.wrong,
             self.operations,
-            self.told.join("\n")
+            self.details.join("\n")
         );
         Ok(())
     }
 }
 
-/// A load that goes on in the guest until it is stopped.
+/// A load that runs in the guest until it is stopped.
 #[derive(Debug)]
 pub struct Running {
     number: u32,
@@ -167,8 +167,7 @@ mod tests {
 
     #[test]
     fn a_summary_with_errors_is_not_clean_and_says_which() {
-        let line =
-            r#"{"rounds":1,"operations":9,"errors":{"ESTALE":2},"wrong":1,"told":["read /x: ESTALE"],"slowest_us":5}"#;
+        let line = r#"{"rounds":1,"operations":9,"errors":{"ESTALE":2},"wrong":1,"details":["read /x: ESTALE"],"slowest_us":5}"#;
         let problem = summary(line).unwrap().must_be_clean().unwrap_err().to_string();
         assert!(problem.contains("ESTALE") && problem.contains("read /x"), "{problem}");
     }

@@ -65,7 +65,7 @@ impl Process {
     /// How it ended, if it has. It stays a zombie, so that its process id stays its own until it is dropped.
     ///
     /// # Errors
-    /// When the system cannot tell.
+    /// When the system does not report it.
     pub fn ended(&self) -> Result<Option<ExitStatus>> {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         Ok(match waitid(Id::Pid(self.pid()), peek).context("asking after a child")? {
@@ -78,7 +78,7 @@ impl Process {
     /// Waits for its end; nothing when it is still running after `limit`.
     ///
     /// # Errors
-    /// When the system cannot tell.
+    /// When the system does not report it.
     pub fn wait_for(&self, limit: Duration) -> Result<Option<ExitStatus>> {
         let until = Instant::now() + limit;
         loop {

@@ -19,7 +19,7 @@ use nix::unistd::{Pid, Uid, getpid};
 
 /// Says inside that this is inside, and which cgroup is the node's.
 const CGROUP: &str = "VIRTIOFS_E2E_CGROUP";
-/// Where container runtime, kubelet and this project's own daemons keep things on every node, whatever they are told;
+/// Where container runtime, kubelet and this project's own daemons keep things on every node, whatever their configuration;
 /// and what is shared.
 const OWN: [&str; 7] = [
     "/run/containerd",

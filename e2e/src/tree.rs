@@ -12,7 +12,7 @@ pub mod pattern;
 /// Files in each directory of a tree.
 const PER_DIRECTORY: u64 = 20;
 
-/// Fills `root` with `files` files whose names tell the guest what is in them, from empty to 64 KiB.
+/// Fills `root` with `files` files whose names describe their content to the guest, from empty to 64 KiB.
 ///
 /// # Errors
 /// When it cannot be written.

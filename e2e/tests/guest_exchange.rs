@@ -1,5 +1,5 @@
 //! Engines come and go under real guests, and the guests do not notice: kills, hand-overs, another binary, a VM that
-//! is paused, reset or mounts anew, and the cure of the report that this project began with.
+//! is paused, reset or mounts again, and the cure of the report that this project began with.
 
 use std::fs;
 use std::path::Path;
@@ -80,7 +80,7 @@ impl Mounts {
         Ok(Self { direct, merged })
     }
 
-    /// Unmounts what a guest mounted that goes on.
+    /// Unmounts what a running guest mounted.
     fn undo(&self, guest: &mut Guest) -> Result<()> {
         guest.must(&format!("umount {} && umount /run/merged && umount {}", self.merged, self.direct)).map(drop)
     }
@@ -104,14 +104,14 @@ impl Loads {
     fn stop(self, guest: &mut Guest) -> Result<()> {
         for (place, running) in [("direct mount", self.direct), ("overlayfs", self.merged)] {
             let count = guest.stop_work(running)?;
-            tell(place, &count);
+            print(place, &count);
             count.must_be_clean().context(place)?;
         }
         Ok(())
     }
 }
 
-fn tell(what: &str, count: &Summary) {
+fn print(what: &str, count: &Summary) {
     println!(
         "{what}: {} operations in {} rounds, errors {:?}, {} wrong results, slowest operation {} ms",
         count.operations,
@@ -183,7 +183,7 @@ fn a_share_outlives_a_mount_and_a_boot() -> Result<()> {
         host.plant_layers()?;
         let mut guest = host.guest("{}")?;
         work_through_a_kill(host, &mut guest)?.undo(&mut guest)?;
-        work_through_a_kill(host, &mut guest).context("mounted anew")?;
+        work_through_a_kill(host, &mut guest).context("mounted again")?;
 
         let mounts = Mounts { direct: format!("/mnt/{SHARE}"), merged: "/mnt/merged".to_owned() };
         Loads::start(&mut guest, &mounts)?;
@@ -191,7 +191,7 @@ fn a_share_outlives_a_mount_and_a_boot() -> Result<()> {
         guest.reset().context("reset under load")?;
         fs::remove_dir_all(host.source().join("work"))?;
         fs::create_dir(host.source().join("work"))?;
-        work_through_a_kill(host, &mut guest).context("booted anew")?;
+        work_through_a_kill(host, &mut guest).context("booted again")?;
         guest.shutdown()
     })
 }
@@ -215,21 +215,21 @@ fn a_guest_that_ran_its_engine_out_of_files_is_cured_by_file_handles() -> Result
         let mounts = Mounts::of(&mut guest)?;
         report::take_list(&mut guest, &mounts.direct)?;
         let (all, first) = (Load::listed("/run/list"), Load::listed("/run/list").at_most(AGAIN));
-        tell("O_PATH descriptors, all files", &guest.work(&all, 1)?);
-        tell("O_PATH descriptors, the first files once more", &guest.work(&first, 1)?);
+        print("O_PATH descriptors, all files", &guest.work(&all, 1)?);
+        print("O_PATH descriptors, the first files once more", &guest.work(&first, 1)?);
         report::fall_ill(&host.node, SHARE, &mut guest)?;
         let ill = guest.work(&first, 1)?;
-        tell("after the engine's death and other files, the first ones", &ill);
+        print("after the engine's death and other files, the first ones", &ill);
         let stale = ill.errors.get("ESTALE").copied().unwrap_or_default();
         ensure!(stale > u64::from(AGAIN) * 9 / 10, "the report is not reproduced: {ill:?}");
 
         let pause = host.node.reconfigure(&host.declaration("{inodeFileHandles: Mandatory, openFiles: 2000}"))?;
         println!("handed over to file handles in {pause:?}");
         let cured = guest.work(&first, 1)?;
-        tell("file handles, the same files", &cured);
+        print("file handles, the same files", &cured);
         cured.must_be_clean()?;
         let whole = guest.work(&all, 1)?;
-        tell("file handles, every file", &whole);
+        print("file handles, every file", &whole);
         whole.must_be_clean()?;
         ensure!(whole.operations == FILES, "{} files were read", whole.operations);
         guest.shutdown()

@@ -73,7 +73,7 @@ fn stale_events(share: &Value, cause: &str) -> u64 {
     share["counts"]["staleByCause"][cause].as_u64().unwrap_or(0)
 }
 
-fn tell(what: &str, count: &Summary) {
+fn print(what: &str, count: &Summary) {
     println!("{what}: {} operations, errors {:?}, {} wrong results", count.operations, count.errors, count.wrong);
 }
 
@@ -91,7 +91,7 @@ fn an_engine_out_of_files_is_handed_over_to_file_handles_by_policy() -> Result<(
         let mut guest = host.guest("Shared", SCARCE, HEAL)?;
         mount_layers(&mut guest)?;
         let ill = guest.work(&Load::listed("/run/list"), 1)?;
-        tell("descriptors, every file", &ill);
+        print("descriptors, every file", &ill);
         ensure!(ill.error_count() > 0, "the engine does not run out of files");
 
         let share = host.until("cured, and the cure verified", is_verified)?;
@@ -101,7 +101,7 @@ fn an_engine_out_of_files_is_handed_over_to_file_handles_by_policy() -> Result<(
         ensure!(share["sessions"][0]["engine"]["inodeFileHandles"] == "Prefer", "{share:#}");
 
         let whole = guest.work(&Load::listed("/run/list"), 1)?;
-        tell("file handles, every file", &whole);
+        print("file handles, every file", &whole);
         whole.must_be_clean()?;
         ensure!(whole.operations == FILES, "{} files were read", whole.operations);
         guest.shutdown()
@@ -119,11 +119,11 @@ fn with_report_it_is_counted_and_nothing_is_touched() -> Result<()> {
         let engines = host.share()?["sessions"][0]["engines"].clone();
         let first = Load::listed("/run/list").at_most(AGAIN);
         let ill = guest.work(&first, 1)?;
-        tell("descriptors, the first files", &ill);
+        print("descriptors, the first files", &ill);
         let stale = ill.errors.get("ESTALE").copied().unwrap_or_default();
         ensure!(stale > u64::from(AGAIN) * 9 / 10, "the report is not reproduced: {ill:?}");
 
-        // Told, and told no longer: a remedy would have come in between.
+        // Reported, and then no longer: a remedy would have come in between.
         let is = |share: &Value, reason: &str| share["staleness"]["conditions"][0]["reason"] == reason;
         let share = host.until("stale", |share| is(share, "FdExhausted"))?;
         ensure!(stale_events(&share, "FdExhausted") >= stale, "{share:#}");
@@ -199,7 +199,7 @@ fn a_file_that_was_not_to_change_is_named_and_no_engine_is_exchanged_for_it() ->
         // Opened again, or not: the audit comes by.
         let _ = guest.run(&format!("cat {direct}/etc/7"))?;
         let share = host
-            .until("told to be changed", |share| share["staleness"]["conditions"][0]["reason"] == "SourceReplaced")?;
+            .until("reported as changed", |share| share["staleness"]["conditions"][0]["reason"] == "SourceReplaced")?;
         let said = share["notices"][0]["message"].as_str().unwrap_or_default().to_owned();
         println!("{said}");
         ensure!(said.contains("etc/"), "{share:#}");

@@ -253,7 +253,7 @@ impl Guest {
         self.queues.iter().flat_map(|q| q.violations()).collect()
     }
 
-    /// The VMM pauses the VM: both rings stop; where they will go on is returned and must be
+    /// The VMM pauses the VM: both rings stop; where they will continue is returned and must be
     /// handed to [`Guest::resume`]. Requests the guest makes meanwhile wait on the ring.
     pub fn pause(&self) -> Result<[u16; 2], GuestError> {
         let mut front_end = self.front_end();
@@ -287,7 +287,7 @@ impl Guest {
         self.reboot_on_running_rings()
     }
 
-    /// The same under a VMM that stops and resets nothing (cloud-hypervisor): it sets the rings up anew, in the same
+    /// The same under a VMM that stops and resets nothing (cloud-hypervisor): it sets the rings up again, in the same
     /// place, while they run.
     pub fn reboot_on_running_rings(&self) -> Result<(), GuestError> {
         let mut front_end = self.front_end();
@@ -300,7 +300,7 @@ impl Guest {
         self.mount()
     }
 
-    /// The VMM connects again, as cloud-hypervisor does after a disconnect, and goes on where the
+    /// The VMM connects again, as cloud-hypervisor does after a disconnect, and continues where the
     /// used ring ends: requests in flight are served again.
     pub fn reconnect(&self) -> Result<(), GuestError> {
         self.reconnect_to(&self.config.socket)

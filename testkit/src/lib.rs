@@ -20,7 +20,7 @@
 //! # }
 //! ```
 //!
-//! Errors tell apart what a guest's application may see (an errno), what a kernel would complain of
+//! Errors distinguish what a guest's application may see (an errno), what a kernel would complain of
 //! (a reply that breaks the protocol) and what would freeze it (no reply, or a reply without a
 //! call): see [`fuse::call::CallError`].
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{AtomicAccess, Bytes, FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion};
 
-/// A PC's RAM goes on above the hole that is left for devices below 4 GiB.
+/// A PC's RAM continues above the hole that is left for devices below 4 GiB.
 const ABOVE_THE_HOLE: u64 = 4 << 30;
 
 /// The unit in which memory is touched and buffers are aligned.
@@ -48,7 +48,7 @@ pub enum MemoryError {
     },
 }
 
-/// One region as the back-end is told of it.
+/// One region as it is sent to the back-end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
     /// Guest physical address of its first byte.

@@ -1,7 +1,7 @@
 //! What a tree of files must look like: names, links, contents, attributes, in memory.
 //!
 //! Pure: a request is first *planned* (what would it change, or which errno does Linux give?) and
-//! only *committed* once the guest has really been told that it succeeded.
+//! only *committed* once the guest has received its success.
 
 use std::collections::{BTreeMap, BTreeSet};
 

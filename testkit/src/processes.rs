@@ -1,4 +1,4 @@
-//! What processes hold, from /proc: to tell at the end of a run what was leaked.
+//! What processes hold, from /proc: to report at the end of a run what was leaked.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_told_apart() {
+    fn descriptors_are_distinguished() {
         assert_eq!(kind_of(Path::new("/memfd:ram (deleted)")), "memfd");
         assert_eq!(kind_of(Path::new("anon_inode:[eventfd]")), "eventfd");
         assert_eq!(kind_of(Path::new("socket:[12]")), "socket");

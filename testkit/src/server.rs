@@ -289,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_is_told_from_a_connection() {
+    fn a_listener_is_distinguished_from_a_connection() {
         let listener = "0000: 00000002 00000000 00010000 0001 01 3141 /run/a.sock";
         let connected = "0000: 00000003 00000000 00000000 0001 03 3142 /run/a.sock";
         assert!(is_listener(listener, Path::new("/run/a.sock")));

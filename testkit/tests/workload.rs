@@ -76,7 +76,7 @@ fn the_same_seed_does_the_same_steps() {
 }
 
 #[test]
-fn a_script_goes_on_over_a_pause_and_a_reboot() {
+fn a_script_continues_over_a_pause_and_a_reboot() {
     let stock = Stock::start(&[]);
     let guest = Guest::boot(GuestConfig::new(stock.socket()).small()).unwrap();
     let mut workload = Workload::start(Config::new(0).host(stock.share()), &[guest.fuse()]);

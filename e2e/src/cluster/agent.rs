@@ -134,7 +134,7 @@ impl NodeDaemons {
         Ok(())
     }
 
-    /// Ends the agent in good order; broker and sessions go on.
+    /// Ends the agent in good order; broker and sessions continue.
     ///
     /// # Errors
     /// When it does not end, or not with success.

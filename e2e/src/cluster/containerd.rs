@@ -17,7 +17,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// Debian's containernetworking-plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// A container runtime. Dropped, it ends; containers are their shims' and go on.
+/// A container runtime. Dropped, it ends; containers belong to their shims and continue.
 pub(super) struct Containerd {
     process: Option<Process>,
     socket: PathBuf,

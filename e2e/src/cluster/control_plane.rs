@@ -203,7 +203,7 @@ impl Place {
                  node-lifecycle-controller",
             );
         } else {
-            // Pods are told by whom to know the API server.
+            // Pods get the CA that identifies the API server.
             manager.arg("--root-ca-file").arg(self.certificate());
         }
         Process::start(manager, &self.dir.join("kube-controller-manager.log"), FAREWELL)

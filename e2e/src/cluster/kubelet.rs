@@ -17,7 +17,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// Where every kubelet keeps things; a test that keeps to itself has a directory of its own there.
 pub(super) const ROOT: &str = "/var/lib/kubelet";
 
-/// A kubelet that can be stopped and started again. Dropped, it ends; pods go on.
+/// A kubelet that can be stopped and started again. Dropped, it ends; pods continue.
 pub(super) struct Kubelet {
     process: Option<Process>,
     program: PathBuf,

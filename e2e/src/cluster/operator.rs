@@ -82,7 +82,7 @@ impl Operator {
     /// How it ended, if it has.
     ///
     /// # Errors
-    /// When the system cannot tell.
+    /// When the system does not report it.
     pub fn ended(&self) -> Result<Option<ExitStatus>> {
         self.process.ended()
     }

@@ -153,7 +153,7 @@ impl RealCluster {
 
 /// What a power failure does to a node whose runtime has its state in `dir`.
 fn power_off(dir: &Path) -> Result<()> {
-    // Shims first: what they are told of the death of their containers, they would write down.
+    // Shims first: they would record the death of their containers.
     for pid in processes_of("containerd-shim-runc-v2") {
         kill(pid, Signal::SIGKILL).context("killing a container's shim")?;
     }

@@ -13,7 +13,7 @@ use super::sessions::{RUNTIME_DIR, processes_of};
 /// Programs of which none may be left.
 const PROGRAMS: [&str; 4] = ["virtiofs-engine", "virtiofs-broker", "virtiofs-agent", "qemu-system-x86_64"];
 
-/// What there is, in words, and how many of each. Names that are made up anew each time are one name.
+/// What there is, in words, and how many of each. Names that are generated each time are one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traces(BTreeMap<String, usize>);
 
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_named_anew_each_time_is_one_thing() {
+    fn generated_names_count_as_one() {
         let one = "file /pods/1aa28ee6-31d4-4fcc-a3d5-ec4f7b63b1f1/volumes/kube-api-access-x7j2k/..2026_11_25/token";
         assert_eq!(nameless(one), "file /pods/*/volumes/*/*/token");
         assert_eq!(nameless("mount /run/netns/cni-0235352b-f4a3-2caf-1821-fd8ab60a2256"), "mount /run/netns/*");
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_is_told_and_what_went_is_not() {
+    fn additions_are_reported_and_removals_are_not() {
         let traces = |words: &[&str]| Traces(words.iter().map(|word| ((*word).to_owned(), 1)).collect());
         let (before, after) = (traces(&["mount /a", "mount /b"]), traces(&["mount /b", "mount /c"]));
         assert_eq!(after.since(&before), "mount /c: 0 before, now 1\n");

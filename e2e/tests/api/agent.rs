@@ -30,7 +30,7 @@ fn until_ready(world: &World, daemons: &NodeDaemons, share: &str, wanted: (&str,
     )
 }
 
-pub(crate) fn a_real_agent_serves_reports_changes_and_lets_go(world: &mut World) -> Result<()> {
+pub(crate) fn a_real_agent_serves_reports_changes_and_releases(world: &mut World) -> Result<()> {
     world.nodes("data", &["fake", "real"])?;
     let mut daemons = NodeDaemons::start(&world.cluster, "real")?;
     let source = daemons.source("data")?;
@@ -79,7 +79,7 @@ pub(crate) fn a_real_agent_serves_reports_changes_and_lets_go(world: &mut World)
 }
 
 /// An engine runs out of files and is cured; the share says what was done, and is served all the while.
-pub(crate) fn a_remedy_is_told_and_the_share_stays_ready(world: &mut World) -> Result<()> {
+pub(crate) fn a_remedy_is_reported_and_the_share_stays_ready(world: &mut World) -> Result<()> {
     const FILES: usize = 1200;
     world.nodes("cured", &["real"])?;
     let daemons = NodeDaemons::start(&world.cluster, "real")?;
@@ -117,7 +117,7 @@ pub(crate) fn a_remedy_is_told_and_the_share_stays_ready(world: &mut World) -> R
     Ok(())
 }
 
-pub(crate) fn an_agent_goes_on_without_an_api_server(world: &mut World) -> Result<()> {
+pub(crate) fn an_agent_continues_without_an_api_server(world: &mut World) -> Result<()> {
     if !world.cluster.is_own() {
         println!("the API server is not ours to stop");
         return Ok(());
@@ -130,11 +130,11 @@ pub(crate) fn an_agent_goes_on_without_an_api_server(world: &mut World) -> Resul
     let guest = Guest::boot(GuestConfig::new(daemons.socket("kept")).small()).context("a guest")?;
     world.until_share("kept", "one session", |share| share["status"]["sessions"] == 1)?;
     world.cluster.without_api_server(|| {
-        // Even an agent that starts now goes on with what was known last, and another VM may come.
+        // Even an agent that starts now continues with what was known last, and another VM may come.
         daemons.stop_agent()?;
         daemons.start_agent()?;
         until(
-            "the agent to go on",
+            "the agent to continue",
             || daemons.log_tail(),
             || Ok(daemons.log_tail().contains("going on with what was known last").then_some(())),
         )?;

@@ -14,7 +14,7 @@ use crate::world::{How, World};
 /// More writes than the scenario takes.
 const WRITES_MAX: usize = 60;
 
-/// A share is declared, served, changed and deleted; whichever write an operator dies before, the next one goes on.
+/// A share is declared, served, changed and deleted; whichever write an operator dies before, the next one continues.
 pub(crate) fn an_operator_killed_before_any_write_is_replaced(world: &mut World) -> Result<()> {
     world.end_operator()?;
     world.nodes("mortal", &["m1", "m2"])?;
@@ -77,7 +77,7 @@ pub(crate) fn of_two_operators_one_works(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// Watches break, writes fail, and then everything goes on: with the same operator, or with the next one where the
+/// Watches break, writes fail, and then everything continues: with the same operator, or with the next one where the
 /// lease could not be kept.
 pub(crate) fn the_api_server_goes_away_and_comes_back(world: &mut World) -> Result<()> {
     if !world.cluster.is_own() {

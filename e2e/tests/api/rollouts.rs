@@ -14,7 +14,7 @@ fn one_at_a_time(more: Value) -> Value {
     spec
 }
 
-pub(crate) fn a_change_halts_and_goes_on(world: &mut World) -> Result<()> {
+pub(crate) fn a_change_halts_and_resumes(world: &mut World) -> Result<()> {
     world.served("steps", &["r1", "r2", "r3"], one_at_a_time(json!({})))?;
     world.declare("steps", one_at_a_time(json!({"content": "Immutable"})))?;
     world.until_asked("steps", &["r1"])?;
@@ -31,7 +31,7 @@ pub(crate) fn a_change_halts_and_goes_on(world: &mut World) -> Result<()> {
         let events = world.admin().run(&["get", "events.events.k8s.io", "-n", "default"])?;
         Ok(events.contains("RolloutHalted").then_some(()))
     })?;
-    ensure!(world.asked("steps")? == ["r1"], "it went on");
+    ensure!(world.asked("steps")? == ["r1"], "it continued");
     // The admin mends the node.
     world.answer("steps", "r1", How::Serving)?;
     world.until_asked("steps", &["r1", "r2"])?;

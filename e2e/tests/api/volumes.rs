@@ -136,7 +136,7 @@ pub(crate) fn a_pod_gets_a_share_and_leaves_nothing(world: &mut World) -> Result
     ensure!((access.mode() & 0o777, access.gid()) == (0o660, 6), "{:o} {}", access.mode(), access.gid());
     let guest = stage.boot(&pod)?;
     hello(&guest)?;
-    // Who uses the share is told by the pod's name.
+    // The pod's name says who uses the share.
     world.until_exports("images", "the pod is named", |exports| {
         exports.get(NODE).is_some_and(|export| export["status"]["users"] == json!(["pod vms/a"]))
     })?;
@@ -149,7 +149,7 @@ pub(crate) fn a_pod_gets_a_share_and_leaves_nothing(world: &mut World) -> Result
     stage.daemons.start_agent()?;
     stage.kubelet.register(world.admin(), NODE)?;
     stage.publish(&pod)?;
-    ensure!(stage.inode(&pod)? == bound, "the socket was bound anew");
+    ensure!(stage.inode(&pod)? == bound, "the socket was bound again");
     hello(&guest)?;
     let room = stage.kubelet.stats(&pod)??;
     ensure!(room.len() == 2 && room[0].total > 0, "{room:?}");
@@ -183,7 +183,7 @@ fn with(mut pod: Pod, key: &'static str, value: &str) -> Pod {
     pod
 }
 
-pub(crate) fn who_may_not_have_a_share_is_told_and_so_is_the_admin(world: &mut World) -> Result<()> {
+pub(crate) fn a_rejected_pod_and_the_admin_see_the_reason(world: &mut World) -> Result<()> {
     let stage = Stage::set(world, "secret", json!({}))?;
     let stranger = Pod { namespace: "strangers", ..stage.pod("x") };
     let refused = stage.kubelet.publish(&stranger)?.err().context("a stranger has the share")?;
@@ -262,7 +262,7 @@ pub(crate) fn volumes_outlast_what_dies(world: &mut World) -> Result<()> {
         Ok((stage.left()?.len() == 3).then_some(())) // File, directory and socket of the one that stays.
     })?;
 
-    // Its share is deleted while the pod has it: the session goes on until the pod goes, API server or not.
+    // Its share is deleted while the pod has it: the session continues until the pod ends, API server or not.
     world.admin().run(&["delete", "vfs", "kept", "--wait=false"])?;
     wait_for("the socket to go", || Ok((!stage.socket(&stays).exists()).then_some(())))?;
     hello(&guest)?;
@@ -305,7 +305,7 @@ pub(crate) fn the_driver_stays_registered(world: &mut World) -> Result<()> {
     };
     let offered = |before: (u64, i64, i64), why: &str| {
         until(
-            &format!("the driver to offer itself anew: {why}"),
+            &format!("the driver to register again: {why}"),
             || stage.daemons.log_tail(),
             || Ok(inode(&socket).ok().filter(|now| *now != before)),
         )

@@ -1,4 +1,4 @@
-//! What every test has: a cluster, an operator, and the words in which tests are told.
+//! What every test has: a cluster, an operator, and the vocabulary of the tests.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -168,7 +168,7 @@ pub(crate) fn hold(guest: &mut Guest, mode: &Mode) -> Result<()> {
     let files: Vec<_> = LOUD.iter().map(Loud::file).collect();
     let names = |root: &str| files.iter().map(|file| format!("{root}/{file} ")).collect::<String>();
     let share = &mode.share;
-    // A program of the guest's keeps one of them open, and reads it when it is told to.
+    // A program of the guest's keeps one of them open, and reads it on request.
     guest.must(&format!(
         "cat {} {} >/dev/null && (exec 5<{merged}/loud/open; touch /run/{share}.holds; \
          while [ ! -e /run/{share}.go ]; do sleep 0.1; done; cat <&5 >/run/{share}.out 2>&1; \

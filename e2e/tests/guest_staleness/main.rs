@@ -131,7 +131,7 @@ fn running_out_of_files_is_counted_if_and_only_if_it_hurts() -> Result<()> {
     })
 }
 
-/// Another file system under the same path: the guest goes on there without mounting anew. And what a second VM does
+/// Another file system under the same path: the guest continues there without mounting again. And what a second VM does
 /// to a share is to the first one what any process of the host does.
 #[test]
 fn a_source_that_is_replaced_and_a_second_vm() -> Result<()> {
@@ -174,7 +174,7 @@ fn a_source_that_is_replaced_and_a_second_vm() -> Result<()> {
             let seen = host.until(share, |session| session.source_gone.is_some())?;
             ensure!(seen.totals.stale(Cause::SourceGone) == 1, "{share}: {:?}", seen.totals.stale);
             ensure!(guest.must(&format!("s={share}; {read}"))? == "first\nfirst\nfirst\n", "{share} is still served");
-            host.node.open_source_anew(share)?;
+            host.node.reopen_source(share)?;
             let now = guest.must(&format!("s={share}; {read}"))?;
             ensure!(now == "second\nsecond\nsecond\n", "{share} after the hand-over: {now}");
             let session = host.until(share, |session| session.source_gone.is_none())?;

@@ -26,7 +26,7 @@ const TESTS: &[Test<World>] = &[
         vms::a_vm_uses_a_directory_of_a_share_by_a_persistent_volume,
     ),
     ("agent_and_operator_are_replaced_under_a_vm", vms::agent_and_operator_are_replaced_under_a_vm),
-    ("a_namespace_that_is_not_admitted_is_told_so", vms::a_namespace_that_is_not_admitted_is_told_so),
+    ("a_pod_of_another_namespace_sees_the_reason", vms::a_pod_of_another_namespace_sees_the_reason),
     ("restarts_multiply_nothing", complaints::restarts_multiply_nothing),
     (
         "after_a_reboot_who_stays_is_served_and_who_was_deleted_goes",

@@ -128,7 +128,7 @@ fn leave_behind(world: &World, claim: &str) -> Result<()> {
     }))?;
     world.until_pod(VMS, "litter", "running", |pod| is_true(pod, "Ready"))?;
     let look = ["-n", VMS, "exec", "litter", "--", "busybox", "stat", "-c", "%U %a", "/share/d"];
-    let written = || Ok(world.admin().run(&look).ok().filter(|told| told.contains("1700")));
+    let written = || Ok(world.admin().run(&look).ok().filter(|seen| seen.contains("1700")));
     until("the pod to have written", || world.explain(), written)?;
     world.delete_pod(VMS, "litter")
 }
@@ -166,11 +166,11 @@ pub(crate) fn agent_and_operator_are_replaced_under_a_vm(world: &mut World) -> R
     guest.shutdown()
 }
 
-pub(crate) fn a_namespace_that_is_not_admitted_is_told_so(world: &mut World) -> Result<()> {
+pub(crate) fn a_pod_of_another_namespace_sees_the_reason(world: &mut World) -> Result<()> {
     world.serve("private", json!({}))?;
     let pod = VmPod::new(OTHERS, "intruder", "private");
     let _dir = world.cluster.create(&pod)?;
-    let told = until(
+    let seen = until(
         "the pod's events to say why",
         || world.explain(),
         || {
@@ -178,8 +178,8 @@ pub(crate) fn a_namespace_that_is_not_admitted_is_told_so(world: &mut World) -> 
             Ok(events.contains("PermissionDenied").then_some(events))
         },
     )?;
-    ensure!(told.contains("private") && told.contains(OTHERS), "{told}");
-    println!("{told}");
+    ensure!(seen.contains("private") && seen.contains(OTHERS), "{seen}");
+    println!("{seen}");
     until(
         "an Event of the share to say who tried",
         || world.explain(),

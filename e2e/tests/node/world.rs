@@ -1,4 +1,4 @@
-//! What every test has: a cluster of one node with the chart installed, and the words in which tests are told.
+//! What every test has: a cluster of one node with the chart installed, and the vocabulary of the tests.
 
 use std::fs;
 use std::path::Path;
@@ -44,12 +44,12 @@ impl suite::World for World {
     fn explain(&self) -> String {
         let admin = self.admin();
         let run = |arguments: &[&str]| admin.run(arguments).unwrap_or_else(|error| format!("{error:#}\n"));
-        let mut told = run(&["get", "pods,vfs,vfe,csinodes", "-A", "-o", "wide"]);
-        told += &run(&["get", "events", "-A", "--sort-by=.metadata.creationTimestamp"]);
+        let mut text = run(&["get", "pods,vfs,vfe,csinodes", "-A", "-o", "wide"]);
+        text += &run(&["get", "events", "-A", "--sort-by=.metadata.creationTimestamp"]);
         for part in ["deployment/virtiofs-operator", "daemonset/virtiofs-agent", "daemonset/virtiofs-broker"] {
-            told += &format!("---- {part}:\n{}", run(&["-n", NAMESPACE, "logs", part, "--tail=100"]));
+            text += &format!("---- {part}:\n{}", run(&["-n", NAMESPACE, "logs", part, "--tail=100"]));
         }
-        format!("{told}\n{}", self.cluster.logs())
+        format!("{text}\n{}", self.cluster.logs())
     }
 
     fn clean_up(&mut self) {
@@ -132,7 +132,7 @@ impl World {
         until(&format!("another {name}"), || self.explain(), || Ok(self.daemon(name).ok().filter(other)))
     }
 
-    /// Fills a directory of the node with files whose names tell what is in them. Not under a guest that reads them.
+    /// Fills a directory of the node with files whose names describe their content. Not under a guest that reads them.
     fn plant(&self, name: &str) -> Result<()> {
         let source = Path::new("/srv").join(name);
         fs::create_dir_all(&source).context("making a source")?;

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_break_the_protocol_are_told_apart() {
+    fn replies_that_break_the_protocol_are_distinguished() {
         assert_eq!(check(&header(16 + 128, 0, 4), 144, 4, 128, 0), Ok(0));
         assert_eq!(check(&header(16 + 7, 0, 4), 23, 4, 0, 4096), Ok(7));
         for (reply, used) in [

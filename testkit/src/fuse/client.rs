@@ -132,7 +132,7 @@ impl Fuse {
         self.start(call)?.wait()
     }
 
-    /// FUSE_INIT: agrees on features anew.
+    /// FUSE_INIT: negotiates features again.
     pub fn init(&self, request: &InitRequest) -> Answer<Agreement> {
         let body = request.encode();
         let arguments = [body.as_bytes()];
@@ -214,12 +214,12 @@ impl Fuse {
 
     /// UNLINK.
     pub fn unlink(&self, parent: u64, name: impl AsRef<[u8]>) -> Answer<()> {
-        self.tell(&Call::new(Opcode::Unlink, parent, &[name.as_ref(), b"\0"]))
+        self.send(&Call::new(Opcode::Unlink, parent, &[name.as_ref(), b"\0"]))
     }
 
     /// RMDIR.
     pub fn rmdir(&self, parent: u64, name: impl AsRef<[u8]>) -> Answer<()> {
-        self.tell(&Call::new(Opcode::Rmdir, parent, &[name.as_ref(), b"\0"]))
+        self.send(&Call::new(Opcode::Rmdir, parent, &[name.as_ref(), b"\0"]))
     }
 
     /// RENAME; with flags (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`) RENAME2, as the kernel does.
@@ -238,7 +238,7 @@ impl Fuse {
             _ => (Opcode::Rename2, flagged.as_bytes()),
         };
         let arguments = [body, name.as_ref(), b"\0", new_name.as_ref(), b"\0"];
-        self.tell(&Call::new(op, parent, &arguments))
+        self.send(&Call::new(op, parent, &arguments))
     }
 
     /// LINK: another name for `node`.
@@ -321,7 +321,7 @@ impl Fuse {
     /// FLUSH: any close.
     pub fn flush(&self, node: u64, fh: u64) -> Answer<()> {
         let body = FlushIn { fh, lock_owner: u64::from(self.caller.pid), ..FlushIn::default() };
-        self.tell(&Call::new(Opcode::Flush, node, &[body.as_bytes()]))
+        self.send(&Call::new(Opcode::Flush, node, &[body.as_bytes()]))
     }
 
     /// FSYNC.
@@ -337,13 +337,13 @@ impl Fuse {
     /// SYNCFS.
     pub fn syncfs(&self, node: u64) -> Answer<()> {
         let body = SyncfsIn::default();
-        self.tell(&Call::new(Opcode::Syncfs, node, &[body.as_bytes()]))
+        self.send(&Call::new(Opcode::Syncfs, node, &[body.as_bytes()]))
     }
 
     /// FALLOCATE; `mode` is FALLOC_FL_*.
     pub fn fallocate(&self, node: u64, fh: u64, mode: i32, offset: u64, length: u64) -> Answer<()> {
         let body = FallocateIn { fh, offset, length, mode: mode as u32, padding: 0 };
-        self.tell(&Call::new(Opcode::Fallocate, node, &[body.as_bytes()]))
+        self.send(&Call::new(Opcode::Fallocate, node, &[body.as_bytes()]))
     }
 
     /// LSEEK; the kernel asks the server for SEEK_DATA and SEEK_HOLE only.
@@ -421,18 +421,18 @@ impl Fuse {
             false => &[],
         };
         let arguments = [body.as_bytes(), more, name.as_ref(), b"\0", value];
-        self.tell(&Call::new(Opcode::Setxattr, node, &arguments))
+        self.send(&Call::new(Opcode::Setxattr, node, &arguments))
     }
 
     /// REMOVEXATTR.
     pub fn removexattr(&self, node: u64, name: impl AsRef<[u8]>) -> Answer<()> {
-        self.tell(&Call::new(Opcode::Removexattr, node, &[name.as_ref(), b"\0"]))
+        self.send(&Call::new(Opcode::Removexattr, node, &[name.as_ref(), b"\0"]))
     }
 
     /// ACCESS; the kernel asks only without `default_permissions`, which virtiofs sets.
     pub fn access(&self, node: u64, mask: u32) -> Answer<()> {
         let body = AccessIn { mask, padding: 0 };
-        self.tell(&Call::new(Opcode::Access, node, &[body.as_bytes()]))
+        self.send(&Call::new(Opcode::Access, node, &[body.as_bytes()]))
     }
 
     /// Whether a feature is in force.
@@ -456,7 +456,7 @@ impl Fuse {
         self.call(&call.expecting::<T>())?.body()
     }
 
-    fn tell(&self, call: &Call<'_>) -> Answer<()> {
+    fn send(&self, call: &Call<'_>) -> Answer<()> {
         self.call(call).map(drop)
     }
 
@@ -471,12 +471,12 @@ impl Fuse {
 
     fn release_as(&self, op: Opcode, node: u64, fh: u64, flags: i32) -> Answer<()> {
         let body = ReleaseIn { fh, flags: flags as u32, ..ReleaseIn::default() };
-        self.tell(&Call::new(op, node, &[body.as_bytes()]))
+        self.send(&Call::new(op, node, &[body.as_bytes()]))
     }
 
     fn fsync_as(&self, op: Opcode, node: u64, fh: u64, data_only: bool) -> Answer<()> {
         let body = FsyncIn { fh, fsync_flags: if data_only { FSYNC_FDATASYNC } else { 0 }, padding: 0 };
-        self.tell(&Call::new(op, node, &[body.as_bytes()]))
+        self.send(&Call::new(op, node, &[body.as_bytes()]))
     }
 
     fn list(&self, op: Opcode, node: u64, fh: u64, position: u64, size: u32) -> Answer<Reply> {

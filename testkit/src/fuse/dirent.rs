@@ -11,7 +11,7 @@ pub struct Entry {
     pub name: Vec<u8>,
     /// Inode number on the host.
     pub ino: u64,
-    /// Where a later read goes on after this name.
+    /// Where a later read continues after this name.
     pub next: u64,
     /// Type as in `d_type`.
     pub kind: u32,

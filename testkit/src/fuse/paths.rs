@@ -1,4 +1,4 @@
-//! Whole files by path, for tests that are about something else. Each walks from the root anew and
+//! Whole files by path, for tests that are about something else. Each walks from the root again and
 //! keeps what it looked up.
 
 use super::call::CallError;

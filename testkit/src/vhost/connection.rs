@@ -81,7 +81,7 @@ pub enum VhostError {
         /// The code of the acknowledgement.
         code: u64,
     },
-    /// The back-end does not offer what this front-end was told to insist on.
+    /// The back-end does not offer what this front-end requires.
     #[error("the back-end does not offer {0}")]
     NotOffered(&'static str),
     /// A file descriptor for the exchange could not be made.

@@ -80,7 +80,7 @@ pub struct RingSetup<'a> {
     pub index: u32,
     /// Number of its descriptors.
     pub size: u16,
-    /// Where in the available ring to go on.
+    /// Where in the available ring to continue.
     pub base: u16,
     /// Guest addresses of descriptor table, available and used ring.
     pub addresses: [u64; 3],
@@ -136,7 +136,7 @@ impl FrontEnd {
         &self.negotiated
     }
 
-    /// The connection, to go on by hand.
+    /// The connection, to continue by hand.
     pub fn connection(&mut self) -> &mut Connection {
         &mut self.connection
     }
@@ -144,7 +144,7 @@ impl FrontEnd {
     /// Sends the agreed features (again), as at each start of the device.
     pub fn set_features(&mut self) -> Result<(), VhostError> {
         let features = self.negotiated.features;
-        self.tell(Request::SET_FEATURES, &features.to_le_bytes(), &[])
+        self.send(Request::SET_FEATURES, &features.to_le_bytes(), &[])
     }
 
     /// Announces guest memory: slot by slot where CONFIGURE_MEM_SLOTS was agreed (as QEMU), else
@@ -159,17 +159,17 @@ impl FrontEnd {
             body.extend(words(&[], region));
         }
         let fds = vec![memory.fd(); regions.len()];
-        self.tell_memory(Request::SET_MEM_TABLE, &body, &fds)
+        self.send_memory(Request::SET_MEM_TABLE, &body, &fds)
     }
 
     /// Announces one region more, where CONFIGURE_MEM_SLOTS was agreed.
     pub fn plug(&mut self, memory: &GuestMemory, region: &Region) -> Result<(), VhostError> {
-        self.tell_memory(Request::ADD_MEM_REG, &words(&[0], region), &[memory.fd()])
+        self.send_memory(Request::ADD_MEM_REG, &words(&[0], region), &[memory.fd()])
     }
 
     /// Takes one region back, where CONFIGURE_MEM_SLOTS was agreed.
     pub fn unplug(&mut self, region: &Region) -> Result<(), VhostError> {
-        self.tell_memory(Request::REM_MEM_REG, &words(&[0], region), &[])
+        self.send_memory(Request::REM_MEM_REG, &words(&[0], region), &[])
     }
 
     /// Sets up one ring; its kick makes it start.
@@ -179,9 +179,9 @@ impl FrontEnd {
             [memory.user_address(descriptors)?, memory.user_address(used)?, memory.user_address(available)?, 0];
         let mut addresses = state(ring.index, 0);
         addresses.extend(address.iter().flat_map(|word| word.to_le_bytes()));
-        self.tell(Request::SET_VRING_NUM, &state(ring.index, ring.size.into()), &[])?;
-        self.tell(Request::SET_VRING_BASE, &state(ring.index, ring.base.into()), &[])?;
-        self.tell(Request::SET_VRING_ADDR, &addresses, &[])?;
+        self.send(Request::SET_VRING_NUM, &state(ring.index, ring.size.into()), &[])?;
+        self.send(Request::SET_VRING_BASE, &state(ring.index, ring.base.into()), &[])?;
+        self.send(Request::SET_VRING_ADDR, &addresses, &[])?;
         self.ring_fd(Request::SET_VRING_KICK, ring.index, ring.kick)?;
         self.ring_fd(Request::SET_VRING_CALL, ring.index, ring.call)
     }
@@ -189,7 +189,7 @@ impl FrontEnd {
     /// Sends a kick, call or err descriptor, an eventfd or not.
     pub fn ring_fd(&mut self, request: Request, index: u32, fd: BorrowedFd<'_>) -> Result<(), VhostError> {
         let body = u64::from(index).to_le_bytes();
-        self.tell(request, &body, &[fd.as_raw_fd()])
+        self.send(request, &body, &[fd.as_raw_fd()])
     }
 
     /// Enables or disables a ring.
@@ -199,10 +199,10 @@ impl FrontEnd {
             return Ok(());
         }
         let body = state(index, enable.into());
-        self.tell(Request::SET_VRING_ENABLE, &body, &[])
+        self.send(Request::SET_VRING_ENABLE, &body, &[])
     }
 
-    /// Stops a ring; the back-end says where in the available ring it will go on.
+    /// Stops a ring. The back-end replies where in the available ring it will continue.
     pub fn stop_ring(&mut self, index: u32) -> Result<u16, VhostError> {
         let request = Request::GET_VRING_BASE;
         let body = state(index, 0);
@@ -220,7 +220,7 @@ impl FrontEnd {
         if !self.negotiated.has_protocol(Protocol::RESET_DEVICE) {
             return Err(VhostError::NotOffered("RESET_DEVICE"));
         }
-        self.tell(Request::RESET_DEVICE, &[], &[])
+        self.send(Request::RESET_DEVICE, &[], &[])
     }
 
     /// Whether RESET_DEVICE was agreed.
@@ -228,16 +228,16 @@ impl FrontEnd {
         self.negotiated.has_protocol(Protocol::RESET_DEVICE)
     }
 
-    fn tell(&mut self, request: Request, body: &[u8], fds: &[RawFd]) -> Result<(), VhostError> {
+    fn send(&mut self, request: Request, body: &[u8], fds: &[RawFd]) -> Result<(), VhostError> {
         if self.acknowledge_all {
-            return self.tell_memory(request, body, fds);
+            return self.send_memory(request, body, fds);
         }
         self.connection.send(request, VERSION, body, fds)
     }
 
     /// With an acknowledgement where it can be had: a back-end that could not map the guest's
     /// memory must not be given a ring in it.
-    fn tell_memory(&mut self, request: Request, body: &[u8], fds: &[RawFd]) -> Result<(), VhostError> {
+    fn send_memory(&mut self, request: Request, body: &[u8], fds: &[RawFd]) -> Result<(), VhostError> {
         if self.negotiated.has_protocol(Protocol::REPLY_ACK) {
             self.connection.send_acknowledged(request, body, fds)
         } else {

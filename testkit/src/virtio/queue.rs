@@ -788,7 +788,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_wakeup_is_told_from_a_hang() {
+    fn a_lost_wakeup_is_distinguished_from_a_hang() {
         let queue = queue(true);
         let ticket = queue.submit(&MESSAGE).unwrap();
         let waiting = std::thread::scope(|threads| {

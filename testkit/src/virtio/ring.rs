@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::memory::{Carver, GuestMemory, MemoryError};
 
-/// The chain goes on at `next`.
+/// The chain continues at `next`.
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 /// The device writes this buffer.
 pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;

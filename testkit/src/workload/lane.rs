@@ -232,7 +232,7 @@ impl Lane {
     pub(super) fn evict_unless_used(&mut self, id: Id) {
         let open = self.tree.get(id).is_some_and(|node| node.opens > 0);
         if id != TOP && !open && !self.view.has_name(id) {
-            self.view.bury(id);
+            self.view.remove_dead(id);
         }
     }
 

@@ -189,7 +189,7 @@ impl Workload {
             if let Some(share) = &host {
                 lane.verify_on_host(share);
             }
-            lane.let_go();
+            lane.release_all();
         });
         self.report()
     }

@@ -45,7 +45,7 @@ impl fmt::Debug for Text {
 /// Number of an open file or directory stream of the lane.
 pub type Slot = usize;
 
-/// Bytes to write, told by the seed they grow from.
+/// Bytes to write, identified by the seed they grow from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
     /// Seed.

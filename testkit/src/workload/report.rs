@@ -27,7 +27,7 @@ pub enum Kind {
     WrongListing,
     /// A node id that belongs to another file, or one that changed while it was held.
     WrongNode,
-    /// The host's directory is not what the guest was told.
+    /// The host's directory differs from what the guest received.
     HostDiffers,
     /// A reply or a ring that breaks the protocol.
     Protocol,
@@ -58,7 +58,7 @@ impl Fault {
         Self { kind, what: what.into(), wrong_bytes: 0 }
     }
 
-    /// Whether the lane cannot go on.
+    /// Whether the lane cannot continue.
     pub fn is_fatal(&self) -> bool {
         matches!(self.kind, Kind::Hung | Kind::LostWakeup | Kind::Disconnected | Kind::Script)
     }

@@ -50,7 +50,7 @@ impl Lane {
     }
 
     /// Closes all files and streams, and forgets all nodes.
-    pub fn let_go(&mut self) {
+    pub fn release_all(&mut self) {
         let files: Vec<Slot> = self.files.keys().copied().collect();
         let streams: Vec<Slot> = self.streams.keys().copied().collect();
         for file in files {

@@ -103,7 +103,7 @@ impl View {
     }
 
     /// The node was evicted; its references are given back some time later.
-    pub(super) fn bury(&mut self, id: Id) {
+    pub(super) fn remove_dead(&mut self, id: Id) {
         if let Some(held) = self.held.remove(&id) {
             self.deleted.push(ForgetOne { nodeid: held.node, nlookup: held.lookups });
         }

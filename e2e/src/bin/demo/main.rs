@@ -2,8 +2,8 @@
 //! killed, reconfigured and replaced and the agent killed, and the guest's own count of errors ends it, beside what
 //! the metrics say.
 
+mod printer;
 mod subject;
-mod teller;
 mod upheaval;
 
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ use e2e::interrupt;
 use e2e::load::{Load, Summary};
 use e2e::node::Node;
 use e2e::parts::Parts;
+use printer::Printer;
 use subject::{NAME, Subject};
-use teller::Teller;
 
 /// How long the guest works undisturbed.
 const WORK: Duration = Duration::from_secs(3);
@@ -45,37 +45,37 @@ fn main() -> ExitCode {
 }
 
 fn demo(arguments: &Arguments) -> Result<()> {
-    let teller = Teller::new();
+    let printer = Printer::new();
     let (parts, subject) = (Parts::locate()?, Subject::new(arguments.share.as_deref())?);
 
-    teller.say("starting virtiofs-broker, and virtiofs-agent run beside it");
+    printer.say("starting virtiofs-broker, and virtiofs-agent run beside it");
     let mut node = Node::start_services(&parts)?;
-    let socket = declare(&node, &subject, &teller)?;
+    let socket = declare(&node, &subject, &printer)?;
 
-    teller.say("booting a Linux guest in QEMU with the share as a virtiofs device");
+    printer.say("booting a Linux guest in QEMU with the share as a virtiofs device");
     let mut guest =
         Guest::boot(&parts, &GuestSpec::default().with_device(NAME, &socket)).with_context(|| node.log_tail())?;
     let (took, how) = (guest.boot_time().as_secs_f64(), guest.accelerator().name());
-    teller.say(&format!("the guest is up after {took:.1} s ({how})"));
+    printer.say(&format!("the guest is up after {took:.1} s ({how})"));
 
-    let counts = work(&mut guest, &mut node, &subject, &teller).with_context(|| node.log_tail())?;
-    teller.say("what virtiofs-agent status says now:");
-    teller.show(table(&node.status(&[])?));
+    let counts = work(&mut guest, &mut node, &subject, &printer).with_context(|| node.log_tail())?;
+    printer.say("what virtiofs-agent status says now:");
+    printer.show(table(&node.status(&[])?));
     let metrics = node.metrics()?;
-    teller.say("powering the guest off, stopping agent and broker");
+    printer.say("powering the guest off, stopping agent and broker");
     guest.shutdown()?;
     node.stop()?;
-    report(&counts, &metrics, &teller)
+    report(&counts, &metrics, &printer)
 }
 
-fn declare(node: &Node, subject: &Subject, teller: &Teller) -> Result<PathBuf> {
-    teller.say("declaring a share");
+fn declare(node: &Node, subject: &Subject, printer: &Printer) -> Result<PathBuf> {
+    printer.say("declaring a share");
     let declaration = subject.declaration("{}");
-    teller.show(&declaration.manifest());
+    printer.show(&declaration.manifest());
     node.declare(&declaration)?;
     let socket = node.socket(NAME)?;
-    teller.say("the share is served:");
-    teller.show(&node.status(&[])?);
+    printer.say("the share is served:");
+    printer.show(&node.status(&[])?);
     Ok(socket)
 }
 
@@ -84,19 +84,19 @@ fn work(
     guest: &mut Guest,
     node: &mut Node,
     subject: &Subject,
-    teller: &Teller,
+    printer: &Printer,
 ) -> Result<Vec<(&'static str, Summary)>> {
     let direct = guest.mount(NAME)?;
-    teller.say(&format!("working on {direct}, a direct virtiofs mount, for {} s", WORK.as_secs()));
+    printer.say(&format!("working on {direct}, a direct virtiofs mount, for {} s", WORK.as_secs()));
     let on_mount = work_a_while(guest, &subject.load_on(&direct))?;
 
     let merged = guest.overlay("merged", &subject.lower_layers(&direct))?;
-    teller.say(&format!("working on {merged}, overlayfs with the share below, for {} s", WORK.as_secs()));
+    printer.say(&format!("working on {merged}, overlayfs with the share below, for {} s", WORK.as_secs()));
     let on_overlay = work_a_while(guest, &Subject::load_on_overlay(&merged))?;
 
-    teller.say("working on both at once, without end");
+    printer.say("working on both at once, without end");
     let running = [guest.start_work(&subject.load_on(&direct))?, guest.start_work(&Subject::load_on_overlay(&merged))?];
-    upheaval::cause(node, subject, teller)?;
+    upheaval::cause(node, subject, printer)?;
     let [direct_then, overlay_then] = running.map(|load| guest.stop_work(load));
     Ok(vec![
         ("direct mount", on_mount),
@@ -112,22 +112,22 @@ fn work_a_while(guest: &mut Guest, load: &Load) -> Result<Summary> {
     guest.stop_work(running)
 }
 
-fn report(counts: &[(&str, Summary)], metrics: &str, teller: &Teller) -> Result<()> {
-    teller.say("what the metrics page said while the guest was up (excerpt of /metrics):");
-    teller.show(&excerpt(metrics));
-    teller.say("what the guest counted:");
+fn report(counts: &[(&str, Summary)], metrics: &str, printer: &Printer) -> Result<()> {
+    printer.say("what the metrics page said while the guest was up (excerpt of /metrics):");
+    printer.show(&excerpt(metrics));
+    printer.say("what the guest counted:");
     let mut clean = true;
     for (place, count) in counts {
         let (errors, wrong, slowest) = (count.error_count(), count.wrong, count.slowest_us / 1000);
-        teller.show(&format!(
+        printer.show(&format!(
             "{place:35} {:6} operations, {errors} errors, {wrong} wrong results, the slowest took {slowest} ms",
             count.operations
         ));
-        teller.show(&count.told.join("\n"));
+        printer.show(&count.details.join("\n"));
         clean &= errors == 0 && wrong == 0;
     }
     ensure!(clean, "the guest counted errors; they are listed above");
-    teller.say("done: 0 errors counted by the guest");
+    printer.say("done: 0 errors counted by the guest");
     Ok(())
 }
 
@@ -138,6 +138,6 @@ fn table(status: &str) -> &str {
 
 /// Counters and gauges that are not zero; no durations, no explanations.
 fn excerpt(metrics: &str) -> String {
-    let told = |line: &&str| line.starts_with("virtiofs_") && !line.contains("_seconds") && !line.ends_with(" 0");
-    metrics.lines().filter(told).collect::<Vec<_>>().join("\n")
+    let shown = |line: &&str| line.starts_with("virtiofs_") && !line.contains("_seconds") && !line.ends_with(" 0");
+    metrics.lines().filter(shown).collect::<Vec<_>>().join("\n")
 }

@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use e2e::exchange::Series;
 use e2e::node::Node;
 
+use crate::printer::Printer;
 use crate::subject::{NAME, Subject};
-use crate::teller::Teller;
 
 const KILLS: usize = 5;
 /// Long enough for the guest to work with each engine.
@@ -17,27 +17,27 @@ const BETWEEN: Duration = Duration::from_millis(600);
 const EDITS: [&str; 3] = ["{cache: Metadata}", "{inodeFileHandles: Never}", "{}"];
 
 /// Everything that may happen to engines and to the agent while a guest works.
-pub(crate) fn cause(node: &mut Node, subject: &Subject, teller: &Teller) -> Result<()> {
-    teller.say(&format!("under that load: SIGKILL for the engine, {KILLS} times"));
+pub(crate) fn cause(node: &mut Node, subject: &Subject, printer: &Printer) -> Result<()> {
+    printer.say(&format!("under that load: SIGKILL for the engine, {KILLS} times"));
     let mut kills = Series::default();
     for _ in 0..KILLS {
-        kills.add(tell(node, teller, "killed", || node.kill_engine(NAME))?);
+        kills.add(report(node, printer, "killed", || node.kill_engine(NAME))?);
     }
-    teller.say(&format!("engine killed {kills}"));
+    printer.say(&format!("engine killed {kills}"));
 
     for engine in EDITS {
-        teller.say(&format!("under that load: the manifest is edited to engine: {engine}"));
-        tell(node, teller, "reconfigured", || node.reconfigure(&subject.declaration(engine)))?;
+        printer.say(&format!("under that load: the manifest is edited to engine: {engine}"));
+        report(node, printer, "reconfigured", || node.reconfigure(&subject.declaration(engine)))?;
     }
 
-    teller.say("under that load: another engine binary is installed, and virtiofs-agent handover");
-    tell(node, teller, "upgraded", || node.exchange_binary(NAME))?;
+    printer.say("under that load: another engine binary is installed, and virtiofs-agent handover");
+    report(node, printer, "upgraded", || node.exchange_binary(NAME))?;
 
-    teller.say("under that load: SIGKILL for the agent; a new one goes on");
+    printer.say("under that load: SIGKILL for the agent; a new one takes over");
     let (engine, agent) = (node.engine(NAME)?.pid, node.agent_id());
     node.kill_agent()?;
     ensure!(node.engine(NAME)?.pid == engine, "the guest has another engine than before");
-    teller.show(&format!(
+    printer.show(&format!(
         "agent: process {agent} -> {}, no pause: the engine is still process {engine}",
         node.agent_id()
     ));
@@ -45,11 +45,11 @@ pub(crate) fn cause(node: &mut Node, subject: &Subject, teller: &Teller) -> Resu
     Ok(())
 }
 
-fn tell(node: &Node, teller: &Teller, what: &str, change: impl FnOnce() -> Result<Duration>) -> Result<Duration> {
+fn report(node: &Node, printer: &Printer, what: &str, change: impl FnOnce() -> Result<Duration>) -> Result<Duration> {
     let before = node.engine(NAME)?.pid;
     let pause = change()?;
     let after = node.engine(NAME)?.pid;
-    teller.show(&format!("{what}: process {before} -> {after}, pause {:.2} ms", pause.as_secs_f64() * 1000.0));
+    printer.show(&format!("{what}: process {before} -> {after}, pause {:.2} ms", pause.as_secs_f64() * 1000.0));
     thread::sleep(BETWEEN);
     Ok(pause)
 }

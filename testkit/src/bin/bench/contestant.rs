@@ -45,7 +45,7 @@ pub(crate) struct Contestant {
     pub(crate) names: Vec<String>,
     /// Nodes to forget once the clock has stopped.
     pub(crate) owed: Vec<ForgetOne>,
-    /// Where the next step goes on, so that rounds do not repeat each other.
+    /// Where the next step continues, so that rounds do not repeat each other.
     pub(crate) cursor: usize,
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn command(peer: &Peer, share: &Path, work: &Path, content: Content) 
     Ok(match peer {
         Peer::Stock(binary) => {
             let stock = ServerCommand::stock(binary, share, socket);
-            // The longest that stock can have a guest trust in what it was told.
+            // The longest timeout that stock offers.
             if content == Content::Immutable { stock.arg("--cache=always").arg("--readonly") } else { stock }
         }
         Peer::Agent(binary) => {

@@ -39,7 +39,7 @@ impl Next {
     }
 }
 
-/// What a chain is asked to go on from.
+/// What a chain continues from.
 pub(crate) struct Turn {
     /// Number of the chain.
     pub(crate) chain: usize,

@@ -1,4 +1,4 @@
-//! What broker and engines hold once their guests have let go of everything.
+//! What broker and engines hold once their guests have released everything.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

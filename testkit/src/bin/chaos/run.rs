@@ -106,7 +106,7 @@ fn workload(source: &Path, guests: usize, arguments: &Arguments) -> anyhow::Resu
     Ok(config.trace(trace))
 }
 
-/// Runs workload and torment beside each other until the torment is over or no lane can go on.
+/// Runs workload and torment beside each other until the torment is over or no lane can continue.
 fn work(
     config: Config,
     guests: &[Guest],
@@ -123,7 +123,7 @@ fn work(
             done
         });
         workload.run(Limit::until(&over));
-        // Lanes that cannot go on end by themselves.
+        // Lanes that cannot continue end by themselves.
         enough.store(true, Ordering::Relaxed);
         tormentor.join()
     });

@@ -57,7 +57,7 @@ pub(crate) fn torment(
     Ok(done)
 }
 
-/// Counts what the broker has done; has it gone on?
+/// Counts what the broker has done; true if that increased.
 fn note(done: &mut Done, status: &EndpointStatus) -> bool {
     let exchanges = &status.totals.replacements;
     let before = (done.recoveries, done.handovers);

@@ -52,7 +52,7 @@ impl Prober {
 
     /// What was slow so far is forgotten, the request that is in flight now included.
     pub(crate) fn forget(&self) -> anyhow::Result<()> {
-        self.go_on()?;
+        self.check_continues()?;
         self.shared.slowest.store(0, Ordering::Relaxed);
         self.shared.change.store(0, Ordering::Relaxed);
         Ok(())
@@ -61,7 +61,7 @@ impl Prober {
     /// How long the guest got no answer when the configuration changed last: from the last answer of the engine
     /// before to the first of the one after.
     pub(crate) fn change(&self) -> anyhow::Result<Duration> {
-        self.go_on()?;
+        self.check_continues()?;
         match self.shared.change.load(Ordering::Relaxed) {
             0 => bail!("the guest has not seen the new configuration"),
             nanoseconds => Ok(Duration::from_nanos(nanoseconds)),
@@ -70,12 +70,12 @@ impl Prober {
 
     /// The slowest request since, the one that is in flight now included.
     pub(crate) fn slowest(&self) -> anyhow::Result<Duration> {
-        self.go_on()?;
+        self.check_continues()?;
         Ok(Duration::from_nanos(self.shared.slowest.load(Ordering::Relaxed)))
     }
 
     /// Waits until the request in flight is answered, and another one after it.
-    fn go_on(&self) -> anyhow::Result<()> {
+    fn check_continues(&self) -> anyhow::Result<()> {
         let answered = || self.shared.answered.load(Ordering::Relaxed);
         let (target, begin) = (answered() + 2, Instant::now());
         while answered() < target {
@@ -103,9 +103,9 @@ fn ask(fuse: &Fuse, nodes: &[u64], shared: &Shared) -> Result<(), CallError> {
     while !shared.stop.load(Ordering::Relaxed) {
         let node = nodes[random.random_range(0..nodes.len())];
         let begin = Instant::now();
-        let told = attribute_lifetime(fuse, node)?;
+        let granted = attribute_lifetime(fuse, node)?;
         let now = Instant::now();
-        if lifetime.replace(told).is_some_and(|before| before != told) {
+        if lifetime.replace(granted).is_some_and(|before| before != granted) {
             shared.change.store((now - answered).as_nanos() as u64, Ordering::Relaxed);
         }
         answered = now;
@@ -115,7 +115,7 @@ fn ask(fuse: &Fuse, nodes: &[u64], shared: &Shared) -> Result<(), CallError> {
     Ok(())
 }
 
-/// GETATTR; by how long the guest may trust the answer it is told which configuration it was answered from.
+/// GETATTR; the attribute timeout of the reply shows which configuration it was answered from.
 fn attribute_lifetime(fuse: &Fuse, node: u64) -> Result<u64, CallError> {
     let body = GetattrIn::default();
     let arguments = [body.as_bytes()];

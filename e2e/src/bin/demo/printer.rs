@@ -1,13 +1,13 @@
-//! What a person sees of the demo.
+//! The output of the demo.
 
 use std::time::Instant;
 
-/// Tells each step with the time since the start.
-pub(crate) struct Teller {
+/// Prints each step with the time since the start.
+pub(crate) struct Printer {
     start: Instant,
 }
 
-impl Teller {
+impl Printer {
     pub(crate) fn new() -> Self {
         Self { start: Instant::now() }
     }
