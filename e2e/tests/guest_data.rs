@@ -1,4 +1,4 @@
-//! What a guest's programs are told is so while the host changes the same files: listings are complete, and a write
+//! Replies to a guest's programs are correct while the host changes the same files: listings are complete, and a write
 //! that succeeded is on the host.
 
 use std::fs;
@@ -30,7 +30,7 @@ fn serve(source: &Path, content: &str, engine: &str, test: impl FnOnce(&mut Gues
     node.stop()
 }
 
-/// Creates and removes names in `directory` until told to stop.
+/// Creates and removes names in `directory` until it is stopped.
 fn churn(directory: &Path, stop: &AtomicBool, rounds: &AtomicU64) -> std::io::Result<()> {
     while !stop.load(Ordering::Relaxed) {
         let names: Vec<_> = (0..200).map(|n| directory.join(format!("churn-{n}"))).collect();

@@ -63,7 +63,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* What agent and broker are told of the node's directories. */}}
+{{/* The node's directories, as options of agent and broker. */}}
 {{- define "virtiofs.directories" -}}
 - --runtime-dir=/run/virtiofs
 - --kubelet-dir={{ .Values.kubeletDir }}
@@ -80,7 +80,7 @@ imagePullSecrets:
 - name: source-{{ $i }}
   mountPath: /host{{ $path }}
   readOnly: {{ $readOnly }}
-  # What the host mounts below it later is seen, and what it unmounts is let go of.
+  # Later mounts and unmounts of the host below it are visible inside.
   mountPropagation: HostToContainer
 {{- end }}
 {{- end }}
