@@ -1,4 +1,4 @@
-//! Which fields differ between two configurations, and which of those a running session has to wait for.
+//! Which fields differ between two configurations, and when each difference takes effect.
 
 use virtiofs_config::EngineConfig;
 
@@ -7,14 +7,14 @@ use virtiofs_config::EngineConfig;
 pub struct FieldChange {
     /// Name of the field as the API writes it, such as `writeback`.
     pub field: &'static str,
-    /// Does it wait for the guest's next mount? It was agreed in FUSE_INIT then, or the guest has remembered it. All else
-    /// is in force at a hand-over, although a guest goes on trusting what it was told before for as long as it was told to.
+    /// True if it takes effect at the guest's next mount, because FUSE_INIT negotiated it or the guest remembers it. All
+    /// other fields take effect at a hand-over; what the guest has cached before stays valid for its timeout.
     pub at_next_mount: bool,
 }
 
 /// The fields in which `new` differs from `old`, in the order of [`EngineConfig`].
 pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
-    // Taken apart, so that a field added to the configuration cannot be forgotten here.
+    // Destructured, so that a field that is added to the configuration cannot be forgotten here.
     let EngineConfig {
         access,
         cache,
@@ -38,43 +38,43 @@ pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
         max_inodes,
         queues,
         sandbox,
-        // Of no share: it is always on.
+        // Not a field of a share: it is always on.
         detect_staleness: _,
         uid_translation,
         gid_translation,
         limits,
     } = new;
-    let soon = |field, differs: bool| differs.then_some(FieldChange { field, at_next_mount: false });
-    let late = |field, differs: bool| differs.then_some(FieldChange { field, at_next_mount: true });
-    // A guest that was answered ENOSYS never asks for extended attributes again; one that has them is answered ENOSYS by
-    // the next engine and stops asking.
-    let xattr_change = if old.xattr { soon("xattr", !*xattr) } else { late("xattr", *xattr) };
+    let now = |field, differs: bool| differs.then_some(FieldChange { field, at_next_mount: false });
+    let at_mount = |field, differs: bool| differs.then_some(FieldChange { field, at_next_mount: true });
+    // A guest that was answered ENOSYS never requests extended attributes again. One that uses them is answered ENOSYS by
+    // the next engine and stops.
+    let xattr_change = if old.xattr { now("xattr", !*xattr) } else { at_mount("xattr", *xattr) };
     [
-        soon("access", old.access != *access),
-        soon("cache", old.cache != *cache),
-        soon("entryTimeout", old.entry_timeout_ms != *entry_timeout_ms),
-        soon("attrTimeout", old.attr_timeout_ms != *attr_timeout_ms),
-        soon("negativeTimeout", old.negative_timeout_ms != *negative_timeout_ms),
-        soon("inodeFileHandles", old.inode_file_handles != *inode_file_handles),
-        late("writeback", old.writeback != *writeback),
+        now("access", old.access != *access),
+        now("cache", old.cache != *cache),
+        now("entryTimeout", old.entry_timeout_ms != *entry_timeout_ms),
+        now("attrTimeout", old.attr_timeout_ms != *attr_timeout_ms),
+        now("negativeTimeout", old.negative_timeout_ms != *negative_timeout_ms),
+        now("inodeFileHandles", old.inode_file_handles != *inode_file_handles),
+        at_mount("writeback", old.writeback != *writeback),
         xattr_change,
-        soon("xattrMap", old.xattr_map != *xattr_map),
-        late("posixAcl", old.posix_acl != *posix_acl),
-        late("securityLabel", old.security_label != *security_label),
-        late("killpriv", old.killpriv != *killpriv),
-        late("announceSubmounts", old.announce_submounts != *announce_submounts),
-        late("readdirplus", old.readdirplus != *readdirplus),
-        late("allowMmap", old.allow_mmap != *allow_mmap),
-        soon("directIo", old.direct_io != *direct_io),
-        soon("deviceNodes", old.device_nodes != *device_nodes),
-        soon("fileCapabilities", old.file_capabilities != *file_capabilities),
-        soon("openFiles", old.open_files != *open_files),
-        soon("maxInodes", old.max_inodes != *max_inodes),
-        late("queues", old.queues != *queues),
-        soon("sandbox", old.sandbox != *sandbox),
-        soon("uidTranslation", old.uid_translation != *uid_translation),
-        soon("gidTranslation", old.gid_translation != *gid_translation),
-        soon("limits", old.limits != *limits),
+        now("xattrMap", old.xattr_map != *xattr_map),
+        at_mount("posixACL", old.posix_acl != *posix_acl),
+        at_mount("securityLabel", old.security_label != *security_label),
+        at_mount("killpriv", old.killpriv != *killpriv),
+        at_mount("announceSubmounts", old.announce_submounts != *announce_submounts),
+        at_mount("readdirplus", old.readdirplus != *readdirplus),
+        at_mount("allowMmap", old.allow_mmap != *allow_mmap),
+        now("directIO", old.direct_io != *direct_io),
+        now("deviceNodes", old.device_nodes != *device_nodes),
+        now("fileCapabilities", old.file_capabilities != *file_capabilities),
+        now("openFiles", old.open_files != *open_files),
+        now("maxInodes", old.max_inodes != *max_inodes),
+        at_mount("queues", old.queues != *queues),
+        now("sandbox", old.sandbox != *sandbox),
+        now("uidTranslation", old.uid_translation != *uid_translation),
+        now("gidTranslation", old.gid_translation != *gid_translation),
+        now("limits", old.limits != *limits),
     ]
     .into_iter()
     .flatten()
@@ -86,6 +86,7 @@ mod tests {
     use virtiofs_config::{Access, CachePolicy, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox};
 
     use super::*;
+    use crate::v1alpha1::EngineStatus;
 
     fn stock() -> EngineConfig {
         EngineConfig::stock(Access::ReadWrite)
@@ -124,21 +125,21 @@ mod tests {
     }
 
     #[test]
-    fn nothing_changed_is_no_change() {
+    fn equal_configurations_have_no_changes() {
         assert_eq!(changes(&other(), &other()), []);
     }
 
     #[test]
-    fn every_field_is_compared_under_the_name_it_has_in_the_api() {
+    fn every_field_is_compared_under_its_api_name() {
         let found: Vec<&str> = changes(&stock(), &other()).into_iter().map(|change| change.field).collect();
-        let serde_json::Value::Object(config) = serde_json::to_value(other()).unwrap() else { unreachable!() };
-        let names: Vec<&str> = config.keys().map(|name| name.trim_end_matches("Ms")).collect();
+        let shown = serde_json::to_value(EngineStatus::from(&other())).unwrap();
+        let names: Vec<&str> = shown.as_object().unwrap().keys().map(String::as_str).chain(["access"]).collect();
         assert_eq!(found.len(), names.len());
         assert!(names.iter().all(|name| found.contains(name)), "{names:?}");
     }
 
     #[test]
-    fn what_was_agreed_at_the_mount_waits_for_the_next_one() {
+    fn fields_negotiated_at_mount_wait_for_the_next_mount() {
         let waiting = |old: &EngineConfig, new: &EngineConfig| {
             let all = changes(old, new).into_iter().filter(|change| change.at_next_mount);
             all.map(|change| change.field).collect::<Vec<_>>()
@@ -146,7 +147,7 @@ mod tests {
         let agreed = [
             "writeback",
             "xattr",
-            "posixAcl",
+            "posixACL",
             "securityLabel",
             "killpriv",
             "announceSubmounts",
@@ -155,7 +156,7 @@ mod tests {
             "queues",
         ];
         assert_eq!(waiting(&stock(), &other()), agreed);
-        // Taken away, extended attributes are gone at once.
+        // Disabling extended attributes takes effect at once.
         assert!(!waiting(&other(), &stock()).contains(&"xattr"));
     }
 }

@@ -1,7 +1,7 @@
-//! From a share to what is asked of a node, and from there back to a share.
+//! From a share to the spec of its exports, and from an export back to a share.
 //!
-//! The operator resolves a share once, so that all nodes serve the same whatever version their agents have; the
-//! agent parses what it is asked through the same border as a manifest: [`Share::from_object`].
+//! The operator resolves a share once, so that all nodes serve the same configuration whatever the version of their
+//! agents. An agent validates an export like a manifest, by [`Share::from_object`].
 
 use std::hash::Hasher;
 
@@ -17,18 +17,18 @@ use crate::v1alpha1::{
     VirtiofsShareSpec,
 };
 
-/// How much of a share's and of a node's name is repeated in an export's, so that a person recognises them.
+/// How many characters of the names of share and node are repeated in the name of an export, for people.
 const SHARE_PART: usize = 28;
 const NODE_PART: usize = 22;
 
-/// The name of the export of `share` on `node`: what is left of both names, and a hash of them in full.
+/// The name of the export of `share` on `node`: the start of both names, and a hash of both in full.
 ///
 /// # Guarantees
-/// At most 63 characters of `[a-z0-9-]`, whatever is given; equal for equal arguments, in every release.
+/// At most 63 characters of `[a-z0-9-]` for any arguments; equal for equal arguments, in every release.
 pub fn export_name(share: &str, node: &str) -> String {
     let mut hasher = SipHasher24::new();
     hasher.write(share.as_bytes());
-    // No name holds a zero byte, so no two pairs run into the same text.
+    // No name contains a zero byte, so different pairs have different input.
     hasher.write_u8(0);
     hasher.write(node.as_bytes());
     let hash = format!("{:010x}", hasher.finish() >> 24);
@@ -36,18 +36,18 @@ pub fn export_name(share: &str, node: &str) -> String {
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
 }
 
-/// The beginning of a name, of letters, digits and hyphens between them.
+/// The start of a name, of letters, digits and hyphens between them.
 fn readable(name: &str, most: usize) -> String {
     let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };
     let start: String = name.chars().take(most).map(allowed).collect();
     start.trim_matches('-').to_owned()
 }
 
-/// What a node is to be asked for a share: everything except which node, and how it is doing.
+/// The spec of the exports of a share, without the node and its baseline.
 ///
 /// # Guarantees
-/// Pure. Two shares that are to be served alike have equal revisions; `consumers`, which hold at once, are no part of
-/// it, nor is what does not reach an agent: `nodes` and `rollout`.
+/// Pure. Shares that are served alike have equal revisions. `consumers` is not part of the revision, because it applies at
+/// once, and neither are `nodes` and `rollout`, which do not reach an agent.
 pub fn export_spec(share: &Share, declared: &VirtiofsShareSpec) -> VirtiofsExportSpec {
     let mut spec = VirtiofsExportSpec {
         share_name: share.name.to_string(),
@@ -67,7 +67,7 @@ pub fn export_spec(share: &Share, declared: &VirtiofsShareSpec) -> VirtiofsExpor
     spec
 }
 
-/// The name of the values of an export.
+/// The revision: a hash of the values of an export.
 fn revision(spec: &VirtiofsExportSpec) -> String {
     let values = json!([spec.source, spec.access, spec.content, spec.socket, spec.engine, spec.staleness]);
     let mut hasher = SipHasher24::new();
@@ -75,7 +75,7 @@ fn revision(spec: &VirtiofsExportSpec) -> String {
     format!("{:010x}", hasher.finish() >> 24)
 }
 
-/// The same with keys in order, so that a revision does not depend on how a build orders them.
+/// The value with sorted keys, so that a revision does not depend on their order in a build.
 fn canonical(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -88,8 +88,8 @@ fn canonical(value: &Value) -> Value {
     }
 }
 
-/// The share that a node is asked to serve, or every reason why it cannot be understood. Who may use it is no part of
-/// that: [`VirtiofsExportSpec::consumers`] says so where somebody asks.
+/// The share that an export describes, or every reason why its spec is rejected. The consumers are not part of a
+/// [`Share`].
 pub fn share_of(export: &VirtiofsExport) -> Result<Share, Vec<Refusal>> {
     let spec = &export.spec;
     let declared = VirtiofsShareSpec {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_short_readable_and_never_the_same() {
+    fn names_are_short_readable_and_unique() {
         let (share, node) = ("a".repeat(63), format!("{}.example.com", "n".repeat(200)));
         let long = export_name(&share, &node);
         assert!(long.len() <= 63, "{long}");
@@ -146,13 +146,13 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_is_of_what_an_agent_acts_on() {
+    fn a_revision_covers_what_an_agent_applies() {
         let base = spec("").revision;
         for same in [
             "  nodes: {selector: {matchLabels: {kvm: 'true'}}}",
             "  rollout: {maxUnavailable: 1}",
             "  consumers: {namespaces: {matchNames: [vms]}}",
-            // Said in words what holds anyway.
+            // The default, written down.
             "  engine: {cache: Auto}",
         ] {
             assert_eq!(spec(same).revision, base, "{same}");
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_reads_out_of_an_export_what_was_declared() {
+    fn an_agent_parses_an_export_to_the_share() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/manifests/good");
         let manifests = crate::read_directory(&folder).unwrap();
         assert!(!manifests.documents.is_empty());
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_export_says_whom_the_share_admits_and_an_older_one_admits_nobody() {
+    fn an_export_without_consumers_admits_nobody() {
         let admits = spec("  consumers: {namespaces: {matchNames: [vms]}}");
         let names = |spec: &VirtiofsExportSpec| spec.consumers.namespaces.clone().map(|it| it.match_names);
         assert_eq!(names(&admits), Some(vec!["vms".to_owned()]));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_refused_by_name() {
+    fn an_invalid_export_is_rejected_by_name() {
         let mut export = VirtiofsExport::new("images-n1-0", spec(""));
         export.spec.share_name = "not.a.label".into();
         let refusals = share_of(&export).unwrap_err();

@@ -1,4 +1,4 @@
-//! `VirtiofsShare` documents from YAML: several to a file, several files to a directory.
+//! `VirtiofsShare` documents from YAML files and directories of them.
 
 mod file;
 mod kind;
@@ -18,41 +18,41 @@ use crate::refusal::{Origin, Refusal};
 use crate::share::Share;
 use crate::v1alpha1::VirtiofsShare;
 
-/// How many refusals of one document are worth reading.
+/// Largest number of refusals of one document.
 const REFUSALS_MAX: usize = 20;
 
-/// What a set of files declares.
+/// The documents of a set of files.
 #[derive(Clone, Debug, Default)]
 pub struct Manifests {
-    /// The documents that were accepted.
+    /// Accepted documents.
     pub documents: Vec<Document>,
-    /// Why others were not. A share that is named here was meant to be declared, but is not.
+    /// Why other documents were rejected. A share that is named here is not declared.
     pub refusals: Vec<Refusal>,
-    /// Documents that are someone else's.
+    /// Documents of other APIs.
     pub ignored: Vec<Ignored>,
 }
 
 /// One accepted document.
 #[derive(Clone, Debug)]
 pub struct Document {
-    /// Where it stands.
+    /// File and position.
     pub origin: Origin,
-    /// The object as declared, defaults filled in.
+    /// The object as declared, with defaults.
     pub object: VirtiofsShare,
-    /// What it parses to.
+    /// The share that it describes.
     pub share: Share,
 }
 
-/// A document of another API group, as may stand beside a share in a file that is applied to a cluster too.
+/// A document of another API group, which a file that is also applied to a cluster can contain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Ignored {
-    /// Where it stands.
+    /// File and position.
     pub origin: Origin,
     /// Its `apiVersion` and `kind`.
     pub what: String,
 }
 
-/// Reads the documents of one text; `file` is what messages call it.
+/// Reads the documents of one text; messages name `file`.
 pub fn read_text(file: &Path, text: &str) -> Manifests {
     let mut manifests = Manifests::default();
     manifests.add_text(file, text);
@@ -70,8 +70,8 @@ pub fn read_files<P: AsRef<Path>>(files: impl IntoIterator<Item = P>) -> Manifes
     manifests
 }
 
-/// Reads the documents of every file of a directory whose name ends in `.yaml`, `.yml` or `.json` and does
-/// not begin with a dot, by name. Directories inside it are not entered.
+/// Reads the documents of every file in a directory whose name ends in `.yaml`, `.yml` or `.json` and does not start with
+/// a dot, ordered by name. Subdirectories are not read.
 ///
 /// # Errors
 /// The directory itself cannot be read. A file that cannot be read is a refusal.
@@ -124,15 +124,15 @@ impl Manifests {
     }
 
     fn refuse_all(&mut self, origin: &Origin, share: Option<&str>, refusals: Vec<Refusal>) {
-        let unsaid = refusals.len().saturating_sub(REFUSALS_MAX);
+        let more = refusals.len().saturating_sub(REFUSALS_MAX);
         refusals.into_iter().take(REFUSALS_MAX).for_each(|refusal| self.refuse(origin, share, refusal));
-        if unsaid > 0 {
-            self.refuse(origin, share, Refusal::new("", format!("and {unsaid} more; mend these first")));
+        if more > 0 {
+            self.refuse(origin, share, Refusal::new("", format!("and {more} more; correct these first")));
         }
     }
 
-    /// Two documents of one name: neither is taken. Whichever came first by accident of file names would
-    /// otherwise change under a running share when a file is added.
+    /// Rejects all documents that have the same name. If the first one were accepted, a new file whose name sorts before
+    /// would change a running share.
     fn refuse_duplicates(&mut self) {
         let mut places: BTreeMap<String, Vec<Origin>> = BTreeMap::new();
         for document in &self.documents {
@@ -151,7 +151,7 @@ impl Manifests {
 }
 
 impl Origin {
-    /// A file as a whole.
+    /// A whole file.
     fn file(file: &Path) -> Self {
         Origin { file: PathBuf::from(file), document: 0 }
     }

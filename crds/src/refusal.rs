@@ -1,4 +1,4 @@
-//! How a refusal reads: where, what, and what would be right.
+//! Validation errors: the field, the value, and what is right.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use serde::Serialize;
 pub struct Origin {
     /// The file.
     pub file: PathBuf,
-    /// Which document of the file, counted from 1 and without empty ones; 0: the file as a whole.
+    /// Number of the document in the file, counted from 1 without empty ones; 0 is the whole file.
     pub document: usize,
 }
 
@@ -23,23 +23,23 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One reason why a document is not accepted.
+/// One reason why a document is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 pub struct Refusal {
-    /// The document, where it came from a file.
+    /// The document, if it came from a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// Name of the share, where the document got that far.
+    /// Name of the share, if the document has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<String>,
-    /// Path of the field, such as `spec.engine.cache`; empty for the document as a whole.
+    /// Path of the field, such as `spec.engine.cache`; empty for the whole document.
     pub field: String,
-    /// What is wrong with it, the value included, and what would be right.
+    /// The value, what is wrong with it, and what is right.
     pub message: String,
 }
 
 impl Refusal {
-    /// A refusal of `field` in a document that is not known yet.
+    /// A refusal of `field`, of no document yet.
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
         Refusal { origin: None, share: None, field: printable(field.into()), message: printable(message.into()) }
     }
@@ -50,7 +50,7 @@ impl Refusal {
         self
     }
 
-    /// The same refusal, of the share of this name. What no object could be called is left out.
+    /// The same refusal, of the share of this name. A name that no object can have is dropped.
     pub fn of(mut self, share: Option<&str>) -> Self {
         let possible = |name: &&str| name.len() <= 253 && !name.contains(char::is_control);
         self.share = share.filter(possible).map(str::to_owned);
@@ -74,15 +74,15 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The text without control characters: what a manifest holds must not reach into a log or a terminal.
+/// The text with control characters escaped: a manifest must not inject them into a log or a terminal.
 fn printable(text: String) -> String {
     if text.contains(char::is_control) { text.escape_debug().to_string() } else { text }
 }
 
-/// Longest name that is worth guessing at.
+/// Longest word that is compared with known names.
 const GUESSED: usize = 64;
 
-/// The name among `known` that `word` was probably meant to be.
+/// The name among `known` that is closest to `word`, if any is close.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > GUESSED {
         return None;
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_says_where_what_and_how_to_mend_it() {
+    fn a_refusal_names_document_field_and_remedy() {
         let origin = Origin { file: "shares.yaml".into(), document: 2 };
         let refusal = Refusal::new("spec.engine.cache", "\"Allways\" is unknown; did you mean Always?");
         assert_eq!(refusal.to_string(), "spec.engine.cache: \"Allways\" is unknown; did you mean Always?");
@@ -112,12 +112,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_reaches_into_a_terminal() {
+    fn control_characters_are_escaped() {
         assert_eq!(Refusal::new("a\nb", "\u{1b}[31mred").to_string(), "a\\nb: \\u{1b}[31mred");
     }
 
     #[test]
-    fn the_nearest_name_is_near() {
+    fn only_close_names_are_suggested() {
         let known = ["access", "content", "consumers", "inodeFileHandles"];
         assert_eq!(nearest("acess", known), Some("access"));
         assert_eq!(nearest("inode_file_handles", known), Some("inodeFileHandles"));

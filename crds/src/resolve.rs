@@ -1,24 +1,24 @@
-//! From what is true of the content to one concrete engine configuration.
+//! From the content of a share and its overrides to one concrete engine configuration.
 
 use virtiofs_config::{CachePolicy, EngineConfig, LONG_TIMEOUT_MS};
 
 use crate::Interval;
-use crate::v1alpha1::{Content, EngineOptions, VirtiofsShareSpec};
+use crate::v1alpha1::{Content, EngineOptions, Switch, VirtiofsShareSpec};
 
-/// How long a guest trusts what it was told about content that anyone may change, in milliseconds.
+/// How long a guest caches names and attributes of content that anyone may change, in milliseconds.
 const SHARED_TIMEOUT_MS: u64 = 1000;
 
 /// The configuration that engines of this share run with.
 ///
-/// `content` states a fact; caching is exactly as bold as that fact allows. `engine` overrides win, and what
-/// follows from an overridden cache policy follows from the override.
+/// `content` states a fact; the guest caches as much as that fact allows. Overrides in `engine` win, and what follows
+/// from the cache policy follows from an overridden one.
 ///
 /// # Guarantees
 /// Pure: equal specs give equal configurations, on every node and in every release that reads them alike.
 pub fn resolve(spec: &VirtiofsShareSpec) -> EngineConfig {
     let engine = &spec.engine;
-    let cache = engine.cache.unwrap_or(natural_cache(spec.content));
-    let timeout = natural_timeout(spec.content, cache);
+    let cache = engine.cache.unwrap_or(default_cache(spec.content));
+    let timeout = default_timeout(spec.content, cache);
     let negative = if spec.content == Content::Shared { 0 } else { timeout };
     let stock = EngineConfig::stock(spec.access);
     let caching = EngineConfig {
@@ -26,27 +26,26 @@ pub fn resolve(spec: &VirtiofsShareSpec) -> EngineConfig {
         entry_timeout_ms: millis(&engine.entry_timeout).unwrap_or(timeout),
         attr_timeout_ms: millis(&engine.attr_timeout).unwrap_or(timeout),
         negative_timeout_ms: millis(&engine.negative_timeout).unwrap_or(negative),
-        // Attributes sent along with names are thrown away by a guest that caches nothing: stock
-        // virtiofsd switches this off too.
-        readdirplus: engine.readdirplus.unwrap_or(cache != CachePolicy::Never),
+        // A guest that caches nothing discards attributes that are sent with names; stock virtiofsd disables this too.
+        readdirplus: engine.readdirplus.map_or(cache != CachePolicy::Never, Switch::is_enabled),
         ..stock
     };
     overridden(caching, engine)
 }
 
-/// The boldest policy that is true.
+/// The policy that caches most and is still correct.
 ///
-/// `Exclusive` is as good as `Immutable` here: all changes go through the one guest's own page cache, so
-/// what it holds never differs from the host. `Auto` would only throw pages away at each open.
-fn natural_cache(content: Content) -> CachePolicy {
+/// `Exclusive` equals `Immutable` here: all changes go through the page cache of the one guest, which therefore never
+/// differs from the host. `Auto` would only discard pages at each open.
+fn default_cache(content: Content) -> CachePolicy {
     match content {
         Content::Immutable | Content::Exclusive => CachePolicy::Always,
         Content::Shared => CachePolicy::Auto,
     }
 }
 
-/// How long names and attributes stay true, in milliseconds.
-fn natural_timeout(content: Content, cache: CachePolicy) -> u64 {
+/// How long names and attributes stay correct, in milliseconds.
+fn default_timeout(content: Content, cache: CachePolicy) -> u64 {
     match (cache, content) {
         (CachePolicy::Never, _) => 0,
         (_, Content::Immutable | Content::Exclusive) => LONG_TIMEOUT_MS,
@@ -58,21 +57,21 @@ fn millis(interval: &Option<Interval>) -> Option<u64> {
     interval.as_ref().map(Interval::millis)
 }
 
-/// `base` with every override that has nothing to do with caching.
+/// `base` with every override that does not concern caching.
 fn overridden(base: EngineConfig, engine: &EngineOptions) -> EngineConfig {
     EngineConfig {
         inode_file_handles: engine.inode_file_handles.unwrap_or(base.inode_file_handles),
-        writeback: engine.writeback.unwrap_or(base.writeback),
-        xattr: engine.xattr.unwrap_or(base.xattr),
+        writeback: engine.writeback.map_or(base.writeback, Switch::is_enabled),
+        xattr: engine.xattr.map_or(base.xattr, Switch::is_enabled),
         xattr_map: engine.xattr_map.clone().or(base.xattr_map),
-        posix_acl: engine.posix_acl.unwrap_or(base.posix_acl),
-        security_label: engine.security_label.unwrap_or(base.security_label),
-        killpriv: engine.killpriv.unwrap_or(base.killpriv),
-        announce_submounts: engine.announce_submounts.unwrap_or(base.announce_submounts),
-        allow_mmap: engine.allow_mmap.unwrap_or(base.allow_mmap),
-        direct_io: engine.direct_io.unwrap_or(base.direct_io),
-        device_nodes: engine.device_nodes.unwrap_or(base.device_nodes),
-        file_capabilities: engine.file_capabilities.unwrap_or(base.file_capabilities),
+        posix_acl: engine.posix_acl.map_or(base.posix_acl, Switch::is_enabled),
+        security_label: engine.security_label.map_or(base.security_label, Switch::is_enabled),
+        killpriv: engine.killpriv.map_or(base.killpriv, Switch::is_enabled),
+        announce_submounts: engine.announce_submounts.map_or(base.announce_submounts, Switch::is_enabled),
+        allow_mmap: engine.allow_mmap.map_or(base.allow_mmap, Switch::is_enabled),
+        direct_io: engine.direct_io.map_or(base.direct_io, Switch::is_enabled),
+        device_nodes: engine.device_nodes.map_or(base.device_nodes, Switch::is_enabled),
+        file_capabilities: engine.file_capabilities.map_or(base.file_capabilities, Switch::is_enabled),
         open_files: engine.open_files.or(base.open_files),
         max_inodes: engine.max_inodes.unwrap_or(base.max_inodes),
         queues: engine.queues.unwrap_or(base.queues),
@@ -90,6 +89,7 @@ mod tests {
     use virtiofs_config::{Access, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox};
 
     use super::*;
+    use crate::v1alpha1::EngineStatus;
 
     const DAY: u64 = 86_400_000;
 
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn caching_is_as_bold_as_the_truth_allows() {
+    fn the_guest_caches_what_the_content_allows() {
         use CachePolicy::{Always, Auto, Metadata, Never};
         // content, overrides -> cache, entry, attr and negative timeouts, readdirplus
         for (content, engine, cache, entry, attr, negative, readdirplus) in [
@@ -118,7 +118,7 @@ mod tests {
             ("Immutable", json!({"negativeTimeout": "0s"}), Always, DAY, DAY, 0, true),
             ("Exclusive", json!({"cache": "Auto", "attrTimeout": "1m"}), Auto, DAY, 60_000, DAY, true),
             ("Shared", json!({"entryTimeout": "0s", "attrTimeout": "10s"}), Auto, 0, 10_000, 0, true),
-            ("Shared", json!({"readdirplus": false}), Auto, 1000, 1000, 0, false),
+            ("Shared", json!({"readdirplus": "Disabled"}), Auto, 1000, 1000, 0, false),
         ] {
             let config = resolve(&spec(json!({"content": content, "engine": engine})));
             let found = (
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_as_stock_virtiofsd_has_it() {
+    fn all_else_equals_stock_virtiofsd() {
         for (word, access) in [("ReadOnly", Access::ReadOnly), ("ReadWrite", Access::ReadWrite)] {
             assert_eq!(resolve(&spec(json!({"access": word}))), EngineConfig::stock(access));
         }
@@ -144,16 +144,15 @@ mod tests {
     fn every_override_wins() {
         let engine = json!({
             "cache": "Metadata", "entryTimeout": "1s", "attrTimeout": "2s", "negativeTimeout": "3s",
-            "inodeFileHandles": "Mandatory", "writeback": true, "xattr": true, "xattrMap": ":map::user.:",
-            "posixAcl": true, "securityLabel": true, "killpriv": true, "announceSubmounts": false,
-            "readdirplus": false, "allowMmap": true, "directIo": true, "deviceNodes": true,
-            "fileCapabilities": true, "openFiles": 4096, "maxInodes": 5000, "queues": 2, "sandbox": "Chroot",
-            "uidTranslation": [{"kind": "Map", "from": 0, "to": 1000, "count": 10}],
-            "gidTranslation": [{"kind": "ForbidGuest", "from": 0, "count": 1}],
+            "inodeFileHandles": "Mandatory", "writeback": "Enabled", "xattr": "Enabled", "xattrMap": ":map::user.:",
+            "posixACL": "Enabled", "securityLabel": "Enabled", "killpriv": "Enabled", "announceSubmounts": "Disabled",
+            "readdirplus": "Disabled", "allowMmap": "Enabled", "directIO": "Enabled", "deviceNodes": "Enabled",
+            "fileCapabilities": "Enabled", "openFiles": 4096, "maxInodes": 5000, "queues": 2, "sandbox": "Chroot",
+            "uidTranslation": [{"type": "Map", "from": 0, "to": 1000, "count": 10}],
+            "gidTranslation": [{"type": "ForbidGuest", "from": 0, "count": 1}],
             "limits": {
-                "memoryBytes": 1_073_741_824, "cpuMillis": 1500, "cpuWeight": 50, "ioWeight": 200,
-                "readBytesPerSecond": 1_048_576, "writeBytesPerSecond": 2_097_152, "readsPerSecond": 100,
-                "writesPerSecond": 200,
+                "memory": "1Gi", "cpu": "1500m", "cpuWeight": 50, "ioWeight": 200, "readBandwidth": "1Mi",
+                "writeBandwidth": "2Mi", "readIOPS": "100", "writeIOPS": "2k",
             },
         });
         let config = resolve(&spec(json!({"access": "ReadWrite", "content": "Exclusive", "engine": engine})));
@@ -191,11 +190,12 @@ mod tests {
                 read_bytes_per_second: Some(1 << 20),
                 write_bytes_per_second: Some(2 << 20),
                 reads_per_second: Some(100),
-                writes_per_second: Some(200),
+                writes_per_second: Some(2000),
             },
         };
         assert_eq!(config, expected);
-        // And back: what is in force is said in the words in which it was asked for.
+        // And back: the active configuration is shown in the words of the spec.
         assert_eq!(serde_json::to_value(EngineOptions::from(&config)).unwrap(), engine);
+        assert_eq!(serde_json::to_value(EngineStatus::from(&config)).unwrap(), engine);
     }
 }

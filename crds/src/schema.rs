@@ -1,4 +1,4 @@
-//! The CustomResourceDefinition, made from the types on the wire.
+//! The CustomResourceDefinitions, generated from the types on the wire.
 
 use std::sync::LazyLock;
 
@@ -10,11 +10,11 @@ use serde_json::{Map, Value, json};
 
 use crate::v1alpha1::{VirtiofsExport, VirtiofsShare};
 
-/// `apiVersion` of the documents that this crate reads.
+/// `apiVersion` of the API.
 pub const API_VERSION: &str = "virtiofs.dev/v1alpha1";
-/// Their API group.
+/// Its group.
 pub const GROUP: &str = "virtiofs.dev";
-/// Their kind.
+/// The kind of a share.
 pub const KIND: &str = "VirtiofsShare";
 
 static DEFINITION: LazyLock<Value> = LazyLock::new(|| tidied(json!(VirtiofsShare::crd())));
@@ -40,8 +40,8 @@ pub fn export_definition() -> &'static Value {
     &EXPORT_DEFINITION
 }
 
-/// The schema of a whole `VirtiofsShare` object: that of the definition, and what the API server adds to
-/// every object by itself.
+/// The schema of a whole `VirtiofsShare` object: that of the definition, with the fields that the API server adds to
+/// every object.
 pub fn object() -> &'static Value {
     &OBJECT
 }
@@ -60,11 +60,10 @@ fn metadata() -> Value {
     schema
 }
 
-/// Brings what schemars writes into what a structural schema of Kubernetes should say.
+/// Converts the output of schemars to a structural schema of Kubernetes.
 fn tidy(schema: &mut Value) {
     if let Some(node) = schema.as_object_mut() {
-        // `null` means "not given", as Kubernetes has it for every field that is not nullable; a rule's
-        // `has()` would be true for a null that was let through.
+        // Kubernetes treats null as absent where a field is not nullable; with `nullable`, a null would make `has()` true.
         node.remove("nullable");
         node.remove("title");
         unwrap_lines(node);
@@ -78,7 +77,7 @@ fn tidy(schema: &mut Value) {
     }
 }
 
-/// A comment's line breaks mean nothing; `kubectl explain` wraps by itself. An empty line is a paragraph.
+/// Joins the lines of a paragraph; `kubectl explain` wraps them. An empty line separates paragraphs.
 fn unwrap_lines(node: &mut Map<String, Value>) {
     if let Some(Value::String(description)) = node.get_mut("description") {
         let paragraphs: Vec<String> = description.split("\n\n").map(|text| text.replace('\n', " ")).collect();
@@ -86,7 +85,7 @@ fn unwrap_lines(node: &mut Map<String, Value>) {
     }
 }
 
-/// Kubernetes knows signed formats only; the bounds stay.
+/// Kubernetes has signed formats only; the bounds stay.
 fn signed_format(node: &mut Map<String, Value>) {
     let (format, maximum) = match node.get("format").and_then(Value::as_str) {
         Some("uint8" | "uint16") => ("int32", Some(u64::from(u16::MAX))),

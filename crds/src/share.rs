@@ -1,4 +1,4 @@
-//! The parsed share that the rest of the system works with: types that cannot be wrong.
+//! The parsed share that the rest of the system uses: types that are always valid.
 
 use std::fmt;
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::refusal::Refusal;
 use crate::v1alpha1::{Content, Remedy, Socket, Staleness, VirtiofsShare};
 use crate::{resolve, validate};
 
-/// Longest name of a share: it is the value of labels, and part of names and socket paths derived from it.
+/// Longest name of a share, which is the value of labels, and part of names and socket paths.
 pub const NAME_MAX: usize = 63;
 
-/// A share that has passed validation, with everything that follows from it.
+/// A validated share, with everything that follows from it.
 ///
 /// # Guarantees
-/// Made only from an object that keeps the schema and every rule of it.
+/// Created only from an object that the schema and its rules accept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -28,31 +28,30 @@ pub struct Share {
     pub name: ShareName,
     /// The directory to serve.
     pub source: SourcePath,
-    /// May guests change the data?
+    /// Whether guests may change the data.
     pub access: Access,
-    /// What is true of the data.
+    /// What is true of the data while guests use it.
     pub content: Content,
-    /// Is a second session on the node refused?
+    /// True if a second session on the node is refused.
     pub exclusive: bool,
     /// The socket that VMs connect to.
     pub socket: SocketSpec,
-    /// What its engines run with.
+    /// The configuration of its engines.
     pub engine: EngineConfig,
-    /// What is done about staleness.
+    /// Policy about staleness.
     pub staleness: StalenessPolicy,
 }
 
 impl Share {
-    /// The share that an object declares, or every reason why it declares none.
+    /// The share that an object describes, or every reason why it is rejected.
     ///
-    /// An object from an API server has been validated there, but perhaps by an older schema: it is held
-    /// against this one again.
+    /// The API server has validated the object, but maybe with an older schema, so it is validated again.
     pub fn from_object(object: &VirtiofsShare) -> Result<Share, Vec<Refusal>> {
         let value = serde_json::to_value(object).map_err(|e| vec![Refusal::new("", e.to_string())])?;
         Share::from_value(&value).map(|(_, share)| share)
     }
 
-    /// The object and the share that a JSON document declares, or every reason why it declares none.
+    /// The object and the share that a JSON document describes, or every reason why it is rejected.
     pub fn from_value(document: &Value) -> Result<(VirtiofsShare, Share), Vec<Refusal>> {
         let sound = validate::validate(document, None)?;
         let object: VirtiofsShare = serde_json::from_value(sound).map_err(|e| vec![Refusal::new("", e.to_string())])?;
@@ -61,12 +60,12 @@ impl Share {
     }
 }
 
-/// Parses what the schema has let through into types that remember it.
+/// Parses an object that the schema has accepted.
 fn parse(object: &VirtiofsShare) -> Result<Share, Refusal> {
     let spec = &object.spec;
     Ok(Share {
         name: ShareName::parse(&object.name_any())?,
-        source: SourcePath::parse(&spec.source.host_path.path)?,
+        source: SourcePath::parse(spec.source.path())?,
         access: spec.access,
         content: spec.content,
         exclusive: spec.content == Content::Exclusive,
@@ -76,7 +75,7 @@ fn parse(object: &VirtiofsShare) -> Result<Share, Refusal> {
     })
 }
 
-/// Name of a share: a DNS label, 1 to 63 of `[a-z0-9-]`, neither first nor last a `-`.
+/// Name of a share: a DNS label of 1 to 63 of `[a-z0-9-]`, which neither starts nor ends with `-`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct ShareName(String);
@@ -95,7 +94,7 @@ impl ShareName {
         Err(Refusal::new(
             "metadata.name",
             format!(
-                "{name:?} is not a name of 1 to {NAME_MAX} of a-z, 0-9 and -, beginning and ending with a letter or digit"
+                "{name:?} is not a name of 1 to {NAME_MAX} of a-z, 0-9 and -, starting and ending with a letter or digit"
             ),
         ))
     }
@@ -112,8 +111,8 @@ impl fmt::Display for ShareName {
     }
 }
 
-/// Path of a directory to share: absolute and normalised, and nothing of the kernel's. Whether it leads
-/// there through symlinks only the node can tell.
+/// Path of a directory to share: absolute, normalized, and outside of the kernel's file systems. The node checks symbolic
+/// links.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct SourcePath(String);
@@ -126,7 +125,7 @@ impl SourcePath {
         if normal {
             return Ok(SourcePath(path.to_owned()));
         }
-        Err(Refusal::new("spec.source.hostPath.path", format!("{path:?} is not an absolute, normalised path")))
+        Err(Refusal::new("spec.source.hostPath.path", format!("{path:?} is not an absolute, normalized path")))
     }
 
     /// The path.
@@ -144,9 +143,9 @@ impl fmt::Display for SourcePath {
 /// Owner and permission bits of the socket that VMs connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct SocketSpec {
-    /// Owner; none: the broker's user.
+    /// Owner; none is the user of the broker.
     pub owner: Option<u32>,
-    /// Group; none: the broker's group.
+    /// Group; none is the group of the broker.
     pub group: Option<u32>,
     /// Permission bits, at most `0o777`.
     pub mode: u32,
@@ -162,16 +161,16 @@ impl SocketSpec {
     }
 }
 
-/// What is done about staleness.
+/// Policy about staleness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct StalenessPolicy {
-    /// Cure it, or only say so.
+    /// Whether staleness is remedied or only reported.
     pub remedy: Remedy,
-    /// Stale events within `window` from which on something is done.
+    /// Number of stale events within `window` that starts a remedy.
     pub threshold: u32,
-    /// Over what time events are counted, and within which a remedy must have helped.
+    /// Time over which events are counted, and within which a remedy must show effect.
     pub window: Duration,
-    /// How many remedies may be tried within an hour.
+    /// Largest number of remedies within an hour.
     pub budget: u32,
 }
 
@@ -181,7 +180,7 @@ impl From<&Staleness> for StalenessPolicy {
             remedy: staleness.policy,
             threshold: staleness.threshold,
             window: staleness.window.duration(),
-            budget: staleness.budget,
+            budget: staleness.max_remedies_per_hour,
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A structural schema of Kubernetes, evaluated: types, bounds, patterns, unknown fields.
+//! Validates a value against a structural schema of Kubernetes: types, bounds, patterns, unknown fields.
 //!
-//! No JSON Schema crate does this: a structural schema says `nullable`, `x-kubernetes-int-or-string` and
-//! `x-kubernetes-list-type`, drops nulls, and an undeclared field is unknown without
-//! `additionalProperties: false`. What is left of JSON Schema is a dozen keywords.
+//! No JSON Schema crate does this: a structural schema has `nullable`, `x-kubernetes-int-or-string` and
+//! `x-kubernetes-list-type`, drops nulls, and rejects undeclared fields without `additionalProperties: false`. Of JSON
+//! Schema it uses a dozen keywords.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::refusal::{Refusal, nearest};
 
-/// Longest value that a message repeats.
+/// Largest number of characters of a value in a message.
 const SHOWN: usize = 120;
 
 /// Every reason why `value` does not fit `schema`.
@@ -21,7 +21,7 @@ pub(crate) fn check(schema: &Value, value: &Value) -> Vec<Refusal> {
     refusals
 }
 
-/// Removes nulls of declared fields: to Kubernetes, a field that cannot be null and is null is not given.
+/// Removes nulls of declared fields: Kubernetes treats null as absent where a field is not nullable.
 pub(crate) fn drop_nulls(schema: &Value, value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -68,7 +68,8 @@ fn visit_array(schema: &Value, items: &[Value], path: &str, refusals: &mut Vec<R
     for (index, item) in items.iter().enumerate() {
         visit(&schema["items"], item, &format!("{path}[{index}]"), refusals);
         if schema["x-kubernetes-list-type"] == "set" && items[..index].contains(item) {
-            refusals.push(Refusal::new(format!("{path}[{index}]"), format!("{} stands here twice", Shown(item))));
+            refusals
+                .push(Refusal::new(format!("{path}[{index}]"), format!("{} is listed twice; remove one", Shown(item))));
         }
     }
 }
@@ -78,7 +79,7 @@ fn field_schema<'a>(schema: &'a Value, name: &str) -> Option<&'a Value> {
     schema["properties"].get(name).or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()))
 }
 
-/// Does the schema leave its fields to others, as a definition does with `metadata`?
+/// True if the schema does not declare its fields, as a definition does not for `metadata`.
 fn is_open(schema: &Value) -> bool {
     schema["x-kubernetes-preserve-unknown-fields"] == true
         || (schema.get("properties").is_none() && schema.get("additionalProperties").is_none())
@@ -106,10 +107,14 @@ fn unknown(schema: &Value, name: &str) -> String {
 
 fn check_type(schema: &Value, value: &Value) -> Result<(), String> {
     if schema["x-kubernetes-int-or-string"] == true {
-        let sound = value.is_string() || is_integer(value);
-        return if sound { Ok(()) } else { Err(format!("{} is neither a number nor text", Shown(value))) };
+        let valid = value.is_string() || is_integer(value);
+        return if valid {
+            Ok(())
+        } else {
+            Err(format!("{} is neither a whole number nor text; put it in quotes", Shown(value)))
+        };
     }
-    let (sound, wanted, remedy) = match schema["type"].as_str() {
+    let (valid, expected, remedy) = match schema["type"].as_str() {
         Some("object") => (value.is_object(), "a mapping", ""),
         Some("array") => (value.is_array(), "a list", ""),
         Some("string") => (value.is_string(), "text", "; put it in quotes"),
@@ -118,15 +123,18 @@ fn check_type(schema: &Value, value: &Value) -> Result<(), String> {
         Some("number") => (value.is_number(), "a number", "; write it without quotes"),
         _ => return Ok(()),
     };
+    if !valid && schema["enum"].is_array() {
+        return Err(format!("{} is not text; write one of {}", Shown(value), words(schema).join(", ")));
+    }
     let remedy = if value.is_object() || value.is_array() { "" } else { remedy };
-    if sound { Ok(()) } else { Err(format!("{} is not {wanted}{remedy}{}", Shown(value), meant(schema))) }
+    if valid { Ok(()) } else { Err(format!("{} is not {expected}{remedy}{}", Shown(value), description(schema))) }
 }
 
 fn is_integer(value: &Value) -> bool {
     value.is_i64() || value.is_u64()
 }
 
-/// The bounds that a value of the right type breaks.
+/// The bounds that a value of the right type violates.
 fn check_value(schema: &Value, value: &Value) -> Vec<String> {
     match value {
         Value::String(text) => check_text(schema, text),
@@ -139,18 +147,20 @@ fn check_value(schema: &Value, value: &Value) -> Vec<String> {
 
 fn check_text(schema: &Value, text: &str) -> Vec<String> {
     let mut messages = check_size(schema, "Length", text.chars().count(), "characters");
-    if let Some(allowed) = schema["enum"].as_array() {
-        let words: Vec<&str> = allowed.iter().filter_map(Value::as_str).collect();
-        if !words.contains(&text) {
-            messages.push(not_one_of(text, &words));
-        }
+    if schema["enum"].is_array() && !words(schema).contains(&text) {
+        messages.push(not_one_of(text, &words(schema)));
     }
     if let Some(pattern) = schema["pattern"].as_str()
         && !Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(text))
     {
-        messages.push(format!("{} does not match {pattern}{}", Shown(&text.into()), meant(schema)));
+        messages.push(format!("{} does not match {pattern}{}", Shown(&text.into()), description(schema)));
     }
     messages
+}
+
+/// The values of an enumeration.
+fn words(schema: &Value) -> Vec<&str> {
+    schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 fn not_one_of(text: &str, words: &[&str]) -> String {
@@ -158,8 +168,8 @@ fn not_one_of(text: &str, words: &[&str]) -> String {
     format!("{} is not one of {}{}", Shown(&text.into()), words.join(", "), hint.unwrap_or_default())
 }
 
-/// The first sentence of a description, for messages that would say little without it.
-fn meant(schema: &Value) -> String {
+/// The first line of a description, for messages that need it.
+fn description(schema: &Value) -> String {
     let first = schema["description"].as_str().and_then(|text| text.lines().next());
     first.map(|text| format!(" ({text})")).unwrap_or_default()
 }
@@ -167,8 +177,8 @@ fn meant(schema: &Value) -> String {
 fn check_number(schema: &Value, number: f64, value: &Value) -> Vec<String> {
     let below = schema["minimum"].as_f64().filter(|minimum| number < *minimum);
     let above = schema["maximum"].as_f64().filter(|maximum| number > *maximum);
-    let below = below.map(|minimum| format!("{value} is too small; the least is {minimum}"));
-    let above = above.map(|maximum| format!("{value} is too large; the most is {maximum}"));
+    let below = below.map(|minimum| format!("{value} is too small; the minimum is {minimum}"));
+    let above = above.map(|maximum| format!("{value} is too large; the maximum is {maximum}"));
     below.into_iter().chain(above).collect()
 }
 
@@ -176,12 +186,12 @@ fn check_number(schema: &Value, number: f64, value: &Value) -> Vec<String> {
 fn check_size(schema: &Value, what: &str, size: usize, unit: &str) -> Vec<String> {
     let limit = |edge: &str| schema[format!("{edge}{what}")].as_u64();
     let size = size as u64;
-    let below = limit("min").filter(|min| size < *min).map(|min| format!("has {size} {unit}; the least is {min}"));
-    let above = limit("max").filter(|max| size > *max).map(|max| format!("has {size} {unit}; the most is {max}"));
+    let below = limit("min").filter(|min| size < *min).map(|min| format!("has {size} {unit}; the minimum is {min}"));
+    let above = limit("max").filter(|max| size > *max).map(|max| format!("has {size} {unit}; the maximum is {max}"));
     below.into_iter().chain(above).collect()
 }
 
-/// A value as a message shows it: as JSON, and never a page of it.
+/// A value in a message: JSON, shortened.
 struct Shown<'a>(&'a Value);
 
 impl fmt::Display for Shown<'_> {

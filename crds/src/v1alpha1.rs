@@ -1,10 +1,9 @@
-//! Version `v1alpha1` of the API, as it is on the wire.
+//! Version `v1alpha1` of the API: the types on the wire.
 //!
-//! Doc comments here are the descriptions in the CustomResourceDefinition and in the API reference: they
-//! are written for the person who writes the manifest. Nothing is denied by serde that the schema does not
-//! deny: an object of a newer version must stay readable.
+//! Doc comments here are the descriptions in the CustomResourceDefinition and in the API reference; their reader writes a
+//! manifest. serde rejects nothing that the schema accepts: an object of a newer version must stay readable.
 
-// KubeSchema repeats each struct, `pub` included, inside a function.
+// KubeSchema repeats each struct, including `pub`, inside a function.
 #![allow(unreachable_pub)]
 
 pub mod conditions;
@@ -24,7 +23,7 @@ mod staleness;
 mod status;
 
 pub use consumers::{Consumers, NamespaceConsumers};
-pub use engine::{EngineLimits, EngineOptions, IdTranslation};
+pub use engine::{EngineLimits, EngineOptions, IdTranslation, Switch};
 pub use engine_status::{EngineStatus, IdTranslationStatus, word};
 pub use export::{Baseline, ExportMode, VirtiofsExport, VirtiofsExportSpec};
 pub use export_status::{
@@ -34,7 +33,7 @@ pub use nodes::Nodes;
 pub use rollout::Rollout;
 pub use selector::{LabelSelector, Operator, Requirement};
 pub use socket::Socket;
-pub use source::{HostPath, HostPathType, Source};
+pub use source::{HostPath, HostPathType, Source, SourceType};
 pub use spec::{Content, VirtiofsShare, VirtiofsShareSpec};
 pub use staleness::{Remedy, Staleness};
 pub use status::{NodeCounts, VirtiofsShareStatus};

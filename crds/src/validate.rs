@@ -1,7 +1,7 @@
-//! What an API server does with an object that is created or updated, done in this process.
+//! The validation that the API server does when an object is created or updated, in this process.
 //!
-//! In its order: unknown fields are refused (as `kubectl` asks it to), nulls of fields that cannot be null
-//! are dropped, defaults are filled in, the structure is checked, and then, if that was sound, the rules.
+//! In its order: unknown fields are rejected (as `kubectl` requests), nulls of fields that are not nullable are dropped,
+//! defaults are set, the structure is checked, and if it is valid, the rules.
 
 use std::cell::LazyCell;
 
@@ -15,17 +15,17 @@ use crate::share::ShareName;
 use crate::structural;
 
 thread_local! {
-    /// The rules, compiled once a thread: an interpreter's program cannot be shared between threads.
+    /// The rules, compiled once per thread: compiled programs cannot be shared between threads.
     static RULES: LazyCell<(Validator, CompiledSchema)> =
         LazyCell::new(|| (Validator::new(), compile_schema(schema::object())));
 }
 
-/// The document with defaults filled in, or every reason why it is refused.
+/// The document with defaults, or every reason why it is rejected.
 ///
-/// With `old`, the object that it replaces, the rules about changes are held too.
+/// With `old`, the object that it replaces, the rules about changes apply too.
 pub fn validate(document: &Value, old: Option<&Value>) -> Result<Value, Vec<Refusal>> {
     let mut document = document.clone();
-    // The API server takes no status from whoever writes a spec.
+    // The API server ignores the status in a write of the spec.
     if let Some(object) = document.as_object_mut() {
         object.remove("status");
     }
@@ -39,21 +39,21 @@ pub fn validate(document: &Value, old: Option<&Value>) -> Result<Value, Vec<Refu
     if refusals.is_empty() { Ok(document) } else { Err(refusals) }
 }
 
-/// May `new` take the place of `old`? All that `new` alone is held against, and the rules about changes.
+/// Checks whether `new` can replace `old`: the validation of `new`, and the rules about changes.
 pub fn check_change(old: &VirtiofsShare, new: &VirtiofsShare) -> Result<(), Vec<Refusal>> {
     let value = |object| serde_json::to_value(object).map_err(|e| vec![Refusal::new("", e.to_string())]);
     validate(&value(new)?, Some(&value(old)?)).map(drop)
 }
 
-/// What the API server holds `metadata` of a cluster-scoped object against.
+/// The checks of the API server on `metadata` of a cluster-scoped object.
 fn check_metadata(metadata: &Value) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     match metadata["name"].as_str() {
         Some(name) => refusals.extend(ShareName::parse(name).err()),
-        None => refusals.push(Refusal::new("metadata.name", "is missing; a share needs a name")),
+        None => refusals.push(Refusal::new("metadata.name", "is missing; every share has a name")),
     }
     if let Some(namespace) = metadata["namespace"].as_str() {
-        let message = format!("{namespace:?}: a share belongs to no namespace; remove this field");
+        let message = format!("{namespace:?}: a share is cluster-scoped; remove this field");
         refusals.push(Refusal::new("metadata.namespace", message));
     }
     refusals

@@ -1,10 +1,10 @@
-//! How a pod's volume names a share: part of the API, though the kubelet carries it.
+//! Attributes of CSI volumes. They are part of the API, although the kubelet transports them.
 
 /// Name of the CSI driver.
 pub const DRIVER: &str = "csi.virtiofs.dev";
 
-/// The attribute of a volume that names its share.
+/// The attribute that names the share of a volume.
 pub const SHARE: &str = "share";
 
-/// The attribute that names a directory below the share's, to be served instead of it.
+/// The attribute that names a directory below the source, which is served instead of it.
 pub const SUB_PATH: &str = "subPath";

@@ -1,4 +1,4 @@
-//! Files and directories: what is read, what is left alone, and what a hostile one can do.
+//! Files and directories: which documents are read, which are ignored, and hostile ones.
 
 use std::fs;
 use std::path::Path;
@@ -68,7 +68,7 @@ fn what_kubectl_prints_can_be_read_back() {
 }
 
 #[test]
-fn other_kinds_are_left_alone_and_ours_misspelt_are_not() {
+fn other_kinds_are_ignored_and_misspelled_shares_are_rejected() {
     let read = read(&["apiVersion: v1\nkind: Namespace\nmetadata: {name: vms}\n".to_owned(), share("a")].join("---\n"));
     assert_eq!(names(&read), ["a"]);
     assert_eq!(refusals(&read), Vec::<String>::new());
@@ -80,23 +80,27 @@ fn other_kinds_are_left_alone_and_ours_misspelt_are_not() {
             "kind: VirtioFsShare",
             "kind: \"VirtioFsShare\" is not a kind of virtiofs.dev; did you mean VirtiofsShare",
         ),
-        ("kind: VirtiofsShare", "kind: Pod", "kind: \"Pod\" is not a kind of virtiofs.dev; known is VirtiofsShare"),
+        (
+            "kind: VirtiofsShare",
+            "kind: Pod",
+            "kind: \"Pod\" is not a kind of virtiofs.dev; the known kind is VirtiofsShare",
+        ),
         ("kind: VirtiofsShare\n", "", "kind: is missing; write VirtiofsShare"),
         ("apiVersion: virtiofs.dev/v1alpha1\n", "", "apiVersion: is missing; write virtiofs.dev/v1alpha1"),
-        ("/v1alpha1", "/v1", "apiVersion: \"virtiofs.dev/v1\" is not known; write virtiofs.dev/v1alpha1"),
-        ("virtiofs.dev/", "virtiofs.io/", "apiVersion: \"virtiofs.io/v1alpha1\" is not known"),
-        ("virtiofs.dev/v1alpha1", "v1", "apiVersion: \"v1\" is not known"),
+        ("/v1alpha1", "/v1", "apiVersion: \"virtiofs.dev/v1\" is unknown; write virtiofs.dev/v1alpha1"),
+        ("virtiofs.dev/", "virtiofs.io/", "apiVersion: \"virtiofs.io/v1alpha1\" is unknown"),
+        ("virtiofs.dev/v1alpha1", "v1", "apiVersion: \"v1\" is unknown"),
     ] {
         let refused = refusal(&share("a").replace(from, to));
         assert!(refused.starts_with(&format!("shares.yaml, document 1 (a): {says}")), "{refused}");
     }
-    assert!(refusal("apiVersion: v1\nkind: List\nitems: []\n").contains("a List is not read"));
-    assert!(refusal("- a\n- b\n").contains("is no mapping"));
-    assert!(refusal("just words\n").contains("is no mapping"));
+    assert!(refusal("apiVersion: v1\nkind: List\nitems: []\n").contains("List is not supported"));
+    assert!(refusal("- a\n- b\n").contains("is not a mapping"));
+    assert!(refusal("just words\n").contains("is not a mapping"));
 }
 
 #[test]
-fn two_documents_of_one_name_are_both_refused() {
+fn documents_of_one_name_are_all_rejected() {
     let directory = tempfile::tempdir().unwrap();
     let (one, two) = (directory.path().join("1.yaml"), directory.path().join("2.yaml"));
     fs::write(&one, [share("a"), share("b")].join("---\n")).unwrap();
@@ -156,11 +160,7 @@ fn a_huge_file_is_not_read() {
 fn what_is_not_yaml_says_where() {
     let broken = read(&[share("a"), "spec: [\n".to_owned()].join("---\n"));
     assert_eq!(names(&broken), ["a"]);
-    assert!(
-        refusals(&broken)[0].starts_with("shares.yaml, document 2: is not YAML that can be read: "),
-        "{:?}",
-        broken.refusals
-    );
+    assert!(refusals(&broken)[0].starts_with("shares.yaml, document 2: is not valid YAML: "), "{:?}", broken.refusals);
     assert!(refusals(&broken)[0].contains("line "), "{:?}", broken.refusals);
     assert!(refusal(&share("a").replace("spec:", "kind: Pod\nspec:")).contains("duplicate mapping key `kind`"));
 }
@@ -172,16 +172,16 @@ fn bombs_do_not_go_off() {
         let inner = vec![format!("*a{}", level - 1); 10].join(", ");
         laughs += &format!("a{level}: &a{level} [{inner}]\n");
     }
-    assert!(refusal(&laughs).contains("is not YAML that can be read"));
-    assert!(refusal(&"[".repeat(100_000)).contains("is not YAML that can be read"));
+    assert!(refusal(&laughs).contains("is not valid YAML"));
+    assert!(refusal(&"[".repeat(100_000)).contains("is not valid YAML"));
     let deep = format!(
         "{}a: 1\n",
         (0..500).map(|depth| format!("{}k:\n", " ".repeat(depth))).collect::<String>() + &" ".repeat(500)
     );
-    assert!(refusal(&deep).contains("is not YAML that can be read"));
+    assert!(refusal(&deep).contains("is not valid YAML"));
     let many = share("a") + &(0..5000).map(|field| format!("f{field}: 1\n")).collect::<String>();
     let many = read(&many).refusals;
-    assert_eq!((many.len(), many[20].message.as_str()), (21, "and 4980 more; mend these first"));
+    assert_eq!((many.len(), many[20].message.as_str()), (21, "and 4980 more; correct these first"));
     let long = share("a").replace("/srv/a", &"/x".repeat(400_000));
     assert!(refusal(&long).len() < 1000, "a message never repeats a huge value");
 }

@@ -1,6 +1,6 @@
-//! The table of manifests under `tests/manifests`: what is accepted, what is refused, and with which words.
+//! The table of manifests under `tests/manifests`: accepted and rejected ones, with the expected messages.
 //!
-//! A bad manifest begins with comments that say what is expected of it:
+//! A bad manifest starts with comments that state the expected result:
 //!
 //! ```text
 //! # field: spec.engine.cache          the field that the refusal names
@@ -77,7 +77,7 @@ fn good_manifests_are_accepted() {
 }
 
 #[test]
-fn bad_manifests_are_refused_with_the_field_and_the_remedy() {
+fn bad_manifests_are_rejected_with_field_and_remedy() {
     let files = manifests("bad");
     assert!(files.len() >= 90, "{}", files.len());
     for file in files {
@@ -88,7 +88,7 @@ fn bad_manifests_are_refused_with_the_field_and_the_remedy() {
 }
 
 #[test]
-fn every_rule_refuses_something_in_the_table() {
+fn every_rule_rejects_a_manifest_of_the_table() {
     let bad = manifests("bad").into_iter().flat_map(|file| raw(&file));
     let mut refusing: BTreeSet<String> = bad.flat_map(|document| broken(&document, None)).collect();
     for file in manifests("changes") {
@@ -100,7 +100,7 @@ fn every_rule_refuses_something_in_the_table() {
 }
 
 #[test]
-fn changes_are_held_against_the_rules_too() {
+fn rules_about_changes_apply() {
     for file in manifests("changes") {
         let [old, new]: [VirtiofsShare; 2] = raw(&file)
             .into_iter()

@@ -4,19 +4,19 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
-/// Largest file that is read. A share is a few hundred bytes; etcd takes no object above 1.5 MiB.
+/// Largest manifest file. A share has a few hundred bytes; etcd accepts objects up to 1.5 MiB.
 const FILE_MAX: u64 = 1 << 20;
 
-/// Is this the name of a manifest, as a person or a ConfigMap would give it?
+/// True if the file has the name of a manifest and is not hidden, as the internal files of a ConfigMap volume are.
 pub(super) fn is_manifest(path: &Path) -> bool {
     let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     let extension = path.extension().and_then(|extension| extension.to_str());
     !hidden && matches!(extension, Some("yaml" | "yml" | "json")) && !path.is_dir()
 }
 
-/// The text of a file, if it is one and not too large.
+/// The text of a regular file that is not too large.
 pub(super) fn read_bounded(file: &Path) -> Result<String, String> {
-    // A FIFO would block whoever opens it.
+    // Opening a FIFO would block.
     let metadata = fs::metadata(file).map_err(|e| e.to_string())?;
     if !metadata.is_file() {
         return Err("is not a regular file".to_owned());

@@ -2,21 +2,21 @@
 
 use serde_json::Value;
 
-/// How many YAML nodes a file may come to, aliases followed.
+/// Largest number of YAML nodes in a file, with aliases expanded.
 const NODES_MAX: usize = 50_000;
-/// How often a file may use an alias.
+/// Largest number of aliases in a file.
 const ALIASES_MAX: usize = 1000;
-/// How deep a document may be nested.
+/// Largest depth of a document.
 const DEPTH_MAX: usize = 32;
 
-/// The documents of a text, one after the other; empty ones are left out.
+/// The documents of a text, without empty ones.
 pub(super) fn documents(text: &str) -> Vec<Result<Value, String>> {
     let mut bytes = text.as_bytes();
     let documents = serde_saphyr::read_with_options::<_, Value>(&mut bytes, options());
     documents.map(|document| document.map_err(|error| message(&error))).collect()
 }
 
-/// Limits that no honest manifest comes near and that keep a hostile one small.
+/// Limits far above real manifests, which keep hostile ones small.
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -37,5 +37,5 @@ fn options() -> serde_saphyr::Options {
 
 fn message(error: &serde_saphyr::Error) -> String {
     let formatter = serde_saphyr::UserMessageFormatter;
-    format!("is not YAML that can be read: {}", error.render_with_formatter(&formatter))
+    format!("is not valid YAML: {}", error.render_with_formatter(&formatter))
 }

@@ -1,6 +1,6 @@
 //! Condition types and reasons of shares and exports.
 //!
-//! `Ready`, `Reconciling` and `Stalled` follow kstatus, so that generic tools can tell whether a share is current, in
+//! `Ready`, `Reconciling` and `Stalled` follow kstatus, so that generic tools can determine whether a share is current, in
 //! progress or failed.
 
 /// Condition of a share and of an export: it is served.
@@ -50,7 +50,7 @@ pub const SHARE_REASONS: &[(&str, &str, &str)] = &[
     ),
     (DEGRADED, NODES_UNREACHABLE, "Some selected nodes are unreachable. They follow when they are back."),
     (DELETING, IN_USE, "VMs are connected. The message names them. Deletion continues when they have disconnected."),
-    (DELETING, DRAINING, "Nodes have been told to stop serving the share, and some have not confirmed yet."),
+    (DELETING, DRAINING, "Nodes stop serving the share, and some have not confirmed it yet."),
 ];
 
 /// Reasons of an export's conditions, apart from the findings of the node.

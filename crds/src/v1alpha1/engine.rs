@@ -1,199 +1,247 @@
-//! How engines work: overrides in a spec, the values in force in a status.
+//! How engines work: the overrides in a spec.
 
 use kube::KubeSchema;
 use kube::core::Rule;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use virtiofs_config::{CachePolicy, EngineConfig, IdTranslationKind, InodeFileHandles, REQUEST_QUEUES, Sandbox};
 
 use super::rule::{rule, rule_on};
-use crate::Interval;
+use crate::{Interval, Quantity};
 
-/// How engines work.
+/// How engines work. Every field overrides what follows from `content`; `status.engine` shows the result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = never_keeps("entryTimeout"))]
-#[x_kube(validation = never_keeps("attrTimeout"))]
-#[x_kube(validation = never_keeps("negativeTimeout"))]
+#[x_kube(validation = never_caches("entryTimeout"))]
+#[x_kube(validation = never_caches("attrTimeout"))]
+#[x_kube(validation = never_caches("negativeTimeout"))]
 #[x_kube(validation = rule_on(
     ".readdirplus",
-    "!has(self.cache) || self.cache != 'Never' || !has(self.readdirplus) || !self.readdirplus",
-    "'true sends attributes ahead, which cache Never throws away; write false or remove it'",
+    "!has(self.cache) || self.cache != 'Never' || !has(self.readdirplus) || self.readdirplus != 'Enabled'",
+    "'Enabled sends attributes ahead, which cache Never discards; write Disabled or remove it'",
 ))]
 #[x_kube(validation = rule_on(
     ".writeback",
-    "!has(self.writeback) || !self.writeback || !has(self.cache) || self.cache in ['Auto', 'Always']",
-    "'true collects writes in the page cache, which cache ' + self.cache + ' does without; write cache Auto or Always, or remove it'",
+    "!has(self.writeback) || self.writeback != 'Enabled' || !has(self.cache) || self.cache in ['Auto', 'Always']",
+    "'Enabled collects writes in the page cache, which cache ' + self.cache + ' does not use; write cache Auto or Always, or remove it'",
 ))]
-#[x_kube(validation = needs_xattr("posixAcl"))]
+#[x_kube(validation = needs_xattr("posixACL"))]
 #[x_kube(validation = needs_xattr("securityLabel"))]
 #[x_kube(validation = needs_xattr("fileCapabilities"))]
 #[x_kube(validation = rule_on(
     ".xattrMap",
-    "!has(self.xattrMap) || (has(self.xattr) && self.xattr)",
-    "'translates names of extended attributes, which are off; write xattr: true, or remove it'",
+    "!has(self.xattrMap) || (has(self.xattr) && self.xattr == 'Enabled')",
+    "'translates names of extended attributes, which are disabled; write xattr: Enabled, or remove it'",
 ))]
 #[x_kube(validation = rule_on(
-    ".posixAcl",
-    "!has(self.posixAcl) || !self.posixAcl || ((!has(self.uidTranslation) || self.uidTranslation.size() == 0) && (!has(self.gidTranslation) || self.gidTranslation.size() == 0))",
-    "'true excludes uidTranslation and gidTranslation, as ids inside an ACL are not translated; remove one or the other'",
+    ".posixACL",
+    "!has(self.posixACL) || self.posixACL != 'Enabled' || ((!has(self.uidTranslation) || self.uidTranslation.size() == 0) && (!has(self.gidTranslation) || self.gidTranslation.size() == 0))",
+    "'Enabled excludes uidTranslation and gidTranslation, because ids inside an ACL are not translated; remove one or the other'",
 ))]
 pub struct EngineOptions {
-    /// What the guest may keep in its page cache. `Never`: nothing, every read is asked for. `Metadata`:
-    /// names and attributes. `Auto`: contents too, while size and modification time stay the same from
-    /// close to open. `Always`: contents across opens.
+    /// What the guest keeps in its page cache. `Never`: nothing; every read is sent to the engine. `Metadata`: names
+    /// and attributes. `Auto`: also contents, while size and modification time stay the same from close to open.
+    /// `Always`: contents across opens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "CachePolicy")]
     pub cache: Option<CachePolicy>,
-    /// How long the guest may trust a name it has looked up: a duration such as `500ms`, `1m30s` or `24h`.
+    /// How long the guest trusts a name that it has looked up: a duration such as `500ms`, `1m30s` or `24h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = at_most_a_day())]
     pub entry_timeout: Option<Interval>,
-    /// How long the guest may trust attributes: a duration such as `500ms`, `1m30s` or `24h`.
+    /// How long the guest trusts attributes: a duration such as `500ms`, `1m30s` or `24h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = at_most_a_day())]
     pub attr_timeout: Option<Interval>,
-    /// How long the guest may trust that a name does not exist: a duration such as `500ms`, `1m30s` or `24h`;
-    /// `0s`: it asks each time.
+    /// How long the guest trusts that a name does not exist: a duration such as `500ms`, `1m30s` or `24h`. With `0s`
+    /// it looks the name up each time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = at_most_a_day())]
     pub negative_timeout: Option<Interval>,
-    /// How inodes are referred to that the guest holds but has not opened. `Never`: by a file descriptor
-    /// each. `Prefer`: by file handle where that works, else by descriptor. `Mandatory`: by file handle, and
-    /// where that does not work the share is not served.
+    /// How the engine refers to inodes that the guest holds but has not opened. `Never`: by a file descriptor each.
+    /// `Prefer`: by file handle where that works, else by descriptor. `Mandatory`: by file handle; where that does not
+    /// work, the share is not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "InodeFileHandles")]
     pub inode_file_handles: Option<InodeFileHandles>,
-    /// May the guest collect writes before it sends them? Takes effect at the next mount.
+    /// Whether the guest collects writes before it sends them. A change takes effect at the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub writeback: Option<bool>,
-    /// Are extended attributes passed through? Switching it on takes effect at the next mount.
+    #[schemars(with = "Switch")]
+    pub writeback: Option<Switch>,
+    /// Whether extended attributes are passed through. Enabling it takes effect at the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub xattr: Option<bool>,
-    /// Rules that translate names of extended attributes, in virtiofsd's `--xattrmap` language.
+    #[schemars(with = "Switch")]
+    pub xattr: Option<Switch>,
+    /// Rules that translate names of extended attributes, in the language of virtiofsd's `--xattrmap`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub xattr_map: Option<String>,
-    /// Are POSIX ACLs offered to guests that know them? Takes effect at the next mount.
+    /// Whether POSIX ACLs are offered to guests that support them. A change takes effect at the next mount.
+    #[serde(default, rename = "posixACL", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Switch")]
+    pub posix_acl: Option<Switch>,
+    /// Whether security labels are set on creation, for guests that send them. A change takes effect at the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub posix_acl: Option<bool>,
-    /// Are security labels set on creation, for guests that send them? Takes effect at the next mount.
+    #[schemars(with = "Switch")]
+    pub security_label: Option<Switch>,
+    /// Whether the engine clears suid and sgid bits on write. A change takes effect at the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub security_label: Option<bool>,
-    /// Does the engine clear suid and sgid bits on write? Takes effect at the next mount.
+    #[schemars(with = "Switch")]
+    pub killpriv: Option<Switch>,
+    /// Whether mount points below the source are announced to the guest. A change takes effect at the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub killpriv: Option<bool>,
-    /// Is the guest told which directories are mount points? Takes effect at the next mount.
+    #[schemars(with = "Switch")]
+    pub announce_submounts: Option<Switch>,
+    /// Whether names and attributes of a directory are sent together. A change takes effect at the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub announce_submounts: Option<bool>,
-    /// Are names and attributes of a directory sent together? Takes effect at the next mount.
+    #[schemars(with = "Switch")]
+    pub readdirplus: Option<Switch>,
+    /// Whether files can be mapped shared when contents are not cached. A change takes effect at the next mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub readdirplus: Option<bool>,
-    /// May files be mapped shared when contents are not cached? Takes effect at the next mount.
+    #[schemars(with = "Switch")]
+    pub allow_mmap: Option<Switch>,
+    /// Whether `O_DIRECT` is passed on to the host.
+    #[serde(default, rename = "directIO", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Switch")]
+    pub direct_io: Option<Switch>,
+    /// Whether the guest can create device nodes on the host. `Enabled` gives the engine `CAP_MKNOD`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub allow_mmap: Option<bool>,
-    /// Is `O_DIRECT` passed on to the host?
+    #[schemars(with = "Switch")]
+    pub device_nodes: Option<Switch>,
+    /// Whether the guest can set file capabilities on the host. `Enabled` gives the engine `CAP_SETFCAP`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub direct_io: Option<bool>,
-    /// May the guest create device nodes on the host? Gives the engine `CAP_MKNOD`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub device_nodes: Option<bool>,
-    /// May the guest set file capabilities on the host? Gives the engine `CAP_SETFCAP`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub file_capabilities: Option<bool>,
-    /// Limit of open files of each engine. None: the hard limit of the place.
+    #[schemars(with = "Switch")]
+    pub file_capabilities: Option<Switch>,
+    /// Limit of open files of each engine. By default the hard limit of the broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1024, max = 1_073_741_816_u64))]
     pub open_files: Option<u64>,
-    /// How many inodes one guest may hold; beyond it a lookup is answered `ENFILE`.
+    /// Number of inodes that one guest can hold. Beyond it a lookup is answered `ENFILE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1024, max = 100_000_000_u64))]
     pub max_inodes: Option<u64>,
-    /// Number of request queues offered.
+    /// Number of request queues that are offered to the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = REQUEST_QUEUES))]
     pub queues: Option<u16>,
-    /// How the engine is confined. `Auto`: as strictly as the place allows. `Namespace`: in namespaces of its
-    /// own with the share as root. `Chroot`: with the share as root. `None`: not at all, which is refused
-    /// to uid 0.
+    /// How the engine is confined. `Auto`: as strictly as the node allows. `Namespace`: in namespaces of its own with
+    /// the share as root. `Chroot`: with the share as root. `None`: not confined, which is refused to uid 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Sandbox")]
     pub sandbox: Option<Sandbox>,
-    /// Translation of user ids, first match wins.
+    /// Translation of user ids; the first match wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub uid_translation: Vec<IdTranslation>,
-    /// Translation of group ids, first match wins.
+    /// Translation of group ids; the first match wins.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub gid_translation: Vec<IdTranslation>,
-    /// What each engine may use of the host.
+    /// Limits of each engine on resources of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<EngineLimits>,
 }
 
-/// No guest is told to trust anything for longer than stock virtiofsd's `cache=always` tells it to.
-fn at_most_a_day() -> Rule {
-    rule(
-        "duration(self) <= duration('24h')",
-        "self + ' is longer than a guest is ever told to trust; write 24h or less'",
-    )
+/// Whether a feature is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Switch {
+    /// The feature is used.
+    Enabled,
+    /// The feature is not used.
+    Disabled,
 }
 
-fn never_keeps(timeout: &str) -> Rule {
+impl Switch {
+    /// Whether the feature is used.
+    pub fn is_enabled(self) -> bool {
+        self == Switch::Enabled
+    }
+}
+
+impl From<bool> for Switch {
+    fn from(enabled: bool) -> Self {
+        if enabled { Switch::Enabled } else { Switch::Disabled }
+    }
+}
+
+/// No guest trusts anything for longer than with stock virtiofsd's `cache=always`.
+fn at_most_a_day() -> Rule {
+    rule("duration(self) <= duration('24h')", "self + ' is too long; write 24h or less'")
+}
+
+fn never_caches(timeout: &str) -> Rule {
     rule_on(
         &format!(".{timeout}"),
         format!(
             "!has(self.cache) || self.cache != 'Never' || !has(self.{timeout}) || duration(self.{timeout}) == duration('0s')"
         ),
-        format!("self.{timeout} + ' is of no use to cache Never, which keeps nothing; write 0s or remove it'"),
+        format!("self.{timeout} + ' contradicts cache Never, which caches nothing; write 0s or remove it'"),
     )
 }
 
 fn needs_xattr(switch: &str) -> Rule {
     rule_on(
         &format!(".{switch}"),
-        format!("!has(self.{switch}) || !self.{switch} || (has(self.xattr) && self.xattr)"),
-        "'true is stored in extended attributes, which are off; write xattr: true, or remove it'",
+        format!("!has(self.{switch}) || self.{switch} != 'Enabled' || (has(self.xattr) && self.xattr == 'Enabled')"),
+        "'Enabled needs extended attributes, which are disabled; write xattr: Enabled, or remove it'",
     )
 }
 
-/// What each engine may use of the host. Left out: no limit of its own. CPU and I/O are limited where the broker may
-/// make cgroups; where it may not, the share says `LimitUnavailable`.
+/// Limits of each engine on resources of the host. A limit that is absent does not apply. CPU and I/O are limited where
+/// the broker can create control groups; where it cannot, the share reports `LimitUnavailable`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EngineLimits {
-    /// Private memory in bytes; the guest's own memory is not part of it.
+    /// Private memory in bytes, such as `256Mi`. The guest's own memory does not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 67_108_864, max = 1_099_511_627_776_u64))]
-    pub memory_bytes: Option<u64>,
-    /// CPU time, in thousandths of one CPU.
+    #[schemars(with = "Quantity")]
+    #[x_kube(validation = within("64Mi", "1Ti"))]
+    pub memory: Option<Quantity>,
+    /// CPU time in CPUs, such as `500m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 10, max = 1_024_000))]
-    pub cpu_millis: Option<u64>,
-    /// Share of the CPU against others that want it at the same time; 100 is what others have.
+    #[schemars(with = "Quantity")]
+    #[x_kube(validation = within("10m", "1024"))]
+    pub cpu: Option<Quantity>,
+    /// Weight of the CPU time against other processes; theirs is 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
     pub cpu_weight: Option<u64>,
-    /// Share of the source's block device likewise.
+    /// Weight of the I/O of the source's block device against other processes; theirs is 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
     pub io_weight: Option<u64>,
-    /// Bytes a second read from the source's block device.
+    /// Bytes per second read from the source's block device, such as `100Mi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 4096, max = 1_099_511_627_776_u64))]
-    pub read_bytes_per_second: Option<u64>,
-    /// Bytes a second written to it.
+    #[schemars(with = "Quantity")]
+    #[x_kube(validation = within("4Ki", "1Ti"))]
+    pub read_bandwidth: Option<Quantity>,
+    /// Bytes per second written to the source's block device, such as `100Mi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 4096, max = 1_099_511_627_776_u64))]
-    pub write_bytes_per_second: Option<u64>,
-    /// Reads a second of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 100_000_000))]
-    pub reads_per_second: Option<u64>,
-    /// Writes a second to it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 100_000_000))]
-    pub writes_per_second: Option<u64>,
+    #[schemars(with = "Quantity")]
+    #[x_kube(validation = within("4Ki", "1Ti"))]
+    pub write_bandwidth: Option<Quantity>,
+    /// Reads per second from the source's block device, such as `1k`.
+    #[serde(default, rename = "readIOPS", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Quantity")]
+    #[x_kube(validation = within("1", "100M"))]
+    pub read_iops: Option<Quantity>,
+    /// Writes per second to the source's block device, such as `1k`.
+    #[serde(default, rename = "writeIOPS", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Quantity")]
+    #[x_kube(validation = within("1", "100M"))]
+    pub write_iops: Option<Quantity>,
+}
+
+/// Bounds of a quantity, which may be a number or text.
+fn within(least: &str, most: &str) -> Rule {
+    rule(
+        format!(
+            "quantity(string(self)).compareTo(quantity('{least}')) >= 0 && quantity(string(self)).compareTo(quantity('{most}')) <= 0"
+        ),
+        format!("string(self) + ' is out of range; write {least} to {most}'"),
+    )
 }
 
 /// One rule of id translation.
@@ -201,30 +249,30 @@ pub struct EngineLimits {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = rule_on(
     ".to",
-    "self.kind == 'ForbidGuest' || has(self.to)",
-    "'is missing; ' + self.kind + ' needs the id that from becomes'",
+    "self.type == 'ForbidGuest' || has(self.to)",
+    "'is missing; ' + self.type + ' needs the id that from becomes'",
 ))]
 #[x_kube(validation = rule_on(
     ".to",
-    "self.kind != 'ForbidGuest' || !has(self.to)",
-    "'is of no use to ForbidGuest, which translates nothing; remove it'",
+    "self.type != 'ForbidGuest' || !has(self.to)",
+    "'contradicts ForbidGuest, which translates nothing; remove it'",
 ))]
 #[x_kube(validation = rule_on(
     ".count",
     "self.from + self.count <= 4294967296",
-    "'reaches beyond the last id, 4294967295, when counted from `from`; lower it'",
+    "'exceeds the last id, 4294967295, when counted from `from`; lower it'",
 ))]
 #[x_kube(validation = rule_on(
     ".count",
-    "!(self.kind in ['Guest', 'Host', 'Map']) || !has(self.to) || self.to + self.count <= 4294967296",
-    "'reaches beyond the last id, 4294967295, when counted from `to`; lower it'",
+    "!(self.type in ['Guest', 'Host', 'Map']) || !has(self.to) || self.to + self.count <= 4294967296",
+    "'exceeds the last id, 4294967295, when counted from `to`; lower it'",
 ))]
 pub struct IdTranslation {
-    /// What is translated, and in which direction. `Guest`: guest ids to host ids. `Host`: host ids to guest
-    /// ids. `Map`: both. `SquashGuest`, `SquashHost`: all ids of the range to one. `ForbidGuest`: guest ids of
-    /// the range are refused.
+    /// What is translated. `Guest`: guest ids to host ids. `Host`: host ids to guest ids. `Map`: both. `SquashGuest`,
+    /// `SquashHost`: all ids of the range to one. `ForbidGuest`: guest ids of the range are refused.
+    #[serde(rename = "type")]
     pub kind: IdTranslationKind,
-    /// First id of the range that is translated; for `Map` the first guest id.
+    /// First id of the range; for `Map` the first guest id.
     pub from: u32,
     /// Id that `from` becomes; for `Map` the first host id. Not for `ForbidGuest`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -235,7 +283,7 @@ pub struct IdTranslation {
 }
 
 impl From<&EngineConfig> for EngineOptions {
-    /// The configuration in force, in the words of the API.
+    /// The configuration in the words of the API.
     fn from(config: &EngineConfig) -> Self {
         EngineOptions {
             cache: Some(config.cache),
@@ -243,18 +291,18 @@ impl From<&EngineConfig> for EngineOptions {
             attr_timeout: Some(Interval::from_millis(config.attr_timeout_ms)),
             negative_timeout: Some(Interval::from_millis(config.negative_timeout_ms)),
             inode_file_handles: Some(config.inode_file_handles),
-            writeback: Some(config.writeback),
-            xattr: Some(config.xattr),
+            writeback: Some(config.writeback.into()),
+            xattr: Some(config.xattr.into()),
             xattr_map: config.xattr_map.clone(),
-            posix_acl: Some(config.posix_acl),
-            security_label: Some(config.security_label),
-            killpriv: Some(config.killpriv),
-            announce_submounts: Some(config.announce_submounts),
-            readdirplus: Some(config.readdirplus),
-            allow_mmap: Some(config.allow_mmap),
-            direct_io: Some(config.direct_io),
-            device_nodes: Some(config.device_nodes),
-            file_capabilities: Some(config.file_capabilities),
+            posix_acl: Some(config.posix_acl.into()),
+            security_label: Some(config.security_label.into()),
+            killpriv: Some(config.killpriv.into()),
+            announce_submounts: Some(config.announce_submounts.into()),
+            readdirplus: Some(config.readdirplus.into()),
+            allow_mmap: Some(config.allow_mmap.into()),
+            direct_io: Some(config.direct_io.into()),
+            device_nodes: Some(config.device_nodes.into()),
+            file_capabilities: Some(config.file_capabilities.into()),
             open_files: config.open_files,
             max_inodes: Some(config.max_inodes),
             queues: Some(config.queues),
@@ -269,29 +317,30 @@ impl From<&EngineConfig> for EngineOptions {
 impl From<&virtiofs_config::Limits> for EngineLimits {
     fn from(limits: &virtiofs_config::Limits) -> Self {
         EngineLimits {
-            memory_bytes: limits.memory_bytes,
-            cpu_millis: limits.cpu_millis,
+            memory: limits.memory_bytes.map(Quantity::from_bytes),
+            cpu: limits.cpu_millis.map(Quantity::from_thousandths),
             cpu_weight: limits.cpu_weight,
             io_weight: limits.io_weight,
-            read_bytes_per_second: limits.read_bytes_per_second,
-            write_bytes_per_second: limits.write_bytes_per_second,
-            reads_per_second: limits.reads_per_second,
-            writes_per_second: limits.writes_per_second,
+            read_bandwidth: limits.read_bytes_per_second.map(Quantity::from_bytes),
+            write_bandwidth: limits.write_bytes_per_second.map(Quantity::from_bytes),
+            read_iops: limits.reads_per_second.map(Quantity::from_count),
+            write_iops: limits.writes_per_second.map(Quantity::from_count),
         }
     }
 }
 
 impl From<&EngineLimits> for virtiofs_config::Limits {
     fn from(limits: &EngineLimits) -> Self {
+        let units = |quantity: &Option<Quantity>| quantity.as_ref().map(Quantity::units);
         virtiofs_config::Limits {
-            memory_bytes: limits.memory_bytes,
-            cpu_millis: limits.cpu_millis,
+            memory_bytes: units(&limits.memory),
+            cpu_millis: limits.cpu.as_ref().map(Quantity::thousandths),
             cpu_weight: limits.cpu_weight,
             io_weight: limits.io_weight,
-            read_bytes_per_second: limits.read_bytes_per_second,
-            write_bytes_per_second: limits.write_bytes_per_second,
-            reads_per_second: limits.reads_per_second,
-            writes_per_second: limits.writes_per_second,
+            read_bytes_per_second: units(&limits.read_bandwidth),
+            write_bytes_per_second: units(&limits.write_bandwidth),
+            reads_per_second: units(&limits.read_iops),
+            writes_per_second: units(&limits.write_iops),
         }
     }
 }

@@ -73,7 +73,7 @@ use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, Virtio
 #[x_kube(validation = rule_on(
     ".source",
     "self.source == oldSelf.source",
-    "oldSelf.source.hostPath.path + ' cannot be changed; create another export for ' + self.source.hostPath.path",
+    "(has(oldSelf.source.hostPath) ? oldSelf.source.hostPath.path : oldSelf.source.type) + ' cannot be changed; create another export'",
 ))]
 pub struct VirtiofsExportSpec {
     /// Name of the share. Selectable: `kubectl get vfe --field-selector spec.shareName=NAME`.

@@ -9,7 +9,7 @@ use super::LabelSelector;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Nodes {
-    /// Labels that a node must have. None: every node.
+    /// Labels that a node must have. By default every node serves the share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelSelector>,
 }

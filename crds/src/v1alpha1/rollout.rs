@@ -1,18 +1,18 @@
-//! How a change reaches the nodes.
+//! How a change is rolled out.
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a change reaches the nodes. Without Kubernetes this is ignored.
+/// How a change is rolled out to the nodes. Without Kubernetes this is ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
-    /// How many nodes may be changing at a time: a number, or a part of all such as `25%`.
+    /// Number of nodes that may change at a time: a number, or a percentage of all nodes such as `25%`, rounded up.
     #[serde(default = "default_max_unavailable")]
     #[schemars(extend("minimum" = 1, "pattern" = "^([1-9][0-9]?|100)%$"))]
     pub max_unavailable: IntOrString,
-    /// How many engines of a node may have to be recovered within ten minutes before a change goes no further.
+    /// Number of engines that may be recovered on a node within ten minutes. Beyond it the roll-out halts.
     #[serde(default = "default_max_recoveries")]
     #[schemars(range(min = 0, max = 1_000_000))]
     pub max_recoveries: u32,

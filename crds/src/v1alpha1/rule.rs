@@ -1,17 +1,17 @@
-//! How a CEL rule is written down here.
+//! CEL rules of the schema.
 //!
-//! Rules keep to what both the API server and kube-cel understand: the operators, `has`, `in`, `all`,
-//! `filter`, `size`, `matches`, `startsWith`, `endsWith`, `contains` and `duration`.
+//! Rules use what both the API server and kube-cel implement: the operators, `has`, `in`, `all`, `filter`, `size`,
+//! `matches`, `startsWith`, `endsWith`, `contains`, `string`, `duration` and `quantity`.
 
 use kube::core::{Message, Rule};
 
-/// What must hold, and what is said where it does not: a CEL expression that makes a text, so that it can
-/// repeat the value. The text goes on where the path of the field ended: value, what is wrong, what is right.
-pub(crate) fn rule(holds: impl Into<String>, says: impl Into<String>) -> Rule {
-    Rule::new(holds).message(Message::Expression(says.into()))
+/// A condition, and the message where it is false: a CEL expression of type string, so that it can repeat the value.
+/// The message follows the path of the field: the value, what is wrong with it, and what is right.
+pub(crate) fn rule(condition: impl Into<String>, message: impl Into<String>) -> Rule {
+    Rule::new(condition).message(Message::Expression(message.into()))
 }
 
-/// The same for the field at `path` below the node that the rule stands on.
-pub(crate) fn rule_on(path: &str, holds: impl Into<String>, says: impl Into<String>) -> Rule {
-    rule(holds, says).field_path(path)
+/// A rule about the field at `path` below the node that carries the rule.
+pub(crate) fn rule_on(path: &str, condition: impl Into<String>, message: impl Into<String>) -> Rule {
+    rule(condition, message).field_path(path)
 }

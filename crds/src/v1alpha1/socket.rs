@@ -9,20 +9,20 @@ use super::rule::rule;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Socket {
-    /// User id that owns the socket, such as 107 for QEMU under KubeVirt. None: the broker's own.
+    /// User id that owns the socket, such as 107 for QEMU under KubeVirt. By default that of the broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 4_294_967_294_u32))]
     pub owner: Option<u32>,
-    /// Group id of the socket. None: the broker's own.
+    /// Group id of the socket. By default that of the broker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 4_294_967_294_u32))]
     pub group: Option<u32>,
-    /// Permission bits in octal, in quotes. The owner must be able to read and write.
+    /// Permission bits in octal, in quotes. The owner must have read and write permission.
     #[serde(default = "default_mode")]
     #[schemars(length(max = 8))]
     #[x_kube(validation = rule(
         "self.matches('^0?[67][0-7][0-7]$')",
-        "self + ' is not a mode in octal that lets the owner read and write; write one such as 0660, in quotes'",
+        "self + ' is not an octal mode that lets the owner read and write; write one such as 0660, in quotes'",
     ))]
     pub mode: String,
 }

@@ -9,7 +9,7 @@ use virtiofs_config::Access;
 use super::rule::{rule, rule_on};
 use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness, VirtiofsShareStatus};
 
-/// A directory of the host, offered to VMs over virtiofs.
+/// A directory of the nodes that VMs mount over virtiofs.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "virtiofs.dev",
@@ -20,7 +20,7 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
     category = "virtiofs",
     status = "VirtiofsShareStatus",
     derive = "PartialEq",
-    doc = "A directory of the host, offered to VMs over virtiofs.",
+    doc = "A directory of the nodes that VMs mount over virtiofs.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -52,7 +52,7 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
         priority = 1
     ),
     printcolumn(name = "Path", type_ = "string", json_path = ".spec.source.hostPath.path", priority = 1),
-    // The name becomes the value of labels and part of names and socket paths.
+    // The name becomes the value of labels, and part of names and socket paths.
     validation = rule(
         "self.metadata.name.size() <= 63 && !self.metadata.name.contains('.')",
         "'metadata.name ' + self.metadata.name + ' is not a name of 1 to 63 of a-z, 0-9 and -; shorten it and write it without dots'",
@@ -63,7 +63,7 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
 #[x_kube(validation = rule_on(
     ".source",
     "self.source == oldSelf.source",
-    "oldSelf.source.hostPath.path + ' cannot be changed; declare another share for ' + self.source.hostPath.path",
+    "(has(oldSelf.source.hostPath) ? oldSelf.source.hostPath.path : oldSelf.source.type) + ' cannot be changed; declare another share'",
 ))]
 #[x_kube(validation = rule_on(
     ".access",
@@ -72,50 +72,51 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
 ))]
 #[x_kube(validation = rule_on(
     ".engine.writeback",
-    "!has(self.engine.writeback) || !self.engine.writeback || (self.content == 'Exclusive' && self.access == 'ReadWrite')",
-    "'true needs content Exclusive and access ReadWrite, not ' + self.content + ' and ' + self.access + '; change them or remove it'",
+    "!has(self.engine.writeback) || self.engine.writeback != 'Enabled' || (self.content == 'Exclusive' && self.access == 'ReadWrite')",
+    "'Enabled needs content Exclusive and access ReadWrite, not ' + self.content + ' and ' + self.access + '; change them or remove it'",
 ))]
 #[x_kube(validation = rule_on(
     ".engine.cache",
     "!has(self.engine.cache) || self.engine.cache != 'Always' || self.content != 'Shared'",
-    "'Always would hide what others write to content Shared; write Auto, or content Exclusive or Immutable if that is true'",
+    "'Always hides what others write to content Shared; write Auto, or content Exclusive or Immutable if that is true'",
 ))]
 #[x_kube(validation = rule_on(
     ".engine.negativeTimeout",
     "!has(self.engine.negativeTimeout) || self.content != 'Shared' || duration(self.engine.negativeTimeout) == duration('0s')",
-    "self.engine.negativeTimeout + ' would hide what others create in content Shared; write 0s, or content Exclusive or Immutable if that is true'",
+    "self.engine.negativeTimeout + ' hides what others create in content Shared; write 0s, or content Exclusive or Immutable if that is true'",
 ))]
 #[x_kube(validation = shared_expires("entryTimeout"))]
 #[x_kube(validation = shared_expires("attrTimeout"))]
 #[x_kube(validation = needs_read_write("deviceNodes"))]
 #[x_kube(validation = needs_read_write("fileCapabilities"))]
 pub struct VirtiofsShareSpec {
-    /// Where the data comes from. It cannot be changed: make another share.
+    /// Where the data comes from. It cannot be changed.
     pub source: Source,
-    /// May guests change the data? `ReadOnly`: every change is refused with `EROFS`. `ReadWrite`: they may.
+    /// Whether guests may change the data. `ReadOnly`: every change is refused with `EROFS`. `ReadWrite`: guests may
+    /// change it.
     #[serde(default = "read_only")]
     pub access: Access,
-    /// What is true of the data while guests use it. `Immutable`: nobody changes it. `Exclusive`: nobody but one
-    /// guest changes it, and a second VM on the node is refused. `Shared`: anyone may change it. Caching follows
-    /// from this, so a wrong answer shows guests old data.
+    /// What is true of the data while guests use it. `Immutable`: nobody changes it. `Exclusive`: only one guest changes
+    /// it, and a second VM on the node is refused. `Shared`: anyone may change it. Caching follows from this field, so
+    /// with a wrong value guests see old data.
     #[serde(default)]
     pub content: Content,
     /// Which nodes serve the share.
     #[serde(default)]
     pub nodes: Nodes,
-    /// Who may use the share: nobody unless named.
+    /// Who may use the share. By default nobody.
     #[serde(default)]
     pub consumers: Consumers,
     /// The socket that VMs connect to.
     #[serde(default)]
     pub socket: Socket,
-    /// Overrides of what follows from `content`. The values in force show in the status.
+    /// Overrides of the engine configuration that follows from `content`. `status.engine` shows the result.
     #[serde(default)]
     pub engine: EngineOptions,
-    /// What is done when guests see stale names or handles.
+    /// What the agent does when guests see stale names or handles.
     #[serde(default)]
     pub staleness: Staleness,
-    /// How a change reaches the nodes.
+    /// How a change is rolled out to the nodes.
     #[serde(default)]
     pub rollout: Rollout,
 }
@@ -125,7 +126,7 @@ pub struct VirtiofsShareSpec {
 pub enum Content {
     /// Nobody changes it.
     Immutable,
-    /// Nobody but one guest changes it; a second VM on the node is refused.
+    /// Only one guest changes it; a second VM on the node is refused.
     Exclusive,
     /// Anyone may change it at any time.
     #[default]
@@ -150,7 +151,7 @@ fn shared_expires(timeout: &str) -> Rule {
             "!has(self.engine.{timeout}) || self.content != 'Shared' || duration(self.engine.{timeout}) <= duration('1m')"
         ),
         format!(
-            "self.engine.{timeout} + ' would hide for too long what others change in content Shared; write 1m or less, or content Exclusive or Immutable if that is true'"
+            "self.engine.{timeout} + ' hides for too long what others change in content Shared; write 1m or less, or content Exclusive or Immutable if that is true'"
         ),
     )
 }
@@ -158,12 +159,12 @@ fn shared_expires(timeout: &str) -> Rule {
 fn needs_read_write(switch: &str) -> Rule {
     rule_on(
         &format!(".engine.{switch}"),
-        format!("!has(self.engine.{switch}) || !self.engine.{switch} || self.access == 'ReadWrite'"),
-        "'true lets the guest write, but access is ' + self.access + '; write ReadWrite, or remove it'",
+        format!("!has(self.engine.{switch}) || self.engine.{switch} != 'Enabled' || self.access == 'ReadWrite'"),
+        "'Enabled lets the guest write, but access is ' + self.access + '; write ReadWrite, or remove it'",
     )
 }
 
-/// The safe answer where none is given.
+/// The safe default.
 fn read_only() -> Access {
     Access::ReadOnly
 }

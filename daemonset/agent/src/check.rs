@@ -84,11 +84,11 @@ fn summary(engine: &EngineConfig) -> String {
     let switches = [
         (engine.writeback, "writeback"),
         (engine.xattr, "xattr"),
-        (engine.posix_acl, "posixAcl"),
+        (engine.posix_acl, "posixACL"),
         (engine.security_label, "securityLabel"),
         (engine.killpriv, "killpriv"),
         (engine.allow_mmap, "allowMmap"),
-        (engine.direct_io, "directIo"),
+        (engine.direct_io, "directIO"),
         (engine.device_nodes, "deviceNodes"),
         (engine.file_capabilities, "fileCapabilities"),
     ];

@@ -69,7 +69,7 @@ fn an_agent_killed_a_hundred_times_during_edits_disturbs_nobody_and_forgets_noth
     let prepared = prepare();
     let source = prepared.source("a");
     let version = |inodes: u64| {
-        manifest("a", &source, &format!("  access: ReadWrite\n  engine: {{xattr: true, maxInodes: {inodes}}}"))
+        manifest("a", &source, &format!("  access: ReadWrite\n  engine: {{xattr: Enabled, maxInodes: {inodes}}}"))
     };
     prepared.declare("a.yaml", &version(100_000));
     let mut host = prepared.run(&[]);

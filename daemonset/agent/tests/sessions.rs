@@ -243,7 +243,7 @@ fn a_session_that_began_before_a_change_says_in_what_it_differs() {
     host.declare("a.yaml", &manifest("a", &source, "  content: Shared"));
     let host = host.up();
     let guest = guest_on(&host, "a");
-    host.declare("a.yaml", &manifest("a", &source, "  engine: {killpriv: true}"));
+    host.declare("a.yaml", &manifest("a", &source, "  engine: {killpriv: Enabled}"));
     let share = host.until("a", "reconfigured", |it| it["inForce"]["engine"]["killpriv"] == true);
     assert_eq!(share["sessions"][0]["differs"], serde_json::json!(["killpriv"]), "{share}");
     let table = String::from_utf8(host.status_output(&[]).stdout).unwrap();

@@ -89,9 +89,10 @@ fn a_limit_that_cannot_be_kept_is_said_and_the_share_is_served() {
     // A file system in memory is on no block device.
     endpoint.engine.limits = Limits { read_bytes_per_second: Some(1 << 20), ..Limits::default() };
     let applied = broker.control().apply(&endpoint).unwrap();
-    let said = applied.findings.iter().any(|finding| {
-        finding.reason == Reason::LimitUnavailable && finding.message.contains("limits.readBytesPerSecond")
-    });
+    let said = applied
+        .findings
+        .iter()
+        .any(|finding| finding.reason == Reason::LimitUnavailable && finding.message.contains("limits.readBandwidth"));
     let read = read_hello(&boot(&endpoint));
     let _ = nix::mount::umount2(&endpoint.source, nix::mount::MntFlags::MNT_DETACH);
     assert!(said, "{:?}", applied.findings);

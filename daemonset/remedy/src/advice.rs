@@ -57,14 +57,14 @@ pub(crate) fn budget(cause: Cause, policy: &Policy, now: Moment) -> Failure {
         }
         _ => {
             "see status for what was tried and what became of it; it goes on when the hour has passed, or sooner with \
-              a larger spec.staleness.budget"
+              a larger spec.staleness.maxRemediesPerHour"
         }
     };
     Failure {
         end: End::Budget,
         since: now,
         message: format!(
-            "{cause:?} again after {} remedies within {hours} h, as many as spec.staleness.budget allows",
+            "{cause:?} again after {} remedies within {hours} h, as many as spec.staleness.maxRemediesPerHour allows",
             policy.budget
         ),
         remedy: remedy.to_owned(),

@@ -214,7 +214,7 @@ impl Turn<'_> {
             self.next.trial = Some(Trial { stage: Stage::InForce { since: self.now }, ..trial });
         } else if self.now.since(trial.begun) >= self.policy.window.length().max(IN_FORCE_WITHIN) {
             self.next.amendments.retain(|amendment| amendment.rung != trial.rung);
-            self.end(Outcome::NotInForce);
+            self.end(Outcome::NotApplied);
         }
     }
 
@@ -237,7 +237,7 @@ impl Turn<'_> {
     fn verify(&mut self, trial: &Trial, since: Moment) {
         if self.is_too_much(trial.cause) {
             self.next.track(trial.cause).spent.push((trial.rung, Obstacle::NotHelped));
-            self.end(Outcome::NotHelped);
+            self.end(Outcome::Ineffective);
         } else if self.now.since(since) >= self.policy.window.length() {
             self.next.track(trial.cause).forget_attempts();
             self.end(Outcome::Verified);

@@ -75,11 +75,11 @@ pub enum Outcome {
     /// The rate has fallen.
     Verified,
     /// The rate has not fallen.
-    NotHelped,
+    Ineffective,
     /// It is not possible here; nothing was changed.
-    Refused,
-    /// It did not come into force in time.
-    NotInForce,
+    Rejected,
+    /// It was not active in time.
+    NotApplied,
     /// Its reason is gone: the share says something else, or no guest is left.
     Abandoned,
 }
@@ -87,15 +87,15 @@ pub enum Outcome {
 impl Outcome {
     /// All of them.
     pub const ALL: [Outcome; 5] =
-        [Outcome::Verified, Outcome::NotHelped, Outcome::Refused, Outcome::NotInForce, Outcome::Abandoned];
+        [Outcome::Verified, Outcome::Ineffective, Outcome::Rejected, Outcome::NotApplied, Outcome::Abandoned];
 
     /// The word as it stands in status, metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Verified => "Verified",
-            Outcome::NotHelped => "NotHelped",
-            Outcome::Refused => "Refused",
-            Outcome::NotInForce => "NotInForce",
+            Outcome::Ineffective => "Ineffective",
+            Outcome::Rejected => "Rejected",
+            Outcome::NotApplied => "NotApplied",
             Outcome::Abandoned => "Abandoned",
         }
     }
@@ -166,7 +166,7 @@ impl History {
         let cause = trial.cause;
         if let Err(obstacle) = answer {
             next.track(cause).spent.push((rung, obstacle));
-            let change = next.end(Outcome::Refused, now);
+            let change = next.end(Outcome::Rejected, now);
             return (next, change.into_iter().collect());
         }
         // Which sessions have it follows from their configuration.

@@ -85,21 +85,21 @@ fn each_rung_that_does_not_help_is_followed_by_the_next_and_the_last_by_what_to_
         "ill FdExhausted",
         "begun FileHandles",
         "in force FileHandles",
-        "FileHandles NotHelped",
+        "FileHandles Ineffective",
         "begun OpenFiles",
         "in force OpenFiles",
-        "OpenFiles NotHelped",
+        "OpenFiles Ineffective",
         "begun OpenFiles",
         "begun LongerCaching",
         "in force LongerCaching",
-        "LongerCaching NotHelped",
+        "LongerCaching Ineffective",
         "failed Ladder",
     ];
     assert_eq!(told(&changes), expected);
     let engine = &host.vms[0].engine;
     assert_eq!((engine.cache, engine.open_files), (CachePolicy::Always, None));
     // The limit beyond the hard one was refused by a trial; no guest noticed.
-    assert_eq!(host.history.outcomes(FILES, Outcome::Refused), 1);
+    assert_eq!(host.history.outcomes(FILES, Outcome::Rejected), 1);
 
     let decision = host.seconds(2);
     assert!(failure(&decision).message.contains("20000 is the hard limit"), "{:?}", failure(&decision));
@@ -190,7 +190,7 @@ fn stale_handles_are_found_anew_once_and_then_somebody_has_to_look() {
     }
     assert_eq!(
         told(&changes),
-        ["ill HandleStale", "ordered HandOver", "in force HandOver", "HandOver NotHelped", "failed Ladder"]
+        ["ill HandleStale", "ordered HandOver", "in force HandOver", "HandOver Ineffective", "failed Ladder"]
     );
     assert_eq!(host.hand_overs, 1);
 }
@@ -284,7 +284,7 @@ fn a_remedy_that_does_not_come_into_force_is_taken_back_and_tried_again_within_t
         changes.extend(host.seconds(2).changes);
     }
     assert_eq!(host.history.amendments(), []);
-    assert_eq!(host.history.outcomes(FILES, Outcome::NotInForce), 2);
+    assert_eq!(host.history.outcomes(FILES, Outcome::NotApplied), 2);
     assert_eq!(told(&changes).last().unwrap(), "failed Budget");
 }
 
@@ -295,7 +295,7 @@ fn a_trial_that_nobody_answers_ends() {
     host.events(FILES, 400);
     assert_eq!(
         told(&host.for_seconds(70)),
-        ["ill FdExhausted", "begun FileHandles", "FileHandles NotInForce", "well FdExhausted"]
+        ["ill FdExhausted", "begun FileHandles", "FileHandles NotApplied", "well FdExhausted"]
     );
 }
 

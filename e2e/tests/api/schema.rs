@@ -8,7 +8,7 @@ use crate::world::{World, in_tree, share};
 
 const NAMESPACE_GIVEN: &str = "namespace-given.yaml";
 
-pub(crate) fn the_api_server_accepts_and_refuses_what_check_does(world: &mut World) -> Result<()> {
+pub(crate) fn the_api_server_validates_like_check(world: &mut World) -> Result<()> {
     let admin = world.admin();
     let good = in_tree("crds/tests/manifests/good");
     admin.run(&["create", "--dry-run=server", "--validate=strict", "-f", &good.display().to_string()])?;
@@ -28,7 +28,7 @@ pub(crate) fn the_api_server_accepts_and_refuses_what_check_does(world: &mut Wor
 }
 
 /// What the documentation has people apply is accepted; only KubeVirt's own kinds are not known here.
-pub(crate) fn what_the_documentation_declares_is_accepted(world: &mut World) -> Result<()> {
+pub(crate) fn documented_manifests_are_accepted(world: &mut World) -> Result<()> {
     let text = fs::read_to_string(in_tree("docs/KUBEVIRT.md"))?;
     let blocks: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     let known: Vec<&str> = blocks.into_iter().filter(|block| !block.contains("kubevirt.io/v1")).collect();
@@ -46,14 +46,14 @@ pub(crate) fn what_the_documentation_declares_is_accepted(world: &mut World) -> 
     Ok(())
 }
 
-pub(crate) fn what_a_share_says_cannot_be_moved(world: &mut World) -> Result<()> {
+pub(crate) fn sources_and_nodes_are_immutable(world: &mut World) -> Result<()> {
     world.served("fixed", &["f1"], serde_json::json!({}))?;
     let moved = share("fixed", serde_json::json!({"source": {"hostPath": {"path": "/srv/elsewhere"}}}));
     let refusal = world.admin().apply(&moved).expect_err("a source was moved").to_string();
     ensure!(refusal.contains("/srv/fixed cannot be changed; declare another share"), "{refusal}");
     let export = world.exports("fixed")?.remove("f1").unwrap_or_default();
     let name = export["metadata"]["name"].as_str().unwrap_or_default();
-    for (field, value) in [("nodeName", "f2"), ("share", "other")] {
+    for (field, value) in [("nodeName", "f2"), ("shareName", "other")] {
         let patch = format!("{{\"spec\":{{\"{field}\":\"{value}\"}}}}");
         let refusal = world.admin().run(&["patch", "vfe", name, "--type=merge", "-p", &patch]);
         ensure!(refusal.is_err(), "{field} of an export was changed");

@@ -1,4 +1,4 @@
-//! Writes the files that follow from the types of this crate, or with `--check` says whether they are stale.
+//! Generates files from the types of this crate; with `--check`, fails if the committed ones are stale.
 
 mod files;
 mod reference;

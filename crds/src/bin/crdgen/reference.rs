@@ -4,12 +4,12 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 use virtiofs_crds::resolve;
-use virtiofs_crds::v1alpha1::EngineOptions;
+use virtiofs_crds::v1alpha1::EngineStatus;
 use virtiofs_crds::v1alpha1::conditions::{EXPORT_REASONS, SHARE_REASONS};
 
 use crate::wording;
 
-/// The manifest of the introduction; it is one of the manifests that tests accept.
+/// The manifest of the introduction, one of those that the tests accept.
 const EXAMPLE: &str = include_str!("../../../tests/manifests/good/container-storage.yaml");
 
 /// Markdown for the definitions of shares and exports.
@@ -19,9 +19,15 @@ pub(crate) fn markdown(share: &Value, export: &Value) -> String {
     let _ = write!(
         page,
         "```yaml\n{EXAMPLE}```\n\n\
-         A field that is not known, a value out of bounds and a combination that makes no sense are refused, by an API \
-         server and for a manifest in a directory alike. A field left out or `null` has its default. Durations are written \
-         as `24h`, `1m30s` or `500ms`.\n"
+         Unknown fields, values out of range and contradictory combinations are rejected, by an API server and for a \
+         manifest in a directory alike. A field that is absent or `null` has its default.\n\n\
+         - *Duration*: whole numbers of up to five digits with the units `h`, `m`, `s` and `ms`, in this order and each at \
+         most once, such as `24h`, `1m30s` or `500ms`. Every such text is a duration of the Gateway API (GEP-2257).\n\
+         - *Quantity*: a Kubernetes quantity without sign and exponent, with a suffix `m`, `k`, `M`, `G`, `T`, `Ki`, `Mi`, \
+         `Gi` or `Ti` or none, such as `500m`, `2` or `256Mi`.\n\
+         - *Enumerations*: a later release can add values. A client must treat one that it does not know as an error, not \
+         as a default.\n\n\
+         [API versions](API-VERSIONS.md) describes compatible changes, version skew, and for how long each version is served.\n"
     );
     let schema = object(share);
     refusals(&mut page, schema);
@@ -29,14 +35,14 @@ pub(crate) fn markdown(share: &Value, export: &Value) -> String {
     sections(&mut page, schema);
     page.push('\n');
     title(&mut page, export);
-    page.push_str("Nobody writes one by hand: the operator makes one for each share on each selected node.\n");
+    page.push_str("The operator creates one for each share on each selected node; nobody writes one by hand.\n");
     refusals(&mut page, object(export));
     sections(&mut page, object(export));
     conditions(&mut page);
     page
 }
 
-/// The heading of a kind, and how it is asked for.
+/// The heading of a kind, with its names.
 fn title(page: &mut String, definition: &Value) {
     let names = &definition["spec"]["names"];
     let kind = text(&names["kind"]);
@@ -62,7 +68,7 @@ fn sections(page: &mut String, schema: &Value) {
     }
 }
 
-/// What the reasons of conditions mean.
+/// The conditions and the meaning of their reasons.
 fn conditions(page: &mut String) {
     page.push_str("\n## Conditions\n");
     for (kind, reasons) in [("VirtiofsShare", SHARE_REASONS), ("VirtiofsExport", EXPORT_REASONS)] {
@@ -72,33 +78,34 @@ fn conditions(page: &mut String) {
         }
     }
     page.push_str(
-        "\nAn export that is not served, or not as declared, has the finding of its node as reason; the \
-         [manual](MANUAL.md#reasons) has them all, with remedies.\n",
+        "\nAn export that is not served, or not as specified, has the finding of its node as reason. The \
+         [manual](MANUAL.md#reasons) lists the findings with their remedies.\n",
     );
 }
 
-/// What each `content` leads to, by asking the code that decides it.
+/// The configuration for each `content`, from the code that resolves it.
 fn consequences(page: &mut String, spec: &Value) {
     let contents = spec["properties"]["content"]["enum"].as_array().map_or(&[][..], Vec::as_slice);
     let columns: Vec<Value> = contents.iter().map(|content| engine_for(text(content))).collect();
-    page.push_str("\n### What follows from `content`\n\nOverrides in `spec.engine` win.\n\n| engine |");
+    page.push_str("\n### Engine configuration by `content`\n\nOverrides in `spec.engine` win.\n\n| field |");
     contents.iter().for_each(|content| *page += &format!(" `{}` |", text(content)));
     *page += &format!("\n|---|{}\n", "---|".repeat(contents.len()));
     for name in spec["properties"]["engine"]["properties"].as_object().into_iter().flat_map(Map::keys) {
-        let cells = columns.iter().map(|engine| format!(" {} |", in_force(&engine[name])));
+        let cells = columns.iter().map(|engine| format!(" {} |", shown(&engine[name])));
         let _ = writeln!(page, "| `{name}` |{}", cells.collect::<String>());
     }
 }
 
-/// The engine of a share that says nothing but its content.
+/// The engine configuration of a share that sets nothing but its content.
 fn engine_for(content: &str) -> Value {
     let spec = json!({"source": {"hostPath": {"path": "/srv"}}, "content": content});
-    serde_json::from_value(spec).map_or(Value::Null, |spec| json!(EngineOptions::from(&resolve(&spec))))
+    serde_json::from_value(spec).map_or(Value::Null, |spec| json!(EngineStatus::from(&resolve(&spec))))
 }
 
-fn in_force(value: &Value) -> String {
+fn shown(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
+        Value::Object(fields) if fields.is_empty() => "none".to_owned(),
         Value::String(text) => format!("`{text}`"),
         other => format!("`{other}`"),
     }
@@ -137,6 +144,9 @@ fn kind(field: &Value) -> String {
     if let Some(words) = field["enum"].as_array() {
         return words.iter().map(|word| format!("`{}`", text(word))).collect::<Vec<_>>().join(" or ");
     }
+    if is_quantity(field) {
+        return "quantity".to_owned();
+    }
     if field["x-kubernetes-int-or-string"] == true {
         return format!("whole number{}, or text of the form `{}`", range(field, "imum"), text(&field["pattern"]));
     }
@@ -158,6 +168,10 @@ fn plural(items: &Value) -> &'static str {
     if text(&items["type"]) == "object" { "objects" } else { "texts" }
 }
 
+fn is_quantity(field: &Value) -> bool {
+    field["x-kubernetes-int-or-string"] == true && text(&field["pattern"]).contains("Ki|Mi")
+}
+
 fn is_duration(field: &Value) -> bool {
     text(&field["pattern"]).contains("ms)?")
 }
@@ -172,7 +186,7 @@ fn range(field: &Value, what: &str) -> String {
     }
 }
 
-/// What the rules of an object and of its fields refuse.
+/// What the rules of an object and of its fields reject.
 fn refusals(page: &mut String, schema: &Value) {
     let own = rules(schema).map(|rule| (text(&rule["fieldPath"]).trim_start_matches('.').to_owned(), rule));
     let empty = Map::new();
@@ -183,13 +197,13 @@ fn refusals(page: &mut String, schema: &Value) {
         .flat_map(|(name, field)| rules(field).map(move |rule| (name.clone(), rule)));
     let lines: Vec<String> = own.chain(of_fields).map(|(field, rule)| refusal_line(&field, rule)).collect();
     if !lines.is_empty() {
-        let _ = write!(page, "\nRefused:\n\n{}", lines.concat());
+        let _ = write!(page, "\nRejected:\n\n{}", lines.concat());
     }
 }
 
 fn refusal_line(field: &str, rule: &Value) -> String {
-    let says = wording::refusal(rule);
-    if field.is_empty() { format!("- {says}\n") } else { format!("- `{field}`: {says}\n") }
+    let message = wording::message(rule);
+    if field.is_empty() { format!("- {message}\n") } else { format!("- `{field}`: {message}\n") }
 }
 
 fn rules(schema: &Value) -> impl Iterator<Item = &Value> {

@@ -1,14 +1,12 @@
-//! Rules as a person reads them.
+//! Messages of rules, for people.
 
 use serde_json::Value;
 
-/// What a rule says when it refuses, its values in angle brackets.
+/// The message of a rule, with its values in angle brackets.
 ///
-/// The messages of rules are CEL expressions that join texts and values with `+`.
-pub(crate) fn refusal(rule: &Value) -> String {
+/// Messages are CEL expressions that concatenate texts and values.
+pub(crate) fn message(rule: &Value) -> String {
     let expression = rule["messageExpression"].as_str().unwrap_or_default();
-    // Quotes alternate: even parts are code, odd parts are text. None of our texts holds a quote, except
-    // inside the code that picks an offender.
     let text: String = pieces(expression).into_iter().map(Piece::words).collect();
     text.trim().to_owned()
 }
@@ -27,12 +25,15 @@ impl Piece<'_> {
     }
 }
 
-/// What a piece of code stands for: the last field it names, or the value itself.
+/// What a piece of code stands for: the last field that it names, or the value itself.
 fn name(code: &str) -> &str {
-    if code.starts_with("self.filter") || code == "self" {
+    if code.starts_with("self.filter") || code.starts_with('(') {
         return "value";
     }
     let code = code.trim_start_matches("string(").trim_end_matches(')');
+    if code == "self" {
+        return "value";
+    }
     code.rsplit('.').next().unwrap_or(code)
 }
 
@@ -49,7 +50,7 @@ fn pieces(expression: &str) -> Vec<Piece<'_>> {
         .collect()
 }
 
-/// Splits at every ` + ` that stands outside quotes and brackets.
+/// Splits at every `+` outside of quotes and brackets.
 fn split(expression: &str) -> Vec<&str> {
     let (mut quoted, mut depth, mut start, mut parts) = (false, 0, 0, Vec::new());
     for (at, symbol) in expression.char_indices() {
@@ -73,11 +74,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_read_out_of_its_expression() {
-        let says = |expression: &str| refusal(&serde_json::json!({"messageExpression": expression}));
-        assert_eq!(says("'is empty; give one'"), "is empty; give one");
-        assert_eq!(says("self.access + ' contradicts it; a + b'"), "‹access› contradicts it; a + b");
-        assert_eq!(says("self.filter(n, n.matches('a+'))[0] + ' is no name'"), "‹value› is no name");
-        assert_eq!(says("'from ' + string(self.from) + '; less'"), "from ‹from›; less");
+    fn a_message_is_read_from_its_expression() {
+        let read = |expression: &str| message(&serde_json::json!({"messageExpression": expression}));
+        assert_eq!(read("'is empty; give one'"), "is empty; give one");
+        assert_eq!(read("self.access + ' contradicts it; a + b'"), "‹access› contradicts it; a + b");
+        assert_eq!(read("self.filter(n, n.matches('a+'))[0] + ' is no name'"), "‹value› is no name");
+        assert_eq!(read("'from ' + string(self.from) + '; less'"), "from ‹from›; less");
+        assert_eq!(read("string(self) + ' is out of range'"), "‹value› is out of range");
     }
 }

@@ -348,7 +348,7 @@ pub(crate) fn signalled(status: ExitStatus) -> bool {
 }
 
 /// What a share must allow for [`under_work`].
-pub(crate) const WORKABLE: &str = "  access: ReadWrite\n  engine: {xattr: true}";
+pub(crate) const WORKABLE: &str = "  access: ReadWrite\n  engine: {xattr: Enabled}";
 
 /// Has a guest work on the share at this socket, against a model, while `meanwhile` is done; it must notice nothing.
 pub(crate) fn under_work(host: &mut Host, share: &str, source: &Path, meanwhile: impl FnOnce(&mut Host)) {

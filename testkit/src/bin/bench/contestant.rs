@@ -159,7 +159,7 @@ fn manifest(share: &Path, content: Content) -> serde_json::Value {
             "source": {"hostPath": {"path": share, "type": "Directory"}},
             "access": access,
             "content": content,
-            "engine": {"xattr": true},
+            "engine": {"xattr": "Enabled"},
         },
     })
 }

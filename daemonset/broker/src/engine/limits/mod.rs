@@ -76,7 +76,7 @@ pub(crate) fn apply(wanted: &Limits, pid: u32, source: BorrowedFd<'_>, cgroups: 
     if let Some(bytes) = wanted.memory_bytes {
         match limit_memory(pid, bytes) {
             Ok(()) => applied.limits.memory_bytes = Some(bytes),
-            Err(error) => applied.findings.push(unavailable("memoryBytes", &LimitError::Process(error))),
+            Err(error) => applied.findings.push(unavailable("memory", &LimitError::Process(error))),
         }
     }
     let name = cgroups.next_name();

@@ -60,13 +60,13 @@ pub(super) enum Knob {
 /// All of them, with the field of [`Limits`] and its name in the API.
 pub(super) type Field = fn(&mut Limits) -> &mut Option<u64>;
 pub(super) const KNOBS: [(Knob, &str, Field); 7] = [
-    (Knob::CpuMillis, "cpuMillis", |limits| &mut limits.cpu_millis),
+    (Knob::CpuMillis, "cpu", |limits| &mut limits.cpu_millis),
     (Knob::CpuWeight, "cpuWeight", |limits| &mut limits.cpu_weight),
     (Knob::IoWeight, "ioWeight", |limits| &mut limits.io_weight),
-    (Knob::ReadBytes, "readBytesPerSecond", |limits| &mut limits.read_bytes_per_second),
-    (Knob::WriteBytes, "writeBytesPerSecond", |limits| &mut limits.write_bytes_per_second),
-    (Knob::Reads, "readsPerSecond", |limits| &mut limits.reads_per_second),
-    (Knob::Writes, "writesPerSecond", |limits| &mut limits.writes_per_second),
+    (Knob::ReadBytes, "readBandwidth", |limits| &mut limits.read_bytes_per_second),
+    (Knob::WriteBytes, "writeBandwidth", |limits| &mut limits.write_bytes_per_second),
+    (Knob::Reads, "readIOPS", |limits| &mut limits.reads_per_second),
+    (Knob::Writes, "writeIOPS", |limits| &mut limits.writes_per_second),
 ];
 
 /// One thing to write.
