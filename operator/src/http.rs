@@ -12,12 +12,12 @@ use tokio::net::TcpListener;
 
 use crate::metrics::Metrics;
 
-/// Takes the address, so that a wrong one is said at once.
+/// Binds the address, so that a wrong one fails at start.
 pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen at --metrics {address}"))
 }
 
-/// Answers until the program ends.
+/// Serves until the program ends.
 pub(crate) async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
     let ready = metrics.clone();
     let routes = Router::new()
@@ -36,7 +36,7 @@ async fn page(metrics: Arc<Metrics>) -> impl IntoResponse {
     }
 }
 
-/// An operator that stands by is ready: it does what it is there for.
+/// An operator that stands by is ready too.
 async fn readiness(metrics: Arc<Metrics>) -> impl IntoResponse {
     match metrics.is_ready() {
         true => (StatusCode::OK, "ready\n"),

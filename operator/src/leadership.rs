@@ -1,5 +1,5 @@
-//! Which of several operators works: the one that holds the lease. Who loses it ends, and is started again as a
-//! newcomer; nothing of what it had in mind then can be out of date.
+//! Leader election: of several operators, the holder of the lease works. An operator that loses it ends and is started
+//! again, so that it never acts on outdated state.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const LEASE: &str = "virtiofs-operator";
 /// The lease, held.
 pub(crate) struct Leadership {
     held: watch::Receiver<bool>,
-    keeping: JoinHandle<Result<kube_lease_manager::LeaseManager, LeaseManagerError>>,
+    renewal: JoinHandle<Result<kube_lease_manager::LeaseManager, LeaseManagerError>>,
 }
 
 /// Waits until this operator holds the lease.
@@ -31,25 +31,25 @@ pub(crate) async fn acquire(
         Some(identity) => lease.with_identity(identity),
         None => lease,
     };
-    let lease = lease.build().await.with_context(|| format!("cannot make lease {namespace}/{LEASE}"))?;
-    let (mut held, keeping) = lease.watch().await;
-    held.wait_for(|held| *held).await.context("the lease is no longer looked after")?;
-    Ok(Leadership { held, keeping })
+    let lease = lease.build().await.with_context(|| format!("cannot create lease {namespace}/{LEASE}"))?;
+    let (mut held, renewal) = lease.watch().await;
+    held.wait_for(|held| *held).await.context("the lease is not renewed any more")?;
+    Ok(Leadership { held, renewal })
 }
 
 impl Leadership {
-    /// Ends when the lease is lost, always with an error.
+    /// Waits until the lease is lost; always an error.
     pub(crate) async fn lost(&mut self) -> anyhow::Result<()> {
         let _ = self.held.wait_for(|held| !*held).await;
-        bail!("the lease was lost; another operator works now")
+        bail!("lost the lease to another operator")
     }
 
-    /// Gives the lease back, so that another operator need not wait for it to expire.
+    /// Releases the lease, so that another operator need not wait until it expires.
     pub(crate) async fn release(self) {
         drop(self.held);
-        match tokio::time::timeout(Duration::from_secs(5), self.keeping).await {
+        match tokio::time::timeout(Duration::from_secs(5), self.renewal).await {
             Ok(Ok(Ok(_))) => {}
-            _ => tracing::warn!("the lease could not be given back; another operator takes over when it expires"),
+            _ => tracing::warn!("cannot release the lease; another operator takes over when it expires"),
         }
     }
 }

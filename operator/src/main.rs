@@ -1,19 +1,20 @@
-//! `virtiofs-operator`: turns shares that are declared in a cluster into exports on its nodes, brings changes to the
-//! nodes a few at a time, and says how it goes. It holds nothing: killed at any moment, the next one goes on from
-//! what the API server has.
+//! `virtiofs-operator`: creates exports on the nodes of a cluster for its shares, rolls changes out a few nodes at a time
+//! and reports the status. It has no state of its own: after a crash at any moment, the next operator continues from what
+//! the API server has.
 
 mod args;
+mod backoff;
 mod cluster;
 #[cfg(feature = "die-at-write")]
 mod die_at_write;
+mod error;
 mod http;
 mod leadership;
 mod metrics;
 mod node;
-mod pace;
-mod retries;
 mod run;
 mod share;
+mod throttle;
 mod uninstall;
 mod writer;
 
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("virtiofs-operator: {error:#}");
+            eprintln!("virtiofs-operator: {}", error::Chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

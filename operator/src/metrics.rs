@@ -1,4 +1,4 @@
-//! What the operator counts. Labels are bounded: kinds, verbs, outcomes, and names of shares.
+//! The metrics of the operator. Labels are bounded: kinds, verbs, outcomes, conditions and names of shares.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +11,12 @@ use virtiofs_crds::v1alpha1::conditions::{DEGRADED, READY, RECONCILING, STALLED}
 /// All metrics of this process.
 pub(crate) struct Metrics {
     registry: Registry,
-    /// Looks at an object that were not put off, by kind and outcome.
+    /// Reconciles that were not throttled, by kind and outcome.
     pub(crate) reconciles: IntCounterVec,
-    /// Requests that change something, by kind and verb.
+    /// Requests that change an object, by kind and verb.
     pub(crate) writes: IntCounterVec,
+    /// Objects that cannot be decoded, by kind.
+    pub(crate) undecodable: IntGaugeVec,
     leader: IntGauge,
     nodes: IntGaugeVec,
     sessions: IntGaugeVec,
@@ -29,10 +31,10 @@ const NODE_STATES: [&str; 4] = ["selected", "updated", "ready", "unreachable"];
 const CONDITIONS: [&str; 4] = [READY, RECONCILING, STALLED, DEGRADED];
 
 impl Metrics {
-    /// Metrics that are all at nought.
+    /// Metrics that are all zero.
     ///
     /// # Errors
-    /// A name is taken twice, which a test would have shown.
+    /// Two metrics have the same name, which every test would show.
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let gauge = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntGaugeVec> {
@@ -45,18 +47,23 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             Ok(counter)
         };
-        let leader = IntGauge::new("virtiofs_operator_leader", "1: this operator works; 0: it stands by.")?;
+        let leader = IntGauge::new("virtiofs_operator_leader", "1: this operator holds the lease; 0: it stands by.")?;
         registry.register(Box::new(leader.clone()))?;
         Ok(Metrics {
             reconciles: counter(
                 "virtiofs_operator_reconciles_total",
-                "Looks at an object, by kind and outcome.",
+                "Reconciles of an object, by kind and outcome.",
                 &["kind", "outcome"],
             )?,
             writes: counter(
                 "virtiofs_operator_writes_total",
-                "Requests to the API server that change something, by kind and verb.",
+                "Requests to the API server that change an object, by kind and verb.",
                 &["kind", "verb"],
+            )?,
+            undecodable: gauge(
+                "virtiofs_operator_undecodable_objects",
+                "Objects that this operator cannot decode, by kind.",
+                &["kind"],
             )?,
             nodes: gauge("virtiofs_operator_share_nodes", "Nodes of a share, by state.", &["share", "state"])?,
             sessions: gauge("virtiofs_operator_share_sessions", "VMs that are connected to a share.", &["share"])?,
@@ -79,22 +86,22 @@ impl Metrics {
         Ok(String::from_utf8_lossy(&page).into_owned())
     }
 
-    /// Says that the API server has answered.
+    /// Records that the API server has answered.
     pub(crate) fn reached(&self) {
         self.reached.store(true, Ordering::Relaxed);
     }
 
-    /// Has the API server answered?
+    /// True if the API server has answered.
     pub(crate) fn is_ready(&self) -> bool {
         self.reached.load(Ordering::Relaxed)
     }
 
-    /// Says that this operator works.
+    /// Records that this operator holds the lease.
     pub(crate) fn leads(&self) {
         self.leader.set(1);
     }
 
-    /// Shows how a share is doing.
+    /// Records the status of a share.
     pub(crate) fn share(&self, name: &str, status: &VirtiofsShareStatus) {
         let nodes = status.nodes.unwrap_or_default();
         for (state, count) in NODE_STATES.iter().zip([nodes.selected, nodes.updated, nodes.ready, nodes.unreachable]) {
@@ -108,12 +115,12 @@ impl Metrics {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 
-    /// Forgets shares that are gone.
-    pub(crate) fn keep_shares(&self, exists: impl Fn(&str) -> bool) {
+    /// Removes shares that do not exist any more.
+    pub(crate) fn retain_shares(&self, exists: impl Fn(&str) -> bool) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let gone: Vec<String> = known.iter().filter(|name| !exists(name)).cloned().collect();
         for name in gone {
-            // A label set that is not there is as good as removed.
+            // Removing a label set that does not exist has no effect.
             for state in NODE_STATES {
                 let _ = self.nodes.remove_label_values(&[&name, state]);
             }
@@ -131,13 +138,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_that_is_gone_leaves_nothing() {
+    fn a_deleted_share_leaves_no_metrics() {
         let metrics = Metrics::new().unwrap();
         metrics.share("images", &VirtiofsShareStatus { sessions: Some(3), ..VirtiofsShareStatus::default() });
         assert!(metrics.text().unwrap().contains("virtiofs_operator_share_sessions{share=\"images\"} 3"));
-        metrics.keep_shares(|name| name == "images");
+        metrics.retain_shares(|name| name == "images");
         assert!(metrics.text().unwrap().contains("images"));
-        metrics.keep_shares(|_| false);
+        metrics.retain_shares(|_| false);
         assert!(!metrics.text().unwrap().contains("images"));
     }
 }

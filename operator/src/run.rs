@@ -1,4 +1,4 @@
-//! Puts the parts together: leadership, reflection, and looks at shares and nodes.
+//! Runs the operator: leadership, watches, and the reconcile loops of shares and nodes.
 
 use std::sync::Arc;
 
@@ -15,21 +15,22 @@ use tokio::task::JoinSet;
 use virtiofs_crds::VirtiofsShare;
 
 use crate::args::{Arguments, Command};
-use crate::cluster::{Recent, Triggers, reflect};
+use crate::backoff::Backoff;
+use crate::cluster::{Recent, watch};
 use crate::metrics::Metrics;
-use crate::pace::Pace;
-use crate::retries::Retries;
+use crate::throttle::Throttle;
 use crate::writer::{FIELD_MANAGER, Writer};
 use crate::{http, leadership, node, share, uninstall};
 
-/// How many shares, and how many nodes, are looked at at a time.
-const SHARES_AT_A_TIME: u16 = 4;
-const NODES_AT_A_TIME: u16 = 8;
+/// Number of concurrent reconciles of shares.
+const CONCURRENT_SHARES: u16 = 4;
+/// Number of concurrent reconciles of nodes.
+const CONCURRENT_NODES: u16 = 8;
 
-/// Runs until a signal, or until another operator works; or does what is asked instead.
+/// Runs a subcommand, or the operator until a signal or until it loses the lease.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.context("cannot start")?;
+    let runtime = runtime.context("cannot start the runtime")?;
     match &arguments.command {
         Some(Command::PrepareUninstall(what)) => runtime.block_on(uninstall::prepare(&arguments.namespace, what)),
         None => runtime.block_on(operate(arguments)),
@@ -40,7 +41,7 @@ async fn operate(arguments: Arguments) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let metrics = Arc::new(Metrics::new()?);
-    let client = Client::try_default().await.context("cannot tell how to reach the API server")?;
+    let client = Client::try_default().await.context("cannot configure the client of the API server")?;
     let mut tasks = JoinSet::new();
     if let Some(address) = arguments.metrics {
         tasks.spawn(http::serve(http::bind(address).await?, metrics.clone()));
@@ -59,30 +60,30 @@ async fn operate(arguments: Arguments) -> anyhow::Result<()> {
         _ = interrupt.recv() => return Ok(()),
     };
     metrics.leads();
-    tracing::info!("working");
+    tracing::info!("holding the lease; reconciling");
     let outcome = tokio::select! {
-        outcome = work(&arguments, client, metrics, &mut tasks) => outcome,
+        outcome = reconcile(&arguments, client, metrics, &mut tasks) => outcome,
         outcome = leadership.lost() => return outcome,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
-    // Whoever takes over must not meet a write of ours.
+    // No write of this operator may follow the release of the lease.
     tasks.shutdown().await;
     leadership.release().await;
     outcome
 }
 
-/// Looks at shares and nodes for ever.
-async fn work(
+/// Reconciles shares and nodes for ever.
+async fn reconcile(
     arguments: &Arguments,
     client: Client,
     metrics: Arc<Metrics>,
     tasks: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let agents = arguments.agent_selector.as_deref().map(|selector| (arguments.namespace.as_str(), selector));
-    let (cluster, triggers) = reflect(&client, agents, tasks);
+    let (cluster, requests) = watch(&client, agents, &metrics, tasks);
     cluster.complete().await?;
-    tracing::info!(shares = cluster.shares.len(), nodes = cluster.node_store().len(), "everything has been read");
+    tracing::info!(shares = cluster.shares.len(), nodes = cluster.node_store().len(), "all objects are listed");
     let writer = Writer::new(client.clone(), metrics.clone());
     let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: arguments.identity.clone() };
     let shares = Arc::new(share::Context {
@@ -90,36 +91,35 @@ async fn work(
         writer: writer.clone(),
         recorder: Recorder::new(client, reporter),
         metrics: metrics.clone(),
-        pace: Pace::default(),
-        retries: Retries::default(),
+        throttle: Throttle::default(),
+        backoff: Backoff::default(),
         shares_written: Recent::default(),
         exports_written: Recent::default(),
     });
-    let (pace, retries) = (Pace::default(), Retries::default());
-    let nodes = Arc::new(node::Context { cluster, writer, metrics, pace, retries });
-    let Triggers { shares: share_triggers, nodes: node_triggers } = triggers;
+    let (throttle, backoff) = (Throttle::default(), Backoff::default());
+    let nodes = Arc::new(node::Context { cluster, writer, metrics, throttle, backoff });
     tokio::select! {
-        () = look_at_shares(shares, share_triggers) => {}
-        () = look_at_nodes(nodes, node_triggers) => {}
+        () = reconcile_shares(shares, requests.shares) => {}
+        () = reconcile_nodes(nodes, requests.nodes) => {}
     }
-    bail!("nobody says any more what has changed")
+    bail!("the watches have ended")
 }
 
-async fn look_at_shares(context: Arc<share::Context>, triggers: UnboundedReceiver<ObjectRef<VirtiofsShare>>) {
-    let config = controller::Config::default().concurrency(SHARES_AT_A_TIME);
+async fn reconcile_shares(context: Arc<share::Context>, requests: UnboundedReceiver<ObjectRef<VirtiofsShare>>) {
+    let config = controller::Config::default().concurrency(CONCURRENT_SHARES);
     let store = context.cluster.shares.clone();
     let reconcile = |share, context| Box::pin(share::reconcile(share, context));
-    // Failures are told where they happen; a share that is gone is nobody's trouble.
-    applier(reconcile, share::retry, context, store, queue(triggers), config).for_each(|_| async {}).await;
+    // `retry` logs failures; a share that was deleted is none.
+    applier(reconcile, share::retry, context, store, queue(requests), config).for_each(|_| async {}).await;
 }
 
-async fn look_at_nodes(context: Arc<node::Context>, triggers: UnboundedReceiver<ObjectRef<Node>>) {
-    let config = controller::Config::default().concurrency(NODES_AT_A_TIME);
+async fn reconcile_nodes(context: Arc<node::Context>, requests: UnboundedReceiver<ObjectRef<Node>>) {
+    let config = controller::Config::default().concurrency(CONCURRENT_NODES);
     let store = context.cluster.node_store();
     let reconcile = |node, context| Box::pin(node::reconcile(node, context));
-    applier(reconcile, node::retry, context, store, queue(triggers), config).for_each(|_| async {}).await;
+    applier(reconcile, node::retry, context, store, queue(requests), config).for_each(|_| async {}).await;
 }
 
-fn queue<T>(triggers: UnboundedReceiver<T>) -> impl futures::Stream<Item = Result<T, std::convert::Infallible>> {
-    futures::stream::unfold(triggers, |mut triggers| async move { Some((Ok(triggers.recv().await?), triggers)) })
+fn queue<T>(requests: UnboundedReceiver<T>) -> impl futures::Stream<Item = Result<T, std::convert::Infallible>> {
+    futures::stream::unfold(requests, |mut requests| async move { Some((Ok(requests.recv().await?), requests)) })
 }

@@ -1,4 +1,4 @@
-//! The one place where the operator changes something in the cluster.
+//! All writes of the operator to the cluster, except Events and the lease.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -9,27 +9,28 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::error::is_gone;
 use crate::metrics::Metrics;
 
-/// Whom fields belong to that the operator applies. The same for every operator: one goes on where another stopped.
+/// The field manager of every operator: one continues where another stopped.
 pub(crate) const FIELD_MANAGER: &str = "virtiofs-operator";
 
-/// Writes, and counts what is written.
+/// Writes objects, and counts the writes.
 #[derive(Clone)]
 pub(crate) struct Writer {
-    /// The client that everything goes through.
+    /// The client.
     pub(crate) client: Client,
     metrics: Arc<Metrics>,
 }
 
 impl Writer {
-    /// Writes through this client.
+    /// A writer that uses this client.
     pub(crate) fn new(client: Client, metrics: Arc<Metrics>) -> Self {
         Writer { client, metrics }
     }
 
-    /// Applies an object. One that was seen must carry its uid: without it, an object that was deleted meanwhile would
-    /// come back.
+    /// Applies an object. An object that exists must carry its uid: without it, the apply would create the object again
+    /// after a deletion.
     pub(crate) async fn apply<K>(&self, object: &K) -> kube::Result<K>
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
@@ -41,12 +42,12 @@ impl Writer {
         self.apply_value(&object.name_any(), object).await
     }
 
-    /// Applies the fields of an object that the operator answers for.
+    /// Applies the fields of an object that the operator owns.
     pub(crate) async fn apply_value<K>(&self, name: &str, object: &(impl Serialize + Debug)) -> kube::Result<K>
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        let _under_way = self.begin::<K>("apply").await;
+        let _write = self.begin::<K>("apply").await;
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         Api::all(self.client.clone()).patch(name, &parameters, &Patch::Apply(object)).await
     }
@@ -56,27 +57,27 @@ impl Writer {
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        let _under_way = self.begin::<K>("apply_status").await;
+        let _write = self.begin::<K>("apply_status").await;
         let parameters = PatchParams::apply(FIELD_MANAGER).force();
         Api::all(self.client.clone()).patch_status(name, &parameters, &Patch::Apply(object)).await
     }
 
-    /// Merges into an object what differs; with `metadata.uid` in it only into that very object.
-    pub(crate) async fn merge<K>(&self, name: &str, difference: &Value) -> kube::Result<K>
+    /// Applies a merge patch to an object; with `metadata.uid` in it to that very object only.
+    pub(crate) async fn merge<K>(&self, name: &str, patch: &Value) -> kube::Result<K>
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        let _under_way = self.begin::<K>("merge").await;
+        let _write = self.begin::<K>("merge").await;
         let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-        Api::all(self.client.clone()).patch(name, &parameters, &Patch::Merge(difference)).await
+        Api::all(self.client.clone()).patch(name, &parameters, &Patch::Merge(patch)).await
     }
 
-    /// Deletes this very object. One that is gone, or has become another, is as good as deleted.
+    /// Deletes this very object. Idempotent: an object that is gone, or was replaced by another, counts as deleted.
     pub(crate) async fn delete<K>(&self, object: &K) -> kube::Result<()>
     where
         K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope> + Clone + DeserializeOwned + Debug,
     {
-        let _under_way = self.begin::<K>("delete").await;
+        let _write = self.begin::<K>("delete").await;
         let preconditions = Preconditions { uid: object.uid(), resource_version: None };
         let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match Api::<K>::all(self.client.clone()).delete(&object.name_any(), &parameters).await {
@@ -95,16 +96,11 @@ impl Writer {
 #[cfg(feature = "die-at-write")]
 use crate::die_at_write::{Step, step};
 
-/// A write that is under way; in tests there may be no next one.
+/// A write in progress; only tests stop before one.
 #[cfg(not(feature = "die-at-write"))]
 struct Step;
 
 #[cfg(not(feature = "die-at-write"))]
 async fn step() -> Step {
     Step
-}
-
-/// Is the object that this was about gone, or another one of that name?
-pub(crate) fn is_gone(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409)
 }

@@ -30,7 +30,7 @@ fn until_ready(world: &World, daemons: &NodeDaemons, share: &str, wanted: (&str,
     )
 }
 
-pub(crate) fn a_real_agent_serves_reports_changes_and_releases(world: &mut World) -> Result<()> {
+pub(crate) fn a_real_agent_serves_and_releases_a_share(world: &mut World) -> Result<()> {
     world.nodes("data", &["fake", "real"])?;
     let mut daemons = NodeDaemons::start(&world.cluster, "real")?;
     let source = daemons.source("data")?;
@@ -117,7 +117,7 @@ pub(crate) fn a_remedy_is_reported_and_the_share_stays_ready(world: &mut World) 
     Ok(())
 }
 
-pub(crate) fn an_agent_continues_without_an_api_server(world: &mut World) -> Result<()> {
+pub(crate) fn an_agent_serves_without_an_api_server(world: &mut World) -> Result<()> {
     if !world.cluster.is_own() {
         println!("the API server is not ours to stop");
         return Ok(());

@@ -55,7 +55,7 @@ pub(crate) fn the_api_server_accepts_the_chart(world: &mut World) -> Result<()> 
     Ok(())
 }
 
-pub(crate) fn values_that_cannot_be_meant_are_refused(world: &mut World) -> Result<()> {
+pub(crate) fn invalid_values_are_rejected(world: &mut World) -> Result<()> {
     for (value, words) in REFUSED {
         for word in *words {
             refused(value, world.cluster.chart(&["--set", value]), word)?;

@@ -58,7 +58,7 @@ pub(crate) fn an_operator_killed_before_any_write_is_replaced(world: &mut World)
     Ok(())
 }
 
-pub(crate) fn of_two_operators_one_works(world: &mut World) -> Result<()> {
+pub(crate) fn one_of_two_operators_leads(world: &mut World) -> Result<()> {
     let second = Operator::start(&world.cluster, "two")?;
     world.served("pair", &["t1"], json!({}))?;
     ensure!(second.metric("virtiofs_operator_leader") == Some(0), "both work\n{}", second.log_tail());
@@ -91,7 +91,7 @@ pub(crate) fn the_api_server_goes_away_and_comes_back(world: &mut World) -> Resu
         until(
             "the operator to notice",
             || operator.log_tail(),
-            || Ok(operator.log_tail().contains("cannot watch").then_some(())),
+            || Ok(operator.log_tail().contains("watch failed").then_some(())),
         )
     })?;
     world.declare("away", json!({"content": "Immutable"}))?;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::world::{How, World};
 
-pub(crate) fn a_share_in_use_stays(world: &mut World) -> Result<()> {
+pub(crate) fn a_share_in_use_is_kept(world: &mut World) -> Result<()> {
     world.served("used", &["u1", "u2"], json!({}))?;
     world.answer("used", "u1", How::Used(2))?;
     world.admin().run(&["delete", "vfs", "used", "--wait=false"])?;
@@ -27,14 +27,14 @@ pub(crate) fn a_share_in_use_stays(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn a_forced_deletion_waits_for_nobody(world: &mut World) -> Result<()> {
+pub(crate) fn a_forced_deletion_does_not_wait(world: &mut World) -> Result<()> {
     world.served("forced", &["c1"], json!({}))?;
     world.answer("forced", "c1", How::Used(1))?;
     world.cluster.take_down("c1")?;
     world.admin().run(&["delete", "vfs", "forced", "--wait=false"])?;
     let share = world.until_reason("forced", "Deleting", "InUse")?;
     let message = condition_of(&share, "Deleting")["message"].as_str().unwrap_or_default().to_owned();
-    ensure!(message.contains("node c1, which cannot be reached"), "{message}");
+    ensure!(message.contains("node c1 (unreachable)"), "{message}");
     world.admin().run(&["annotate", "vfs", "forced", "virtiofs.dev/force-delete=true"])?;
     world.until_share("forced", "gone", Value::is_null)?;
     // Owned by what is gone, exports go too.

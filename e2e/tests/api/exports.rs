@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::world::{How, World};
 
-pub(crate) fn a_share_reaches_its_nodes_and_says_so(world: &mut World) -> Result<()> {
+pub(crate) fn a_share_gets_exports_and_a_status(world: &mut World) -> Result<()> {
     world.nodes("images", &["n1", "n2", "n3"])?;
     world.cluster.add_node("other", &[("pool", "none")])?;
     world.declare("images", json!({"content": "Immutable"}))?;
@@ -95,7 +95,7 @@ pub(crate) fn two_shares_of_one_path_and_long_names(world: &mut World) -> Result
     Ok(())
 }
 
-pub(crate) fn an_export_that_was_tampered_with_is_put_right(world: &mut World) -> Result<()> {
+pub(crate) fn changes_of_an_export_are_reverted(world: &mut World) -> Result<()> {
     world.served("whole", &["w1"], json!({}))?;
     let name = world.exports("whole")?["w1"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let patch = r#"{"spec":{"engine":{"maxInodes":1234},"access":"ReadWrite"}}"#;

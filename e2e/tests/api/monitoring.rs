@@ -18,7 +18,7 @@ const VALUES: [&str; 10] = [
     "alerts.runbooks=https://example.com/runbooks/",
 ];
 
-pub(crate) fn what_monitors_name_is_there(world: &mut World) -> Result<()> {
+pub(crate) fn monitors_match_existing_objects(world: &mut World) -> Result<()> {
     let documents = documents(world, &VALUES)?;
     let monitors = of_kind(&documents, "PodMonitor");
     ensure!(monitors.len() == 2, "{monitors:#?}");

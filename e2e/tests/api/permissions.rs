@@ -13,7 +13,7 @@ pub(crate) fn refused(what: &str, result: Result<impl Sized>, words: &str) -> Re
     Ok(())
 }
 
-pub(crate) fn an_agent_writes_about_its_own_node_only(world: &mut World) -> Result<()> {
+pub(crate) fn an_agent_writes_exports_of_its_own_node_only(world: &mut World) -> Result<()> {
     world.served("mine", &["p1", "p2"], json!({}))?;
     let exports = world.exports("mine")?;
     let agent = world.agent("p1")?;
@@ -47,7 +47,7 @@ pub(crate) fn an_agent_writes_about_its_own_node_only(world: &mut World) -> Resu
     Ok(())
 }
 
-pub(crate) fn the_operator_may_do_no_more_than_it_does(world: &mut World) -> Result<()> {
+pub(crate) fn the_operator_has_minimal_permissions(world: &mut World) -> Result<()> {
     world.served("theirs", &["o1"], json!({}))?;
     let operator = world.cluster.service_account("virtiofs-operator")?;
     let name = world.exports("theirs")?["o1"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -79,7 +79,7 @@ pub(crate) fn the_operator_may_do_no_more_than_it_does(world: &mut World) -> Res
     Ok(())
 }
 
-pub(crate) fn labels_that_admit_are_for_those_who_may_share(world: &mut World) -> Result<()> {
+pub(crate) fn only_share_editors_set_consumer_labels(world: &mut World) -> Result<()> {
     let admin = world.admin();
     // Somebody who may do everything to namespaces, and nothing to shares.
     admin.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [

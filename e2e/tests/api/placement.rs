@@ -8,7 +8,7 @@ use crate::world::World;
 
 const POLICY: &str = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy";
 
-pub(crate) fn pods_go_where_their_shares_are(world: &mut World) -> Result<()> {
+pub(crate) fn pods_are_scheduled_where_their_shares_are(world: &mut World) -> Result<()> {
     let admin = world.admin();
     let asked = ["--set", "placement.enabled=true", "--set", "workloads.enabled=false"];
     ensure!(!world.cluster.chart(&asked)?.contains("MutatingAdmissionPolicy"), "for an API server that has none");

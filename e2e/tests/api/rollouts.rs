@@ -1,4 +1,4 @@
-//! A change reaches nodes a few at a time, and no further than the first that does worse.
+//! A change reaches nodes a few at a time and halts at the first node that regresses.
 
 use anyhow::{Result, ensure};
 use e2e::cluster::{condition_of, wait_for};
@@ -14,7 +14,7 @@ fn one_at_a_time(more: Value) -> Value {
     spec
 }
 
-pub(crate) fn a_change_halts_and_resumes(world: &mut World) -> Result<()> {
+pub(crate) fn a_rollout_halts_and_continues(world: &mut World) -> Result<()> {
     world.served("steps", &["r1", "r2", "r3"], one_at_a_time(json!({})))?;
     world.declare("steps", one_at_a_time(json!({"content": "Immutable"})))?;
     world.until_asked("steps", &["r1"])?;
@@ -44,7 +44,7 @@ pub(crate) fn a_change_halts_and_resumes(world: &mut World) -> Result<()> {
 }
 
 /// A roll-out goes node by node; whom the share admits does not wait for it.
-pub(crate) fn whom_a_share_admits_holds_at_once(world: &mut World) -> Result<()> {
+pub(crate) fn consumers_change_at_once(world: &mut World) -> Result<()> {
     world.served("admits", &["h1", "h2"], one_at_a_time(json!({})))?;
     let consumers = json!({"namespaces": {"matchNames": ["vms"]}});
     world.declare("admits", one_at_a_time(json!({"content": "Immutable", "consumers": consumers})))?;
@@ -60,7 +60,7 @@ pub(crate) fn whom_a_share_admits_holds_at_once(world: &mut World) -> Result<()>
     Ok(())
 }
 
-pub(crate) fn a_share_edited_during_a_roll_out(world: &mut World) -> Result<()> {
+pub(crate) fn an_edit_during_a_rollout_goes_to_the_last_revision(world: &mut World) -> Result<()> {
     world.served("edits", &["e1", "e2", "e3"], one_at_a_time(json!({})))?;
     world.declare("edits", one_at_a_time(json!({"content": "Immutable"})))?;
     world.until_asked("edits", &["e1"])?;

@@ -9,7 +9,7 @@ use crate::world::{How, World};
 /// What is applied here of the chart.
 const TEMPLATES: [&str; 4] = ["--show-only", "templates/operator.yaml", "--show-only", "templates/uninstall.yaml"];
 
-pub(crate) fn the_chart_stays_while_shares_are_in_use(world: &mut World) -> Result<()> {
+pub(crate) fn uninstall_fails_while_shares_are_in_use(world: &mut World) -> Result<()> {
     if !world.cluster.is_own() {
         println!("this cluster would start what the test only declares");
         return Ok(());
@@ -32,7 +32,7 @@ pub(crate) fn the_chart_stays_while_shares_are_in_use(world: &mut World) -> Resu
     // An operator that does not end could put a finalizer on again.
     world.admin().apply(&operator_pod())?;
     let hasty = [&arguments[..], &["--wait-seconds=1".to_owned()]].concat();
-    refuses(world, &hasty, "do not end within 1 s")?;
+    refuses(world, &hasty, "have not ended within 1 s")?;
     ensure!(is_protected(world)?, "it has not waited");
     ensure!(replicas(world)? == 2, "operators that were ended do not run again");
     // Helm 4 applies so: what others have changed it does not overrule.

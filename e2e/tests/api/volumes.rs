@@ -183,7 +183,7 @@ fn with(mut pod: Pod, key: &'static str, value: &str) -> Pod {
     pod
 }
 
-pub(crate) fn a_rejected_pod_and_the_admin_see_the_reason(world: &mut World) -> Result<()> {
+pub(crate) fn denied_pods_get_a_reason_and_the_share_an_event(world: &mut World) -> Result<()> {
     let stage = Stage::set(world, "secret", json!({}))?;
     let stranger = Pod { namespace: "strangers", ..stage.pod("x") };
     let refused = stage.kubelet.publish(&stranger)?.err().context("a stranger has the share")?;
@@ -226,7 +226,7 @@ pub(crate) fn a_rejected_pod_and_the_admin_see_the_reason(world: &mut World) -> 
     world.admin().run(&["delete", "namespace", "strangers", "--wait=false"]).map(drop)
 }
 
-pub(crate) fn volumes_outlast_what_dies(world: &mut World) -> Result<()> {
+pub(crate) fn volumes_survive_crashes(world: &mut World) -> Result<()> {
     let mut stage = Stage::set(world, "kept", json!({}))?;
     let (stays, goes, lost) = (stage.pod("a"), stage.pod("b"), stage.pod("c"));
     for pod in [&stays, &goes, &lost] {
@@ -350,7 +350,7 @@ pub(crate) fn the_driver_stays_registered(world: &mut World) -> Result<()> {
 /// How many volumes the figure is of.
 const VOLUMES: usize = 200;
 
-pub(crate) fn how_long_a_volume_takes(world: &mut World) -> Result<()> {
+pub(crate) fn volumes_are_published_quickly(world: &mut World) -> Result<()> {
     let stage = Stage::set(world, "many", json!({}))?;
     let pods: Vec<Pod> = (0..VOLUMES).map(|number| stage.pod(&number.to_string())).collect();
     let mut took = Vec::new();
@@ -382,7 +382,7 @@ const NEEDS_A_CONTROLLER: &str =
 /// How many there are of what is offered.
 const SPECS: usize = 13;
 
-pub(crate) fn csi_sanity_finds_nothing_wrong(world: &mut World) -> Result<()> {
+pub(crate) fn csi_sanity_passes(world: &mut World) -> Result<()> {
     let stage = Stage::set(world, "sane", json!({}))?;
     let tools = std::env::var_os("KUBERNETES_TOOLS").context("KUBERNETES_TOOLS")?;
     let scratch = stage.daemons.runtime_dir();

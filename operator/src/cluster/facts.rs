@@ -1,4 +1,4 @@
-//! What matters about a node.
+//! The fields of nodes and pods that the operator uses.
 
 use std::collections::BTreeMap;
 
@@ -6,22 +6,22 @@ use k8s_openapi::api::core::v1::{Node, NodeStatus, Pod, PodSpec, PodStatus};
 use kube::ResourceExt;
 use kube::api::ObjectMeta;
 
-/// What labels of nodes that serve a share begin with; the share's name follows.
+/// Prefix of the labels of nodes that serve a share; the name of the share follows.
 pub(crate) const LABEL_PREFIX: &str = "share.virtiofs.dev/";
 
-/// A node, as far as it matters.
+/// The facts about a node that shares depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NodeFacts {
     /// Its name.
     pub(crate) name: String,
     /// Its labels.
     pub(crate) labels: BTreeMap<String, String>,
-    /// Is the node up, and its agent? What is not can neither take up a change nor be asked.
+    /// True if the node and its agent are up. Others neither apply changes nor report.
     pub(crate) reachable: bool,
 }
 
 impl NodeFacts {
-    /// What matters about this node; `agent` says whether its agent is ready, where that is known.
+    /// The facts about this node; `agent` is true if its agent is ready, and none if that is unknown.
     pub(crate) fn of(node: &Node, agent: Option<bool>) -> Self {
         NodeFacts {
             name: node.name_any(),
@@ -31,19 +31,19 @@ impl NodeFacts {
     }
 }
 
-/// The labels of a node that say which shares it serves.
+/// The labels of a node that name the shares it serves.
 pub(crate) fn share_labels(node: &Node) -> BTreeMap<String, String> {
     let ours = node.labels().iter().filter(|(key, _)| key.starts_with(LABEL_PREFIX));
     ours.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// Cuts a node down to what is looked at: images and managed fields are most of it.
+/// Drops the fields of a node that are not used: images and managed fields are most of it.
 pub(crate) fn trim_node(node: &mut Node) {
     trim_metadata(&mut node.metadata);
     node.spec = None;
     let ready = node.status.take().and_then(|status| status.conditions).unwrap_or_default();
     let ready = ready.into_iter().filter(|condition| condition.type_ == "Ready").map(|mut condition| {
-        // Beats with the node's heart, and says nothing more than the rest.
+        // Heartbeats change these without changing the status.
         condition.last_heartbeat_time = None;
         condition.message = None;
         condition
@@ -51,7 +51,7 @@ pub(crate) fn trim_node(node: &mut Node) {
     node.status = Some(NodeStatus { conditions: Some(ready.collect()), ..NodeStatus::default() });
 }
 
-/// Cuts a pod down to its node and whether it is ready.
+/// Drops the fields of a pod but its node and its readiness.
 pub(crate) fn trim_pod(pod: &mut Pod) {
     trim_metadata(&mut pod.metadata);
     let node_name = pod.spec.take().and_then(|spec| spec.node_name);
@@ -61,7 +61,7 @@ pub(crate) fn trim_pod(pod: &mut Pod) {
     pod.status = Some(PodStatus { conditions: Some(conditions), ..PodStatus::default() });
 }
 
-/// Removes what nobody here reads.
+/// Drops metadata that is not used.
 pub(crate) fn trim_metadata(metadata: &mut ObjectMeta) {
     metadata.managed_fields = None;
     if let Some(annotations) = &mut metadata.annotations {
@@ -74,7 +74,7 @@ fn is_ready(node: &Node) -> bool {
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// The node of an agent's pod, and whether it is ready.
+/// The node of an agent's pod, and true if the pod is ready.
 pub(crate) fn agent_of(pod: &Pod) -> Option<(&str, bool)> {
     let node = pod.spec.as_ref()?.node_name.as_deref()?;
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_reachable_when_it_and_its_agent_are_up() {
+    fn a_node_is_reachable_if_it_and_its_agent_are_up() {
         for (ready, agent, reachable) in [
             ("True", None, true),
             ("True", Some(true), true),
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn trimmed_a_node_is_the_same_to_us_and_equal_from_one_heartbeat_to_the_next() {
+    fn heartbeats_do_not_change_a_trimmed_node() {
         let (mut trimmed, mut later) = (node("True"), node("True"));
         let conditions = later.status.as_mut().unwrap().conditions.as_mut().unwrap();
         conditions[0].last_heartbeat_time = None;

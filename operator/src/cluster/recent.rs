@@ -1,15 +1,15 @@
-//! What was written a moment ago and may not have come back through the watch yet. Without it, each look in that
-//! moment would write the same once more.
+//! Objects that were written recently and that the watch may not have returned yet. Without them, each reconcile in that
+//! time would repeat the write.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long something written is believed without having been seen. A watch that is later than that has other troubles.
-const BELIEVED: Duration = Duration::from_secs(5);
+/// How long a write counts without confirmation by the watch.
+const VALID: Duration = Duration::from_secs(5);
 
-/// Values written a moment ago, by name.
+/// Values that were written recently, by key.
 #[derive(Debug)]
 pub(crate) struct Recent<K, V> {
     written: Mutex<HashMap<K, (Instant, V)>>,
@@ -22,29 +22,29 @@ impl<K, V> Default for Recent<K, V> {
 }
 
 impl<K: Eq + Hash, V: Clone> Recent<K, V> {
-    /// Remembers what was written.
+    /// Records a write.
     pub(crate) fn put(&self, key: K, value: V, now: Instant) {
         let mut written = self.lock();
-        written.retain(|_, (at, _)| now.saturating_duration_since(*at) < BELIEVED);
+        written.retain(|_, (at, _)| now.saturating_duration_since(*at) < VALID);
         written.insert(key, (now, value));
     }
 
-    /// Forgets what was written: a watch has brought it back.
-    pub(crate) fn forget(&self, key: &K) {
+    /// Removes a write that the watch has returned.
+    pub(crate) fn remove(&self, key: &K) {
         self.lock().remove(key);
     }
 
-    /// What was written, unless that is long ago.
+    /// The value of a recent write.
     pub(crate) fn get(&self, key: &K, now: Instant) -> Option<V> {
         let written = self.lock();
         let (at, value) = written.get(key)?;
-        (now.saturating_duration_since(*at) < BELIEVED).then(|| value.clone())
+        (now.saturating_duration_since(*at) < VALID).then(|| value.clone())
     }
 
-    /// Everything that was written and is not long ago.
+    /// The values of all recent writes.
     pub(crate) fn all(&self, now: Instant) -> Vec<V> {
-        let young = |at: &Instant| now.saturating_duration_since(*at) < BELIEVED;
-        self.lock().values().filter(|(at, _)| young(at)).map(|(_, value)| value.clone()).collect()
+        let valid = |at: &Instant| now.saturating_duration_since(*at) < VALID;
+        self.lock().values().filter(|(at, _)| valid(at)).map(|(_, value)| value.clone()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, (Instant, V)>> {
@@ -57,16 +57,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_believed_for_a_while() {
+    fn writes_expire() {
         let (recent, now) = (Recent::default(), Instant::now());
         recent.put("a", 1, now);
         recent.put("a", 2, now);
         assert_eq!(recent.get(&"a", now), Some(2));
         assert_eq!(recent.get(&"b", now), None);
-        assert_eq!((recent.get(&"a", now + BELIEVED), recent.all(now + BELIEVED).len()), (None, 0));
-        recent.put("c", 3, now + BELIEVED);
+        assert_eq!((recent.get(&"a", now + VALID), recent.all(now + VALID).len()), (None, 0));
+        recent.put("c", 3, now + VALID);
         assert_eq!(recent.lock().len(), 1);
-        recent.forget(&"c");
-        assert_eq!(recent.get(&"c", now + BELIEVED), None);
+        recent.remove(&"c");
+        assert_eq!(recent.get(&"c", now + VALID), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Step 8: does what the steps before have decided. Decides nothing.
+//! Step 8: writes what the steps before have decided. Decides nothing.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,29 +18,31 @@ use super::Context;
 use super::deletion::FINALIZER;
 use super::exports::Changes;
 use super::observe::Written;
+use crate::error::{Step, StepError};
 
-/// The label of exports by which those of a share are found.
+/// The label that selects the exports of a share.
 const SHARE_LABEL: &str = "virtiofs.dev/share";
 
-/// How many exports of a share are written at a time.
-const AT_A_TIME: usize = 16;
+/// Number of concurrent writes for one share.
+const CONCURRENT: usize = 16;
 
-/// Makes sure that the share does not go before its exports have.
-pub(crate) async fn protect(context: &Context, object: &VirtiofsShare) -> kube::Result<()> {
+/// Adds the finalizer, so that a share is not deleted before its exports.
+pub(crate) async fn add_finalizer(context: &Context, object: &VirtiofsShare) -> Result<(), StepError> {
     if object.finalizers().iter().any(|it| it == FINALIZER) {
         return Ok(());
     }
     let mut protected = identity(object);
     protected["metadata"]["finalizers"] = json!([FINALIZER]);
-    apply_share(context, object, protected).await
+    apply_share(context, object, protected).await.step(|| format!("add the finalizer to share {}", object.name_any()))
 }
 
-/// Lets the share go: applied without the finalizer, it loses the one that was applied before.
-pub(crate) async fn let_go(context: &Context, object: &VirtiofsShare) -> kube::Result<()> {
+/// Removes the finalizer: an apply without it drops the one that was applied before.
+pub(crate) async fn remove_finalizer(context: &Context, object: &VirtiofsShare) -> Result<(), StepError> {
     if !object.finalizers().iter().any(|it| it == FINALIZER) {
         return Ok(());
     }
-    apply_share(context, object, identity(object)).await
+    let removed = apply_share(context, object, identity(object)).await;
+    removed.step(|| format!("remove the finalizer from share {}", object.name_any()))
 }
 
 async fn apply_share(context: &Context, object: &VirtiofsShare, applied: Value) -> kube::Result<()> {
@@ -50,28 +52,30 @@ async fn apply_share(context: &Context, object: &VirtiofsShare, applied: Value) 
 }
 
 /// Writes the status.
-pub(crate) async fn report(
+pub(crate) async fn status(
     context: &Context,
     object: &VirtiofsShare,
     status: &VirtiofsShareStatus,
-) -> kube::Result<()> {
-    let mut reported = identity(object);
-    reported["status"] = json!(status);
-    let written = context.writer.apply_status::<VirtiofsShare>(&object.name_any(), &reported).await?;
-    context.shares_written.put(object.name_any(), Arc::new(written), Instant::now());
+) -> Result<(), StepError> {
+    let name = object.name_any();
+    let mut applied = identity(object);
+    applied["status"] = json!(status);
+    let written = context.writer.apply_status::<VirtiofsShare>(&name, &applied).await;
+    let written = written.step(|| format!("write the status of share {name}"))?;
+    context.shares_written.put(name, Arc::new(written), Instant::now());
     Ok(())
 }
 
-/// Writes and deletes exports, several at a time, all of them even when some fail.
+/// Writes and deletes exports concurrently, all of them even if some fail.
 ///
 /// # Errors
 /// The first failure.
-pub(crate) async fn exports(context: &Context, object: &VirtiofsShare, changes: &Changes) -> kube::Result<()> {
+pub(crate) async fn exports(context: &Context, object: &VirtiofsShare, changes: &Changes) -> Result<(), StepError> {
     let create = changes.create.iter().map(|spec| write(context, object, None, spec));
     let update = changes.update.iter().map(|(export, spec)| write(context, object, Some(export), spec));
     let delete = changes.delete.iter().map(|export| delete(context, export));
-    let all: Vec<BoxFuture<'_, kube::Result<()>>> = create.chain(update).chain(delete).collect();
-    let results: Vec<_> = stream::iter(all).buffer_unordered(AT_A_TIME).collect().await;
+    let all: Vec<BoxFuture<'_, Result<(), StepError>>> = create.chain(update).chain(delete).collect();
+    let results: Vec<_> = stream::iter(all).buffer_unordered(CONCURRENT).collect().await;
     results.into_iter().collect()
 }
 
@@ -80,9 +84,10 @@ fn write<'a>(
     object: &'a VirtiofsShare,
     current: Option<&'a Arc<VirtiofsExport>>,
     spec: &'a VirtiofsExportSpec,
-) -> BoxFuture<'a, kube::Result<()>> {
+) -> BoxFuture<'a, Result<(), StepError>> {
     async move {
-        let mut export = VirtiofsExport::new(&export_name(&spec.share_name, &spec.node_name), spec.clone());
+        let name = export_name(&spec.share_name, &spec.node_name);
+        let mut export = VirtiofsExport::new(&name, spec.clone());
         export.metadata = ObjectMeta {
             name: export.metadata.name.take(),
             uid: current.and_then(|current| current.uid()),
@@ -90,23 +95,24 @@ fn write<'a>(
             owner_references: object.controller_owner_ref(&()).map(|owner| vec![owner]),
             ..ObjectMeta::default()
         };
-        let written = Arc::new(context.writer.apply(&export).await?);
-        context.exports_written.put(written.name_any(), Written::Applied(written), Instant::now());
+        let written = context.writer.apply(&export).await.step(|| format!("apply export {name}"))?;
+        context.exports_written.put(name, Written::Applied(Arc::new(written)), Instant::now());
         Ok(())
     }
     .boxed()
 }
 
-fn delete<'a>(context: &'a Context, export: &'a Arc<VirtiofsExport>) -> BoxFuture<'a, kube::Result<()>> {
+fn delete<'a>(context: &'a Context, export: &'a Arc<VirtiofsExport>) -> BoxFuture<'a, Result<(), StepError>> {
     async move {
-        context.writer.delete(export.as_ref()).await?;
-        context.exports_written.put(export.name_any(), Written::Deleted(export.clone()), Instant::now());
+        let name = export.name_any();
+        context.writer.delete(export.as_ref()).await.step(|| format!("delete export {name}"))?;
+        context.exports_written.put(name, Written::Deleted(export.clone()), Instant::now());
         Ok(())
     }
     .boxed()
 }
 
-/// What says which share is meant: this one, not one that has taken its name since.
+/// Identifies this very share, and not one that has its name since.
 pub(crate) fn identity(object: &VirtiofsShare) -> Value {
     json!({
         "apiVersion": API_VERSION,

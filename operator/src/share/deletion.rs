@@ -1,51 +1,51 @@
-//! Step 5: a share that is to be deleted stays until nobody uses it any more. A pure function.
+//! Step 5: whether a share that is being deleted can go. A pure function.
 //!
-//! It cannot wedge a cluster: a node that is gone is not asked, and whoever says so in an annotation is believed.
+//! A deletion cannot block a cluster for good: a deleted node is not waited for, and an annotation forces it.
 
 use kube::ResourceExt;
 use virtiofs_crds::VirtiofsShare;
 
 use super::health::{is_drained, sessions};
-use super::place::{Member, Placement};
+use super::placement::{Member, Placement};
 
-/// The finalizer on each share.
+/// The finalizer of each share.
 pub(crate) const FINALIZER: &str = "virtiofs.dev/in-use";
-/// The annotation with which a share is deleted whoever uses it.
+/// The annotation that deletes a share although VMs use it.
 pub(crate) const FORCE: &str = "virtiofs.dev/force-delete";
-/// How many users are named.
+/// Largest number of users in a message.
 const NAMED: usize = 8;
 
-/// Is a share to stay?
+/// Progress of a deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Stay {
-    /// Nobody wants to delete it.
-    Wanted,
-    /// It is to be deleted, and VMs use it: how many sessions, and whose.
+pub(crate) enum Deletion {
+    /// The share is not being deleted.
+    NotRequested,
+    /// VMs use it: number of sessions, and whose.
     InUse { sessions: i64, by: String },
-    /// It is to be deleted, and nodes have not let go of it yet.
-    Withdrawing { nodes: usize },
-    /// Nothing holds it.
-    MayGo,
+    /// Nodes have not confirmed yet that they stopped serving it.
+    Draining { nodes: usize },
+    /// Nothing blocks the deletion.
+    Done,
 }
 
-/// Decides whether a share stays.
-pub(crate) fn stay(object: &VirtiofsShare, placement: &Placement) -> Stay {
+/// The progress of a share's deletion.
+pub(crate) fn deletion(object: &VirtiofsShare, placement: &Placement) -> Deletion {
     if object.metadata.deletion_timestamp.is_none() {
-        return Stay::Wanted;
+        return Deletion::NotRequested;
     }
     if object.annotations().get(FORCE).is_some_and(|value| value == "true") {
-        return Stay::MayGo;
+        return Deletion::Done;
     }
-    let left: Vec<&Member> = placement.leavers.values().filter(|member| !is_drained(&member.export)).collect();
+    let left: Vec<&Member> = placement.leaving.values().filter(|member| !is_drained(&member.export)).collect();
     let used: i64 = left.iter().map(|member| sessions(&member.export)).sum();
     match (left.is_empty(), used) {
-        (true, _) => Stay::MayGo,
-        (false, 0) => Stay::Withdrawing { nodes: left.len() },
-        (false, sessions) => Stay::InUse { sessions, by: users(&left) },
+        (true, _) => Deletion::Done,
+        (false, 0) => Deletion::Draining { nodes: left.len() },
+        (false, sessions) => Deletion::InUse { sessions, by: users(&left) },
     }
 }
 
-/// Who uses a share, node by node.
+/// The users of a share, by node.
 fn users(members: &[&Member]) -> String {
     let used: Vec<&&Member> = members.iter().filter(|member| sessions(&member.export) > 0).collect();
     let mut text: Vec<String> = used.iter().take(NAMED).map(|member| of_node(member)).collect();
@@ -59,8 +59,8 @@ fn of_node(member: &Member) -> String {
     let export = &member.export;
     let named = export.status.as_ref().map(|status| status.users.as_slice()).unwrap_or_default();
     let shown = named.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    let reach = if member.reachable { "" } else { ", which cannot be reached" };
-    let node = format!("node {}{reach}", export.spec.node_name);
+    let unreachable = if member.reachable { "" } else { " (unreachable)" };
+    let node = format!("node {}{unreachable}", export.spec.node_name);
     match shown.is_empty() {
         true => format!("{node}: {} sessions", sessions(export)),
         false => format!("{node}: {shown}"),

@@ -1,4 +1,4 @@
-//! Step 0: what is known about a share: what the watches have brought, and what was written since.
+//! Step 0: the observed state of a share: the watched objects, and recent writes that no watch has confirmed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use virtiofs_crds::{VirtiofsExport, VirtiofsShare};
 use super::Context;
 use crate::cluster::NodeFacts;
 
-/// What is known about a share.
+/// The observed state of a share.
 pub(crate) struct Observed {
     /// The share.
     pub(crate) object: Arc<VirtiofsShare>,
@@ -20,22 +20,22 @@ pub(crate) struct Observed {
     pub(crate) nodes: Vec<NodeFacts>,
     /// Its exports.
     pub(crate) exports: Vec<Arc<VirtiofsExport>>,
-    /// Is something in here that no watch has confirmed?
-    pub(crate) ahead: bool,
-    /// When this was.
+    /// True if it contains a write that no watch has confirmed.
+    pub(crate) unconfirmed: bool,
+    /// Time of the observation.
     pub(crate) now: Time,
 }
 
-/// A write to an export that a watch may not have brought back yet.
+/// A write to an export that the watch may not have confirmed yet.
 #[derive(Clone)]
 pub(crate) enum Written {
-    /// It is so now.
+    /// It was created or updated.
     Applied(Arc<VirtiofsExport>),
-    /// It is gone.
+    /// It was deleted.
     Deleted(Arc<VirtiofsExport>),
 }
 
-/// Reads what is known.
+/// Reads the observed state.
 pub(crate) fn observe(context: &Context, object: Arc<VirtiofsShare>) -> Observed {
     let (name, instant) = (object.name_any(), Instant::now());
     let object = match context.shares_written.get(&name, instant) {
@@ -44,48 +44,48 @@ pub(crate) fn observe(context: &Context, object: Arc<VirtiofsShare>) -> Observed
     };
     let watched = context.cluster.exports_of(&name);
     let written = context.exports_written.all(instant).into_iter().filter(|it| it.export().spec.share_name == name);
-    let Overlaid { exports, ahead, confirmed } = overlay(watched, written);
-    // From here on the watch is right about them, their deletion included.
-    confirmed.iter().for_each(|name| context.exports_written.forget(name));
-    // What another share of this name has left is for the garbage collector.
+    let Overlaid { exports, unconfirmed, confirmed } = overlay(watched, written);
+    // From here on the watch is right about them, also about their deletion.
+    confirmed.iter().for_each(|name| context.exports_written.remove(name));
+    // The garbage collector deletes exports of an earlier share of this name.
     let own = |export: &Arc<VirtiofsExport>| is_owned(export, &object);
     let exports = exports.into_iter().filter(own).collect();
-    Observed { nodes: context.cluster.nodes(), exports, ahead, now: Time(Timestamp::now()), object }
+    Observed { nodes: context.cluster.nodes(), exports, unconfirmed, now: Time(Timestamp::now()), object }
 }
 
-/// Exports as watched, with what was written since.
+/// Watched exports with recent writes applied.
 struct Overlaid {
     exports: Vec<Arc<VirtiofsExport>>,
-    /// Is there something in them that no watch has brought?
-    ahead: bool,
-    /// Names of those whose write a watch has brought.
+    /// True if a write is not confirmed.
+    unconfirmed: bool,
+    /// Names of exports whose write is confirmed.
     confirmed: Vec<String>,
 }
 
 fn overlay(watched: Vec<Arc<VirtiofsExport>>, written: impl Iterator<Item = Written>) -> Overlaid {
     let mut exports: HashMap<String, Arc<VirtiofsExport>> =
         watched.into_iter().map(|export| (export.name_any(), export)).collect();
-    let (mut ahead, mut confirmed) = (false, Vec::new());
+    let (mut unconfirmed, mut confirmed) = (false, Vec::new());
     for write in written {
         let name = write.export().name_any();
         let seen = exports.get(&name);
         match write {
             Written::Applied(export) if seen.is_none_or(|seen| is_newer(export.as_ref(), seen.as_ref())) => {
-                ahead = true;
+                unconfirmed = true;
                 exports.insert(name, export);
             }
             Written::Deleted(export) if seen.is_some_and(|seen| seen.uid() == export.uid()) => {
-                ahead = true;
+                unconfirmed = true;
                 exports.remove(&name);
             }
             _ => confirmed.push(name),
         }
     }
-    Overlaid { exports: exports.into_values().collect(), ahead, confirmed }
+    Overlaid { exports: exports.into_values().collect(), unconfirmed, confirmed }
 }
 
-/// Is `a` a later state than `b`? Resource versions are numbers that grow, as Kubernetes promises since 1.35 and has
-/// always kept.
+/// True if `a` is a later version than `b`. Resource versions are increasing numbers, which Kubernetes guarantees since
+/// 1.35 and has always kept.
 fn is_newer<K: Resource>(a: &K, b: &K) -> bool {
     let version = |it: &K| it.meta().resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
     version(a) > version(b)
@@ -121,10 +121,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_counts_until_the_watch_has_brought_it() {
+    fn a_write_counts_until_the_watch_confirms_it() {
         use Written::{Applied, Deleted};
-        // watched version, written -> seen version, ahead, confirmed
-        for (watched, written, seen, ahead, confirmed) in [
+        // watched version, write -> resulting version, unconfirmed, confirmed
+        for (watched, written, seen, unconfirmed, confirmed) in [
             (None, Applied(export("a", "9")), Some("9"), true, false),
             (Some("8"), Applied(export("a", "9")), Some("9"), true, false),
             (Some("9"), Applied(export("a", "9")), Some("9"), false, true),
@@ -136,8 +136,8 @@ mod tests {
             let overlaid = overlay(known, std::iter::once(written));
             let found = overlaid.exports.first().and_then(|it| it.resource_version());
             assert_eq!(
-                (found.as_deref(), overlaid.ahead, overlaid.confirmed.len()),
-                (seen, ahead, usize::from(confirmed)),
+                (found.as_deref(), overlaid.unconfirmed, overlaid.confirmed.len()),
+                (seen, unconfirmed, usize::from(confirmed)),
                 "{watched:?}"
             );
         }

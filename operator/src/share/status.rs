@@ -10,10 +10,10 @@ use virtiofs_crds::v1alpha1::conditions::{
 use virtiofs_crds::v1alpha1::{NodeCounts, VirtiofsShareStatus};
 use virtiofs_crds::{Refusal, VirtiofsShare};
 
-use super::declare::Declared;
-use super::deletion::Stay;
-use super::health::{condition, is_ready, is_settled, sessions, told};
-use super::place::{Member, Placement};
+use super::deletion::Deletion;
+use super::desired::Desired;
+use super::health::{condition, is_current, is_ready, sessions, summary};
+use super::placement::{Member, Placement};
 use super::rollout::{Rollout, Stage};
 
 /// How many nodes a message names.
@@ -38,25 +38,25 @@ impl Draft {
 /// The status of a valid share.
 pub(crate) fn status(
     object: &VirtiofsShare,
-    declared: &Declared,
+    desired: &Desired,
     placement: &Placement,
     rollout: &Rollout,
-    stay: &Stay,
+    deletion: &Deletion,
     now: &Time,
 ) -> VirtiofsShareStatus {
-    let counts = counts(declared, placement);
+    let counts = counts(desired, placement);
     let mut drafts = vec![
-        ready(placement, &counts, stay),
+        ready(placement, &counts, deletion),
         reconciling(rollout, &counts),
         stalled(rollout),
         degraded(placement, &counts),
     ];
-    drafts.extend(deleting(stay));
-    let all = placement.members.values().chain(placement.leavers.values());
+    drafts.extend(deleting(deletion));
+    let all = placement.members.values().chain(placement.leaving.values());
     VirtiofsShareStatus {
         observed_generation: object.metadata.generation,
-        revision: Some(declared.template.revision.clone()),
-        engine: Some(declared.engine.clone()),
+        revision: Some(desired.template.revision.clone()),
+        engine: Some(desired.engine.clone()),
         nodes: Some(counts),
         sessions: Some(all.map(|member| sessions(&member.export)).sum()),
         conditions: conditions(object, drafts, now),
@@ -64,7 +64,7 @@ pub(crate) fn status(
 }
 
 /// The status of a share whose spec is rejected. Everything but the conditions stays, as it does on the nodes.
-pub(crate) fn refused(object: &VirtiofsShare, refusals: &[Refusal], now: &Time) -> VirtiofsShareStatus {
+pub(crate) fn rejected(object: &VirtiofsShare, refusals: &[Refusal], now: &Time) -> VirtiofsShareStatus {
     let message = refusals.iter().map(Refusal::to_string).collect::<Vec<_>>().join("; ");
     let drafts = vec![
         Draft::new(READY, false, INVALID_SPEC, message.clone()),
@@ -77,19 +77,19 @@ pub(crate) fn refused(object: &VirtiofsShare, refusals: &[Refusal], now: &Time) 
     status
 }
 
-fn counts(declared: &Declared, placement: &Placement) -> NodeCounts {
+fn counts(desired: &Desired, placement: &Placement) -> NodeCounts {
     let count = |what: &dyn Fn(&Member) -> bool| placement.members.values().filter(|it| what(it)).count() as i64;
-    let is_current = |it: &Member| it.export.spec.revision == declared.template.revision && is_settled(&it.export);
+    let is_current = |it: &Member| it.export.spec.revision == desired.template.revision && is_current(&it.export);
     NodeCounts {
-        selected: (placement.members.len() + placement.newcomers.len()) as i64,
+        selected: (placement.members.len() + placement.pending.len()) as i64,
         updated: count(&|it| is_current(it)),
         ready: count(&|it| it.reachable && is_ready(&it.export)),
         unreachable: count(&|it| !it.reachable),
     }
 }
 
-fn ready(placement: &Placement, counts: &NodeCounts, stay: &Stay) -> Draft {
-    if *stay != Stay::Wanted {
+fn ready(placement: &Placement, counts: &NodeCounts, deletion: &Deletion) -> Draft {
+    if *deletion != Deletion::NotRequested {
         return Draft::new(READY, false, DELETING, "the share is being deleted; no VM can connect any more");
     }
     if counts.selected == 0 {
@@ -100,7 +100,7 @@ fn ready(placement: &Placement, counts: &NodeCounts, stay: &Stay) -> Draft {
         nodes => format!("; {nodes} unreachable"),
     };
     let serving = format!("{} of {} nodes serve the share{unreachable}", counts.ready, counts.selected);
-    let pending = placement.newcomers.iter().map(|node| format!("{node}: no export yet"));
+    let pending = placement.pending.iter().map(|node| format!("{node}: no export yet"));
     let unready = placement.members.iter().filter(|(_, it)| it.reachable && !is_ready(&it.export));
     let unready: Vec<String> = unready.map(|(node, it)| format!("{node}: {}", why(it))).chain(pending).collect();
     if counts.unreachable * 2 > counts.selected {
@@ -113,7 +113,7 @@ fn ready(placement: &Placement, counts: &NodeCounts, stay: &Stay) -> Draft {
 }
 
 fn why(member: &Member) -> String {
-    condition(&member.export, READY).map_or_else(|| "no status yet".to_owned(), told)
+    condition(&member.export, READY).map_or_else(|| "no status yet".to_owned(), summary)
 }
 
 fn reconciling(rollout: &Rollout, counts: &NodeCounts) -> Draft {
@@ -123,30 +123,30 @@ fn reconciling(rollout: &Rollout, counts: &NodeCounts) -> Draft {
             Draft::new(RECONCILING, false, COMPLETE, message)
         }
         Stage::Complete => Draft::new(RECONCILING, false, COMPLETE, ""),
-        Stage::Under { awaited, unasked } => {
-            let message = format!("waiting for {}; {unasked} nodes pending", few(awaited));
+        Stage::InProgress { changing, pending } => {
+            let message = format!("waiting for {}; {pending} nodes pending", few(changing));
             Draft::new(RECONCILING, true, ROLLING_OUT, message)
         }
-        Stage::Halted { unasked, .. } => {
-            Draft::new(RECONCILING, false, ROLLOUT_HALTED, format!("{unasked} nodes pending"))
+        Stage::Halted { pending, .. } => {
+            Draft::new(RECONCILING, false, ROLLOUT_HALTED, format!("{pending} nodes pending"))
         }
     }
 }
 
 fn stalled(rollout: &Rollout) -> Draft {
     match &rollout.stage {
-        Stage::Halted { node, how, unasked } => {
-            let message = format!("{node} regressed after the change: {how}; {unasked} nodes pending");
+        Stage::Halted { node, how, pending } => {
+            let message = format!("{node} regressed after the change: {how}; {pending} nodes pending");
             Draft::new(STALLED, true, ROLLOUT_HALTED, message)
         }
-        Stage::Complete | Stage::Under { .. } => Draft::new(STALLED, false, NOT_STALLED, ""),
+        Stage::Complete | Stage::InProgress { .. } => Draft::new(STALLED, false, NOT_STALLED, ""),
     }
 }
 
 fn degraded(placement: &Placement, counts: &NodeCounts) -> Draft {
     let complaint = |(node, member): (&String, &Member)| {
         let degraded = condition(&member.export, DEGRADED).filter(|it| member.reachable && it.status == "True")?;
-        Some(format!("{node}: {}", told(degraded)))
+        Some(format!("{node}: {}", summary(degraded)))
     };
     let complaints: Vec<String> = placement.members.iter().filter_map(complaint).collect();
     match (complaints.is_empty(), counts.unreachable) {
@@ -156,12 +156,12 @@ fn degraded(placement: &Placement, counts: &NodeCounts) -> Draft {
     }
 }
 
-fn deleting(stay: &Stay) -> Option<Draft> {
-    let (reason, message) = match stay {
-        Stay::Wanted => return None,
-        Stay::InUse { sessions, by } => (IN_USE, format!("{sessions} sessions: {by}")),
-        Stay::Withdrawing { nodes } => (DRAINING, format!("{nodes} nodes have not confirmed yet")),
-        Stay::MayGo => (DRAINING, String::new()),
+fn deleting(deletion: &Deletion) -> Option<Draft> {
+    let (reason, message) = match deletion {
+        Deletion::NotRequested => return None,
+        Deletion::InUse { sessions, by } => (IN_USE, format!("{sessions} sessions: {by}")),
+        Deletion::Draining { nodes } => (DRAINING, format!("{nodes} nodes have not confirmed yet")),
+        Deletion::Done => (DRAINING, String::new()),
     };
     Some(Draft::new(DELETING, true, reason, message))
 }

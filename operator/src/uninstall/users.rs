@@ -1,4 +1,4 @@
-//! Who would miss the chart. Pure functions.
+//! Users of shares, which block the removal of the chart. Pure functions.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,15 @@ use kube::ResourceExt;
 use virtiofs_crds::VirtiofsExport;
 use virtiofs_crds::volume::{DRIVER, SHARE};
 
-/// How many users are named.
+/// Largest number of users in the message.
 const NAMED: usize = 20;
 
-/// Shares by the claims that are bound to volumes of ours: namespace and name of a claim, and which share it is of.
+/// The shares of claims that are bound to volumes of this driver, by namespace and name of the claim.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Claims(BTreeMap<(String, String), String>);
 
 impl Claims {
-    /// Adds a volume, if it is one of ours and bound.
+    /// Adds a volume, if it is bound and of this driver.
     pub(super) fn add(&mut self, volume: &PersistentVolume) {
         let spec = volume.spec.as_ref();
         let csi = spec.and_then(|spec| spec.csi.as_ref()).filter(|csi| csi.driver == DRIVER);
@@ -31,7 +31,7 @@ impl Claims {
     }
 }
 
-/// What is said of a share whose sessions are open on a node; none if there are none.
+/// The sessions of an export; none if it has none.
 pub(super) fn of_export(export: &VirtiofsExport) -> Option<String> {
     let status = export.status.as_ref()?;
     let sessions = status.sessions.filter(|sessions| *sessions > 0)?;
@@ -42,15 +42,15 @@ pub(super) fn of_export(export: &VirtiofsExport) -> Option<String> {
     Some(format!("share {} on node {}, {sessions} sessions{users}", export.spec.share_name, export.spec.node_name))
 }
 
-/// What is said of a pod with volumes of ours that a kubelet has to take down; none if it has none.
+/// The volumes of this driver that the kubelet has to unpublish for a pod; none if there are none.
 pub(super) fn of_pod(pod: &Pod, claims: &Claims) -> Option<String> {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     let spec = pod.spec.as_ref().filter(|_| !matches!(phase, Some("Succeeded" | "Failed")))?;
     let node = spec.node_name.as_deref()?;
     let namespace = pod.namespace().unwrap_or_default();
     let volumes = spec.volumes.as_deref().unwrap_or_default();
-    let ours: Vec<String> = volumes.iter().filter_map(|volume| of_volume(volume, &namespace, claims)).collect();
-    let list = (!ours.is_empty()).then(|| ours.join(", "))?;
+    let volumes: Vec<String> = volumes.iter().filter_map(|volume| of_volume(volume, &namespace, claims)).collect();
+    let list = (!volumes.is_empty()).then(|| volumes.join(", "))?;
     Some(format!("pod {namespace}/{} on node {node}, {list}", pod.name_any()))
 }
 
@@ -69,7 +69,7 @@ fn share_of(attributes: Option<&BTreeMap<String, String>>) -> String {
     attributes.and_then(|attributes| attributes.get(SHARE)).cloned().unwrap_or_else(|| "(none)".to_owned())
 }
 
-/// Why the chart has to stay.
+/// The message that lists the users.
 pub(super) fn refusal(users: &[String]) -> String {
     let mut text = String::from("shares are in use, and nothing has been removed:");
     for user in users.iter().take(NAMED) {
@@ -79,7 +79,7 @@ pub(super) fn refusal(users: &[String]) -> String {
     if users.len() > NAMED {
         text.push_str(&format!("\n  and {} more", users.len() - NAMED));
     }
-    text.push_str("\nstop or move them first: brokers take sessions with them, and no volume goes without its driver");
+    text.push_str("\nstop or move them first: their sessions end with the brokers, and the kubelet needs the driver to remove volumes");
     text
 }
 
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_count_whose_volumes_a_kubelet_has_to_take_down() {
+    fn pods_with_published_volumes_are_users() {
         let mut claims = Claims::default();
         claims.add(&volume(DRIVER, Some(("vms", "ours"))));
         claims.add(&volume("other.example.com", Some(("vms", "theirs"))));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn exports_count_whose_sessions_are_open() {
+    fn exports_with_sessions_are_users() {
         let export = |status: Value| {
             let export = json!({
                 "apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsExport", "metadata": {"name": "e"},
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_names_the_first_of_many() {
+    fn the_message_lists_the_first_of_many() {
         let users: Vec<String> = (0..NAMED + 2).map(|n| format!("pod vms/vm-{n}")).collect();
         let text = refusal(&users);
         assert!(text.contains("\n  pod vms/vm-19\n  and 2 more\n") && !text.contains("vm-20"), "{text}");

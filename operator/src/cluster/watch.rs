@@ -1,13 +1,14 @@
-//! Reflects what the operator reads, and says whose turn it is when something has changed.
+//! Watches what the operator reads, and requests reconciles of what changed.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::sync::Arc;
 
 use futures::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::Api;
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -17,9 +18,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use virtiofs_crds::{VirtiofsExport, VirtiofsShare};
 
+use super::decode::Decoder;
 use super::facts::{NodeFacts, agent_of, trim_metadata, trim_node, trim_pod};
+use crate::error::Chain;
+use crate::metrics::Metrics;
 
-/// What is reflected.
+/// The watched objects.
 pub(crate) struct Cluster {
     /// All shares.
     pub(crate) shares: Store<VirtiofsShare>,
@@ -28,22 +32,22 @@ pub(crate) struct Cluster {
     agents: Option<Store<Pod>>,
 }
 
-/// Who is to be looked at.
-pub(crate) struct Triggers {
-    /// Shares.
+/// Requests for reconciles.
+pub(crate) struct Requests {
+    /// Of shares.
     pub(crate) shares: UnboundedReceiver<ObjectRef<VirtiofsShare>>,
-    /// Nodes.
+    /// Of nodes.
     pub(crate) nodes: UnboundedReceiver<ObjectRef<Node>>,
 }
 
-/// Where triggers go. Nobody is there to take them only when the program ends.
+/// Sends requests for reconciles. They have no receiver only when the program ends.
 #[derive(Clone)]
-struct Bell {
+struct Requester {
     shares: UnboundedSender<ObjectRef<VirtiofsShare>>,
     nodes: UnboundedSender<ObjectRef<Node>>,
 }
 
-impl Bell {
+impl Requester {
     fn share(&self, name: &str) {
         let _ = self.shares.send(ObjectRef::new(name));
     }
@@ -57,77 +61,79 @@ impl Bell {
     }
 }
 
-/// Begins to reflect; `watches` has the tasks that do it, which never end.
-pub(crate) fn reflect(
+/// Starts the watches as tasks that never end. `agents` is the namespace of the agents' pods and their label selector.
+pub(crate) fn watch(
     client: &Client,
     agents: Option<(&str, &str)>,
-    watches: &mut JoinSet<()>,
-) -> (Arc<Cluster>, Triggers) {
-    let (share_bell, shares_rung) = unbounded_channel();
-    let (node_bell, nodes_rung) = unbounded_channel();
-    let bell = Bell { shares: share_bell, nodes: node_bell };
+    metrics: &Arc<Metrics>,
+    tasks: &mut JoinSet<()>,
+) -> (Arc<Cluster>, Requests) {
+    let (share_sender, share_requests) = unbounded_channel();
+    let (node_sender, node_requests) = unbounded_channel();
+    let requester = Requester { shares: share_sender, nodes: node_sender };
     let all = watcher::Config::default();
 
-    let (shares, watch) = follow(Api::<VirtiofsShare>::all(client.clone()), all.clone(), trim, {
-        let bell = bell.clone();
-        move |share, _| bell.share(&share.name_any())
+    let (shares, task) = follow(Api::all(client.clone()), all.clone(), metrics, trim::<VirtiofsShare>, {
+        let requester = requester.clone();
+        move |share, _| requester.share(&share.name_any())
     });
-    watches.spawn(watch);
+    tasks.spawn(task);
 
-    let (exports, watch) = follow(Api::<VirtiofsExport>::all(client.clone()), all.clone(), trim, {
-        let bell = bell.clone();
+    let (exports, task) = follow(Api::all(client.clone()), all.clone(), metrics, trim::<VirtiofsExport>, {
+        let requester = requester.clone();
         move |export, _| {
-            bell.share(&export.spec.share_name);
-            bell.node(&export.spec.node_name);
+            requester.share(&export.spec.share_name);
+            requester.node(&export.spec.node_name);
         }
     });
-    watches.spawn(watch);
+    tasks.spawn(task);
 
-    let (nodes, watch) = follow(Api::<Node>::all(client.clone()), all, trim_node, {
-        let (bell, shares, mut known) = (bell.clone(), shares.clone(), HashMap::new());
-        move |node, gone| {
-            // A node's heart beats; shares want to know only of what matters to them.
-            let facts = (!gone).then(|| NodeFacts::of(node, None));
+    let (nodes, task) = follow(Api::all(client.clone()), all, metrics, trim_node, {
+        let (requester, shares, mut known) = (requester.clone(), shares.clone(), HashMap::new());
+        move |node: &Node, deleted| {
+            // Kubelets update their nodes all the time; shares depend on few of the fields.
+            let facts = (!deleted).then(|| NodeFacts::of(node, None));
             let before = match &facts {
                 Some(facts) => known.insert(node.name_any(), facts.clone()),
                 None => known.remove(&node.name_any()),
             };
             if before != facts {
-                bell.all(&shares);
-                bell.node(&node.name_any());
+                requester.all(&shares);
+                requester.node(&node.name_any());
             }
         }
     });
-    watches.spawn(watch);
+    tasks.spawn(task);
 
     let agents = agents.map(|(namespace, selector)| {
         let config = watcher::Config::default().labels(selector);
         let (shares, mut known) = (shares.clone(), HashMap::new());
-        let (agents, watch) =
-            follow(Api::<Pod>::namespaced(client.clone(), namespace), config, trim_pod, move |pod, gone| {
-                let state = agent_of(pod).filter(|_| !gone).map(|(node, ready)| (node.to_owned(), ready));
-                if known.insert(pod.name_any(), state.clone()) != Some(state) {
-                    bell.all(&shares);
-                }
-                if gone {
-                    known.remove(&pod.name_any());
-                }
-            });
-        watches.spawn(watch);
+        let pods = Api::namespaced(client.clone(), namespace);
+        let (agents, task) = follow(pods, config, metrics, trim_pod, move |pod: &Pod, deleted| {
+            let state = agent_of(pod).filter(|_| !deleted).map(|(node, ready)| (node.to_owned(), ready));
+            if known.insert(pod.name_any(), state.clone()) != Some(state) {
+                requester.all(&shares);
+            }
+            if deleted {
+                known.remove(&pod.name_any());
+            }
+        });
+        tasks.spawn(task);
         agents
     });
-    (Arc::new(Cluster { shares, exports, nodes, agents }), Triggers { shares: shares_rung, nodes: nodes_rung })
+    (Arc::new(Cluster { shares, exports, nodes, agents }), Requests { shares: share_requests, nodes: node_requests })
 }
 
 fn trim<K: Resource>(object: &mut K) {
     trim_metadata(object.meta_mut());
 }
 
-/// A reflection of all objects of a kind, and what keeps it up to date and calls `changed` for each object that came,
-/// changed, or (`true`) went.
+/// A store of all objects of a kind, and the task that updates it and calls `changed` for each object that was added,
+/// changed or (`true`) deleted.
 fn follow<K>(
-    api: Api<K>,
+    api: Api<DeserializeGuard<K>>,
     config: watcher::Config,
+    metrics: &Arc<Metrics>,
     trim: impl FnMut(&mut K) + Send + 'static,
     mut changed: impl FnMut(&K, bool) + Send + 'static,
 ) -> (Store<K>, impl Future<Output = ()> + Send + 'static)
@@ -136,15 +142,23 @@ where
 {
     let (reader, writer) = store();
     let seen = reader.clone();
-    let watch = async move {
-        let events = watcher(api, config).modify(trim).default_backoff().reflect(writer);
+    let mut decoder = Decoder::new(reader.clone(), metrics.clone());
+    let task = async move {
+        let events = watcher(api, config).default_backoff();
+        let decoded = events.filter_map(move |event| {
+            ready(match event {
+                Ok(event) => decoder.decode(event).map(Ok),
+                Err(error) => Some(Err(error)),
+            })
+        });
+        let events = decoded.modify(trim).reflect(writer);
         pin_mut!(events);
         let (mut broken, mut before) = (false, Vec::new());
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Apply(object)) => changed(&object, false),
                 Ok(Event::Delete(object)) => changed(&object, true),
-                // What went while nobody watched is told by nobody: it was there before, and is not any more.
+                // A list does not name objects that were deleted while the watch was interrupted.
                 Ok(Event::Init) => before = seen.state(),
                 Ok(Event::InitDone) => {
                     let gone = |object: &&Arc<K>| seen.get(&ObjectRef::from_obj(object.as_ref())).is_none();
@@ -152,23 +166,23 @@ where
                     before.clear();
                     seen.state().iter().for_each(|object| changed(object, false));
                     if std::mem::take(&mut broken) {
-                        tracing::info!(kind = %K::kind(&()), "watching again");
+                        tracing::info!(kind = %K::kind(&()), "watch restored");
                     }
                 }
-                Ok(_) => {}
+                Ok(Event::InitApply(_)) => {}
                 Err(error) if !broken => {
                     broken = true;
-                    tracing::warn!(kind = %K::kind(&()), %error, "cannot watch; trying again");
+                    tracing::warn!(kind = %K::kind(&()), error = %Chain(&error), "watch failed; it is repeated");
                 }
                 Err(_) => {}
             }
         }
     };
-    (reader, watch)
+    (reader, task)
 }
 
 impl Cluster {
-    /// Waits until everything has been read once.
+    /// Waits until everything has been listed once.
     ///
     /// # Errors
     /// A watch has ended.
@@ -206,7 +220,7 @@ impl Cluster {
         self.exports.state_filter(|export| export.spec.node_name == node)
     }
 
-    /// The nodes' reflection.
+    /// The store of nodes.
     pub(crate) fn node_store(&self) -> Store<Node> {
         self.nodes.clone()
     }

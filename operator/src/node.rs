@@ -1,4 +1,4 @@
-//! A node: its labels say which shares it serves, so that VMs can be scheduled there.
+//! A node: its labels name the shares that it serves, so that VMs can be scheduled there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,76 +10,76 @@ use kube::runtime::controller::Action;
 use serde_json::{Value, json};
 use virtiofs_crds::{ExportMode, VirtiofsExport};
 
+use crate::backoff::Backoff;
 use crate::cluster::{Cluster, LABEL_PREFIX, share_labels};
+use crate::error::{Chain, Step, StepError};
 use crate::metrics::Metrics;
-use crate::pace::Pace;
-use crate::retries::Retries;
 use crate::share::is_ready;
-use crate::writer::{Writer, is_gone};
+use crate::throttle::Throttle;
+use crate::writer::Writer;
 
-/// How long a node rests between two looks. Its shares become ready together, and are worth one write.
-const REST: Duration = Duration::from_secs(1);
+/// Shortest time between two reconciles of a node. Its shares become ready together and are worth one write.
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What looks at nodes share.
+/// What all reconciles of nodes share.
 pub(crate) struct Context {
-    /// What is reflected.
+    /// The watched objects.
     pub(crate) cluster: Arc<Cluster>,
-    /// What changes something.
+    /// Writes to the API server.
     pub(crate) writer: Writer,
-    /// What counts.
+    /// The metrics.
     pub(crate) metrics: Arc<Metrics>,
-    /// How often one node is looked at.
-    pub(crate) pace: Pace,
-    /// When those are looked at again with which that failed.
-    pub(crate) retries: Retries,
+    /// How often one node is reconciled.
+    pub(crate) throttle: Throttle,
+    /// When a failed reconcile is repeated.
+    pub(crate) backoff: Backoff,
 }
 
-/// Looks at a node, and changes its labels where they are not as its exports are.
-pub(crate) async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> kube::Result<Action> {
+/// Changes the labels of a node where they differ from what its exports serve.
+pub(crate) async fn reconcile(node: Arc<Node>, context: Arc<Context>) -> Result<Action, StepError> {
     let name = node.name_any();
-    if let Err(wait) = context.pace.take(&name, REST, Instant::now()) {
+    if let Err(wait) = context.throttle.admit(&name, INTERVAL, Instant::now()) {
         return Ok(Action::requeue(wait));
     }
-    let result = match difference(&share_labels(&node), &wanted(&context.cluster.exports_on(&name))) {
+    let result = match difference(&share_labels(&node), &desired_labels(&context.cluster.exports_on(&name))) {
         None => Ok(()),
         Some(labels) => {
-            // Only what differs, and only into this very node. Applied instead, a label that somebody else has set
-            // would stay.
+            // A merge patch of what differs, on this very node: an apply would leave labels that others have set.
             let patch = json!({"metadata": {"uid": node.uid(), "labels": labels}});
-            context.writer.merge::<Node>(&name, &patch).await.map(drop)
+            context.writer.merge::<Node>(&name, &patch).await.map(drop).step(|| format!("label node {name}"))
         }
     };
     let outcome = if result.is_ok() { "done" } else { "failed" };
     context.metrics.reconciles.with_label_values(&["Node", outcome]).inc();
     match result {
-        Err(error) if is_gone(&error) => Ok(Action::await_change()),
+        Err(error) if error.is_gone() => Ok(Action::await_change()),
         Err(error) => Err(error),
         Ok(()) => {
-            context.retries.went_well(&name);
+            context.backoff.succeeded(&name);
             Ok(Action::await_change())
         }
     }
 }
 
-/// What to do after a look that failed.
-pub(crate) fn retry(node: Arc<Node>, error: &kube::Error, context: Arc<Context>) -> Action {
-    let wait = context.retries.failed(&node.name_any(), Instant::now(), rand::random());
-    tracing::warn!(node = %node.name_any(), %error, ?wait, "cannot be labelled; trying again");
+/// Schedules the next reconcile after a failed one.
+pub(crate) fn retry(node: Arc<Node>, error: &StepError, context: Arc<Context>) -> Action {
+    let wait = context.backoff.failed(&node.name_any(), Instant::now(), rand::random());
+    tracing::warn!(node = %node.name_any(), error = %Chain(error), ?wait, "reconcile of a node failed; it is repeated");
     Action::requeue(wait)
 }
 
-/// The labels that a node should have. A share's name is at most 63 characters, which is what a label's may have.
-fn wanted(exports: &[Arc<VirtiofsExport>]) -> BTreeMap<String, String> {
+/// The labels that a node should have. The name of a share has at most 63 characters, as that of a label.
+fn desired_labels(exports: &[Arc<VirtiofsExport>]) -> BTreeMap<String, String> {
     let serving = |export: &&Arc<VirtiofsExport>| export.spec.mode == ExportMode::Serve && is_ready(export);
     let label = |export: &Arc<VirtiofsExport>| (format!("{LABEL_PREFIX}{}", export.spec.share_name), "true".to_owned());
     exports.iter().filter(serving).map(label).collect()
 }
 
-/// What has to be merged into the labels; nothing when they are right.
-fn difference(current: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> Option<Value> {
+/// The patch of the labels; none if they are correct.
+fn difference(current: &BTreeMap<String, String>, desired: &BTreeMap<String, String>) -> Option<Value> {
     let set =
-        wanted.iter().filter(|(key, value)| current.get(*key) != Some(*value)).map(|(key, value)| (key, json!(value)));
-    let unset = current.keys().filter(|key| !wanted.contains_key(*key)).map(|key| (key, Value::Null));
+        desired.iter().filter(|(key, value)| current.get(*key) != Some(*value)).map(|(key, value)| (key, json!(value)));
+    let unset = current.keys().filter(|key| !desired.contains_key(*key)).map(|key| (key, Value::Null));
     let labels: serde_json::Map<String, Value> = set.chain(unset).map(|(key, value)| (key.clone(), value)).collect();
     (!labels.is_empty()).then_some(Value::Object(labels))
 }
@@ -108,13 +108,13 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_labelled_with_what_it_serves() {
+    fn a_node_is_labelled_with_the_shares_it_serves() {
         let exports = [export("a", "Serve", "True"), export("b", "Serve", "False"), export("c", "Drain", "True")];
-        assert_eq!(wanted(&exports), [("share.virtiofs.dev/a".to_owned(), "true".to_owned())].into());
+        assert_eq!(desired_labels(&exports), [("share.virtiofs.dev/a".to_owned(), "true".to_owned())].into());
     }
 
     #[test]
-    fn only_what_differs_is_written() {
+    fn only_differing_labels_are_written() {
         let labels = |names: &[&str]| names.iter().map(|it| ((*it).to_owned(), "true".to_owned())).collect();
         assert_eq!(difference(&labels(&["a", "b"]), &labels(&["a", "b"])), None);
         assert_eq!(difference(&labels(&["a", "b"]), &labels(&["b", "c"])), Some(json!({"a": null, "c": "true"})));

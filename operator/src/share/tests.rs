@@ -3,7 +3,7 @@
 mod deletion;
 mod placement;
 mod rollouts;
-mod told;
+mod status;
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use virtiofs_crds::v1alpha1::conditions::{
 };
 use virtiofs_crds::{ExportMode, VirtiofsExport, VirtiofsShare};
 
-use super::declare::{Declared, declare};
-use super::deletion::{FORCE, Stay, stay};
+use super::deletion::{Deletion, FORCE, deletion};
+use super::desired::{Desired, desired};
 use super::events::events;
 use super::exports::{Changes, changes};
-use super::place::{Placement, place};
+use super::placement::{Placement, placement};
 use super::rollout::{Rollout, Stage, rollout};
-use super::{health, status};
+use super::{health, status as status_step};
 use crate::cluster::NodeFacts;
 
 fn time(second: i64) -> Time {
@@ -48,45 +48,45 @@ fn nodes(count: usize) -> Vec<NodeFacts> {
     (0..count).map(node).collect()
 }
 
-/// A cluster without an API server: what is decided is carried out on these exports.
-struct Bench {
+/// A cluster without an API server: decisions are applied to these exports.
+struct TestCluster {
     share: VirtiofsShare,
     nodes: Vec<NodeFacts>,
     exports: Vec<VirtiofsExport>,
     second: i64,
 }
 
-impl Bench {
-    /// A share that every node serves.
+impl TestCluster {
+    /// A cluster of which every node serves the share.
     fn served(count: usize, spec: Value) -> Self {
-        let mut bench = Bench { share: share(spec), nodes: nodes(count), exports: Vec::new(), second: 0 };
-        bench.turn();
-        bench.answer_all();
-        bench
+        let mut cluster = TestCluster { share: share(spec), nodes: nodes(count), exports: Vec::new(), second: 0 };
+        cluster.reconcile();
+        cluster.report_all();
+        cluster
     }
 
-    fn declared(&self) -> Declared {
-        declare(&self.share).unwrap()
+    fn desired(&self) -> Desired {
+        desired(&self.share).unwrap()
     }
 
     fn placement(&self) -> Placement {
-        let declared = self.declared();
-        let wanted = self.share.metadata.deletion_timestamp.is_none().then_some(&declared);
-        place(wanted, &self.nodes, self.exports.iter().cloned().map(Arc::new).collect())
+        let desired = self.desired();
+        let selecting = self.share.metadata.deletion_timestamp.is_none().then_some(&desired);
+        placement(selecting, &self.nodes, self.exports.iter().cloned().map(Arc::new).collect())
     }
 
     fn decide(&self) -> (Rollout, Changes, VirtiofsShareStatus) {
-        let (declared, placement) = (self.declared(), self.placement());
-        let rollout = rollout(&declared, &placement.members);
-        let wanted = self.share.metadata.deletion_timestamp.is_none().then_some(&declared);
-        let changes = changes(wanted, &placement, &rollout, &time(self.second));
-        let stay = stay(&self.share, &placement);
-        let status = status::status(&self.share, &declared, &placement, &rollout, &stay, &time(self.second));
+        let (desired, placement) = (self.desired(), self.placement());
+        let rollout = rollout(&desired, &placement.members);
+        let selecting = self.share.metadata.deletion_timestamp.is_none().then_some(&desired);
+        let changes = changes(selecting, &placement, &rollout, &time(self.second));
+        let deletion = deletion(&self.share, &placement);
+        let status = status_step::status(&self.share, &desired, &placement, &rollout, &deletion, &time(self.second));
         (rollout, changes, status)
     }
 
-    /// Decides and carries it out; returns the nodes that were written to.
-    fn turn(&mut self) -> Vec<String> {
+    /// One reconcile; returns the nodes whose export was written.
+    fn reconcile(&mut self) -> Vec<String> {
         self.second += 1;
         let (_, changes, status) = self.decide();
         self.share.status = Some(status);
@@ -115,8 +115,8 @@ impl Bench {
         self.exports.iter_mut().find(|it| it.spec.node_name == node).unwrap()
     }
 
-    /// The node's agent has taken up what it was asked, and says so.
-    fn answer(&mut self, node: &str, ready: bool, sessions: i64) {
+    /// The agent of a node reports that it applied its export.
+    fn report(&mut self, node: &str, ready: bool, sessions: i64) {
         let second = self.second;
         let export = self.export(node);
         let was = health::condition(export, READY).map(|it| it.status == "True");
@@ -140,9 +140,9 @@ impl Bench {
         .unwrap();
     }
 
-    fn answer_all(&mut self) {
+    fn report_all(&mut self) {
         let nodes: Vec<_> = self.exports.iter().map(|it| it.spec.node_name.clone()).collect();
-        nodes.iter().for_each(|node| self.answer(node, true, 0));
+        nodes.iter().for_each(|node| self.report(node, true, 0));
     }
 
     /// Changes the share's spec.

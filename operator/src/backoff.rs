@@ -1,16 +1,17 @@
-//! When a look that failed is repeated: later after each failure in a row, and not for a thousand objects at once.
+//! When a reconcile that failed is repeated: later after each failure in a row, and not for all objects at once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The wait after the first failure in a row, and the longest, before they are spread.
+/// Wait after the first failure in a row, before jitter.
 const FIRST: Duration = Duration::from_secs(1);
+/// Longest wait, before jitter.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Objects of a kind whose last look failed.
+/// Objects of one kind whose last reconcile failed.
 #[derive(Debug, Default)]
-pub(crate) struct Retries {
+pub(crate) struct Backoff {
     failed: Mutex<HashMap<String, Failures>>,
 }
 
@@ -21,21 +22,21 @@ struct Failures {
     last: Option<Instant>,
 }
 
-impl Retries {
-    /// Notes a failure, and says how long to wait after it. What failed together is not to come back together: `spread`,
-    /// from 0 to 1, says how far from half the wait to one and a half of it.
-    pub(crate) fn failed(&self, name: &str, now: Instant, spread: f64) -> Duration {
+impl Backoff {
+    /// Records a failure; returns the wait before the next attempt. `jitter`, from 0 to 1, spreads it from half to one
+    /// and a half of its length, so that objects that failed together are not retried together.
+    pub(crate) fn failed(&self, name: &str, now: Instant, jitter: f64) -> Duration {
         let mut failed = self.lock();
-        // What is gone is not looked at any more, so nobody would say that it went well.
+        // Nobody reports a success for an object that was deleted.
         failed.retain(|_, it| it.last.is_some_and(|last| now.saturating_duration_since(last) < 2 * LONGEST));
         let failures = failed.entry(name.to_owned()).or_default();
         let wait = FIRST.saturating_mul(1u32.checked_shl(failures.count).unwrap_or(u32::MAX)).min(LONGEST);
         *failures = Failures { count: failures.count.saturating_add(1), last: Some(now) };
-        wait.mul_f64(0.5 + spread.clamp(0.0, 1.0))
+        wait.mul_f64(0.5 + jitter.clamp(0.0, 1.0))
     }
 
-    /// A look went well: the next failure is the first.
-    pub(crate) fn went_well(&self, name: &str) {
+    /// Records a success: the next failure is the first in a row.
+    pub(crate) fn succeeded(&self, name: &str) {
         self.lock().remove(name);
     }
 
@@ -49,10 +50,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_are_spread_and_begin_anew_after_a_success() {
-        let (retries, mut now) = (Retries::default(), Instant::now());
-        let mut fail = |name: &str, spread| {
-            let wait = retries.failed(name, now, spread);
+    fn waits_double_have_jitter_and_restart_after_a_success() {
+        let (backoff, mut now) = (Backoff::default(), Instant::now());
+        let mut fail = |name: &str, jitter| {
+            let wait = backoff.failed(name, now, jitter);
             now += wait;
             wait.as_secs_f64()
         };
@@ -61,15 +62,15 @@ mod tests {
         for _ in 0..40 {
             assert!(fail("a", 1.0) <= 90.0);
         }
-        retries.went_well("a");
+        backoff.succeeded("a");
         assert_eq!(fail("a", 0.5), 1.0);
     }
 
     #[test]
-    fn what_is_gone_is_forgotten() {
-        let (retries, now) = (Retries::default(), Instant::now());
-        retries.failed("gone", now, 0.0);
-        retries.failed("here", now + 3 * LONGEST, 0.0);
-        assert_eq!(retries.lock().keys().collect::<Vec<_>>(), ["here"]);
+    fn objects_that_are_gone_are_dropped() {
+        let (backoff, now) = (Backoff::default(), Instant::now());
+        backoff.failed("gone", now, 0.0);
+        backoff.failed("here", now + 3 * LONGEST, 0.0);
+        assert_eq!(backoff.lock().keys().collect::<Vec<_>>(), ["here"]);
     }
 }
