@@ -3,7 +3,7 @@
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
-{{/* Labels of what a program consists of; dict "root" . "name" NAME. */}}
+{{/* Labels of the objects of a program; dict "root" . "name" NAME. */}}
 {{- define "virtiofs.labels" -}}
 {{ include "virtiofs.selector" . }}
 app.kubernetes.io/part-of: virtiofs-operator
@@ -11,19 +11,19 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 {{- end }}
 
-{{/* By which its pods are found. */}}
+{{/* Labels that select its pods. */}}
 {{- define "virtiofs.selector" -}}
 app.kubernetes.io/name: {{ .name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end }}
 
-{{/* What every pod says of its image. */}}
+{{/* Image of every pod. */}}
 {{- define "virtiofs.container-image" -}}
 image: {{ include "virtiofs.image" . }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
-{{/* Pods of every node: as important as what nodes are made of, wherever they may run. */}}
+{{/* Pods on every node, with a priority class of system pods. */}}
 {{- define "virtiofs.on-every-node" -}}
 {{- with .Values.priorityClassName }}
 priorityClassName: {{ . }}
@@ -44,7 +44,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* Pods that belong to no node. */}}
+{{/* Pods that are not bound to a node. */}}
 {{- define "virtiofs.operator-placement" -}}
 {{- with .Values.operator.priorityClassName }}
 priorityClassName: {{ . }}
@@ -73,7 +73,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* Where the host's directories are in a container; dict "root" . "readOnly" BOOL. */}}
+{{/* Mounts of the host's directories in a container; dict "root" . "readOnly" BOOL. */}}
 {{- define "virtiofs.source-mounts" -}}
 {{- $readOnly := .readOnly }}
 {{- range $i, $path := .root.Values.allowedSources }}

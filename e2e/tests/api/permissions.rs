@@ -21,13 +21,13 @@ pub(crate) fn an_agent_writes_exports_of_its_own_node_only(world: &mut World) ->
     refused(
         "writing another node's status",
         agent.apply_status(&answer(&exports["p2"], How::Used(1))),
-        "the agent of node p1 may not write about another node",
+        "the agent of node p1 must not write exports of another node",
     )?;
     let nobody = world.cluster.service_account("virtiofs-agent")?;
     refused(
         "writing with a token that is for no node",
         nobody.apply_status(&answer(&exports["p1"], How::Used(2))),
-        "says of no node that it is for it",
+        "does not name a node",
     )?;
     let name = exports["p1"]["metadata"]["name"].as_str().context("an export without a name")?;
     let patch = r#"{"spec":{"access":"ReadWrite"}}"#;
@@ -57,14 +57,14 @@ pub(crate) fn the_operator_has_minimal_permissions(world: &mut World) -> Result<
         (
             "changing what a share declares",
             vec!["patch", "vfs", "theirs", "--type=merge", "-p", spec],
-            "may not declare shares, nor change what they declare",
+            "must not create shares or change their spec",
         ),
         (
             "labelling a node otherwise",
             vec!["label", "node", "o1", "node-role.kubernetes.io/control-plane="],
-            "may change no more of a node than its labels",
+            "must not change anything of a node but its labels",
         ),
-        ("tainting a node", vec!["taint", "node", "o1", "a=b:NoExecute"], "may change no more of a node"),
+        ("tainting a node", vec!["taint", "node", "o1", "a=b:NoExecute"], "must not change anything of a node"),
         (
             "writing an export's status",
             vec!["patch", "vfe", &name, "--subresource=status", "--type=merge", "-p", status],
