@@ -1,4 +1,4 @@
-//! All endpoints of this broker.
+//! The endpoints of this broker, and the requests of the agent.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -17,30 +17,30 @@ use virtiofs_contract::trace::MAX_RATE;
 use crate::endpoint::Endpoint;
 use crate::endpoints::Endpoints;
 use crate::engine::finding;
-use crate::engine::process::Population;
-use crate::engine::source::Place;
+use crate::engine::process::ProcessTable;
+use crate::engine::source::SourceLocation;
 use crate::engine::start::Starter;
 use crate::listen::{Directory, ListenError};
 use crate::poll::monotonic_ns;
 use crate::session::shared::Shared;
 use crate::store::Store;
 
-/// How long sessions may take to end when they are asked to.
+/// Time within which sessions must end on request.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The broker's state.
 #[derive(Debug)]
 pub(crate) struct Broker {
     starter: Arc<Starter>,
-    engines: Arc<Population>,
+    engines: Arc<ProcessTable>,
     endpoints: Arc<Endpoints>,
-    /// Held while endpoints change, never while anything is tried or waited for.
+    /// Held while endpoints change, never while a preflight runs or anything is awaited.
     changing: Mutex<()>,
-    /// What the agent has put here.
+    /// Values stored by the agent.
     pub(crate) store: Store,
 }
 
-/// What is wrong with an endpoint that cannot be.
+/// Why an endpoint is invalid.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum InvalidEndpoint {
     #[error("name {0:?}: 1 to 253 of a-z, 0-9, '.', '-' are expected")]
@@ -53,7 +53,7 @@ pub(crate) enum InvalidEndpoint {
     Socket(String),
     #[error("socket mode {0:o}: permission bits up to 777 are expected")]
     Mode(u32),
-    #[error("{0} descriptors beside the request; one is expected where socket.directoryGiven is true, else none")]
+    #[error("descriptors: {0}; kind Volume requires one, the directory of the socket, and other kinds none")]
     Descriptors(usize),
     #[error("socket path {path} belongs to endpoint {owner}")]
     SocketOf { path: String, owner: String },
@@ -61,24 +61,24 @@ pub(crate) enum InvalidEndpoint {
     SourceInUse { name: String, source_now: String, sessions: usize },
 }
 
-/// What is wrong with a request that can mean nothing here.
+/// Why a request is invalid.
 #[derive(Debug)]
-pub(crate) struct Senseless(pub(crate) String);
+pub(crate) struct InvalidRequest(pub(crate) String);
 
 impl Broker {
-    pub(crate) fn new(starter: Arc<Starter>, engines: Arc<Population>) -> Self {
+    pub(crate) fn new(starter: Arc<Starter>, engines: Arc<ProcessTable>) -> Self {
         Broker { starter, engines, endpoints: Arc::default(), changing: Mutex::default(), store: Store::default() }
     }
 
     fn endpoints(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Endpoint>>> {
-        self.endpoints.living()
+        self.endpoints.live()
     }
 
     fn all(&self) -> Vec<Arc<Endpoint>> {
         self.endpoints.all()
     }
 
-    /// `fds` came beside the request: the directory of the socket, where that is given.
+    /// `fds`: the descriptors of the request, see [`EndpointKind::descriptors`].
     pub(crate) fn apply(&self, spec: Spec, reuse_preflight_of: Option<&str>, fds: Vec<OwnedFd>) -> Response {
         if let Err(invalid) = check(&spec, fds.len()) {
             return Response::InvalidRequest { message: invalid.to_string() };
@@ -87,8 +87,8 @@ impl Broker {
             Ok(directory) => directory,
             Err(error) => return Response::Refused { finding: no_socket(&error) },
         };
-        // The slow part, which may hang with the source, before anything is locked.
-        let place = Place { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
+        // The slow part, which may hang with the source, runs before anything is locked.
+        let place = SourceLocation { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
         let preflight = match self.found_at(reuse_preflight_of, &spec) {
             Some(preflight) => preflight,
             None => match self.starter.preflight(&place, &spec.engine) {
@@ -102,9 +102,9 @@ impl Broker {
             Err(invalid) => return Response::InvalidRequest { message: invalid.to_string() },
         };
         let name = spec.name.clone();
-        let anew = || Endpoint::new(spec.clone(), preflight.clone(), self.starter.clone(), &self.endpoints);
-        let endpoint = known.unwrap_or_else(anew);
-        // Nobody is admitted there before it is known to those beside it.
+        let create = || Endpoint::new(spec.clone(), preflight.clone(), self.starter.clone(), &self.endpoints);
+        let endpoint = known.unwrap_or_else(create);
+        // No session is admitted before the other endpoints know this one.
         let _admitting = self.endpoints.admit();
         match endpoint.apply(spec, preflight.clone(), directory) {
             Ok(()) => {
@@ -115,14 +115,14 @@ impl Broker {
         }
     }
 
-    /// What was found at another endpoint that serves the same in the same way.
+    /// The preflight result of another endpoint with the same directory and configuration.
     fn found_at(&self, name: Option<&str>, spec: &Spec) -> Option<Preflight> {
         let other = self.endpoints().get(name?).cloned()?;
         let of = |spec: &Spec| (spec.source.clone(), spec.sub_path.clone(), spec.engine.clone());
         (other.is_listening() && of(&other.spec()) == of(spec)).then(|| other.preflight())
     }
 
-    /// The endpoint of this name, if the new one may take its place.
+    /// The endpoint of this name, if it may change to the new one.
     fn known(&self, spec: &Spec) -> Result<Option<Arc<Endpoint>>, InvalidEndpoint> {
         for endpoint in self.all() {
             let other = endpoint.spec();
@@ -145,7 +145,7 @@ impl Broker {
         if let Err(invalid) = check_place(&source, sub_path.as_deref()) {
             return Response::InvalidRequest { message: invalid.to_string() };
         }
-        match self.starter.preflight(&Place { source, sub_path }, config) {
+        match self.starter.preflight(&SourceLocation { source, sub_path }, config) {
             Ok(preflight) => Response::PreflightPassed { preflight },
             Err(finding) => Response::Refused { finding },
         }
@@ -164,36 +164,36 @@ impl Broker {
         Response::Done
     }
 
-    fn endpoint(&self, name: &str) -> Result<Arc<Endpoint>, Senseless> {
+    fn endpoint(&self, name: &str) -> Result<Arc<Endpoint>, InvalidRequest> {
         let endpoint = self.endpoints().get(name).cloned();
-        endpoint.ok_or_else(|| Senseless(format!("there is no endpoint {name}")))
+        endpoint.ok_or_else(|| InvalidRequest(format!("there is no endpoint {name}")))
     }
 
-    /// An endpoint, and if only one of its sessions is meant, one that has it.
-    fn endpoint_with(&self, name: &str, session: Option<&str>) -> Result<Arc<Endpoint>, Senseless> {
+    /// An endpoint, which has this session if one is named.
+    fn endpoint_with(&self, name: &str, session: Option<&str>) -> Result<Arc<Endpoint>, InvalidRequest> {
         let endpoint = self.endpoint(name)?;
         match session.filter(|session| endpoint.session(session).is_none()) {
-            Some(session) => Err(Senseless(format!("endpoint {name} has no session {session}"))),
+            Some(session) => Err(InvalidRequest(format!("endpoint {name} has no session {session}"))),
             None => Ok(endpoint),
         }
     }
 
-    fn session(&self, id: &str) -> Result<Arc<Shared>, Senseless> {
+    fn session(&self, id: &str) -> Result<Arc<Shared>, InvalidRequest> {
         let found = self.all().iter().find_map(|endpoint| endpoint.session(id));
-        found.ok_or_else(|| Senseless(format!("there is no session {id}")))
+        found.ok_or_else(|| InvalidRequest(format!("there is no session {id}")))
     }
 
-    pub(crate) fn exchange(&self, name: &str, session: Option<&str>) -> Result<Response, Senseless> {
-        let sessions = self.endpoint_with(name, session)?.exchange(session);
+    pub(crate) fn hand_over(&self, name: &str, session: Option<&str>) -> Result<Response, InvalidRequest> {
+        let sessions = self.endpoint_with(name, session)?.hand_over(session);
         Ok(Response::HandingOver { sessions })
     }
 
-    pub(crate) fn close(&self, name: &str, session: Option<&str>) -> Result<Response, Senseless> {
+    pub(crate) fn close(&self, name: &str, session: Option<&str>) -> Result<Response, InvalidRequest> {
         let sessions = self.endpoint_with(name, session)?.close(session, END_DEADLINE);
         Ok(Response::Closed { sessions })
     }
 
-    pub(crate) fn release(&self, name: &str, deadline_ms: u64, force: bool) -> Result<Response, Senseless> {
+    pub(crate) fn release(&self, name: &str, deadline_ms: u64, force: bool) -> Result<Response, InvalidRequest> {
         let endpoint = self.endpoint(name)?;
         let longest = duration("deadlineMs", deadline_ms, SHORTEST_RELEASE_MS, LONGEST_RELEASE_MS)?;
         match endpoint.release(longest, force, &self.engines) {
@@ -202,31 +202,31 @@ impl Broker {
         }
     }
 
-    pub(crate) fn resume(&self, name: &str) -> Result<Response, Senseless> {
+    pub(crate) fn resume(&self, name: &str) -> Result<Response, InvalidRequest> {
         let endpoint = self.endpoint(name)?;
-        if let Err(finding) = self.starter.look_at(&endpoint.place(), endpoint.mounted_at()) {
+        if let Err(finding) = self.starter.check_source(&endpoint.place(), endpoint.mounted_at()) {
             return Ok(Response::Refused { finding });
         }
         endpoint.resume();
         Ok(Response::Done)
     }
 
-    pub(crate) fn trace(&self, session: &str, duration_ms: u64, rate: u32) -> Result<Response, Senseless> {
+    pub(crate) fn trace(&self, session: &str, duration_ms: u64, rate: u32) -> Result<Response, InvalidRequest> {
         let session = self.session(session)?;
         let longest = duration("durationMs", duration_ms, 0, LONGEST_TRACE_MS)?;
         if rate > MAX_RATE {
-            return Err(Senseless(format!("rate {rate}: at most {MAX_RATE} a second are logged")));
+            return Err(InvalidRequest(format!("rate {rate}: at most {MAX_RATE} a second are logged")));
         }
         let now = monotonic_ns();
         let until_ns = if duration_ms == 0 { now } else { now + longest.as_nanos() as u64 };
-        session.estate.trace.enable(until_ns, rate);
+        session.persistent.trace.enable(until_ns, rate);
         let until = (SystemTime::now() + longest).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Ok(Response::Tracing { until })
     }
 
-    pub(crate) fn read_trace(&self, session: &str, after: u64) -> Result<Response, Senseless> {
+    pub(crate) fn read_trace(&self, session: &str, after: u64) -> Result<Response, InvalidRequest> {
         let session = self.session(session)?;
-        let trace = &session.estate.trace;
+        let trace = &session.persistent.trace;
         // Read before the entries: all requests logged until then are in the segment.
         let ended = !trace.is_enabled(monotonic_ns());
         let segment = trace.read(after);
@@ -246,14 +246,14 @@ impl Broker {
         Status { pid: std::process::id(), endpoints }
     }
 
-    /// Stops listening, ends all sessions, and waits until no engine is left.
+    /// Stops listening, ends all sessions and waits until no engine is left.
     pub(crate) fn shut_down(&self) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let endpoints = self.all();
         for endpoint in &endpoints {
             endpoint.remove(true);
         }
-        // One deadline for all: whoever started this broker does not wait for ever.
+        // One deadline for all, so that the process ends.
         let end = Instant::now() + END_DEADLINE;
         let left = || end.saturating_duration_since(Instant::now());
         for endpoint in &endpoints {
@@ -298,11 +298,11 @@ fn check_place(source: &Path, sub_path: Option<&Path>) -> Result<(), InvalidEndp
     }
 }
 
-fn duration(field: &str, milliseconds: u64, least: u64, most: u64) -> Result<Duration, Senseless> {
+fn duration(field: &str, milliseconds: u64, least: u64, most: u64) -> Result<Duration, InvalidRequest> {
     if (least..=most).contains(&milliseconds) {
         return Ok(Duration::from_millis(milliseconds));
     }
-    Err(Senseless(format!("{field} {milliseconds}: {least} to {most} are expected")))
+    Err(InvalidRequest(format!("{field} {milliseconds}: {least} to {most} are expected")))
 }
 
 fn no_socket(error: &ListenError) -> Finding {
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_that_cannot_be_are_refused_by_field() {
+    fn invalid_endpoint_is_refused_by_field() {
         assert_eq!(check(&spec(), 0), Ok(()));
         assert_eq!(check(&spec(), 1), Err(InvalidEndpoint::Descriptors(1)));
         let given = Spec { kind: EndpointKind::Volume, ..spec() };

@@ -1,4 +1,4 @@
-//! The control socket: the agent's requests, answered in order, a thread for each connection.
+//! The control socket: handles the agent's requests in order, with a thread for each connection.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,15 +12,15 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
 use virtiofs_contract::control::{Request, Response};
 
-use crate::broker::{Broker, Senseless};
+use crate::broker::{Broker, InvalidRequest};
 
-/// Most connections at a time. The agent needs one; a person at a shell another.
+/// Most connections at a time. The agent needs one, and each command that a person runs needs one.
 const MAX_CONNECTIONS: usize = 32;
 
-/// How long to wait when no connection can be accepted.
+/// Pause if no connection can be accepted.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Answers requests until the process ends.
+/// Handles requests until the process ends.
 pub(crate) fn serve(listener: UnixListener, broker: Arc<Broker>) -> io::Result<()> {
     let connections = Arc::new(AtomicUsize::new(0));
     let accept = move || {
@@ -85,7 +85,7 @@ fn answer(broker: &Broker, request: Request, fds: Vec<OwnedFd>) -> Response {
     match request {
         Request::Apply { endpoint, reuse_preflight_of } => broker.apply(endpoint, reuse_preflight_of.as_deref(), fds),
         Request::Remove { name, force } => broker.remove(&name, force),
-        Request::HandOver { name, session } => either(broker.exchange(&name, session.as_deref())),
+        Request::HandOver { name, session } => either(broker.hand_over(&name, session.as_deref())),
         Request::Close { name, session } => either(broker.close(&name, session.as_deref())),
         Request::Release { name, deadline_ms, force } => either(broker.release(&name, deadline_ms, force)),
         Request::Resume { name } => either(broker.resume(&name)),
@@ -100,8 +100,8 @@ fn answer(broker: &Broker, request: Request, fds: Vec<OwnedFd>) -> Response {
     }
 }
 
-fn either(result: Result<Response, Senseless>) -> Response {
-    result.unwrap_or_else(|Senseless(message)| Response::InvalidRequest { message })
+fn either(result: Result<Response, InvalidRequest>) -> Response {
+    result.unwrap_or_else(|InvalidRequest(message)| Response::InvalidRequest { message })
 }
 
 fn other_version(theirs: u32) -> Response {

@@ -1,4 +1,4 @@
-//! File descriptors that a VMM sent: what they must be, and under which number they are kept.
+//! File descriptors that a VMM sent: their checks, and the numbers by which the record refers to them.
 
 use std::fmt;
 use std::io;
@@ -16,11 +16,11 @@ use crate::vhost_user::codec::{Layout, Region, Request};
 /// `HUGETLBFS_MAGIC` and `TMPFS_MAGIC` of linux/magic.h; a memfd is a file of one of them.
 const MEMORY_FILE_SYSTEMS: [u64; 2] = [0x9584_58f6, 0x0102_1994];
 
-/// An open file of a VMM. Clones are the same file under the same number.
+/// An open file of a VMM. Clones refer to the same file and number.
 #[derive(Clone)]
-pub(crate) struct Descriptor(Arc<Kept>);
+pub(crate) struct Descriptor(Arc<OpenFile>);
 
-struct Kept {
+struct OpenFile {
     number: u32,
     fd: OwnedFd,
     /// Device and inode.
@@ -28,7 +28,7 @@ struct Kept {
 }
 
 impl Descriptor {
-    /// The number under which the record names it.
+    /// The number by which the record refers to it.
     pub(crate) fn number(&self) -> u32 {
         self.0.number
     }
@@ -54,9 +54,9 @@ impl fmt::Debug for Descriptor {
     }
 }
 
-/// Why a descriptor is not accepted.
+/// Why a descriptor is invalid.
 #[derive(Debug, Error)]
-pub(crate) enum Unacceptable {
+pub(crate) enum InvalidDescriptor {
     #[error("guest memory must be a memfd or a file on tmpfs or hugetlbfs, open for reading and writing")]
     NotMemory,
     #[error("memory region {layout:x?} ends beyond its file of {size} bytes")]
@@ -64,29 +64,31 @@ pub(crate) enum Unacceptable {
     #[error("kick, call and err must be eventfds, not {0}")]
     NotEventFd(String),
     #[error("descriptor: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
 }
 
-impl From<rustix::io::Errno> for Unacceptable {
+from_cause!(InvalidDescriptor::Io(io::Error));
+
+impl From<rustix::io::Errno> for InvalidDescriptor {
     fn from(errno: rustix::io::Errno) -> Self {
-        Unacceptable::Io(errno.into())
+        InvalidDescriptor::Io(errno.into())
     }
 }
 
-/// Gives the descriptors of one session their numbers.
+/// Numbers the descriptors of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Numbering {
     last: u32,
 }
 
 impl Numbering {
-    /// Checks what came with a request. Memory whose file the record knows already becomes that same
-    /// descriptor: a VMM sends one memfd for two regions, and all of them again with every change.
+    /// Checks the descriptors of a request. A memory file that the record has already becomes the same descriptor: a VMM
+    /// may send one memfd for two regions, and sends all of them again with every change.
     pub(crate) fn admit(
         &mut self,
         record: &SessionRecord<Descriptor>,
         request: Request<OwnedFd>,
-    ) -> Result<Request<Descriptor>, Unacceptable> {
+    ) -> Result<Request<Descriptor>, InvalidDescriptor> {
         Ok(match request {
             Request::SetMemTable(regions) => Request::SetMemTable(self.table(record, regions)?),
             Request::AddMemReg(region) => Request::AddMemReg(self.region(&record.regions, region)?),
@@ -115,7 +117,7 @@ impl Numbering {
         &mut self,
         record: &SessionRecord<Descriptor>,
         regions: Vec<Region<OwnedFd>>,
-    ) -> Result<Vec<Region<Descriptor>>, Unacceptable> {
+    ) -> Result<Vec<Region<Descriptor>>, InvalidDescriptor> {
         let mut known = record.regions.clone();
         let mut table = Vec::with_capacity(regions.len());
         for region in regions {
@@ -130,7 +132,7 @@ impl Numbering {
         &mut self,
         known: &[Region<Descriptor>],
         region: Region<OwnedFd>,
-    ) -> Result<Region<Descriptor>, Unacceptable> {
+    ) -> Result<Region<Descriptor>, InvalidDescriptor> {
         let layout = region.layout;
         let identity = check_memory(region.file.as_fd(), &layout)?;
         let same = known.iter().map(|region| &region.file).find(|file| file.0.identity == identity);
@@ -138,52 +140,52 @@ impl Numbering {
         Ok(Region { layout, file })
     }
 
-    fn event(&mut self, fd: Option<OwnedFd>) -> Result<Option<Descriptor>, Unacceptable> {
+    fn event(&mut self, fd: Option<OwnedFd>) -> Result<Option<Descriptor>, InvalidDescriptor> {
         let Some(fd) = fd else { return Ok(None) };
         check_event(fd.as_fd())?;
-        // As QEMU and cloud-hypervisor make them. A VMM that fills one and makes it wait again hangs its own session.
+        // QEMU and cloud-hypervisor create them non-blocking. A VMM that fills one and makes it blocking hangs its session.
         rustix::io::ioctl_fionbio(&fd, true)?;
-        // All eventfds share one anonymous inode; it identifies none of them.
+        // All eventfds share one anonymous inode, so it does not identify them.
         Ok(Some(self.keep(fd, (0, 0))))
     }
 
     fn keep(&mut self, fd: OwnedFd, identity: (u64, u64)) -> Descriptor {
         self.last += 1;
-        Descriptor(Arc::new(Kept { number: self.last, fd, identity }))
+        Descriptor(Arc::new(OpenFile { number: self.last, fd, identity }))
     }
 }
 
-/// Anything else could block whoever reads the used index (FUSE), or end before its mapping does.
-fn check_memory(fd: BorrowedFd<'_>, layout: &Layout) -> Result<(u64, u64), Unacceptable> {
+/// Another file could block the read of the used index (FUSE), or be shorter than its mapping.
+fn check_memory(fd: BorrowedFd<'_>, layout: &Layout) -> Result<(u64, u64), InvalidDescriptor> {
     let stat = fstat(fd)?;
     let read_write = fcntl_getfl(fd)? & OFlags::ACCMODE == OFlags::RDWR;
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     if !regular || !read_write || !MEMORY_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type as u64)) {
-        return Err(Unacceptable::NotMemory);
+        return Err(InvalidDescriptor::NotMemory);
     }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     if layout.offset.checked_add(layout.size).is_none_or(|end| end > size) {
-        return Err(Unacceptable::TooShort { layout: *layout, size });
+        return Err(InvalidDescriptor::TooShort { layout: *layout, size });
     }
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Writes to an eventfd of a VMM. One whose counter is full is heard already, and is not waited for.
-pub(crate) fn ring_bell(bell: &Descriptor) {
-    match rustix::io::write(bell, &1u64.to_ne_bytes()) {
+/// Notifies through an eventfd of a VMM. If its counter is full, it is readable already, so the write does not wait.
+pub(crate) fn notify(eventfd: &Descriptor) {
+    match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
         Ok(_) | Err(Errno::AGAIN) => {}
-        Err(error) => tracing::warn!(?bell, %error, "eventfd not written"),
+        Err(error) => tracing::warn!(?eventfd, %error, "eventfd not written"),
     }
 }
 
-/// A pipe or a socket would let a VMM block whoever writes to it.
-fn check_event(fd: BorrowedFd<'_>) -> Result<(), Unacceptable> {
+/// With a pipe or a socket, a VMM could block the writer.
+fn check_event(fd: BorrowedFd<'_>) -> Result<(), InvalidDescriptor> {
     let link = Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
     let target = readlink(link, Vec::new())?;
     if target.as_bytes() == b"anon_inode:[eventfd]" {
         Ok(())
     } else {
-        Err(Unacceptable::NotEventFd(target.to_string_lossy().into_owned()))
+        Err(InvalidDescriptor::NotEventFd(target.to_string_lossy().into_owned()))
     }
 }
 
@@ -206,7 +208,7 @@ mod tests {
         Layout { guest_addr: 0, size, user_addr: 0, offset }
     }
 
-    fn admit(request: Request<OwnedFd>) -> Result<Request<Descriptor>, Unacceptable> {
+    fn admit(request: Request<OwnedFd>) -> Result<Request<Descriptor>, InvalidDescriptor> {
         Numbering::default().admit(&SessionRecord::default(), request)
     }
 
@@ -215,16 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn a_memfd_as_long_as_claimed_is_memory() {
+    fn memfd_of_the_declared_size_is_memory() {
         assert!(admit(add(memory(8192), layout(4096, 4096))).is_ok());
         for (size, offset) in [(4097, 4096), (8193, 0), (1, 8192), (u64::MAX, 1)] {
             let refused = admit(add(memory(8192), layout(size, offset)));
-            assert!(matches!(refused, Err(Unacceptable::TooShort { .. })), "{size} {offset}");
+            assert!(matches!(refused, Err(InvalidDescriptor::TooShort { .. })), "{size} {offset}");
         }
     }
 
     #[test]
-    fn what_is_not_memory_is_refused() {
+    fn other_files_are_not_memory() {
         let read_only = OpenOptions::new()
             .read(true)
             .open(format!("/proc/self/fd/{}", memory(8192).as_raw_fd()))
@@ -233,25 +235,25 @@ mod tests {
         let (pipe, _writer) = io::pipe().unwrap();
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         for fd in [read_only.into(), other_file_system.into(), pipe.into(), event] {
-            assert!(matches!(admit(add(fd, layout(1, 0))), Err(Unacceptable::NotMemory)));
+            assert!(matches!(admit(add(fd, layout(1, 0))), Err(InvalidDescriptor::NotMemory)));
         }
     }
 
     #[test]
-    fn only_eventfds_are_events() {
+    fn only_eventfds_are_accepted() {
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         assert!(admit(Request::SetVringKick { ring: 0, fd: Some(event) }).is_ok());
         assert!(admit(Request::SetVringCall { ring: 0, fd: None }).is_ok());
         let (_reader, pipe) = io::pipe().unwrap();
         let refused = admit(Request::SetVringErr { ring: 0, fd: Some(pipe.into()) });
-        assert!(matches!(refused, Err(Unacceptable::NotEventFd(_))));
+        assert!(matches!(refused, Err(InvalidDescriptor::NotEventFd(_))));
     }
 
     #[test]
-    fn a_bell_is_rung_and_a_full_one_is_not_waited_for() {
+    fn notify_does_not_wait_for_a_full_eventfd() {
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let reader = event.try_clone().unwrap();
-        let Ok(Request::SetVringCall { fd: Some(bell), .. }) =
+        let Ok(Request::SetVringCall { fd: Some(eventfd), .. }) =
             admit(Request::SetVringCall { ring: 0, fd: Some(event) })
         else {
             panic!()
@@ -261,16 +263,16 @@ mod tests {
             rustix::io::read(&reader, &mut count).unwrap();
             u64::from_ne_bytes(count)
         };
-        assert!(fcntl_getfl(&bell).unwrap().contains(OFlags::NONBLOCK), "a VMM that fills it would hold us up");
-        ring_bell(&bell);
+        assert!(fcntl_getfl(&eventfd).unwrap().contains(OFlags::NONBLOCK), "a VMM that fills it would hold us up");
+        notify(&eventfd);
         assert_eq!(count(), 1);
         rustix::io::write(&reader, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        ring_bell(&bell);
+        notify(&eventfd);
         assert_eq!(count(), u64::MAX - 1);
     }
 
     #[test]
-    fn one_file_sent_twice_is_kept_once() {
+    fn file_sent_twice_is_one_descriptor() {
         let file = memory(8192);
         let region = |file: OwnedFd, offset| Region { layout: layout(4096, offset), file };
         let twice = Request::SetMemTable(vec![

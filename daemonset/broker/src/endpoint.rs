@@ -1,4 +1,4 @@
-//! One endpoint: a socket, what is served behind it, and the sessions that began there.
+//! One endpoint: a socket, the directory it serves, and its sessions.
 
 mod release;
 
@@ -17,39 +17,39 @@ use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, OldestRequest
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
-use crate::endpoint_watch;
+use crate::channel::{Receiver, Sender, channel};
 use crate::endpoints::Endpoints;
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, departed};
-use crate::engine::source::{Place, Sources};
+use crate::engine::source::{SourceLocation, Sources};
 use crate::engine::start::Starter;
 use crate::listen::{BoundSocket, Directory, ListenError};
-use crate::mailbox::{Mailbox, Post, mailbox};
 use crate::poll::{Interest, wait_readable};
 use crate::session::shared::Shared;
 use crate::session::{Command, End, Service, Session};
+use crate::source_watch;
 use crate::vhost_user::socket::VmmSocket;
 pub(crate) use release::Released;
 
 /// Most sessions of one socket. Each costs an engine process.
 const MAX_SESSIONS: usize = 256;
 
-/// The same of a socket that was made for one consumer, who needs one, or two while a VM is replaced.
+/// Most sessions of a socket for one consumer, which needs one, or two while a VM is replaced.
 const MAX_SESSIONS_OF_ONE: usize = 4;
 
-/// Most sessions of all sockets: a consumer may have many.
+/// Most sessions of all sockets together.
 const MAX_SESSIONS_OF_ALL: usize = 1024;
 
 /// Most connections of one socket that have not sent a message yet. Each costs a thread for a few seconds.
 const MAX_HALF_OPEN: usize = 16;
 
-/// How long to wait when no connection can be accepted (no descriptors left).
+/// Pause if no connection can be accepted (no descriptors left).
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// A request in progress for longer than this is worth a question: which file is it about?
+/// Age in milliseconds from which the path of a request in progress is requested from the engine.
 const LONG_MS: u64 = 1000;
 
-/// Session numbers are never used twice in one broker.
+/// Number of the next session. Numbers are never reused in one broker.
 static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 /// An endpoint and its sessions.
@@ -60,7 +60,7 @@ pub(crate) struct Endpoint {
     session_ended: Condvar,
     /// Held while its source is being released.
     releasing: Mutex<()>,
-    /// Those beside it.
+    /// All endpoints of the broker.
     others: Weak<Endpoints>,
 }
 
@@ -69,7 +69,7 @@ struct Inner {
     spec: Spec,
     preflight: Preflight,
     listening: Option<Listening>,
-    sessions: BTreeMap<String, Live>,
+    sessions: BTreeMap<String, LiveSession>,
     rejected_connections: u64,
     rejected_exclusive: u64,
     last_rejection: Option<Rejection>,
@@ -82,18 +82,18 @@ struct Inner {
 #[derive(Debug)]
 struct Listening {
     socket: BoundSocket,
-    stop: Post<()>,
+    stop: Sender<()>,
 }
 
 #[derive(Debug)]
-struct Live {
+struct LiveSession {
     shared: Arc<Shared>,
-    post: Post<Command>,
+    sender: Sender<Command>,
 }
 
-/// Why a connection is turned away.
+/// Why a connection is rejected.
 #[derive(Debug, Error)]
-enum Refusal {
+enum RejectReason {
     #[error("the endpoint has just been removed")]
     Removed,
     #[error("the endpoint is exclusive and has a session")]
@@ -107,15 +107,17 @@ enum Refusal {
     #[error("{MAX_HALF_OPEN} connections have not sent a message yet")]
     TooManyHalfOpen,
     #[error("set-up: {0}")]
-    SetUp(#[from] io::Error),
-    #[error("{0}")]
-    Journal(#[from] crate::session::journal::JournalError),
+    SetUp(io::Error),
+    #[error(transparent)]
+    Journal(#[from] crate::record::journal::JournalError),
 }
 
+from_cause!(RejectReason::SetUp(io::Error));
+
 impl Endpoint {
-    /// An endpoint that does not listen yet.
+    /// Creates an endpoint that does not listen yet.
     pub(crate) fn new(spec: Spec, preflight: Preflight, starter: Arc<Starter>, others: &Arc<Endpoints>) -> Arc<Self> {
-        // What was let go of at another socket is not taken up at this one.
+        // A source that is released at another endpoint is not used at this one.
         let released = others.release_of(&spec.source);
         let endpoint = Arc::new(Endpoint {
             starter,
@@ -136,8 +138,8 @@ impl Endpoint {
             releasing: Mutex::default(),
             others: Arc::downgrade(others),
         });
-        if let Err(error) = endpoint_watch::begin(Arc::downgrade(&endpoint)) {
-            tracing::warn!(endpoint = endpoint.spec().name, %error, "nobody watches its source");
+        if let Err(error) = source_watch::begin(Arc::downgrade(&endpoint)) {
+            tracing::warn!(endpoint = endpoint.spec().name, %error, "source not watched");
         }
         endpoint
     }
@@ -148,12 +150,12 @@ impl Endpoint {
         inner.sessions.iter().filter_map(|(id, live)| Some((id.clone(), live.shared.view().root?))).collect()
     }
 
-    /// The path of the source leads to this, and did while these directories were served.
+    /// Records where the path of the source leads. `served`: the directories that were served when it was checked.
     pub(crate) fn path_leads_to(&self, found: Result<Root, Errno>, served: &[(String, Root)]) {
         let inner = self.inner();
         for (id, root) in served {
             if let Some(live) = inner.sessions.get(id) {
-                live.shared.departed(*root, departed(*root, found));
+                live.shared.source_moved(*root, departed(*root, found));
             }
         }
     }
@@ -174,7 +176,7 @@ impl Endpoint {
         self.inner().listening.is_some()
     }
 
-    /// Nothing listens and nobody is connected.
+    /// True if it does not listen and has no session.
     pub(crate) fn is_over(&self) -> bool {
         let inner = self.inner();
         inner.listening.is_none() && inner.sessions.is_empty()
@@ -184,22 +186,21 @@ impl Endpoint {
         self.inner().sessions.len()
     }
 
-    /// How many sessions it has, if it is exclusive and serves this source.
+    /// Number of its sessions if it is exclusive and serves this source, else 0.
     pub(crate) fn exclusive_sessions(&self, source: &Path) -> usize {
         let inner = self.inner();
         let counts = inner.spec.exclusive && inner.spec.source == source;
         if counts { inner.sessions.len() } else { 0 }
     }
 
-    /// The release that holds for it, if it serves this source.
+    /// Its release, if it serves this source.
     pub(crate) fn release_of(&self, source: &Path) -> Option<Released> {
         let inner = self.inner();
         inner.released().filter(|_| inner.spec.source == source)
     }
 
-    /// Makes the endpoint what is asked for. A socket that is in place stays, and so do sessions; where the
-    /// configuration is another one, they are handed over to engines of it. `directory`: where the socket is to be, if
-    /// not where its path leads.
+    /// Changes the endpoint to this specification. A socket that is in place stays, and so do sessions; they are handed
+    /// over if the configuration changes. `directory`: the directory of the socket, if not that of its path.
     pub(crate) fn apply(
         self: &Arc<Self>,
         spec: Spec,
@@ -207,11 +208,11 @@ impl Endpoint {
         directory: Option<Directory>,
     ) -> Result<(), ListenError> {
         let mut inner = self.inner();
-        let stays = inner.listening.as_ref().is_some_and(|listening| {
+        let in_place = inner.listening.as_ref().is_some_and(|listening| {
             let same_directory = directory.as_ref().is_none_or(|directory| listening.socket.is_in(directory));
             inner.spec.socket.path == spec.socket.path && same_directory && listening.socket.in_place()
         });
-        if stays {
+        if in_place {
             inner.set_access(&spec)?;
         } else {
             let listening = self.listen(&spec, directory)?;
@@ -223,49 +224,49 @@ impl Endpoint {
         inner.spec = spec;
         inner.preflight = preflight;
         for live in inner.sessions.values() {
-            live.post.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), live.shared.next_order()));
+            live.sender.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), live.shared.next_generation()));
         }
         Ok(())
     }
 
-    /// Gives every session, or only one, a new engine; says which, and by which number they know it.
-    pub(crate) fn exchange(&self, session: Option<&str>) -> Vec<PendingHandOver> {
+    /// Hands every session, or only one, over to a new engine. Returns the sessions with their new generations.
+    pub(crate) fn hand_over(&self, session: Option<&str>) -> Vec<PendingHandOver> {
         let inner = self.inner();
-        let order = |(id, live): (&String, &Live)| {
-            let generation = live.shared.next_order();
-            live.post.send(Command::HandOver(generation));
+        let request = |(id, live): (&String, &LiveSession)| {
+            let generation = live.shared.next_generation();
+            live.sender.send(Command::HandOver(generation));
             PendingHandOver { session: id.clone(), generation }
         };
-        inner.chosen(session).map(order).collect()
+        inner.chosen(session).map(request).collect()
     }
 
-    /// Ends every session, or only one; says which.
+    /// Ends every session, or only one. Returns which.
     pub(crate) fn close(&self, session: Option<&str>, longest: Duration) -> Vec<String> {
         let inner = self.inner();
         let ended: Vec<String> = inner.chosen(session).map(|(id, _)| id.clone()).collect();
-        inner.chosen(session).for_each(|(_, live)| live.post.send(Command::End));
+        inner.chosen(session).for_each(|(_, live)| live.sender.send(Command::End));
         let waiting = |inner: &mut Inner| ended.iter().any(|id| inner.sessions.contains_key(id));
         drop(self.session_ended.wait_timeout_while(inner, longest, waiting));
         ended
     }
 
-    /// The public side of a session.
+    /// The shared part of a session.
     pub(crate) fn session(&self, id: &str) -> Option<Arc<Shared>> {
         let inner = self.inner();
         inner.chosen(Some(id)).next().map(|(_, live)| live.shared.clone())
     }
 
-    /// Where the file system of its source was mounted when a session took it up last.
+    /// Mount point of its source when an engine was last started.
     pub(crate) fn mounted_at(&self) -> Option<MountPoint> {
-        self.inner().sessions.values().find_map(|live| live.shared.estate.mounted_at())
+        self.inner().sessions.values().find_map(|live| live.shared.persistent.mounted_at())
     }
 
-    /// Where sources are.
+    /// Where sources are and which are forbidden.
     pub(crate) fn sources(&self) -> Sources {
         self.starter.sources.clone()
     }
 
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> SourceLocation {
         self.inner().place()
     }
 
@@ -275,7 +276,7 @@ impl Endpoint {
             Some(directory) => BoundSocket::bind_in(directory, &spec.socket)?,
             None => BoundSocket::bind(&spec.socket)?,
         };
-        let accepting = mailbox().and_then(|(stop, stopped)| {
+        let accepting = channel().and_then(|(stop, stopped)| {
             let listener = socket.listener().try_clone()?;
             listener.set_nonblocking(true)?;
             let endpoint = self.clone();
@@ -292,7 +293,7 @@ impl Endpoint {
         }
     }
 
-    /// Stops listening. Sessions go on, unless `force` ends them.
+    /// Stops listening. Sessions continue, unless `force` ends them.
     pub(crate) fn remove(&self, force: bool) {
         let mut inner = self.inner();
         if let Some(listening) = inner.listening.take() {
@@ -301,12 +302,12 @@ impl Endpoint {
         }
         if force {
             for live in inner.sessions.values() {
-                live.post.send(Command::End);
+                live.sender.send(Command::End);
             }
         }
     }
 
-    /// Waits until no session is left, at most this long; says whether that is so.
+    /// Waits until no session is left, at most this long. Returns true if none is.
     pub(crate) fn wait_until_empty(&self, longest: Duration) -> bool {
         let waiting = |inner: &mut Inner| !inner.sessions.is_empty();
         let waited = self.session_ended.wait_timeout_while(self.inner(), longest, waiting);
@@ -321,7 +322,7 @@ impl Endpoint {
         for live in inner.sessions.values() {
             let status = live.shared.status();
             totals.add(&status.totals);
-            live.ask_for_path(status.oldest_request.as_ref());
+            live.request_path(status.oldest_request.as_ref());
             let view = live.shared.view();
             engines_started += view.engines_started;
             if view.begun {
@@ -343,7 +344,7 @@ impl Endpoint {
         }
     }
 
-    fn accept_until(self: &Arc<Self>, listener: &UnixListener, stopped: &Mailbox<()>) {
+    fn accept_until(self: &Arc<Self>, listener: &UnixListener, stopped: &Receiver<()>) {
         loop {
             let interests = [Interest::of(stopped), Interest::of(listener)];
             match wait_readable(&interests, None) {
@@ -356,7 +357,7 @@ impl Endpoint {
 
     fn accept_one(self: &Arc<Self>, listener: &UnixListener) {
         match listener.accept() {
-            Ok((stream, _)) => self.take_in(stream),
+            Ok((stream, _)) => self.handle_connection(stream),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!(endpoint = self.inner().spec.name, %error, "connection not accepted");
@@ -365,35 +366,36 @@ impl Endpoint {
         }
     }
 
-    fn take_in(self: &Arc<Self>, stream: UnixStream) {
-        // Whoever is turned away sees it only when it has been counted.
+    fn handle_connection(self: &Arc<Self>, stream: UnixStream) {
+        // Keep the connection open until the rejection is counted, so that the VMM sees it only afterwards.
         let _open = stream.try_clone();
-        if let Err(refusal) = self.open_session(stream) {
+        if let Err(reason) = self.open_session(stream) {
             let mut inner = self.inner();
             inner.rejected_connections += 1;
-            inner.rejected_exclusive += u64::from(matches!(refusal, Refusal::Exclusive | Refusal::ExclusiveElsewhere));
+            inner.rejected_exclusive +=
+                u64::from(matches!(reason, RejectReason::Exclusive | RejectReason::ExclusiveElsewhere));
             let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            inner.last_rejection = Some(Rejection { at, message: refusal.to_string() });
-            tracing::warn!(endpoint = inner.spec.name, %refusal, "connection refused");
+            inner.last_rejection = Some(Rejection { at, message: reason.to_string() });
+            tracing::warn!(endpoint = inner.spec.name, %reason, "connection rejected");
         }
     }
 
-    fn open_session(self: &Arc<Self>, stream: UnixStream) -> Result<(), Refusal> {
-        let others = self.others.upgrade().ok_or(Refusal::Removed)?;
+    fn open_session(self: &Arc<Self>, stream: UnixStream) -> Result<(), RejectReason> {
+        let others = self.others.upgrade().ok_or(RejectReason::Removed)?;
         let admitting = others.admit();
-        // Asked with nothing of this endpoint held: others may be asking for this one.
+        // Do not hold the lock of this endpoint here: other endpoints may be counting its sessions.
         let Spec { exclusive, source, .. } = self.spec();
         if exclusive && others.sessions_beside(self, &source) > 0 {
-            return Err(Refusal::ExclusiveElsewhere);
+            return Err(RejectReason::ExclusiveElsewhere);
         }
         if others.sessions() >= MAX_SESSIONS_OF_ALL {
-            return Err(Refusal::TooManyInAll);
+            return Err(RejectReason::TooManyInAll);
         }
         let mut inner = self.inner();
         inner.admit_one_more()?;
         let id = format!("{}-{}", inner.spec.name, SERIAL.fetch_add(1, Relaxed));
         let shared = Arc::new(Shared::new(id.clone(), &stream, inner.spec.engine.clone())?);
-        let (post, mail) = mailbox()?;
+        let (sender, commands) = channel()?;
         let service = Service {
             starter: self.starter.clone(),
             endpoint: inner.spec.name.clone(),
@@ -401,20 +403,20 @@ impl Endpoint {
             config: inner.spec.engine.clone(),
             released_until: inner.released().map(|released| released.until),
         };
-        let session = Session::new(VmmSocket::new(stream)?, service, shared.clone(), (post.clone(), mail))?;
+        let session = Session::new(VmmSocket::new(stream)?, service, shared.clone(), (sender.clone(), commands))?;
         let endpoint = self.clone();
         let run = move || {
             let id = session.id().to_owned();
             endpoint.close_session(&id, &session.run());
         };
         thread::Builder::new().name("session".into()).spawn(run)?;
-        inner.sessions.insert(id, Live { shared, post });
+        inner.sessions.insert(id, LiveSession { shared, sender });
         drop(inner);
         drop(admitting);
         Ok(())
     }
 
-    /// From the list of the living to the sums of the dead in one step, so that no sum ever goes backwards.
+    /// Moves a session from the list to the sums of ended sessions in one step, so that no sum ever decreases.
     fn close_session(&self, id: &str, end: &End) {
         let mut inner = self.inner();
         let Some(live) = inner.sessions.remove(id) else { return };
@@ -428,24 +430,24 @@ impl Endpoint {
         }
         tracing::info!(session = id, reason = %end, "session ended");
         self.session_ended.notify_all();
-        // What the session kept goes with it, parked files too: to close one in a hung file system may take for ever.
+        // Dropped after the lock: closing a stashed file in a hung file system may block for ever.
         drop(inner);
         drop(live);
     }
 }
 
 impl Inner {
-    fn place(&self) -> Place {
-        Place { source: self.spec.source.clone(), sub_path: self.spec.sub_path.clone() }
+    fn place(&self) -> SourceLocation {
+        SourceLocation { source: self.spec.source.clone(), sub_path: self.spec.sub_path.clone() }
     }
 
-    /// Sessions that have begun: all, or the one of this name.
-    fn chosen(&self, session: Option<&str>) -> impl Iterator<Item = (&String, &Live)> {
+    /// Sessions that have begun: all of them, or the one of this name.
+    fn chosen(&self, session: Option<&str>) -> impl Iterator<Item = (&String, &LiveSession)> {
         let chosen = move |id: &str| session.is_none_or(|session| session == id);
         self.sessions.iter().filter(move |(id, live)| chosen(id) && live.shared.view().begun)
     }
 
-    /// Is the source released, and until when?
+    /// The release of the source, if it has not ended.
     fn released(&self) -> Option<Released> {
         self.released.filter(|released| released.until > Instant::now())
     }
@@ -458,36 +460,36 @@ impl Inner {
         set.map_err(|error| ListenError::Io { path: spec.socket.path.clone(), error })
     }
 
-    fn admit_one_more(&self) -> Result<(), Refusal> {
+    fn admit_one_more(&self) -> Result<(), RejectReason> {
         let half_open = self.sessions.values().filter(|live| !live.shared.view().begun).count();
         let most = if self.spec.consumer.is_some() { MAX_SESSIONS_OF_ONE } else { MAX_SESSIONS };
         admission(self.listening.is_some(), self.spec.exclusive, (self.sessions.len(), most), half_open)
     }
 }
 
-/// May there be one session more? A connection may have been accepted just before its endpoint was removed: nobody would
-/// ever find that session again.
+/// Checks whether one more session is admitted. A connection may have been accepted just before its endpoint was removed;
+/// its session would not be listed anywhere.
 fn admission(
     listening: bool,
     exclusive: bool,
     (sessions, most): (usize, usize),
     half_open: usize,
-) -> Result<(), Refusal> {
+) -> Result<(), RejectReason> {
     match sessions {
-        _ if !listening => Err(Refusal::Removed),
+        _ if !listening => Err(RejectReason::Removed),
         0 => Ok(()),
-        _ if exclusive => Err(Refusal::Exclusive),
-        _ if half_open >= MAX_HALF_OPEN => Err(Refusal::TooManyHalfOpen),
-        _ if sessions >= most => Err(Refusal::TooManySessions(most)),
+        _ if exclusive => Err(RejectReason::Exclusive),
+        _ if half_open >= MAX_HALF_OPEN => Err(RejectReason::TooManyHalfOpen),
+        _ if sessions >= most => Err(RejectReason::TooManySessions(most)),
         _ => Ok(()),
     }
 }
 
-impl Live {
-    /// Has the engine asked which file a request is about that takes long. The answer is there the next time.
-    fn ask_for_path(&self, oldest: Option<&OldestRequest>) {
+impl LiveSession {
+    /// Requests the path of a long request from the engine. The next status contains it.
+    fn request_path(&self, oldest: Option<&OldestRequest>) {
         if let Some(oldest) = oldest.filter(|oldest| oldest.age_ms > LONG_MS && oldest.path.is_none()) {
-            self.post.send(Command::Describe(oldest.node));
+            self.sender.send(Command::Describe(oldest.node));
         }
     }
 }
@@ -504,7 +506,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_connects_is_admitted_or_told_why_not() {
+    fn connection_is_admitted_or_rejected_with_a_reason() {
         for (listening, exclusive, sessions, half_open, refusal) in [
             (true, true, (0, MAX_SESSIONS), 0, None),
             (true, false, (MAX_SESSIONS - 1, MAX_SESSIONS), MAX_HALF_OPEN - 1, None),
@@ -514,7 +516,7 @@ mod tests {
             (true, false, (MAX_SESSIONS_OF_ONE, MAX_SESSIONS_OF_ONE), 0, Some("4 sessions")),
             (false, false, (0, MAX_SESSIONS), 0, Some("removed")),
         ] {
-            let refused = admission(listening, exclusive, sessions, half_open).err().map(|refusal| refusal.to_string());
+            let refused = admission(listening, exclusive, sessions, half_open).err().map(|reason| reason.to_string());
             let as_expected = match (&refused, refusal) {
                 (Some(refused), Some(refusal)) => refused.contains(refusal),
                 (refused, refusal) => refused.is_none() && refusal.is_none(),

@@ -1,4 +1,4 @@
-//! Endpoints by name, and what holds across several of them.
+//! All endpoints by name, and the rules that span several of them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,41 +10,40 @@ use crate::endpoint::{Endpoint, Released};
 #[derive(Debug, Default)]
 pub(crate) struct Endpoints {
     by_name: Mutex<BTreeMap<String, Arc<Endpoint>>>,
-    /// Held while a session is admitted to an exclusive endpoint: of two that come at once, at two endpoints of one
-    /// source, one must find the other.
+    /// Held while a session is admitted: if two connect at the same time, at two exclusive endpoints of one source, one
+    /// must find the other.
     admitting: Mutex<()>,
 }
 
 impl Endpoints {
-    /// Those that listen or have sessions.
-    pub(crate) fn living(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Endpoint>>> {
+    /// The endpoints that listen or have sessions.
+    pub(crate) fn live(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Endpoint>>> {
         let mut by_name = self.by_name.lock().unwrap_or_else(PoisonError::into_inner);
         by_name.retain(|_, endpoint| !endpoint.is_over());
         by_name
     }
 
-    /// The same, none of them held.
+    /// Clones of the live endpoints, without the lock.
     pub(crate) fn all(&self) -> Vec<Arc<Endpoint>> {
-        self.living().values().cloned().collect()
+        self.live().values().cloned().collect()
     }
 
-    /// From here on nobody else is admitted to an exclusive endpoint. To be held until the session is entered, and to be
-    /// taken before any lock of an endpoint.
+    /// Locks admission. Hold it until the session is in the list, and take it before the lock of any endpoint.
     pub(crate) fn admit(&self) -> MutexGuard<'_, ()> {
         self.admitting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many sessions there are at all of them.
+    /// Number of sessions of all endpoints.
     pub(crate) fn sessions(&self) -> usize {
         self.all().iter().map(|endpoint| endpoint.sessions()).sum()
     }
 
-    /// The release of this source, if any of them has let go of it.
+    /// The release of this source, if any endpoint has released it.
     pub(crate) fn release_of(&self, source: &Path) -> Option<Released> {
         self.all().iter().find_map(|endpoint| endpoint.release_of(source))
     }
 
-    /// How many sessions other exclusive endpoints of this source have.
+    /// Number of sessions of other exclusive endpoints of this source.
     pub(crate) fn sessions_beside(&self, endpoint: &Endpoint, source: &Path) -> usize {
         let others = self.all().into_iter().filter(|other| !std::ptr::eq(&raw const **other, endpoint));
         others.map(|other| other.exclusive_sessions(source)).sum()

@@ -1,7 +1,7 @@
-//! What the broker reads from guest memory: how far a ring has been served, and nothing else.
+//! Reads ring indexes from guest memory, and nothing else.
 //!
-//! By `pread` on the region's file, never through a mapping: a file that its VMM shrinks is a short read here,
-//! not a SIGBUS.
+//! It uses `pread` on the file of the region and never a mapping: if the VMM shrinks the file, the read is short instead
+//! of a SIGBUS.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::descriptor::Descriptor;
 use crate::record::SessionRecord;
 
-/// Where `idx` lies in a used and in an available ring (virtio 1.2, sections 2.7.8 and 2.7.6).
+/// Offset of `idx` in a used and in an available ring (virtio 1.2, sections 2.7.8 and 2.7.6).
 const IDX: u64 = 2;
 
 /// Why a ring's position cannot be read.
@@ -23,16 +23,18 @@ pub(crate) enum PositionError {
     #[error("guest memory ends before the used ring")]
     TooShort,
     #[error("guest memory: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
 }
 
-/// The used index of a ring: every request before it has been answered, none from it on.
+from_cause!(PositionError::Io(io::Error));
+
+/// The used index of a ring: every request before it is finished, and none from it on.
 pub(crate) fn used_index(record: &SessionRecord<Descriptor>, ring: usize) -> Result<u16, PositionError> {
     let address = record.rings[ring].address.ok_or(PositionError::NotMapped(ring))?;
     index_at(record, ring, address.used)
 }
 
-/// Has the guest asked for something that has not been answered?
+/// True if the guest has requests that are not finished.
 pub(crate) fn has_requests(record: &SessionRecord<Descriptor>, ring: usize) -> bool {
     let Some(address) = record.rings[ring].address else { return false };
     match (index_at(record, ring, address.available), index_at(record, ring, address.used)) {
@@ -41,7 +43,7 @@ pub(crate) fn has_requests(record: &SessionRecord<Descriptor>, ring: usize) -> b
     }
 }
 
-/// Is every file of guest memory still as long as its regions? One that is not is how a VMM makes engines die.
+/// True if every file of guest memory is at least as long as its regions. A VMM that shortens one kills its engines.
 pub(crate) fn is_whole(record: &SessionRecord<Descriptor>) -> bool {
     record.regions.iter().all(|region| {
         let size = fstat(&region.file).map_or(0, |stat| stat.st_size);
@@ -60,9 +62,8 @@ fn index_at(record: &SessionRecord<Descriptor>, ring: usize, part: u64) -> Resul
     }
 }
 
-/// Where a stopped ring goes on: what the guest sees as answered counts. An engine's word counts only where the
-/// used index cannot be that ring's (the guest has given the memory to something else, before or during a
-/// reboot).
+/// The position at which a stopped ring continues: the used index, which the guest sees. The engine's position is used
+/// only if the used index cannot belong to this ring, because the guest reused the memory before or during a reboot.
 pub(crate) fn position(engine: Option<u16>, used: Option<u16>, size: u16, recorded: u16) -> u16 {
     match (engine, used) {
         (Some(engine), Some(used)) if engine.wrapping_sub(used) <= size => used,
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_used_index_is_read_where_it_lies() {
+    fn used_index_is_read_from_its_region() {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(0x3000).unwrap();
         file.write_all_at(&0xabcdu16.to_le_bytes(), 0x1000 + 0x800 + 2).unwrap();
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_used_index_counts_unless_it_cannot_be_this_rings() {
+    fn used_index_wins_unless_it_is_impossible() {
         let size = 128;
         let table = [
             (Some(7), Some(7), 7),

@@ -1,34 +1,49 @@
-//! The broker: a vhost-user back-end to every VMM, a front-end to each one's engine, and on no guest's path.
+//! The broker: a vhost-user back-end to every VMM and a front-end to the engine of each. Guest requests do not pass
+//! through it.
 //!
 //! | module | |
 //! |---|---|
-//! | `control`, `broker`, `endpoint` | what the agent asks for: places where VMMs connect |
-//! | `endpoint_watch` | whether a source is still the directory that is served |
-//! | `session` | one VMM: its record, its engine, its answers |
-//! | `record` | what a VMM has set up; what an engine must be told; both pure |
-//! | `engine` | processes that serve, and the directory they serve |
-//! | `vhost_user` | the protocol between all of them |
-//! | `store` | what the agent has the broker keep |
-//! | `listen`, `runtime_dir` | sockets and directories on this host |
-//! | `descriptor`, `guest_memory` | what a VMM hands in, and the one thing read from it |
-//! | `mailbox`, `poll` | waiting |
+//! | `control`, `broker`, `endpoint` | requests of the agent; sockets that VMMs connect to |
+//! | `source_watch` | detects that the path of a source leads to another directory |
+//! | `session` | one VMM: its record, its engines, its replies |
+//! | `engine` | engine processes, the directory they serve, the state that outlives them |
+//! | `record` | the vhost-user state of a VMM, and the messages an engine still needs; pure, except for its memfd |
+//! | `vhost_user` | the protocol |
+//! | `store` | the key-value store of the agent |
+//! | `listen`, `runtime_dir` | sockets and directories of the host |
+//! | `descriptor`, `guest_memory` | descriptors that a VMM sends, and used indexes read from its memory |
+//! | `channel`, `poll` | waiting |
+//!
+//! Imports point down: `session` uses `engine`, `engine` uses `record` and `vhost_user`, never the other way.
+
+/// Implements `From` for a variant that displays its cause. thiserror's `#[from]` would expose the cause as `source` too,
+/// and a printed chain would show it twice.
+macro_rules! from_cause {
+    ($error:ident::$variant:ident($cause:ty)) => {
+        impl From<$cause> for $error {
+            fn from(cause: $cause) -> Self {
+                $error::$variant(cause)
+            }
+        }
+    };
+}
 
 mod broker;
+mod channel;
 mod control;
 mod descriptor;
 mod endpoint;
-mod endpoint_watch;
 mod endpoints;
 mod engine;
 mod guest_memory;
 mod limits;
 mod listen;
-mod mailbox;
 mod poll;
 mod record;
 mod run;
 mod runtime_dir;
 mod session;
+mod source_watch;
 mod store;
 mod vhost_user;
 

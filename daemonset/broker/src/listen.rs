@@ -1,4 +1,4 @@
-//! Sockets at paths: bound whole (owner and mode included) or not at all, never over something foreign.
+//! Listening sockets at paths: created with owner and mode or not at all, and never in place of another file.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -18,14 +18,14 @@ use virtiofs_contract::control::SocketSpec;
 
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
-/// Why a socket cannot be where it is wanted.
+/// Why a socket cannot be created.
 #[derive(Debug, Error)]
 pub(crate) enum ListenError {
     #[error("socket path {0} names no file in a directory")]
     NotAPath(PathBuf),
     #[error("directory {directory} of the socket: {error}")]
     Directory { directory: PathBuf, error: io::Error },
-    #[error("the descriptor that came for the directory of {0} is not one of a directory")]
+    #[error("the descriptor sent for the directory of {0} is not a directory")]
     NotADirectory(PathBuf),
     #[error("{0} exists and is not a socket")]
     Foreign(PathBuf),
@@ -35,7 +35,7 @@ pub(crate) enum ListenError {
     Io { path: PathBuf, error: io::Error },
 }
 
-/// A path below an open directory that fits into `sun_path` (108 bytes) however long the directory's own is.
+/// A path below an open directory that fits into `sun_path` (108 bytes), however long the path of the directory is.
 pub(crate) fn path_below(directory: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
 }
@@ -54,7 +54,7 @@ pub(crate) struct BoundSocket {
 pub(crate) struct Directory(OwnedFd);
 
 impl Directory {
-    /// The one that a socket's path leads to.
+    /// Opens the directory of a socket's path.
     pub(crate) fn of_path(path: &Path) -> Result<Self, ListenError> {
         let parent = path.parent().ok_or_else(|| ListenError::NotAPath(path.into()))?;
         openat(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
@@ -62,7 +62,7 @@ impl Directory {
             .map_err(|errno| ListenError::Directory { directory: parent.into(), error: errno.into() })
     }
 
-    /// One whose descriptor somebody has sent for the socket of this path.
+    /// The directory whose descriptor was sent for the socket of this path.
     pub(crate) fn given(fd: OwnedFd, path: &Path) -> Result<Self, ListenError> {
         match fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Ok(FileType::Directory) => Ok(Directory(fd)),
@@ -77,19 +77,19 @@ impl Directory {
 }
 
 impl BoundSocket {
-    /// Binds in the directory that the path leads to.
+    /// Binds in the directory of the path.
     pub(crate) fn bind(spec: &SocketSpec) -> Result<Self, ListenError> {
         Self::bind_in(Directory::of_path(&spec.path)?, spec)
     }
 
-    /// Binds under another name, sets owner and mode, listens, and moves the socket to its name in the directory: who
-    /// finds it there may connect. A socket that nobody listens on is replaced.
+    /// Binds under a temporary name, sets owner and mode, listens, and renames the socket, so that whoever finds it can
+    /// connect. Replaces a socket on which nobody listens.
     pub(crate) fn bind_in(Directory(directory): Directory, spec: &SocketSpec) -> Result<Self, ListenError> {
         let name = spec.path.file_name().ok_or_else(|| ListenError::NotAPath(spec.path.clone()))?.to_owned();
-        make_way(directory.as_fd(), &name, &spec.path)?;
-        let in_the_making =
+        remove_dead_socket(directory.as_fd(), &name, &spec.path)?;
+        let temporary_name =
             OsString::from(format!(".virtiofs-{}-{}", std::process::id(), SERIAL.fetch_add(1, Relaxed)));
-        let bound = Self::bind_as(spec, directory, name, &in_the_making);
+        let bound = Self::bind_as(spec, directory, name, &temporary_name);
         bound.map_err(|error| ListenError::Io { path: spec.path.clone(), error })
     }
 
@@ -112,13 +112,13 @@ impl BoundSocket {
         &self.listener
     }
 
-    /// Is it in this directory?
+    /// True if it is in this directory.
     pub(crate) fn is_in(&self, directory: &Directory) -> bool {
         let own = fstat(&self.directory).map(|stat| (stat.st_dev, stat.st_ino));
         own.is_ok_and(|own| directory.identity().is_ok_and(|other| own == other))
     }
 
-    /// Is it still this socket that the path leads to?
+    /// True if the path still leads to this socket.
     pub(crate) fn in_place(&self) -> bool {
         identity_at(self.directory.as_fd(), &self.name).is_ok_and(|found| found == self.identity)
     }
@@ -128,7 +128,7 @@ impl BoundSocket {
         set_access_at(self.directory.as_fd(), &self.name, spec)
     }
 
-    /// Takes the path away, unless something else is there by now.
+    /// Removes the path, unless another file is there by now.
     pub(crate) fn unlink(&self) {
         if self.in_place()
             && let Err(error) = unlink_if_there(self.directory.as_fd(), &self.name)
@@ -138,8 +138,8 @@ impl BoundSocket {
     }
 }
 
-/// A dead socket may be replaced; anything else at the path is somebody's.
-fn make_way(directory: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), ListenError> {
+/// Removes a socket on which nobody listens. Any other file is an error.
+fn remove_dead_socket(directory: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), ListenError> {
     match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(ListenError::Io { path: path.into(), error: errno.into() }),
@@ -149,8 +149,8 @@ fn make_way(directory: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<(), 
     }
 }
 
-/// Connects through a descriptor of the socket file: its name alone may be longer than `sun_path`. Whoever listens there
-/// and accepts nobody is not waited for.
+/// Connects through a descriptor of the socket file, because its name alone may be longer than `sun_path`. Does not wait
+/// for a listener that does not accept.
 fn answers(directory: BorrowedFd<'_>, name: &OsStr) -> bool {
     let Ok(file) = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) else {
         return false;
@@ -163,7 +163,8 @@ fn answers(directory: BorrowedFd<'_>, name: &OsStr) -> bool {
     matches!(connected, Ok(()) | Err(Errno::AGAIN))
 }
 
-/// Through a descriptor: who may write in the directory may put a symbolic link in the socket's place at any time.
+/// Uses a descriptor, because a user who may write in the directory can replace the socket by a symbolic link at any
+/// time.
 fn set_access_at(directory: BorrowedFd<'_>, name: &OsStr, spec: &SocketSpec) -> io::Result<()> {
     let file = openat(directory, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::Socket {
@@ -203,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_has_its_mode_and_leaves_nothing_else_behind() {
+    fn socket_has_its_mode_and_no_temporary_file_is_left() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("s.sock");
         let socket = BoundSocket::bind(&spec(path.clone())).unwrap();
@@ -217,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_enough_wherever_its_path_leads() {
+    fn socket_is_bound_in_the_open_directory() {
         let scratch = tempfile::tempdir().unwrap();
         let (here, there) = (scratch.path().join("here"), scratch.path().join("there"));
         std::fs::create_dir(&here).unwrap();
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_the_place_of_a_socket_is_not_followed() {
+    fn link_in_place_of_the_socket_is_not_followed() {
         let scratch = tempfile::tempdir().unwrap();
         let (path, precious) = (scratch.path().join("s.sock"), scratch.path().join("precious"));
         std::fs::write(&precious, "").unwrap();
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_beyond_sun_path_can_be_bound() {
+    fn long_path_can_be_bound() {
         let scratch = tempfile::tempdir().unwrap();
         let deep = scratch.path().join("d".repeat(200));
         std::fs::create_dir(&deep).unwrap();
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+    fn only_a_dead_socket_is_replaced() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("s.sock");
         drop(UnixListener::bind(&path).unwrap());
@@ -271,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_accepts_nobody_is_not_waited_for() {
+    fn full_backlog_does_not_block() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("s.sock");
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_socket_is_left_alone() {
+    fn other_files_are_left_alone() {
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("file");
         std::fs::write(&file, "precious").unwrap();
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_was_replaced_is_not_unlinked() {
+    fn replaced_socket_is_not_unlinked() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("s.sock");
         let socket = BoundSocket::bind(&spec(path.clone())).unwrap();

@@ -1,4 +1,4 @@
-//! Waiting for descriptors, with a deadline.
+//! poll(2): waiting for descriptors.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -7,7 +7,7 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-/// A descriptor to wait for; one that is not there yet is never ready.
+/// A descriptor to wait for, or none.
 #[derive(Clone, Copy)]
 pub(crate) struct Interest<'a>(Option<BorrowedFd<'a>>);
 
@@ -28,14 +28,24 @@ pub(crate) fn monotonic_ns() -> u64 {
     now.map_or(0, |now| std::time::Duration::from(now).as_nanos() as u64)
 }
 
-/// Waits until one of them is readable or hung up, or until the deadline; says for each whether it is.
+/// Waits until a descriptor is readable or hung up, or until the deadline. Returns which ones are.
 pub(crate) fn wait_readable<const N: usize>(
     interests: &[Interest<'_>; N],
     deadline: Option<Instant>,
 ) -> io::Result<[bool; N]> {
-    let present: Vec<(usize, BorrowedFd<'_>)> =
-        interests.iter().enumerate().filter_map(|(index, interest)| Some((index, interest.0?))).collect();
-    let mut fds: Vec<PollFd<'_>> = present.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let present = interests.iter().enumerate().filter_map(|(index, interest)| Some((index, interest.0?)));
+    let mut ready = [false; N];
+    for index in wait_any(&present.collect::<Vec<_>>(), deadline)? {
+        ready[index] = true;
+    }
+    Ok(ready)
+}
+
+/// Waits until a descriptor is readable or hung up, or until the deadline. Returns the tokens of those that are, in the
+/// order of `interests`.
+pub(crate) fn wait_any<T: Copy>(interests: &[(T, BorrowedFd<'_>)], deadline: Option<Instant>) -> io::Result<Vec<T>> {
+    let mut fds: Vec<PollFd<'_>> =
+        interests.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
     loop {
         match poll(&mut fds, remaining(deadline).as_ref()) {
             Ok(_) => break,
@@ -43,11 +53,8 @@ pub(crate) fn wait_readable<const N: usize>(
             Err(errno) => return Err(errno.into()),
         }
     }
-    let mut ready = [false; N];
-    for ((index, _), fd) in present.iter().zip(&fds) {
-        ready[*index] = !fd.revents().is_empty();
-    }
-    Ok(ready)
+    let ready = interests.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+    Ok(ready.map(|((token, _), _)| *token).collect())
 }
 
 fn remaining(deadline: Option<Instant>) -> Option<Timespec> {

@@ -1,4 +1,4 @@
-//! The runtime directory: one broker at a time, and the places it uses.
+//! The runtime directory: a lock for one broker at a time, and its paths.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,25 +11,25 @@ use thiserror::Error;
 /// Why the runtime directory cannot be used.
 #[derive(Debug, Error)]
 pub enum RuntimeDirError {
-    /// Another broker has it.
+    /// Another broker has locked it.
     #[error("runtime directory {directory} belongs to a broker that runs as process {holder}")]
     Held {
         /// The directory.
         directory: PathBuf,
-        /// What the lock file says about its holder.
+        /// The content of the lock file about its holder.
         holder: String,
     },
-    /// A file or directory in it cannot be made or used.
+    /// A file or directory in it cannot be created or used.
     #[error("{path}: {error}")]
     Io {
-        /// Which one.
+        /// Its path.
         path: PathBuf,
-        /// Why.
+        /// The error.
         error: io::Error,
     },
 }
 
-/// The runtime directory, held by this broker until it is dropped.
+/// The runtime directory, locked until this is dropped.
 #[derive(Debug)]
 pub(crate) struct RuntimeDir {
     path: PathBuf,
@@ -37,9 +37,9 @@ pub(crate) struct RuntimeDir {
 }
 
 impl RuntimeDir {
-    /// Creates what is missing and takes the lock, before any socket in it is touched.
+    /// Creates missing directories and takes the lock before it touches any socket.
     pub(crate) fn take(directory: &Path) -> Result<Self, RuntimeDirError> {
-        // VMMs run as other users and must be able to reach their sockets.
+        // VMMs run as other users and must reach their sockets.
         make(directory, 0o755)?;
         let path = directory.canonicalize().map_err(|error| at(directory, error))?;
         let lock = take_lock(&path)?;
@@ -56,7 +56,7 @@ impl RuntimeDir {
         self.path.join("broker.sock")
     }
 
-    /// Where sockets to engines exist for a moment; nobody else can enter.
+    /// Directory of short-lived sockets to engines; only the broker can enter it.
     pub(crate) fn engine_sockets(&self) -> PathBuf {
         self.path.join("engines")
     }
@@ -76,7 +76,7 @@ fn take_lock(directory: &Path) -> Result<File, RuntimeDirError> {
     Ok(lock)
 }
 
-/// The mode is set even where a umask would narrow it, but never on a directory that was there before.
+/// Sets the mode despite the umask, but never on a directory that existed before.
 fn make(directory: &Path, mode: u32) -> Result<(), RuntimeDirError> {
     if let Some(parent) = directory.parent().filter(|parent| !parent.exists()) {
         make(parent, 0o755)?;
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_broker_is_told_who_is_there() {
+    fn second_broker_learns_who_holds_the_lock() {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("a/run");
         let first = RuntimeDir::take(&directory).unwrap();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_way_is_an_error() {
+    fn file_instead_of_a_directory_is_an_error() {
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("file");
         std::fs::write(&file, "").unwrap();

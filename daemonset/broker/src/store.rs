@@ -1,4 +1,4 @@
-//! What the agent has the broker keep. Opaque: nobody here looks into it.
+//! The key-value store of the agent. The broker does not interpret the values.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use virtiofs_contract::control::store::{MAX_KEY, MAX_KEYS, MAX_TOTAL, MAX_VALUE};
 
-/// Why something is not kept. What was kept under the key stays.
+/// Why a value is not stored. The old value stays.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum StoreError {
     #[error("key: {0} bytes; 1 to {MAX_KEY} are expected")]
@@ -30,7 +30,7 @@ impl Store {
         self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a value, or forgets the key.
+    /// Stores a value, or deletes the key.
     pub(crate) fn put(&self, key: String, value: Option<String>) -> Result<(), StoreError> {
         if key.is_empty() || key.len() > MAX_KEY {
             return Err(StoreError::Key(key.len()));
@@ -49,7 +49,7 @@ impl Store {
         self.values().get(key).cloned()
     }
 
-    /// Keys that begin like this, in order.
+    /// Keys with this prefix, in order.
     pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
         self.values().keys().filter(|key| key.starts_with(prefix)).cloned().collect()
     }
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_got_until_it_is_taken_away() {
+    fn value_is_stored_until_deleted() {
         let store = Store::default();
         put(&store, "shares/a", 3).unwrap();
         put(&store, "shares/b", 0).unwrap();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_refused_and_changes_nothing() {
+    fn value_over_the_limit_is_refused() {
         let store = Store::default();
         put(&store, "kept", 1).unwrap();
         assert_eq!(put(&store, "", 1), Err(StoreError::Key(0)));
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_counted() {
+    fn number_of_keys_is_limited() {
         let store = Store::default();
         (0..MAX_KEYS).for_each(|key| put(&store, &key.to_string(), 0).unwrap());
         assert_eq!(put(&store, "one more", 0), Err(StoreError::Keys));

@@ -1,4 +1,4 @@
-//! A random workload against a model, while engines are killed and exchanged at random moments.
+//! A random workload against a model, while engines are killed and handed over at random times.
 //!
 //! `CHAOS_EVENTS` makes it longer, `TESTKIT_SEED` different.
 
@@ -19,10 +19,10 @@ use testkit::guest::Guest;
 use testkit::processes::Holdings;
 use testkit::workload::{Config, Limit, Workload};
 
-/// What happens to engines, and how often.
+/// Which events engines get, and how often.
 struct Chaos {
     kills: bool,
-    exchanges: bool,
+    hand_overs: bool,
     every_ms: std::ops::Range<u64>,
 }
 
@@ -34,27 +34,27 @@ fn events() -> u64 {
     std::env::var("CHAOS_EVENTS").ok().and_then(|events| events.parse().ok()).unwrap_or(60)
 }
 
-/// Does it so many times; says how often which.
-fn torment(broker: &Broker, chaos: &Chaos) -> (u64, u64) {
+/// Causes that many events. Returns the numbers of kills and hand-overs.
+fn disrupt(broker: &Broker, chaos: &Chaos) -> (u64, u64) {
     let mut random = StdRng::seed_from_u64(seed());
     let mut control = broker.control();
-    let (mut kills, mut exchanges) = (0, 0);
-    while kills + exchanges < events() {
+    let (mut kills, mut hand_overs) = (0, 0);
+    while kills + hand_overs < events() {
         thread::sleep(Duration::from_millis(random.random_range(chaos.every_ms.clone())));
-        if chaos.kills && (!chaos.exchanges || random.random()) {
+        if chaos.kills && (!chaos.hand_overs || random.random()) {
             let sessions = control.status().endpoints.remove(0).sessions;
             let engines: Vec<u32> = sessions.iter().filter_map(|session| session.engine_pid).collect();
             if !engines.is_empty() {
                 let engine = engines[random.random_range(0..engines.len())];
-                // It may have been exchanged meanwhile.
+                // It may have been replaced meanwhile.
                 kills += u64::from(kill(Pid::from_raw(engine as i32), Signal::SIGKILL).is_ok());
             }
         } else {
-            control.exchange("data");
-            exchanges += 1;
+            control.hand_over("data");
+            hand_overs += 1;
         }
     }
-    (kills, exchanges)
+    (kills, hand_overs)
 }
 
 fn survive(guests: usize, chaos: &Chaos) {
@@ -68,9 +68,9 @@ fn survive(guests: usize, chaos: &Chaos) {
     let mut workload = Workload::start(Config::new(seed()).lanes(2).host(&endpoint.source), &fuses);
     let stop = AtomicBool::new(false);
     let begin = Instant::now();
-    let (kills, exchanges) = thread::scope(|scope| {
+    let (kills, hand_overs) = thread::scope(|scope| {
         let tormentor = scope.spawn(|| {
-            let counts = torment(&broker, chaos);
+            let counts = disrupt(&broker, chaos);
             stop.store(true, Ordering::Relaxed);
             counts
         });
@@ -80,7 +80,7 @@ fn survive(guests: usize, chaos: &Chaos) {
     let report = workload.finish();
     let totals = broker.status_of("data").totals;
     println!(
-        "{:?}: {} requests, {kills} kills, {exchanges} exchanges; {:?}",
+        "{:?}: {} requests, {kills} kills, {hand_overs} hand_overs; {:?}",
         begin.elapsed(),
         totals.requests(),
         totals.replacements
@@ -88,7 +88,7 @@ fn survive(guests: usize, chaos: &Chaos) {
     assert!(report.is_clean(), "{report}");
     let done = &totals.replacements;
     assert!(!chaos.kills || done.recoveries.count > 0, "no engine was replaced: {done:?}");
-    assert!(!chaos.exchanges || done.hand_overs.count > 0, "nothing was handed over: {done:?}");
+    assert!(!chaos.hand_overs || done.hand_overs.count > 0, "nothing was handed over: {done:?}");
     for guest in &guests {
         assert_eq!(guest.violations(), []);
     }
@@ -98,16 +98,16 @@ fn survive(guests: usize, chaos: &Chaos) {
 }
 
 #[test]
-fn a_guest_survives_kills() {
-    survive(1, &Chaos { kills: true, exchanges: false, every_ms: 5..60 });
+fn guest_survives_kills() {
+    survive(1, &Chaos { kills: true, hand_overs: false, every_ms: 5..60 });
 }
 
 #[test]
-fn a_guest_survives_exchanges() {
-    survive(1, &Chaos { kills: false, exchanges: true, every_ms: 5..60 });
+fn guest_survives_hand_overs() {
+    survive(1, &Chaos { kills: false, hand_overs: true, every_ms: 5..60 });
 }
 
 #[test]
-fn two_guests_on_one_share_survive_both() {
-    survive(2, &Chaos { kills: true, exchanges: true, every_ms: 5..60 });
+fn two_guests_survive_kills_and_hand_overs() {
+    survive(2, &Chaos { kills: true, hand_overs: true, every_ms: 5..60 });
 }

@@ -1,4 +1,4 @@
-//! A broker that sees less than the host: in a PID namespace of its own, while VMMs are outside.
+//! A broker in a PID namespace of its own, with VMMs outside of it.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use virtiofs_contract::control::SessionState;
 
-/// The process that is `inner` in the PID namespace of the child of `outer`.
+/// The host's process id of process `inner` in the PID namespace of the child of `outer`.
 fn as_seen_from_here(outer: u32, inner: u32) -> Option<Pid> {
     let broker = children(outer).into_iter().next()?;
     let is_inner = |pid: &u32| {
@@ -34,7 +34,7 @@ fn children(parent: u32) -> Vec<u32> {
 }
 
 #[test]
-fn a_vmm_that_the_broker_cannot_see_is_served_recovered_and_handed_over() {
+fn vmm_outside_the_pid_namespace_is_served() {
     let tried =
         Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).stderr(Stdio::null()).status();
     if !tried.is_ok_and(|status| status.success()) {
@@ -53,7 +53,7 @@ fn a_vmm_that_the_broker_cannot_see_is_served_recovered_and_handed_over() {
     assert_eq!(read_hello(&guest), "from the host\n");
     until("it is recovered", || broker.status_of("data").totals.replacements.recoveries.count == 1);
 
-    assert_eq!(broker.control().exchange("data").len(), 1);
+    assert_eq!(broker.control().hand_over("data").len(), 1);
     until("it is handed over", || broker.status_of("data").totals.replacements.hand_overs.count == 1);
     assert_eq!(read_hello(&guest), "from the host\n");
 }

@@ -1,4 +1,4 @@
-//! The control socket: endpoints come, change and go.
+//! The control socket: endpoints are created, changed and removed.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -21,7 +21,7 @@ fn inode(path: &Path) -> u64 {
 }
 
 #[test]
-fn applying_twice_is_applying_once() {
+fn apply_is_idempotent() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -35,7 +35,7 @@ fn applying_twice_is_applying_once() {
 }
 
 #[test]
-fn a_change_of_mode_does_not_rebind() {
+fn mode_change_does_not_rebind() {
     let broker = Broker::start();
     let mut endpoint = broker.share("data");
     let socket = inode(&endpoint.socket.path);
@@ -46,7 +46,7 @@ fn a_change_of_mode_does_not_rebind() {
 }
 
 #[test]
-fn a_socket_moves_to_another_path() {
+fn socket_moves_to_another_path() {
     let broker = Broker::start();
     let mut endpoint = broker.share("data");
     let before = endpoint.socket.path.clone();
@@ -57,7 +57,7 @@ fn a_socket_moves_to_another_path() {
 }
 
 #[test]
-fn a_socket_that_someone_deleted_comes_back() {
+fn deleted_socket_is_created_again() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     fs::remove_file(&endpoint.socket.path).unwrap();
@@ -66,7 +66,7 @@ fn a_socket_that_someone_deleted_comes_back() {
 }
 
 #[test]
-fn a_removed_endpoint_lets_its_sessions_run_out() {
+fn sessions_survive_removal_of_their_endpoint() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -92,14 +92,14 @@ fn force_ends_sessions() {
 }
 
 #[test]
-fn closing_ends_the_sessions_that_are_meant_and_goes_on_listening() {
+fn close_ends_sessions_and_keeps_listening() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guests = [boot(&endpoint), boot(&endpoint), boot(&endpoint)];
     let ids: Vec<String> = broker.status_of("data").sessions.into_iter().map(|session| session.id).collect();
     let close = |session: Option<&String>| {
         let request = Request::Close { name: "data".into(), session: session.cloned() };
-        match broker.control().ask(&request) {
+        match broker.control().request(&request) {
             Response::Closed { sessions } => sessions,
             other => panic!("{other:?}"),
         }
@@ -114,7 +114,7 @@ fn closing_ends_the_sessions_that_are_meant_and_goes_on_listening() {
 }
 
 #[test]
-fn an_exclusive_endpoint_says_whom_it_has_turned_away() {
+fn exclusive_endpoint_reports_rejections() {
     let broker = Broker::start();
     let mut endpoint = broker.endpoint("data");
     endpoint.exclusive = true;
@@ -128,19 +128,19 @@ fn an_exclusive_endpoint_says_whom_it_has_turned_away() {
 }
 
 #[test]
-fn what_the_agent_puts_there_is_kept() {
+fn stored_values_are_kept() {
     let broker = Broker::start();
     let put = Request::Put { key: "shares/a".into(), value: Some("{}".into()) };
-    assert_eq!(broker.control().ask(&put), Response::Done);
-    let got = broker.control().ask(&Request::Get { key: "shares/a".into() });
+    assert_eq!(broker.control().request(&put), Response::Done);
+    let got = broker.control().request(&Request::Get { key: "shares/a".into() });
     assert_eq!(got, Response::Value { value: Some("{}".into()) });
-    let keys = broker.control().ask(&Request::ListKeys { prefix: "shares/".into() });
+    let keys = broker.control().request(&Request::ListKeys { prefix: "shares/".into() });
     assert_eq!(keys, Response::Keys { keys: vec!["shares/a".into()] });
-    assert_eq!(broker.control().ask(&Request::Get { key: "b".into() }), Response::Value { value: None });
+    assert_eq!(broker.control().request(&Request::Get { key: "b".into() }), Response::Value { value: None });
 }
 
 #[test]
-fn wrong_sources_are_refused_by_reason_and_change_nothing() {
+fn invalid_sources_are_refused_by_reason() {
     let broker = Broker::start();
     let good = broker.share("data");
     let inside = good.source.parent().unwrap();
@@ -160,14 +160,14 @@ fn wrong_sources_are_refused_by_reason_and_change_nothing() {
         assert_eq!(finding.reason, reason, "{finding}");
         assert!(!finding.remedy.is_empty());
         let request = Request::Preflight { source: bad.source, sub_path: None, engine: bad.engine };
-        assert_eq!(broker.control().ask(&request), Response::Refused { finding });
+        assert_eq!(broker.control().request(&request), Response::Refused { finding });
     }
     assert_eq!(broker.status_of("data").endpoint, good);
     assert_eq!(read_hello(&boot(&good)), "from the host\n");
 }
 
 #[test]
-fn a_missing_source_heals() {
+fn missing_source_recovers() {
     let broker = Broker::start();
     let endpoint = broker.endpoint("data");
     let away = endpoint.source.with_extension("away");
@@ -195,7 +195,7 @@ fn foreign_files_and_sockets_are_left_alone() {
 }
 
 #[test]
-fn requests_that_make_no_sense_are_invalid() {
+fn invalid_requests_are_refused() {
     let broker = Broker::start();
     let good = broker.share("data");
     let mut other_name = good.clone();
@@ -212,14 +212,14 @@ fn requests_that_make_no_sense_are_invalid() {
         Request::Preflight { source: "relative".into(), sub_path: None, engine: EngineConfig::stock(Access::ReadOnly) },
     ];
     for request in requests {
-        let response = broker.control().ask(&request);
+        let response = broker.control().request(&request);
         assert!(matches!(response, Response::InvalidRequest { .. }), "{request:?}: {response:?}");
     }
     drop(guest);
 }
 
 #[test]
-fn another_version_is_told_so() {
+fn other_version_is_rejected() {
     let broker = Broker::start();
     let connect = || FramedStream::new(std::os::unix::net::UnixStream::connect(broker.control_path()).unwrap());
     for first in [Request::Hello { version: 999 }, Request::Status] {
@@ -234,7 +234,7 @@ fn another_version_is_told_so() {
 }
 
 #[test]
-fn a_second_broker_is_told_who_is_there() {
+fn second_broker_learns_who_holds_the_lock() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let (status, words) = broker.rival();

@@ -1,4 +1,4 @@
-//! Sockets in directories of which the broker is sent a descriptor, and endpoints beside each other.
+//! Sockets in directories that are passed as descriptors, and several endpoints of one source.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -13,7 +13,7 @@ use testkit::guest::{Guest, GuestConfig};
 use virtiofs_contract::control::{Endpoint, EndpointKind, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 
-/// An endpoint that the broker could not bind by its path.
+/// An endpoint whose socket path does not exist for the broker.
 fn given(broker: &Broker, name: &str, source: &Path) -> Endpoint {
     let mut endpoint = Endpoint { source: source.into(), ..broker.endpoint(name) };
     endpoint.socket.path = "/where/only/the/agent/is/volume.sock".into();
@@ -26,7 +26,7 @@ fn hello(socket: &Path) -> String {
 }
 
 #[test]
-fn a_socket_is_bound_in_the_directory_that_was_sent_and_stays_there() {
+fn socket_is_bound_in_the_passed_directory() {
     let broker = Broker::start();
     let scratch = tempfile::tempdir().unwrap();
     let (one, two) = (scratch.path().join("one"), scratch.path().join("two"));
@@ -39,7 +39,7 @@ fn a_socket_is_bound_in_the_directory_that_was_sent_and_stays_there() {
     let bound = inode(&one);
     let guest = Guest::boot(GuestConfig::new(one.join("volume.sock")).small()).unwrap();
 
-    // The same again, and with another configuration: the socket is the same, and so is the session.
+    // Applied again, and with another configuration: socket and session stay.
     broker.control().apply_in(&endpoint, &one).unwrap();
     endpoint.engine.max_inodes += 1;
     endpoint.socket.mode = 0o666;
@@ -49,58 +49,58 @@ fn a_socket_is_bound_in_the_directory_that_was_sent_and_stays_there() {
     assert_eq!(read_hello(&guest), "from the host\n");
     assert_eq!(broker.status_of("data.volume").sessions_started, 1);
 
-    // Somebody takes it away: that is seen, and mended when it is asked for again.
+    // A removed socket is detected and created again by the next apply.
     fs::remove_file(one.join("volume.sock")).unwrap();
     assert!(!broker.status_of("data.volume").listening);
     broker.control().apply_in(&endpoint, &one).unwrap();
     assert!(broker.status_of("data.volume").listening);
     assert_eq!(hello(&one.join("volume.sock")), "from the host\n");
 
-    // In another directory, it is not in this one any more.
+    // Applied in another directory, it is removed from this one.
     broker.control().apply_in(&endpoint, &two).unwrap();
     assert!(!one.join("volume.sock").exists());
     assert_eq!(hello(&two.join("volume.sock")), "from the host\n");
     assert_eq!((read_hello(&guest).as_str(), guest.violations()), ("from the host\n", vec![]));
 
-    broker.control().ask(&Request::Remove { name: "data.volume".into(), force: true });
+    broker.control().request(&Request::Remove { name: "data.volume".into(), force: true });
     assert_eq!(fs::read_dir(&two).unwrap().count(), 0);
     until("the endpoint is gone", || broker.control().status().endpoints.is_empty());
 }
 
 #[test]
-fn a_directory_must_come_along_and_be_one() {
+fn passed_descriptor_must_be_a_directory() {
     let broker = Broker::start();
     let endpoint = given(&broker, "data.volume", &broker.source("data"));
-    let answer = broker.control().ask(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None });
+    let answer = broker.control().request(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None });
     assert!(
-        matches!(&answer, Response::InvalidRequest { message } if message.contains("directoryGiven")),
+        matches!(&answer, Response::InvalidRequest { message } if message.contains("descriptors: 0")),
         "{answer:?}"
     );
     let file = endpoint.source.join("hello");
     let finding = broker.control().apply_in(&endpoint, &file).unwrap_err();
-    assert!(finding.message.contains("volume.sock is not one of a directory"), "{finding}");
+    assert!(finding.message.contains("volume.sock is not a directory"), "{finding}");
     assert!(broker.control().status().endpoints.is_empty());
 }
 
 #[test]
-fn what_was_found_at_one_endpoint_holds_for_another_that_serves_the_same() {
+fn preflight_is_reused_for_the_same_directory() {
     let broker = Broker::start();
     let scratch = tempfile::tempdir().unwrap();
     let own = broker.share("data");
     let beside = given(&broker, "data.volume", &own.source);
     let found = broker.status_of("data").preflight;
-    // Nothing could be tried there now.
+    // A preflight would fail now.
     fs::rename(&own.source, own.source.with_extension("away")).unwrap();
     assert!(broker.control().apply_in(&beside, scratch.path()).is_err());
     let directory = fs::File::open(scratch.path()).unwrap();
     let mut control = broker.control();
     let request = Request::Apply { endpoint: beside, reuse_preflight_of: Some("data".into()) };
-    let answer = control.ask_with(&request, &directory);
+    let answer = control.request_with(&request, &directory);
     assert!(matches!(&answer, Response::Applied { preflight } if *preflight == found), "{answer:?}");
 }
 
 #[test]
-fn an_exclusive_source_has_one_session_at_all_its_endpoints() {
+fn exclusive_source_has_one_session_at_all_endpoints() {
     let broker = Broker::start();
     let scratch = tempfile::tempdir().unwrap();
     let mut own = broker.endpoint("data");
@@ -126,12 +126,13 @@ fn an_exclusive_source_has_one_session_at_all_its_endpoints() {
 }
 
 #[test]
-fn what_was_released_is_not_taken_up_at_a_new_socket() {
+fn released_source_stays_released_at_a_new_socket() {
     let broker = Broker::start();
     let own = broker.share("data");
     fs::create_dir(own.source.join("part")).unwrap();
     let scratch = tempfile::tempdir().unwrap();
-    let released = broker.control().ask(&Request::Release { name: "data".into(), deadline_ms: 600_000, force: false });
+    let released =
+        broker.control().request(&Request::Release { name: "data".into(), deadline_ms: 600_000, force: false });
     assert!(matches!(released, Response::Released { .. }), "{released:?}");
 
     let volume = given(&broker, "data.volume", &own.source);
@@ -139,13 +140,13 @@ fn what_was_released_is_not_taken_up_at_a_new_socket() {
     let finding = broker.control().apply_in(&part, scratch.path()).unwrap_err();
     assert_eq!(finding.reason, Reason::SourceReleased);
     let apply = Request::Apply { endpoint: volume, reuse_preflight_of: Some("data".into()) };
-    let applied = broker.control().ask_with(&apply, &fs::File::open(scratch.path()).unwrap());
+    let applied = broker.control().request_with(&apply, &fs::File::open(scratch.path()).unwrap());
     assert!(matches!(applied, Response::Applied { .. }), "{applied:?}");
     std::thread::scope(|scope| {
         let guest = scope.spawn(|| hello(&scratch.path().join("volume.sock")));
         assert_eq!(broker.until_state("data.volume", SessionState::Released).engine_pid, None);
         for name in ["data", "data.volume"] {
-            broker.control().ask(&Request::Resume { name: name.into() });
+            broker.control().request(&Request::Resume { name: name.into() });
         }
         assert_eq!(guest.join().unwrap(), "from the host\n");
     });

@@ -1,4 +1,4 @@
-//! Engines that are slow, silent or die, and VMMs that break the protocol: each costs its own session only.
+//! Engines that are slow, silent or die, and VMMs that violate the protocol: only their own session is affected.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -25,7 +25,7 @@ const VERSION: u32 = 1;
 const SHORT: Duration = Duration::from_secs(20);
 
 #[test]
-fn an_engine_that_cannot_start_is_a_finding() {
+fn engine_that_cannot_start_is_a_finding() {
     let broker = Broker::start_with_script("echo no luck today >&2; exit 3");
     let finding = broker.control().apply(&broker.endpoint("data")).unwrap_err();
     assert_eq!(finding.reason, Reason::EngineFailed);
@@ -33,7 +33,7 @@ fn an_engine_that_cannot_start_is_a_finding() {
 }
 
 #[test]
-fn an_engine_that_is_not_there_is_a_finding() {
+fn missing_engine_is_a_finding() {
     let broker = Broker::start_with_script("exit 0");
     let endpoint = broker.endpoint("data");
     fs::remove_file(broker.runtime_dir().with_file_name("engine.sh")).unwrap();
@@ -42,21 +42,21 @@ fn an_engine_that_is_not_there_is_a_finding() {
     assert!(finding.remedy.contains("--engine"), "{finding}");
 }
 
-/// An engine whose sessions, but not trials, are hindered while a file exists beside it.
-fn hindered_while(file: &str, hindrance: &str) -> Broker {
+/// A broker whose engines fail to serve sessions, but pass preflights, while a file exists beside the engine.
+fn broken_while(file: &str, hindrance: &str) -> Broker {
     let script = format!("if [ -e \"$(dirname $0)/{file}\" ]; then {hindrance}; fi; exec ENGINE");
     Broker::start_with_script(&script)
 }
 
 #[test]
-fn a_vmm_is_answered_before_its_engine_is_there() {
-    let broker = hindered_while("slow", "while [ -e \"$(dirname $0)/slow\" ]; do sleep 0.1; done");
+fn vmm_is_answered_without_an_engine() {
+    let broker = broken_while("slow", "while [ -e \"$(dirname $0)/slow\" ]; do sleep 0.1; done");
     let endpoint = broker.share("slow");
     let other = broker.share("other");
     let beside = broker.runtime_dir().with_file_name("slow");
     let waiting = boot(&other);
     fs::write(&beside, "").unwrap();
-    // None of this could be, had VMM or others to wait for the engine.
+    // This fails if the VMM or others wait for the engine.
     let guest = Guest::power_on(GuestConfig::new(&endpoint.socket.path).small()).unwrap();
     assert_eq!(read_hello(&waiting), "from the host\n");
     assert_ne!(broker.session_of("slow").state, SessionState::Serving);
@@ -66,8 +66,8 @@ fn a_vmm_is_answered_before_its_engine_is_there() {
 }
 
 #[test]
-fn a_session_whose_engine_could_not_start_heals() {
-    let broker = hindered_while("broken", "exit 1");
+fn session_recovers_after_failed_starts() {
+    let broker = broken_while("broken", "exit 1");
     let endpoint = broker.share("data");
     let beside = broker.runtime_dir().with_file_name("broken");
     fs::write(&beside, "").unwrap();
@@ -81,12 +81,12 @@ fn a_session_whose_engine_could_not_start_heals() {
 }
 
 #[test]
-fn a_session_that_ends_before_it_is_recovered_is_counted_as_given_up() {
-    let broker = hindered_while("broken", "exit 1");
+fn recovery_is_abandoned_when_the_session_ends() {
+    let broker = broken_while("broken", "exit 1");
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
     fs::write(broker.runtime_dir().with_file_name("broken"), "").unwrap();
-    until("neither engine nor spare is left", || {
+    until("neither engine nor standby is left", || {
         let session = broker.session_of("data");
         if let Some(engine) = session.engine_pid {
             kill(Pid::from_raw(engine as i32), Signal::SIGKILL).ok();
@@ -95,11 +95,11 @@ fn a_session_that_ends_before_it_is_recovered_is_counted_as_given_up() {
     });
     drop(guest);
     until("it is counted", || broker.status_of("data").totals.replacements.abandoned == 1);
-    assert!(broker.log().contains("session ends without having been recovered"));
+    assert!(broker.log().contains("recovery abandoned"));
 }
 
 #[test]
-fn an_engine_that_does_not_come_to_rest_is_given_up_and_the_vmm_is_answered() {
+fn engine_that_does_not_quiesce_is_killed_and_the_vmm_answered() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -131,7 +131,7 @@ fn is_closed(connection: &mut Connection) -> bool {
 }
 
 #[test]
-fn a_vmm_that_breaks_the_protocol_loses_its_connection_only() {
+fn protocol_violation_ends_only_its_session() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -206,7 +206,7 @@ fn garbage_and_half_messages_are_refused() {
 }
 
 #[test]
-fn a_vmm_that_cuts_its_memory_short_loses_its_session_only() {
+fn truncated_memory_ends_only_its_session() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let other = boot(&endpoint);
@@ -220,7 +220,7 @@ fn a_vmm_that_cuts_its_memory_short_loses_its_session_only() {
 }
 
 #[test]
-fn silent_connections_are_limited_and_do_not_last() {
+fn silent_connections_are_limited_and_closed() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let silent: Vec<UnixStream> = (0..30).map(|_| UnixStream::connect(&endpoint.socket.path).unwrap()).collect();
@@ -231,7 +231,7 @@ fn silent_connections_are_limited_and_do_not_last() {
     assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
 }
 
-/// A guest goes on over the death of its engine, with the broker's log going there.
+/// A guest survives the death of its engine while the broker logs to this output.
 fn recovers_while_logging_to(stderr: impl Into<Stdio>) {
     let broker = Broker::start_logging_to(stderr);
     let guest = boot(&broker.share("data"));
@@ -243,7 +243,7 @@ fn recovers_while_logging_to(stderr: impl Into<Stdio>) {
 }
 
 #[test]
-fn a_log_line_that_cannot_be_written_costs_nobody_anything() {
+fn unwritable_log_does_not_block_recovery() {
     recovers_while_logging_to(File::options().write(true).open("/dev/full").unwrap());
     let (reader, nobody_reads) = std::io::pipe().unwrap();
     drop(reader);
@@ -251,7 +251,7 @@ fn a_log_line_that_cannot_be_written_costs_nobody_anything() {
 }
 
 #[test]
-fn a_log_that_is_not_read_costs_nobody_anything() {
+fn unread_log_does_not_block_recovery() {
     let (_reader, mut unread) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&unread, true).unwrap();
     while unread.write(&[b'x'; 4096]).is_ok() {}
@@ -260,7 +260,7 @@ fn a_log_that_is_not_read_costs_nobody_anything() {
 }
 
 #[test]
-fn an_engine_that_floods_its_log_still_serves() {
+fn engine_that_floods_its_log_serves() {
     let script = "( while :; do echo spam spam spam; done ) & exec ENGINE";
     let broker = Broker::start_with_script(script);
     let begin = Instant::now();
@@ -272,7 +272,7 @@ fn an_engine_that_floods_its_log_still_serves() {
     let spam = || broker.log().lines().filter(|line| line.contains("spam spam")).count();
     until("its lines come through", || spam() > 0);
     let lines = spam();
-    // A trial, an engine and its spare: each has so many at once, and then so many a second.
+    // A preflight, an engine and its standby: each may log a burst, and then a number of lines each second.
     let allowed = 3 * (50 + 1 + begin.elapsed().as_millis() / 100);
     assert!(lines as u128 <= allowed, "{lines} lines, {allowed} are allowed");
 }

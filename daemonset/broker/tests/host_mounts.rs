@@ -91,12 +91,12 @@ impl Stage {
 
     fn release(&self) {
         let request = Request::Release { name: "data".into(), deadline_ms: 600_000, force: false };
-        let reply = self.broker.control().ask(&request);
+        let reply = self.broker.control().request(&request);
         assert!(matches!(reply, Response::Released { .. }), "{reply:?}");
     }
 
     fn resume(&self) {
-        assert_eq!(self.broker.control().ask(&Request::Resume { name: "data".into() }), Response::Done);
+        assert_eq!(self.broker.control().request(&Request::Resume { name: "data".into() }), Response::Done);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Sources that do not answer: whoever uses them waits, nobody else does, and there are never two engines.
+//! Hung sources: only their users wait, and there are never two engines of a session.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -16,7 +16,7 @@ use virtiofs_contract::control::{Endpoint, OldestRequest, SessionState};
 use virtiofs_contract::counters::OPERATION_NAMES;
 use virtiofs_contract::preflight::Reason;
 
-/// An endpoint on a mount that hangs when told to; none where mounting is not permitted.
+/// An endpoint on a mount that hangs on request; none if mounting is not permitted.
 fn hanging_endpoint(broker: &Broker, hangs: Hangs) -> Option<(Endpoint, HangingMount)> {
     let endpoint = broker.endpoint("hung");
     let mount = HangingMount::at(&endpoint.source, hangs);
@@ -26,7 +26,7 @@ fn hanging_endpoint(broker: &Broker, hangs: Hangs) -> Option<(Endpoint, HangingM
     Some((endpoint, mount?))
 }
 
-/// Is there a thread of this process that is not a zombie?
+/// True if the process has a thread that is not a zombie.
 fn has_threads(pid: u32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     threads.flatten().any(|thread| {
@@ -40,7 +40,7 @@ fn engine_of(broker: &Broker) -> u32 {
 }
 
 #[test]
-fn a_hung_source_is_a_finding_and_costs_nobody_else_anything() {
+fn hung_source_does_not_affect_other_endpoints() {
     let broker = Broker::start();
     let other = broker.share("other");
     let Some((endpoint, mount)) = hanging_endpoint(&broker, Hangs::Everything) else { return };
@@ -60,14 +60,14 @@ fn a_hung_source_is_a_finding_and_costs_nobody_else_anything() {
 }
 
 #[test]
-fn an_engine_with_a_stuck_request_is_not_replaced_by_an_exchange() {
+fn stuck_request_aborts_the_hand_over() {
     let broker = Broker::start();
     let other = broker.share("other");
     let Some((endpoint, mount)) = hanging_endpoint(&broker, Hangs::Nothing) else { return };
     broker.control().apply(&endpoint).unwrap();
     let guest = boot(&endpoint);
     let engine = engine_of(&broker);
-    until("there is a spare", || broker.status_of("hung").engines_started == 2);
+    until("there is a standby engine", || broker.status_of("hung").engines_started == 2);
     mount.set(Hangs::Reads);
     thread::scope(|scope| {
         let reading = scope.spawn(|| read_hello(&guest));
@@ -77,7 +77,7 @@ fn an_engine_with_a_stuck_request_is_not_replaced_by_an_exchange() {
             let named = |it: &OldestRequest| OPERATION_NAMES[it.opcode as usize] == "read" && it.age_ms > 1000;
             oldest.is_some_and(|it| named(&it) && it.path.as_deref() == Some("/hello"))
         });
-        assert_eq!(broker.control().exchange("hung").len(), 1);
+        assert_eq!(broker.control().hand_over("hung").len(), 1);
         until("it is said", || {
             broker.session_of("hung").finding.is_some_and(|finding| finding.reason == Reason::EngineStuck)
         });
@@ -91,27 +91,27 @@ fn an_engine_with_a_stuck_request_is_not_replaced_by_an_exchange() {
     assert_eq!(guest.violations(), []);
 }
 
-/// The lowest number that the broker's next descriptor can have.
+/// The lowest number that the broker's next descriptor can get.
 fn next_descriptor(broker: &Broker) -> u64 {
     (0..).find(|number| fs::symlink_metadata(format!("/proc/{}/fd/{number}", broker.pid())).is_err()).unwrap()
 }
 
-/// Descriptors of the broker's have lower numbers than this from now on; or may be as many as before.
+/// Limits the numbers of the broker's descriptors, or resets the limit.
 fn limit_descriptors(broker: &Broker, limit: Option<u64>) {
-    // The broker has the hard limit of this process, and has raised the other one to it.
+    // The broker has the hard limit of this process and has raised its soft limit to it.
     let maximum = getrlimit(Resource::Nofile).maximum;
     let current = limit.or(maximum);
     prlimit(rustix::process::Pid::from_raw(broker.pid() as i32), Resource::Nofile, Rlimit { current, maximum })
         .unwrap();
 }
 
-fn an_engine_that_cannot_die_has_no_successor(limited: bool) {
+fn terminating_engine_has_no_successor(limited: bool) {
     let broker = Broker::start();
     let Some((endpoint, mount)) = hanging_endpoint(&broker, Hangs::Nothing) else { return };
     broker.control().apply(&endpoint).unwrap();
     let guest = boot(&endpoint);
     let engine = engine_of(&broker);
-    until("there is a spare", || broker.status_of("hung").engines_started == 2);
+    until("there is a standby engine", || broker.status_of("hung").engines_started == 2);
     let mut control = broker.control();
     let mut session = || control.status().endpoints.remove(0).sessions.remove(0);
     mount.set(Hangs::Reads);
@@ -132,11 +132,11 @@ fn an_engine_that_cannot_die_has_no_successor(limited: bool) {
 }
 
 #[test]
-fn an_engine_that_cannot_die_has_no_successor_until_it_has() {
-    an_engine_that_cannot_die_has_no_successor(false);
+fn no_successor_while_an_engine_is_terminating() {
+    terminating_engine_has_no_successor(false);
 }
 
 #[test]
-fn a_broker_that_can_open_nothing_does_not_take_an_engine_for_dead() {
-    an_engine_that_cannot_die_has_no_successor(true);
+fn broker_without_descriptors_waits_for_a_terminating_engine() {
+    terminating_engine_has_no_successor(true);
 }

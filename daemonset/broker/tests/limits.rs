@@ -1,4 +1,4 @@
-//! What an engine may use of the host: in force as the kernel says, or said not to be.
+//! Limits of an engine: active according to the kernel, or reported as not active.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -12,7 +12,7 @@ use virtiofs_config::Limits;
 use virtiofs_contract::control::SessionState;
 use virtiofs_contract::preflight::Reason;
 
-/// Directories of the control groups that a process is in, by /proc/PID/cgroup, that engines alone are in.
+/// Directories of a process's control groups that only engines use, from /proc/PID/cgroup.
 fn groups_of(pid: u32) -> Vec<PathBuf> {
     let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     own.lines()
@@ -30,7 +30,7 @@ fn groups_of(pid: u32) -> Vec<PathBuf> {
 }
 
 #[test]
-fn limits_are_in_force_or_said_not_to_be_and_leave_nothing_behind() {
+fn limits_are_active_or_reported() {
     let broker = Broker::start();
     let mut endpoint = broker.endpoint("data");
     let asked = Limits {
@@ -76,7 +76,7 @@ fn limits_are_in_force_or_said_not_to_be_and_leave_nothing_behind() {
 }
 
 #[test]
-fn a_limit_that_cannot_be_kept_is_said_and_the_share_is_served() {
+fn unavailable_limit_is_reported_and_the_share_served() {
     let broker = Broker::start();
     let mut endpoint = broker.endpoint("data");
     let Ok(()) =
@@ -86,7 +86,7 @@ fn a_limit_that_cannot_be_kept_is_said_and_the_share_is_served() {
         return;
     };
     fs::write(endpoint.source.join("hello"), "from the host\n").unwrap();
-    // A file system in memory is on no block device.
+    // A tmpfs has no block device.
     endpoint.engine.limits = Limits { read_bytes_per_second: Some(1 << 20), ..Limits::default() };
     let applied = broker.control().apply(&endpoint).unwrap();
     let said = applied
@@ -100,7 +100,7 @@ fn a_limit_that_cannot_be_kept_is_said_and_the_share_is_served() {
 }
 
 #[test]
-fn an_engine_that_needs_more_memory_than_it_may_have_does_not_take_the_mount_with_it() {
+fn engine_over_its_memory_limit_does_not_end_the_mount() {
     let broker = Broker::start();
     let mut endpoint = broker.endpoint("data");
     endpoint.engine.limits = Limits { memory_bytes: Some(64 << 20), ..Limits::default() };

@@ -1,4 +1,4 @@
-//! A source let go of under guests that have files open, unmounted on the host, and taken up again.
+//! A source that is released while guests have files open, unmounted on the host, and resumed.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -20,11 +20,11 @@ use virtiofs_config::InodeFileHandles;
 use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
 use virtiofs_contract::preflight::{Finding, Reason};
 
-/// What lies at the source: always the same file system, there or not.
+/// The file system at the source, mounted or not.
 enum Medium {
     /// A tmpfs that is mounted elsewhere.
     Bind { store: tempfile::TempDir },
-    /// An image of ext4; another file that takes its loop device every other time, and how often it was mounted.
+    /// An ext4 image, another file that takes its loop device every other time, and the number of mounts.
     Ext4 { image: tempfile::NamedTempFile, other: tempfile::NamedTempFile, mounts: Cell<u32> },
 }
 
@@ -35,14 +35,14 @@ struct Volume {
 }
 
 impl Volume {
-    /// None where mounting is not permitted.
+    /// None if mounting is not permitted.
     fn bind(source: &Path) -> Option<Self> {
         let store = tempfile::tempdir().unwrap();
         mount(Some("store"), store.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).ok()?;
         Self::with(Medium::Bind { store }, source)
     }
 
-    /// None where there is no loop device.
+    /// None if there is no loop device.
     fn ext4(source: &Path) -> Option<Self> {
         let image = tempfile::NamedTempFile::new().unwrap();
         image.as_file().set_len(16 << 20).unwrap();
@@ -78,7 +78,7 @@ impl Volume {
         }
     }
 
-    /// As an administrator does it. Nothing is open any more: a loop device is free once its file system is gone.
+    /// Unmounts as an administrator does. The loop device is free once nothing of the file system is open.
     fn umount(&self) {
         umount2(&self.source, MntFlags::empty()).unwrap();
         if let Medium::Ext4 { image, .. } = &self.medium {
@@ -96,7 +96,7 @@ impl Drop for Volume {
     }
 }
 
-/// A file behind the first loop device that was free.
+/// A file attached to the first free loop device.
 struct Looped(String);
 
 impl Looped {
@@ -128,7 +128,7 @@ fn volume_and_share(broker: &Broker, make: fn(&Path) -> Option<Volume>) -> Optio
 }
 
 fn release(broker: &Broker, deadline_ms: u64, force: bool) -> Result<Vec<String>, Finding> {
-    match broker.control().ask(&Request::Release { name: "data".into(), deadline_ms, force }) {
+    match broker.control().request(&Request::Release { name: "data".into(), deadline_ms, force }) {
         Response::Released { sessions, .. } => Ok(sessions),
         Response::Refused { finding } => Err(finding),
         other => panic!("{other:?}"),
@@ -136,12 +136,12 @@ fn release(broker: &Broker, deadline_ms: u64, force: bool) -> Result<Vec<String>
 }
 
 fn resume(broker: &Broker) -> Response {
-    broker.control().ask(&Request::Resume { name: "data".into() })
+    broker.control().request(&Request::Resume { name: "data".into() })
 }
 
 const LONG: u64 = 600_000;
 
-/// Uses the share without a pause and counts.
+/// Uses the share in a loop and counts.
 fn work(guest: &Guest, stop: &AtomicBool, done: &AtomicU64) {
     let fuse = guest.fuse();
     let made = fuse.create(1, "log", libc::O_RDWR, 0o600).unwrap();
@@ -161,7 +161,7 @@ fn work(guest: &Guest, stop: &AtomicBool, done: &AtomicU64) {
     assert_eq!(all.len() as u64, done.load(Relaxed) * 8, "a write was lost");
 }
 
-/// Released, unmounted, mounted, resumed, so many times, while two guests work.
+/// Releases, unmounts, mounts and resumes repeatedly while two guests work.
 fn survives(make: fn(&Path) -> Option<Volume>, handles: InodeFileHandles, kills: bool) {
     let broker = Broker::start();
     let Some((volume, mut endpoint)) = volume_and_share(&broker, make) else { return };
@@ -210,22 +210,22 @@ fn kill_engines(broker: &Broker) {
 }
 
 #[test]
-fn guests_do_not_notice_that_their_file_system_was_unmounted_for_a_while() {
+fn guests_survive_an_unmount_of_the_source() {
     survives(Volume::ext4, InodeFileHandles::Prefer, false);
 }
 
 #[test]
-fn nor_where_there_are_no_file_handles() {
+fn guests_survive_an_unmount_without_file_handles() {
     survives(Volume::bind, InodeFileHandles::Never, false);
 }
 
 #[test]
-fn nor_if_engines_die_just_then() {
+fn guests_survive_an_unmount_while_engines_die() {
     survives(Volume::bind, InodeFileHandles::Prefer, true);
 }
 
 #[test]
-fn files_without_a_name_are_not_lost_unless_that_is_wanted() {
+fn orphaned_files_prevent_a_release_without_force() {
     let broker = Broker::start();
     let Some((volume, endpoint)) = volume_and_share(&broker, Volume::bind) else { return };
     let (guest, other) = (boot(&endpoint), boot(&endpoint));
@@ -248,7 +248,7 @@ fn files_without_a_name_are_not_lost_unless_that_is_wanted() {
 }
 
 #[test]
-fn sessions_go_on_by_themselves_and_wait_for_a_source_that_is_not_there() {
+fn sessions_resume_at_the_deadline_and_wait_for_the_source() {
     let broker = Broker::start();
     let Some((volume, endpoint)) = volume_and_share(&broker, Volume::bind) else { return };
     let guest = boot(&endpoint);
@@ -274,7 +274,7 @@ fn sessions_go_on_by_themselves_and_wait_for_a_source_that_is_not_there() {
 }
 
 #[test]
-fn who_connects_meanwhile_waits_and_nothing_is_tried() {
+fn new_sessions_wait_while_released() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     assert_eq!(release(&broker, LONG, false).unwrap(), Vec::<String>::new());
@@ -291,7 +291,7 @@ fn who_connects_meanwhile_waits_and_nothing_is_tried() {
 }
 
 #[test]
-fn one_session_that_does_not_come_to_rest_keeps_all_of_them() {
+fn one_session_that_does_not_quiesce_aborts_the_release() {
     let broker = Broker::start();
     let endpoint = broker.endpoint("data");
     let Some(mount) = HangingMount::at(&endpoint.source, Hangs::Nothing) else {
@@ -318,7 +318,7 @@ fn one_session_that_does_not_come_to_rest_keeps_all_of_them() {
 }
 
 #[test]
-fn senseless_orders_are_refused_by_name() {
+fn invalid_release_requests_are_refused() {
     let broker = Broker::start();
     broker.share("data");
     for (request, word) in [
@@ -333,7 +333,7 @@ fn senseless_orders_are_refused_by_name() {
         (Request::Put { key: String::new(), value: None }, "key"),
         (Request::Put { key: "k".into(), value: Some("x".repeat((1 << 20) + 1)) }, "value"),
     ] {
-        match broker.control().ask(&request) {
+        match broker.control().request(&request) {
             Response::InvalidRequest { message } => assert!(message.contains(word), "{message}"),
             other => panic!("{request:?}: {other:?}"),
         }

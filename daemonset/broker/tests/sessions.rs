@@ -19,7 +19,7 @@ use virtiofs_contract::control::SessionState;
 use virtiofs_contract::preflight::Reason;
 
 #[test]
-fn a_guest_works_on_a_share() {
+fn guest_works_on_a_share() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -37,7 +37,7 @@ fn a_guest_works_on_a_share() {
 }
 
 #[test]
-fn every_guest_has_its_own_engine_and_leaves_nothing_behind() {
+fn each_guest_has_its_own_engine() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let before = Holdings::of_tree(broker.pid() as i32).unwrap();
@@ -67,7 +67,7 @@ fn every_guest_has_its_own_engine_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn an_engine_inherits_nothing_of_other_guests() {
+fn engine_inherits_no_foreign_descriptors() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let first = boot(&endpoint);
@@ -91,7 +91,7 @@ fn an_engine_inherits_nothing_of_other_guests() {
 }
 
 #[test]
-fn totals_never_go_backwards_when_sessions_end() {
+fn totals_never_decrease() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let mut last = 0;
@@ -108,7 +108,7 @@ fn totals_never_go_backwards_when_sessions_end() {
 }
 
 #[test]
-fn a_paused_guest_goes_on_where_it_was() {
+fn paused_guest_continues() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -126,7 +126,7 @@ fn a_paused_guest_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_rebooted_guest_begins_anew() {
+fn rebooted_guest_starts_fresh() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -139,12 +139,12 @@ fn a_rebooted_guest_begins_anew() {
 }
 
 #[test]
-fn rings_that_are_set_up_anew_without_a_stop_begin_where_the_vmm_says() {
+fn rings_set_up_again_start_at_the_vmm_base() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let config = GuestConfig { queue_size: 16, in_flight: 4, ..GuestConfig::new(&endpoint.socket.path).small() };
     let guest = Guest::boot(config).unwrap();
-    // Further than the ring is long: a used index of 0 cannot be taken for the running ring's then.
+    // Beyond the length of the ring, so that a used index of 0 cannot belong to the running ring.
     while guest.queues()[1].ring_state().unwrap().used <= 16 {
         assert_eq!(read_hello(&guest), "from the host\n");
     }
@@ -154,7 +154,7 @@ fn rings_that_are_set_up_anew_without_a_stop_begin_where_the_vmm_says() {
 }
 
 #[test]
-fn memory_that_was_unplugged_and_plugged_in_again_is_taken_over() {
+fn replugged_memory_is_handed_over() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let config = GuestConfig { split_memory: Some(32 << 20), ..GuestConfig::new(&endpoint.socket.path).small() };
@@ -191,7 +191,7 @@ fn front_ends_of_all_kinds_are_served() {
 }
 
 #[test]
-fn a_share_that_may_not_be_written_is_not() {
+fn read_only_share_is_not_writable() {
     let broker = Broker::start();
     let mut endpoint = broker.endpoint("data");
     endpoint.engine.access = Access::ReadOnly;
@@ -206,7 +206,7 @@ fn a_share_that_may_not_be_written_is_not() {
 struct Mounted(PathBuf);
 
 impl Mounted {
-    /// None where mounting is not permitted.
+    /// None if mounting is not permitted.
     fn at(directory: PathBuf, kind: &str) -> Option<Self> {
         fs::create_dir_all(&directory).unwrap();
         mount(Some(kind), &directory, Some(kind), MsFlags::empty(), None::<&str>).ok()?;
@@ -221,7 +221,7 @@ impl Drop for Mounted {
 }
 
 #[test]
-fn file_systems_of_the_kernel_below_a_source_are_not_shared() {
+fn kernel_file_systems_are_not_shared() {
     let broker = Broker::start();
     let mut endpoint = broker.endpoint("data");
     let places = ["a dir/proc", "tmp", "tmp/sys"].map(|place| endpoint.source.join(place));
@@ -232,9 +232,9 @@ fn file_systems_of_the_kernel_below_a_source_are_not_shared() {
         return;
     }
     fs::write(tmp.join("kept"), "").unwrap();
-    let told = broker.control().apply(&endpoint).unwrap().findings;
-    let told: Vec<_> = told.iter().filter(|finding| finding.reason == Reason::SourceForbidden).collect();
-    assert!(matches!(&told[..], [one] if one.message.contains("a dir/proc, tmp/sys")), "{told:?}");
+    let sent = broker.control().apply(&endpoint).unwrap().findings;
+    let sent: Vec<_> = sent.iter().filter(|finding| finding.reason == Reason::SourceForbidden).collect();
+    assert!(matches!(&sent[..], [one] if one.message.contains("a dir/proc, tmp/sys")), "{sent:?}");
     let guest = boot(&endpoint);
     let inside = |parent: u64, name: &str| guest.fuse().lookup(parent, name).map(|entry| entry.nodeid);
     let proc = inside(inside(1, "a dir").unwrap(), "proc").unwrap();
@@ -247,7 +247,7 @@ fn file_systems_of_the_kernel_below_a_source_are_not_shared() {
 }
 
 #[test]
-fn an_exclusive_endpoint_has_one_session() {
+fn exclusive_endpoint_has_one_session() {
     let broker = Broker::start();
     let mut endpoint = broker.endpoint("data");
     endpoint.exclusive = true;
@@ -262,7 +262,7 @@ fn an_exclusive_endpoint_has_one_session() {
 }
 
 #[test]
-fn the_broker_ends_cleanly() {
+fn broker_ends_cleanly() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut broker = Broker::start();
         let endpoint = broker.share("data");
@@ -276,7 +276,7 @@ fn the_broker_ends_cleanly() {
 }
 
 #[test]
-fn engines_do_not_outlive_a_broker_that_crashed_and_its_sockets_are_replaced() {
+fn engines_die_with_a_crashed_broker() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);

@@ -14,7 +14,7 @@ use virtiofs_contract::control::{SessionState, SessionStatus};
 use virtiofs_contract::preflight::Reason;
 use virtiofs_contract::staleness::Cause;
 
-/// File systems mounted at one place, taken away in the end.
+/// File systems mounted at one path, unmounted at the end.
 struct Mounts(PathBuf);
 
 impl Mounts {
@@ -43,7 +43,7 @@ fn read(guest: &Guest) -> String {
     String::from_utf8(contents).unwrap()
 }
 
-/// How often the source of the only session was seen to be gone, if nothing else was stale.
+/// Number of SourceGone events of the only session, if no other cause was counted.
 fn gone(session: &SessionStatus) -> u64 {
     assert!(session.totals.stale.iter().all(|total| total.cause == Cause::SourceGone), "{:?}", session.totals.stale);
     session.totals.stale(Cause::SourceGone)
@@ -58,12 +58,12 @@ fn until_gone(broker: &Broker, name: &str, words: &str, times: u64) {
 
 fn hand_over(broker: &Broker, name: &str) {
     let engines = broker.session_of(name).engines;
-    assert_eq!(broker.control().exchange(name).len(), 1);
+    assert_eq!(broker.control().hand_over(name).len(), 1);
     until("another engine serves", || broker.session_of(name).engines > engines);
 }
 
 #[test]
-fn another_file_system_is_noticed_and_the_guest_goes_on_there_without_mounting() {
+fn other_file_system_is_detected_and_served_after_a_hand_over() {
     let broker = Broker::start();
     let mounts = Mounts(broker.source("moving"));
     mounts.push("first\n");
@@ -85,14 +85,14 @@ fn another_file_system_is_noticed_and_the_guest_goes_on_there_without_mounting()
     hand_over(&broker, "moving");
     assert_eq!(read(&guest), "second\n");
     let errno = guest.fuse().getattr(before, None).unwrap_err().errno().unwrap();
-    assert_eq!(errno as i32, libc::ESTALE, "what was told of the first file system is nothing of the second");
+    assert_eq!(errno as i32, libc::ESTALE, "what was sent of the first file system is nothing of the second");
     until("it is the source again", || broker.session_of("moving").source_gone.is_none());
     assert_eq!(gone(&broker.session_of("moving")), 1);
 
-    // Unmounted and not mounted again: what lies below is no source, and the guest keeps what it has.
+    // Unmounted and not mounted again: the mount point is not a valid source, and the guest keeps its files.
     mounts.pop();
     until_gone(&broker, "moving", "another file system", 2);
-    broker.control().exchange("moving");
+    broker.control().hand_over("moving");
     until("it is said", || {
         broker.session_of("moving").finding.is_some_and(|finding| finding.reason == Reason::SourceMissing)
     });
@@ -106,7 +106,7 @@ fn another_file_system_is_noticed_and_the_guest_goes_on_there_without_mounting()
 }
 
 #[test]
-fn a_directory_replaced_on_the_same_file_system_is_noticed_too() {
+fn replaced_directory_is_detected() {
     let broker = Broker::start();
     let endpoint = broker.share("replaced");
     let guest = boot(&endpoint);
@@ -118,7 +118,7 @@ fn a_directory_replaced_on_the_same_file_system_is_noticed_too() {
     fs::create_dir(source).unwrap();
     fs::write(source.join("hello"), "another\n").unwrap();
     until_gone(&broker, "replaced", "another directory", 1);
-    // Back again, before anybody did anything: nothing is amiss any more.
+    // Restored without a hand-over: the source matches again.
     fs::remove_dir_all(source).unwrap();
     fs::rename(&aside, source).unwrap();
     until("it is the source again", || broker.session_of("replaced").source_gone.is_none());

@@ -1,4 +1,4 @@
-//! A directory below a source, served instead of it.
+//! A directory below a source that is served instead of it.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -19,7 +19,7 @@ fn below(broker: &Broker, whole: &Endpoint, sub_path: &str) -> Endpoint {
 }
 
 #[test]
-fn a_guest_sees_the_directory_and_nothing_above_it() {
+fn guest_sees_only_the_sub_path() {
     let broker = Broker::start();
     let whole = broker.share("whole");
     fs::create_dir_all(whole.source.join("a/b")).unwrap();
@@ -34,12 +34,12 @@ fn a_guest_sees_the_directory_and_nothing_above_it() {
     elsewhere.sub_path = Some("a".into());
     let answer = broker
         .control()
-        .ask(&virtiofs_contract::control::Request::Apply { endpoint: elsewhere, reuse_preflight_of: None });
+        .request(&virtiofs_contract::control::Request::Apply { endpoint: elsewhere, reuse_preflight_of: None });
     assert!(format!("{answer:?}").contains("cannot change"), "{answer:?}");
 }
 
 #[test]
-fn a_guest_above_cannot_lead_the_next_engine_of_one_below_elsewhere() {
+fn guest_cannot_redirect_a_sub_path() {
     let broker = Broker::start();
     let whole = broker.share("whole");
     fs::create_dir_all(whole.source.join("a/b")).unwrap();
@@ -56,7 +56,7 @@ fn a_guest_above_cannot_lead_the_next_engine_of_one_below_elsewhere() {
         let fuse = above.fuse();
         fuse.rename(1, "a", 1, "moved", 0).unwrap();
         fuse.symlink(1, "a", link).unwrap();
-        // Killed until neither engine nor spare from before is left: those have the directory itself.
+        // Kill until no engine or standby from before is left, because those have the directory open.
         until("the next engine is refused its way", || {
             let session = broker.session_of("part");
             if let Some(engine) = session.engine_pid {
@@ -67,8 +67,8 @@ fn a_guest_above_cannot_lead_the_next_engine_of_one_below_elsewhere() {
         assert_eq!(broker.session_of("part").finding.unwrap().reason, Reason::SourceForbidden);
         fuse.unlink(1, "a").unwrap();
         fuse.rename(1, "moved", 1, "a", 0).unwrap();
-        // Tried again at once.
-        broker.control().exchange("part");
+        // The next attempt is immediate.
+        broker.control().hand_over("part");
         assert_eq!(read_hello(&guest), "from below\n");
     }
     assert_eq!((guest.violations(), above.violations()), (vec![], vec![]));

@@ -1,4 +1,4 @@
-//! The request log of one session.
+//! The request trace of one session.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -10,12 +10,12 @@ use virtiofs_contract::counters::OPERATION_NAMES;
 use virtiofs_contract::trace::{MAX_RATE, TraceEntry};
 
 fn start(broker: &Broker, session: &str, duration_ms: u64, rate: u32) {
-    let answer = broker.control().ask(&Request::Trace { session: session.into(), duration_ms, rate });
+    let answer = broker.control().request(&Request::Trace { session: session.into(), duration_ms, rate });
     assert!(matches!(answer, Response::Tracing { .. }), "{answer:?}");
 }
 
 fn read(broker: &Broker, session: &str, after: u64) -> TraceReply {
-    match broker.control().ask(&Request::ReadTrace { session: session.into(), after }) {
+    match broker.control().request(&Request::ReadTrace { session: session.into(), after }) {
         Response::TraceEntries(traced) => traced,
         other => panic!("{other:?}"),
     }
@@ -26,7 +26,7 @@ fn operation(entry: &TraceEntry) -> &'static str {
 }
 
 #[test]
-fn requests_are_logged_while_that_is_wanted_and_no_longer() {
+fn requests_are_logged_while_the_trace_runs() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -67,7 +67,7 @@ fn requests_are_logged_while_that_is_wanted_and_no_longer() {
 }
 
 #[test]
-fn a_trace_goes_on_with_the_next_engine_and_leaves_out_what_comes_too_fast() {
+fn trace_continues_across_engines_and_limits_its_rate() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -75,7 +75,7 @@ fn a_trace_goes_on_with_the_next_engine_and_leaves_out_what_comes_too_fast() {
     start(&broker, &session.id, LONGEST_TRACE_MS, MAX_RATE);
     read_hello(&guest);
     let before = read(&broker, &session.id, 0);
-    let wanted = broker.control().exchange("data").remove(0).generation;
+    let wanted = broker.control().hand_over("data").remove(0).generation;
     until("another engine serves", || broker.session_of("data").active_generation >= wanted);
     read_hello(&guest);
     let after = read(&broker, &session.id, before.next);

@@ -1,4 +1,4 @@
-//! An engine that serves a session: brought into line with the session's record, step by step.
+//! An engine that is kept in sync with a session's record, message by message.
 
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -8,151 +8,160 @@ use virtiofs_contract::channel::ChannelError;
 use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 
 use super::start::Engine;
-use crate::descriptor::{Descriptor, ring_bell};
+use crate::descriptor::{Descriptor, notify};
 use crate::guest_memory::{position, used_index};
 use crate::poll::{Interest, wait_readable};
 use crate::record::SessionRecord;
-use crate::record::plan::{RingEvent, RingStart, Step, Told, is_before_rings, may_cost_a_kick, plan};
-use crate::session::journal::{Journal, JournalError};
+use crate::record::journal::{Journal, JournalError};
+use crate::record::plan::{RingEvent, RingStart, SentState, Step, is_before_rings, may_lose_a_kick, plan};
 use crate::vhost_user::codec::Request;
+use crate::vhost_user::features;
 use crate::vhost_user::front_end::FrontEndError;
-use crate::vhost_user::offer;
 
-/// How long rings may take to come to rest. One that takes longer has a request stuck in a hung source.
-const QUIESCE_DEADLINE: Duration = Duration::from_secs(5);
+/// Deadline for stopping one ring. A ring that takes longer has a request stuck in a hung source.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Why an engine can no longer be relied on.
+/// Why an engine cannot be used. Displays its cause, so no variant has a `source` besides.
 #[derive(Debug, Error)]
 pub(crate) enum AttachError {
-    #[error("{0}")]
+    #[error(transparent)]
     FrontEnd(#[from] FrontEndError),
     #[error("control channel: {0}")]
-    Control(#[from] ChannelError),
-    #[error("a ring did not come to rest within {0:?}: a request is stuck in the source")]
-    Restless(Duration),
+    Control(ChannelError),
+    #[error("a ring did not quiesce within {0:?}: a request is stuck in the source")]
+    NotQuiesced(Duration),
     #[error("the engine lacks features {features:#x} and protocol features {protocol:#x}")]
     Features { features: u64, protocol: u64 },
-    #[error("{0}")]
+    #[error(transparent)]
     Journal(#[from] JournalError),
     #[error("poll: {0}")]
-    Poll(#[from] std::io::Error),
+    Poll(std::io::Error),
 }
 
+from_cause!(AttachError::Control(ChannelError));
+from_cause!(AttachError::Poll(std::io::Error));
+
 impl AttachError {
-    /// Is it only that the engine did not come to rest? It can go on then. After anything else it is not known which
-    /// rings it still serves: it may yet stop one that it was asked to stop in vain.
-    pub(crate) fn is_unrest(&self) -> bool {
-        matches!(self, AttachError::Restless(_))
+    /// True if the engine only did not quiesce in time. It can resume then. After any other error it is unknown which
+    /// rings it still serves, because it may stop a ring late.
+    pub(crate) fn can_resume(&self) -> bool {
+        matches!(self, AttachError::NotQuiesced(_))
     }
 }
 
-/// An engine and what it has been told.
+/// An engine and the state that was sent to it.
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) engine: Engine,
-    told: Told<Descriptor>,
-    /// Resumes that the engine has not acknowledged yet.
-    resuming: u32,
-    /// Has it been asked for the path of a node, and not answered yet?
-    asked_for_path: bool,
-    /// What it answered last: a node and its path.
+    sent: SentState<Descriptor>,
+    /// Resume messages that the engine has not acknowledged yet.
+    unacknowledged_resumes: u32,
+    /// True while a `Describe` is not answered.
+    path_requested: bool,
+    /// The last node that was described, and its path.
     described: Option<(u64, Option<String>)>,
 }
 
 impl Attached {
     pub(crate) fn new(engine: Engine) -> Self {
-        Attached { engine, told: Told::default(), resuming: 0, asked_for_path: false, described: None }
+        Attached {
+            engine,
+            sent: SentState::default(),
+            unacknowledged_resumes: 0,
+            path_requested: false,
+            described: None,
+        }
     }
 
-    /// Tells the engine whatever it does not know yet. A new engine is taken through the whole handshake by
-    /// this, a serving one learns of a change.
-    pub(crate) fn bring_into_line(
+    /// Sends everything that the engine does not have yet: the whole handshake to a new engine, changes to one that
+    /// serves.
+    pub(crate) fn sync(
         &mut self,
         record: &mut SessionRecord<Descriptor>,
         journal: &mut Journal,
     ) -> Result<(), AttachError> {
-        let steps = plan(&self.told, record);
+        let steps = plan(&self.sent, record);
         for step in &steps {
-            self.carry_out(step, record, journal)?;
-            self.told.note(step);
+            self.send_step(step, record, journal)?;
+            self.sent.record(step);
         }
-        if steps.iter().any(may_cost_a_kick) {
+        if steps.iter().any(may_lose_a_kick) {
             kick_all(record);
         }
         Ok(())
     }
 
-    /// Tells a new engine whatever it can know before it serves, while another one still does.
+    /// Sends a standby engine everything that it can have while another engine still serves.
     pub(crate) fn prepare(
         &mut self,
         record: &mut SessionRecord<Descriptor>,
         journal: &mut Journal,
     ) -> Result<(), AttachError> {
-        for step in plan(&self.told, record).into_iter().take_while(is_before_rings) {
-            self.carry_out(&step, record, journal)?;
-            self.told.note(&step);
+        for step in plan(&self.sent, record).into_iter().take_while(is_before_rings) {
+            self.send_step(&step, record, journal)?;
+            self.sent.record(&step);
         }
         Ok(())
     }
 
-    /// Brings the engine to rest and its rings out of its hands: it hears no kick any more, so a successor can
-    /// have them. [`Attached::take_back`] undoes it.
-    pub(crate) fn let_go(&mut self, longest: Duration) -> Result<(), AttachError> {
+    /// Quiesces the engine and stops its rings, so that it no longer polls their kicks and a successor can take them.
+    /// [`Attached::resume_rings`] undoes it.
+    pub(crate) fn stop_rings(&mut self, longest: Duration) -> Result<(), AttachError> {
         self.quiesce(longest)?;
-        for ring in self.told.running().collect::<Vec<_>>() {
-            self.engine.front_end.ask(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })?;
-            self.told.note(&Step::Stop(ring));
+        for ring in self.sent.running().collect::<Vec<_>>() {
+            self.engine.front_end.request(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })?;
+            self.sent.record(&Step::Stop(ring));
         }
         Ok(())
     }
 
-    /// Serves again after [`Attached::let_go`], or after an attempt at it that took too long. The rings that
-    /// have come to rest go on; one whose request is stuck goes on when that ends.
-    pub(crate) fn take_back(
+    /// Serves again after [`Attached::stop_rings`] succeeded or timed out. Quiesced rings resume; a ring whose request
+    /// is stuck resumes when that request ends.
+    pub(crate) fn resume_rings(
         &mut self,
         record: &mut SessionRecord<Descriptor>,
         journal: &mut Journal,
     ) -> Result<(), AttachError> {
         self.resume()?;
-        self.bring_into_line(record, journal)
+        self.sync(record, journal)
     }
 
-    /// Takes what the engine says unasked: the late end of an attempt to bring it to rest.
-    pub(crate) fn overhear(&mut self) -> Result<(), AttachError> {
+    /// Receives a message that nothing waits for, such as a late reply to Quiesce.
+    pub(crate) fn receive_late(&mut self) -> Result<(), AttachError> {
         let (message, _) = self.engine.control.receive::<FromEngine>()?;
-        tracing::debug!(?message, engine_pid = self.engine.process.pid(), "late answer of the engine");
-        self.note_word(&message);
+        tracing::debug!(?message, engine_pid = self.engine.process.pid(), "late message of the engine");
+        self.handle(&message);
         Ok(())
     }
 
-    /// Asks for the path of a node; it is told when the engine gets to it. One question at a time: an engine that is
-    /// busy coming to rest must not be sent more than it has room for.
-    pub(crate) fn ask_for_path(&mut self, node: u64) -> Result<(), AttachError> {
-        if !std::mem::replace(&mut self.asked_for_path, true) {
+    /// Requests the path of a node; [`Attached::described`] has it once the engine replies. Only one request is open at
+    /// a time, so that an engine that does not read cannot fill the channel.
+    pub(crate) fn request_path(&mut self, node: u64) -> Result<(), AttachError> {
+        if !std::mem::replace(&mut self.path_requested, true) {
             self.engine.control.send(&ToEngine::Describe { node }, &[])?;
         }
         Ok(())
     }
 
-    /// The node that was asked for last, and its path.
+    /// The last node that was described, and its path.
     pub(crate) fn described(&self) -> Option<&(u64, Option<String>)> {
         self.described.as_ref()
     }
 
-    /// Has this engine been told to serve a ring?
+    /// True if a ring was started on this engine.
     pub(crate) fn serves(&self) -> bool {
-        self.told.running().next().is_some()
+        self.sent.running().next().is_some()
     }
 
-    fn carry_out(
+    fn send_step(
         &mut self,
         step: &Step<Descriptor>,
         record: &mut SessionRecord<Descriptor>,
         journal: &mut Journal,
     ) -> Result<(), AttachError> {
         match step {
-            Step::Introduce => self.introduce()?,
-            Step::Features(features) => self.confirm(Request::SetFeatures(*features | offer::PROTOCOL_FEATURES))?,
+            Step::Negotiate => self.negotiate()?,
+            Step::Features(features) => self.confirm(Request::SetFeatures(*features | features::PROTOCOL_FEATURES))?,
             Step::Memory(regions) => self.confirm(Request::SetMemTable(regions.clone()))?,
             Step::AddRegion(region) => self.confirm(Request::AddMemReg(region.clone()))?,
             Step::RemoveRegion(region) => self.confirm(Request::RemMemReg(region.layout))?,
@@ -175,19 +184,19 @@ impl Attached {
         self.engine.front_end.confirm(&request)
     }
 
-    fn introduce(&self) -> Result<(), AttachError> {
+    fn negotiate(&self) -> Result<(), AttachError> {
         let front_end = &self.engine.front_end;
-        front_end.tell(&Request::<OwnedFd>::SetOwner)?;
-        let features = offer::FEATURES & !front_end.ask(&Request::<OwnedFd>::GetFeatures)?;
-        let protocol = offer::PROTOCOL & !front_end.ask(&Request::<OwnedFd>::GetProtocolFeatures)?;
+        front_end.send(&Request::<OwnedFd>::SetOwner)?;
+        let features = features::FEATURES & !front_end.request(&Request::<OwnedFd>::GetFeatures)?;
+        let protocol = features::PROTOCOL & !front_end.request(&Request::<OwnedFd>::GetProtocolFeatures)?;
         if features != 0 || protocol != 0 {
             return Err(AttachError::Features { features, protocol });
         }
-        Ok(front_end.confirm(&Request::<OwnedFd>::SetProtocolFeatures(offer::PROTOCOL))?)
+        Ok(front_end.confirm(&Request::<OwnedFd>::SetProtocolFeatures(features::PROTOCOL))?)
     }
 
-    /// Sets a ring up, in the order that `vhost-user-backend` needs: at ADDR it reads the used index, at KICK
-    /// the ring lives. The record says "served" before the engine can have touched the ring.
+    /// Sets a ring up in the order that `vhost-user-backend` needs: it reads the used index at ADDR and starts the ring at
+    /// KICK. The record says `served` before the engine can touch the ring.
     fn start_ring(
         &self,
         ring: usize,
@@ -201,29 +210,29 @@ impl Attached {
         journal.write(record)?;
         let index = ring as u32;
         let front_end = &self.engine.front_end;
-        front_end.tell(&Request::<Descriptor>::SetVringNum { ring: index, num: u32::from(start.size) })?;
-        front_end.tell(&Request::<Descriptor>::SetVringBase { ring: index, base: u32::from(base) })?;
-        front_end.tell(&Request::<Descriptor>::SetVringAddr { ring: index, address: start.address })?;
+        front_end.send(&Request::<Descriptor>::SetVringNum { ring: index, num: u32::from(start.size) })?;
+        front_end.send(&Request::<Descriptor>::SetVringBase { ring: index, base: u32::from(base) })?;
+        front_end.send(&Request::<Descriptor>::SetVringAddr { ring: index, address: start.address })?;
         for (event, fd) in [(RingEvent::Call, &start.call), (RingEvent::Err, &start.err)] {
             if fd.is_some() {
-                front_end.tell(&event_request(ring, event, fd.clone()))?;
+                front_end.send(&event_request(ring, event, fd.clone()))?;
             }
         }
         Ok(front_end.confirm(&Request::SetVringKick { ring: index, fd: Some(start.kick.clone()) })?)
     }
 
-    /// Stops a ring at a request boundary and notes where. The other rings rest meanwhile and then go on.
+    /// Stops a ring at a request boundary and records its position. The other rings quiesce meanwhile and then resume.
     fn stop_ring(
         &mut self,
         ring: usize,
         record: &mut SessionRecord<Descriptor>,
         journal: &mut Journal,
     ) -> Result<(), AttachError> {
-        self.quiesce(QUIESCE_DEADLINE)?;
-        let engine = self.engine.front_end.ask(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })? as u16;
+        self.quiesce(STOP_DEADLINE)?;
+        let engine = self.engine.front_end.request(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })? as u16;
         let used = used_index(record, ring).ok();
         let it = &mut record.rings[ring];
-        // A VMM that set the ring up anew while it ran has said where it begins: that stands.
+        // If the VMM set the ring up again while it ran, the base that the VMM set stays.
         if it.served {
             it.base = position(Some(engine), used, it.size, it.base);
         }
@@ -231,19 +240,19 @@ impl Attached {
         self.resume()
     }
 
-    /// Brings all rings to rest. What an earlier attempt left unsaid is heard out first: a ring that rested
-    /// then, and has gone on since, must not count as resting now.
+    /// Quiesces all rings. First receives the acknowledgements of earlier resumes: a ring that quiesced before and has
+    /// resumed since must not count as quiesced now.
     fn quiesce(&mut self, longest: Duration) -> Result<(), AttachError> {
         let end = Instant::now() + longest;
-        self.hear_resumed(end)?;
+        self.await_resumed(end)?;
         self.engine.control.send(&ToEngine::Quiesce, &[])?;
-        let mut resting = [false; QUEUES];
-        while !resting.iter().all(|ring| *ring) {
-            let heard = self.hear(end)?.ok_or(AttachError::Restless(longest))?;
-            if let FromEngine::Quiesced { ring } = heard
-                && let Some(resting) = resting.get_mut(usize::from(ring))
+        let mut quiesced = [false; QUEUES];
+        while !quiesced.iter().all(|ring| *ring) {
+            let message = self.receive(end)?.ok_or(AttachError::NotQuiesced(longest))?;
+            if let FromEngine::Quiesced { ring } = message
+                && let Some(quiesced) = quiesced.get_mut(usize::from(ring))
             {
-                *resting = true;
+                *quiesced = true;
             }
         }
         Ok(())
@@ -251,34 +260,34 @@ impl Attached {
 
     fn resume(&mut self) -> Result<(), AttachError> {
         self.engine.control.send(&ToEngine::Resume, &[])?;
-        self.resuming += 1;
+        self.unacknowledged_resumes += 1;
         Ok(())
     }
 
-    fn hear_resumed(&mut self, end: Instant) -> Result<(), AttachError> {
+    fn await_resumed(&mut self, end: Instant) -> Result<(), AttachError> {
         let begin = Instant::now();
-        while self.resuming > 0 {
-            self.hear(end)?.ok_or_else(|| AttachError::Restless(begin.elapsed()))?;
+        while self.unacknowledged_resumes > 0 {
+            self.receive(end)?.ok_or_else(|| AttachError::NotQuiesced(begin.elapsed()))?;
         }
         Ok(())
     }
 
-    /// The engine's next word, if it comes in time.
-    fn hear(&mut self, end: Instant) -> Result<Option<FromEngine>, AttachError> {
-        let [spoke] = wait_readable(&[Interest::of(&self.engine.control)], Some(end))?;
-        if !spoke {
+    /// The engine's next message; none: the deadline passed.
+    fn receive(&mut self, end: Instant) -> Result<Option<FromEngine>, AttachError> {
+        let [ready] = wait_readable(&[Interest::of(&self.engine.control)], Some(end))?;
+        if !ready {
             return Ok(None);
         }
         let (message, _) = self.engine.control.receive::<FromEngine>()?;
-        self.note_word(&message);
+        self.handle(&message);
         Ok(Some(message))
     }
 
-    fn note_word(&mut self, message: &FromEngine) {
+    fn handle(&mut self, message: &FromEngine) {
         match message {
-            FromEngine::Resumed => self.resuming = self.resuming.saturating_sub(1),
+            FromEngine::Resumed => self.unacknowledged_resumes = self.unacknowledged_resumes.saturating_sub(1),
             FromEngine::Described { node, path } => {
-                self.asked_for_path = false;
+                self.path_requested = false;
                 self.described = Some((*node, path.clone()));
             }
             _ => {}
@@ -286,10 +295,10 @@ impl Attached {
     }
 }
 
-/// Guests do not kick twice: an engine may have heard one while it could not look at the ring.
+/// A guest does not repeat a kick, and an engine may have consumed one while it could not read the ring.
 fn kick_all(record: &SessionRecord<Descriptor>) {
     let servable = (0..record.rings.len()).filter(|ring| record.servable(*ring));
-    servable.filter_map(|ring| record.rings[ring].kick.as_ref()).for_each(ring_bell);
+    servable.filter_map(|ring| record.rings[ring].kick.as_ref()).for_each(notify);
 }
 
 fn event_request(ring: usize, event: RingEvent, fd: Option<Descriptor>) -> Request<Descriptor> {

@@ -1,20 +1,20 @@
-//! What an engine prints.
+//! Log lines of an engine.
 //!
-//! The pipe never blocks the engine: what does not fit is lost there, and what comes too fast is dropped here.
-//! A broker that is busy, or stopped in a debugger, is not on the guest's path.
+//! The pipe never blocks the engine: lines that do not fit are lost, and lines over the rate are dropped here. A broker
+//! that is busy, or stopped in a debugger, does not block the guest.
 
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Longest line that is kept; the rest of it is cut off.
+/// Longest line; the rest is cut off.
 const LINE: usize = 1024;
 
-/// Lines that may come at once, and the time after which another one may.
+/// Burst of lines, and the interval after which one more is allowed.
 const BURST: u32 = 50;
 const PER_LINE: Duration = Duration::from_millis(100);
 
-/// Bytes looked at in one go, so that a flood does not keep a session from its other work.
+/// Bytes read at a time, so that a flood does not block the session.
 const PER_DRAIN: usize = 64 << 10;
 
 /// The broker's end of an engine's output.
@@ -26,7 +26,7 @@ pub(crate) struct EngineLog {
     last: String,
 }
 
-/// A new pipe: the log, and the end for the engine.
+/// Creates a pipe: the log, and the engine's end.
 pub(crate) fn pipe() -> io::Result<(EngineLog, OwnedFd)> {
     let (reader, writer) = io::pipe()?;
     for end in [reader.as_fd(), writer.as_fd()] {
@@ -42,7 +42,7 @@ pub(crate) fn pipe() -> io::Result<(EngineLog, OwnedFd)> {
 }
 
 impl EngineLog {
-    /// Passes on what has been printed since the last time.
+    /// Logs the lines that arrived since the last call.
     pub(crate) fn drain(&mut self, session: &str) {
         let mut buffer = [0u8; 4096];
         let mut left = PER_DRAIN;
@@ -72,7 +72,7 @@ impl EngineLog {
         }
     }
 
-    /// The last line printed, for a finding about an engine's end.
+    /// The last line, for a finding about the engine's exit.
     pub(crate) fn last_line(&self) -> &str {
         &self.last
     }
@@ -82,7 +82,7 @@ impl EngineLog {
     }
 }
 
-/// Bytes put together to lines, control characters taken out.
+/// Assembles bytes to lines and removes control characters.
 #[derive(Debug, Default)]
 struct Lines {
     partial: Vec<u8>,
@@ -103,7 +103,7 @@ impl Lines {
     }
 }
 
-/// An engine speaks for a guest: nothing it prints may steer a terminal.
+/// An engine may be under the control of its guest, so its output must not control a terminal.
 fn clean(line: &[u8]) -> String {
     String::from_utf8_lossy(line).chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned()
 }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_cut_and_its_size_is_told() {
+    fn dropped_lines_are_counted() {
         let start = Instant::now();
         let mut allowance = Allowance::new(start);
         let passed = (0..1000).filter(|_| allowance.take(start) != Verdict::Drop).count();
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_pipe_does_not_make_the_engine_wait() {
+    fn full_pipe_does_not_block_the_engine() {
         let (mut log, end) = pipe().unwrap();
         let mut engine = File::from(end);
         let error = loop {
@@ -181,7 +181,7 @@ mod tests {
         log.drain("test");
         engine.write_all(b"\nlast words\n").unwrap();
         drop(engine);
-        // A child that another test is starting holds a copy of the end until it has become its program.
+        // A child of another test holds a copy of this end until it calls exec.
         for _ in 0..1000 {
             log.drain("test");
             if log.fd().is_none() {

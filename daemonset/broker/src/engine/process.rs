@@ -26,26 +26,26 @@ const PF_EXITING: u64 = 0x4;
 
 const SIGKILL: u64 = libc::SIGKILL as u64;
 
-/// How often the threads of a killed engine are looked at.
-const LOOK_AGAIN: Duration = Duration::from_micros(100);
+/// Interval at which the threads of a killed engine are checked.
+const EXIT_POLL: Duration = Duration::from_micros(100);
 
-/// How many engine processes there are for what, killed ones that still tear down included.
+/// Numbers of engine processes by purpose, including killed ones that are not reaped yet.
 #[derive(Debug, Default)]
-pub(crate) struct Population {
+pub(crate) struct ProcessTable {
     counts: Mutex<BTreeMap<Purpose, usize>>,
     changed: Condvar,
 }
 
-/// What an engine process is for.
+/// The purpose of an engine process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Sessions of the endpoint of this name.
     Endpoint(String),
-    /// Trials on this directory.
-    Trial(PathBuf),
+    /// Preflights of this directory.
+    Preflight(PathBuf),
 }
 
-impl Population {
+impl ProcessTable {
     fn counts(&self) -> MutexGuard<'_, BTreeMap<Purpose, usize>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,64 +63,63 @@ impl Population {
         self.changed.notify_all();
     }
 
-    /// Waits until there is none for any of these purposes, at most this long; says how many are left.
+    /// Waits until no process has any of these purposes, at most this long. Returns how many are left.
     pub(crate) fn wait_until_gone(&self, purposes: &[Purpose], longest: Duration) -> usize {
         let left = |counts: &BTreeMap<Purpose, usize>| purposes.iter().filter_map(|purpose| counts.get(purpose)).sum();
         let waited = self.changed.wait_timeout_while(self.counts(), longest, |counts| left(counts) > 0usize);
         left(&waited.unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// Waits until there is none at all, at most this long; says how many are left.
+    /// Waits until there is no process, at most this long. Returns how many are left.
     pub(crate) fn wait_until_all_are_gone(&self, longest: Duration) -> usize {
         let waited = self.changed.wait_timeout_while(self.counts(), longest, |counts| !counts.is_empty());
         waited.unwrap_or_else(PoisonError::into_inner).0.values().sum()
     }
 }
 
-struct Order {
+struct SpawnRequest {
     purpose: Purpose,
     control: OwnedFd,
     output: OwnedFd,
-    answer: mpsc::Sender<io::Result<EngineProcess>>,
+    reply: mpsc::Sender<io::Result<EngineProcess>>,
 }
 
 /// Forks engines from one thread that lives as long as the broker: a parent-death signal is sent when the
 /// *thread* that forked ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Spawner {
-    orders: mpsc::Sender<Order>,
+    requests: mpsc::Sender<SpawnRequest>,
 }
 
 impl Spawner {
-    pub(crate) fn start(engine: PathBuf, population: Arc<Population>) -> io::Result<Self> {
-        let (orders, queue) = mpsc::channel::<Order>();
+    pub(crate) fn start(engine: PathBuf, processes: Arc<ProcessTable>) -> io::Result<Self> {
+        let (requests, queue) = mpsc::channel::<SpawnRequest>();
         let occupied = occupy_control_fd()?;
         thread::Builder::new().name("spawner".into()).spawn(move || {
             let _occupied = occupied;
-            for Order { purpose, control, output, answer } in queue {
-                // Whoever ordered may have given up; the process is then dropped, and so killed.
-                let _ = answer.send(spawn(&engine, purpose, &control, output, &population));
+            for SpawnRequest { purpose, control, output, reply } in queue {
+                // If the requester is gone, the process is dropped and thereby killed.
+                let _ = reply.send(spawn(&engine, purpose, &control, output, &processes));
             }
         })?;
-        Ok(Spawner { orders })
+        Ok(Spawner { requests })
     }
 
-    /// A new engine process: `control` becomes its only descriptor above the standard ones, `output` its
-    /// standard output and error.
+    /// Spawns an engine process: `control` becomes its only descriptor above the standard ones, `output` its standard
+    /// output and standard error.
     pub(crate) fn spawn(&self, purpose: Purpose, control: OwnedFd, output: OwnedFd) -> io::Result<EngineProcess> {
-        let (answer, answered) = mpsc::channel();
+        let (reply, replied) = mpsc::channel();
         let gone = |_| io::Error::other("the spawner thread has ended");
-        self.orders.send(Order { purpose, control, output, answer }).map_err(|_| gone(()))?;
-        answered.recv().map_err(|_| gone(()))?
+        self.requests.send(SpawnRequest { purpose, control, output, reply }).map_err(|_| gone(()))?;
+        replied.recv().map_err(|_| gone(()))?
     }
 }
 
-/// Keeps the number of the control descriptor in use in this process. The standard library reports a failed
-/// exec through a pipe of its own; were that pipe's number the one we put the control channel on, the report
-/// would go to the engine's channel.
+/// Keeps [`CONTROL_FD`] in use in this process. The standard library reports a failed exec through a pipe of its own; if
+/// that pipe had the number of the control channel, the report would go to the engine's channel.
 fn occupy_control_fd() -> io::Result<Vec<OwnedFd>> {
     let mut occupied = vec![OwnedFd::from(std::fs::File::open("/dev/null")?)];
-    // The lowest number that is free and not below it: either it is that one, or that one is in use, here or by others.
+    // Returns the lowest free number from CONTROL_FD on: CONTROL_FD itself, unless it is in use already.
     occupied.push(rustix::io::fcntl_dupfd_cloexec(&occupied[0], CONTROL_FD)?);
     Ok(occupied)
 }
@@ -130,7 +129,7 @@ fn spawn(
     purpose: Purpose,
     control: &OwnedFd,
     output: OwnedFd,
-    population: &Arc<Population>,
+    processes: &Arc<ProcessTable>,
 ) -> io::Result<EngineProcess> {
     let mut command = Command::new(engine);
     command.env_clear().stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
@@ -139,34 +138,34 @@ fn spawn(
     // SAFETY: `prepare_child` makes system calls only; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(move || prepare_child(control, broker)) };
     let child = command.spawn()?;
-    population.enter(purpose.clone());
+    processes.enter(purpose.clone());
     let pid = child.id();
     let pidfd =
         Pid::from_raw(pid as i32).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
     match pidfd {
         Ok(pidfd) => {
-            let population = population.clone();
+            let processes = processes.clone();
             Ok(EngineProcess {
                 pid,
                 pidfd: Some(pidfd),
                 threads: Default::default(),
                 purpose,
                 groups: EngineGroups::default(),
-                population,
+                processes,
             })
         }
         Err(errno) => {
             let mut child = child;
             let _ = child.kill();
             let _ = child.wait();
-            population.leave(&purpose);
+            processes.leave(&purpose);
             Err(errno.into())
         }
     }
 }
 
-/// In the child, before exec. Descriptors that a library received without close-on-exec (guest memory of other
-/// VMs, for one) must not get through.
+/// Runs in the child before exec. Closes descriptors that a library received without close-on-exec, such as guest memory
+/// of other VMs.
 fn prepare_child(control: RawFd, broker: u32) -> io::Result<()> {
     // SAFETY: plain system calls on numbers; the signal set is initialised before it is used.
     unsafe {
@@ -180,7 +179,7 @@ fn prepare_child(control: RawFd, broker: u32) -> io::Result<()> {
         let range = libc::syscall(libc::SYS_close_range, CONTROL_FD, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
         check(range as libc::c_int)?;
         check(libc::dup2(control, CONTROL_FD))?;
-        // If the number was the right one already, dup2 has left it close-on-exec.
+        // If the number was CONTROL_FD already, dup2 has left it close-on-exec.
         check(libc::fcntl(CONTROL_FD, libc::F_SETFD, 0))
     }
 }
@@ -189,22 +188,22 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// An engine process. Dropping it kills it; it is reaped in any case.
+/// An engine process. Dropping it kills it; a thread reaps it.
 #[derive(Debug)]
 pub(crate) struct EngineProcess {
     pid: u32,
-    /// Gone once the process has been handed to whoever reaps it.
+    /// None once the reaper thread has it.
     pidfd: Option<OwnedFd>,
-    /// Two of its threads.
+    /// Pidfds of two of its threads.
     threads: [Option<OwnedFd>; 2],
     purpose: Purpose,
     groups: EngineGroups,
-    population: Arc<Population>,
+    processes: Arc<ProcessTable>,
 }
 
 impl EngineProcess {
-    /// Its control groups, which are removed once it is gone.
-    pub(crate) fn keep(&mut self, groups: EngineGroups) {
+    /// Sets its control groups, which are removed once it is reaped.
+    pub(crate) fn set_groups(&mut self, groups: EngineGroups) {
         self.groups = groups;
     }
 
@@ -223,9 +222,9 @@ impl EngineProcess {
         self.pidfd.as_ref().map(AsFd::as_fd)
     }
 
-    /// Begins to watch two of its threads. The process's own descriptor speaks only after the teardown of the
-    /// guest's memory, done by whichever thread ends last (80 ms at 4 GiB); of two threads one is not the last.
-    /// A kernel before 6.9 has no such descriptors: the death is then noticed late.
+    /// Watches two of its threads. The pidfd of the process becomes readable only after the teardown of guest memory,
+    /// which the last thread does (80 ms at 4 GiB); of two threads, one is not the last. Kernels before 6.9 have no
+    /// thread pidfds: the death is detected later there.
     pub(crate) fn watch_threads(&mut self) {
         let Ok(entries) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else { return };
         let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -235,32 +234,30 @@ impl EngineProcess {
         }
     }
 
-    /// Descriptors of which one becomes readable when it dies.
-    pub(crate) fn death_signs(&self) -> [Option<BorrowedFd<'_>>; 3] {
-        let [one, other] = &self.threads;
-        [self.pidfd(), one.as_ref().map(AsFd::as_fd), other.as_ref().map(AsFd::as_fd)]
+    /// Descriptors of the process and of its watched threads, of which one becomes readable when it dies.
+    pub(crate) fn exit_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.pidfd().into_iter().chain(self.threads.iter().flatten().map(AsFd::as_fd))
     }
 
-    /// How it came to its end. To be asked once no thread runs any more.
+    /// How it ended. Call it only once no thread runs any more.
     pub(crate) fn fate(&self) -> Predecessor {
         let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
         for _ in 0..10 {
             match stat().as_deref().and_then(exit_code_of) {
                 Some(code) if code & 0x7f == SIGKILL => return Predecessor::Killed,
-                // It is written just after the flag that says a thread is exiting.
-                Some(0) => thread::sleep(LOOK_AGAIN),
+                // The kernel writes the exit code just after the flag PF_EXITING.
+                Some(0) => thread::sleep(EXIT_POLL),
                 _ => break,
             }
         }
         Predecessor::Faulted
     }
 
-    /// Sends SIGKILL and waits until no thread of the process runs user code or can begin a system call. What
-    /// follows, the teardown of its mappings, takes longer the more memory the guest has, and is not waited
-    /// for.
+    /// Sends SIGKILL and waits until no thread of the process can run user code or begin a system call. It does not wait
+    /// for the teardown of its mappings, which takes longer the more memory the guest has.
     ///
     /// # Errors
-    /// How long was waited: a thread is stuck in a system call (a hung file system).
+    /// The time waited, if a thread is stuck in a system call (a hung file system).
     pub(crate) fn stop_for_good(&self, longest: Duration) -> Result<(), Duration> {
         self.kill();
         let end = Instant::now() + longest;
@@ -268,18 +265,18 @@ impl EngineProcess {
             if Instant::now() >= end {
                 return Err(longest);
             }
-            thread::sleep(LOOK_AGAIN);
+            thread::sleep(EXIT_POLL);
         }
         Ok(())
     }
 
-    /// Does no thread of it run user code any more? Where that cannot be looked at (no descriptor left to do it
-    /// with), it is over once the kernel says that the whole process is.
+    /// True if no thread runs user code any more. If /proc cannot be read (no descriptor left), true once the whole
+    /// process has ended.
     pub(crate) fn is_over(&self) -> bool {
         all_threads_exiting(self.pid).unwrap_or_else(|_| self.ended_within(Duration::ZERO).is_some())
     }
 
-    /// How it ended, if it has within this time.
+    /// How it ended, if it ends within this time.
     pub(crate) fn ended_within(&self, longest: Duration) -> Option<String> {
         let pidfd = self.pidfd()?;
         wait_readable(&[Interest::of(&pidfd)], Some(Instant::now() + longest)).ok()?[0].then_some(())?;
@@ -289,31 +286,31 @@ impl EngineProcess {
 
     fn kill(&self) {
         if let Some(pidfd) = self.pidfd() {
-            // It fails only for a process that is gone already.
+            // It fails only if the process is reaped already.
             let _ = pidfd_send_signal(pidfd, Signal::KILL);
         }
     }
 }
 
 impl Drop for EngineProcess {
-    /// Reaping waits for the teardown, or for ever if a thread is stuck; so it happens aside.
+    /// Reaping waits for the teardown, and for ever if a thread is stuck, so a thread of its own does it.
     fn drop(&mut self) {
         self.kill();
         let Some(pidfd) = self.pidfd.take() else { return };
         let groups = std::mem::take(&mut self.groups);
-        let (population, purpose) = (self.population.clone(), self.purpose.clone());
+        let (processes, purpose) = (self.processes.clone(), self.purpose.clone());
         let reaper = thread::Builder::new().name("reaper".into()).spawn(move || {
             while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
             drop(groups);
-            population.leave(&purpose);
+            processes.leave(&purpose);
         });
         if let Err(error) = reaper {
-            tracing::error!(engine_pid = self.pid, %error, "no thread to reap the engine with");
+            tracing::error!(engine_pid = self.pid, %error, "no thread to reap the engine");
         }
     }
 }
 
-/// How a process ended, in words.
+/// Describes how a process ended.
 fn describe(status: &WaitIdStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => format!("it ended with exit status {code}"),
@@ -326,7 +323,7 @@ fn signal_name(signal: i32) -> String {
     nix::sys::signal::Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |name| name.to_string())
 }
 
-/// Does no thread run user code any more? Also true of a process that is gone.
+/// True if no thread runs user code any more. Also true if the process is gone.
 fn all_threads_exiting(pid: u32) -> io::Result<bool> {
     let threads = match std::fs::read_dir(format!("/proc/{pid}/task")) {
         Err(error) if is_gone(&error) => return Ok(true),
@@ -334,7 +331,7 @@ fn all_threads_exiting(pid: u32) -> io::Result<bool> {
     };
     for thread in threads {
         let exiting = match thread.and_then(|thread| std::fs::read_to_string(thread.path().join("stat"))) {
-            // It vanished between the two reads.
+            // The thread ended between the two reads.
             Err(error) if is_gone(&error) => true,
             stat => flags_of(&stat?).is_some_and(|flags| flags & PF_EXITING != 0),
         };
@@ -345,7 +342,7 @@ fn all_threads_exiting(pid: u32) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Does this error of /proc say that there is no such thread? Any other says nothing about it.
+/// True if an error of /proc means that the thread does not exist. Other errors say nothing about it.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
@@ -377,9 +374,9 @@ mod tests {
 
     use super::*;
 
-    fn spawner(engine: &str) -> (Spawner, Arc<Population>) {
-        let population = Arc::new(Population::default());
-        (Spawner::start(engine.into(), population.clone()).unwrap(), population)
+    fn spawner(engine: &str) -> (Spawner, Arc<ProcessTable>) {
+        let processes = Arc::new(ProcessTable::default());
+        (Spawner::start(engine.into(), processes.clone()).unwrap(), processes)
     }
 
     fn spawn_with(spawner: &Spawner) -> (io::Result<EngineProcess>, io::PipeReader) {
@@ -390,10 +387,10 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_an_error_and_no_process() {
-        let (spawner, population) = spawner("/nonexistent/virtiofs-engine");
+        let (spawner, processes) = spawner("/nonexistent/virtiofs-engine");
         let (result, _) = spawn_with(&spawner);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert_eq!(population.wait_until_all_are_gone(Duration::ZERO), 0);
+        assert_eq!(processes.wait_until_all_are_gone(Duration::ZERO), 0);
     }
 
     #[test]
@@ -406,7 +403,7 @@ mod tests {
         let (leaky, _other) = io::pipe().unwrap();
         let leaky = rustix::io::dup(&leaky).unwrap();
         rustix::io::fcntl_setfd(&leaky, rustix::io::FdFlags::empty()).unwrap();
-        let (spawner, population) = spawner(script.to_str().unwrap());
+        let (spawner, processes) = spawner(script.to_str().unwrap());
         let (process, mut output) = spawn_with(&spawner);
         let process = process.unwrap();
         let mut line = Vec::new();
@@ -421,18 +418,18 @@ mod tests {
         process.stop_for_good(Duration::from_secs(10)).unwrap();
         assert_eq!(process.ended_within(Duration::from_secs(10)).as_deref(), Some("it was killed by SIGKILL"));
         let ours = [Purpose::Endpoint("test".into())];
-        assert_eq!(population.wait_until_gone(&ours, Duration::ZERO), 1);
-        assert_eq!(population.wait_until_gone(&[Purpose::Endpoint("other".into())], Duration::ZERO), 0);
+        assert_eq!(processes.wait_until_gone(&ours, Duration::ZERO), 1);
+        assert_eq!(processes.wait_until_gone(&[Purpose::Endpoint("other".into())], Duration::ZERO), 0);
         drop(process);
-        assert_eq!(population.wait_until_gone(&ours, Duration::from_secs(10)), 0);
+        assert_eq!(processes.wait_until_gone(&ours, Duration::from_secs(10)), 0);
     }
 
     #[test]
-    fn an_exit_status_is_told() {
+    fn exit_status_is_reported() {
         let (spawner, _) = spawner("/bin/false");
         let (process, _output) = spawn_with(&spawner);
-        let told = process.unwrap().ended_within(Duration::from_secs(10));
-        assert_eq!(told.as_deref(), Some("it ended with exit status 1"));
+        let sent = process.unwrap().ended_within(Duration::from_secs(10));
+        assert_eq!(sent.as_deref(), Some("it ended with exit status 1"));
     }
 
     #[test]

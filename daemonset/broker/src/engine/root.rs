@@ -1,7 +1,7 @@
-//! Does a path still lead to the directory that is served?
+//! Detects that the path of a source no longer leads to the directory that is served.
 //!
-//! An engine holds on to the directory that it was handed, whatever becomes of the path: unmounted, mounted over,
-//! replaced. It cannot notice, being in a mount namespace of its own; the broker can.
+//! An engine keeps the directory that it received open, even if the path is unmounted, mounted over or replaced. It cannot
+//! detect that, because it is in a mount namespace of its own; the broker can.
 
 use std::fs::File;
 use std::io;
@@ -15,12 +15,11 @@ use rustix::io::Errno;
 
 use super::source::Sources;
 
-/// STATX_MNT_ID_UNIQUE (Linux 6.8): a number that no later mount gets. Older kernels do not know it and give the
-/// other one, which a later mount may get; its device or inode number is another one then, as an engine holds on to
-/// the file system.
+/// STATX_MNT_ID_UNIQUE (Linux 6.8): a mount id that is never reused. Older kernels return the reusable id. If a later mount
+/// gets that one, its device or inode number differs, because the engine keeps the file system busy.
 const UNIQUE_MOUNT: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
-/// Which directory something is.
+/// Identity of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Root {
     mount: u64,
@@ -29,28 +28,29 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// The directory behind a descriptor.
+    /// The identity of an open directory.
     pub(crate) fn of(directory: impl AsFd) -> Result<Root, Errno> {
         let found = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::MNT_ID | UNIQUE_MOUNT)?;
         let device = (found.stx_dev_major, found.stx_dev_minor);
         Ok(Root { mount: found.stx_mnt_id, device, inode: found.stx_ino })
     }
 
-    /// The directory that a path leads to, followed as for an engine's start. Blocks as long as its file system does.
+    /// The identity of the directory at a path, which is resolved as for an engine's start. Blocks while its file system
+    /// hangs.
     pub(crate) fn at(path: &Path, sources: &Sources) -> Result<Root, Errno> {
         Root::of(sources.open(path)?)
     }
 }
 
-/// What has become of a path that led to `served`; none: it still does.
+/// Where a path that led to `served` leads now; none: still to `served`.
 pub(crate) fn departed(served: Root, found: Result<Root, Errno>) -> Option<String> {
     match found {
         Ok(found) if found == served => None,
         Ok(found) if found.device != served.device => Some("another file system is there now".into()),
         Ok(found) if found.inode != served.inode => Some("another directory is there now".into()),
-        Ok(_) => Some("the same directory is there, mounted anew".into()),
+        Ok(_) => Some("the same directory, mounted again".into()),
         Err(Errno::NOENT | Errno::NOTDIR) => Some("nothing is there any more".into()),
-        Err(errno) => Some(format!("it cannot be reached any more: {errno}")),
+        Err(errno) => Some(format!("it is not accessible: {errno}")),
     }
 }
 
@@ -62,10 +62,10 @@ impl Mounts {
         Ok(Mounts(File::open("/proc/self/mountinfo")?))
     }
 
-    /// Waits until something has been mounted or unmounted since the last time, at most so long.
+    /// Waits until a file system is mounted or unmounted, at most this long.
     pub(crate) fn wait(&self, longest: Duration) {
         let mut table = [PollFd::new(&self.0, PollFlags::PRI)];
-        // Woken early or not at all: whoever waits looks at the path in either case.
+        // An early or late wake-up does no harm: the caller checks the path in any case.
         let _ = poll(&mut table, Timespec::try_from(longest).ok().as_ref());
     }
 }
@@ -75,15 +75,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_departure_has_its_words() {
+    fn every_change_is_described() {
         let served = Root { mount: 1, device: (8, 1), inode: 2 };
         for (found, expected) in [
             (Ok(served), None),
             (Ok(Root { device: (8, 2), ..served }), Some("another file system")),
             (Ok(Root { inode: 3, ..served }), Some("another directory")),
-            (Ok(Root { mount: 2, ..served }), Some("mounted anew")),
+            (Ok(Root { mount: 2, ..served }), Some("mounted again")),
             (Err(Errno::NOENT), Some("nothing")),
-            (Err(Errno::IO), Some("cannot be reached")),
+            (Err(Errno::IO), Some("not accessible")),
         ] {
             let said = departed(served, found);
             match expected {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_itself_and_no_other() {
+    fn identity_tells_directories_apart() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("a")).unwrap();

@@ -1,7 +1,7 @@
 //! The shared directory.
 //!
-//! Opened by the broker at each engine start, and never through a symbolic link: a guest that can write
-//! above another share's source could otherwise point it anywhere. The engine gets the descriptor.
+//! The broker opens it at each engine start and never follows a symbolic link: a guest that can write above another
+//! share's source could otherwise redirect it. The engine receives the descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -18,19 +18,19 @@ const KERNEL_FILE_SYSTEMS: [u64; 9] =
 
 const KERNEL_DIRECTORIES: [&str; 3] = ["/proc", "/sys", "/dev"];
 
-/// Where sources are, and which must not be shared.
+/// Where sources are, and which are forbidden.
 #[derive(Clone, Debug)]
 pub(crate) struct Sources {
-    /// The directory below which the paths of sources lead: `/`, or where the host's are in a container.
+    /// The directory below which source paths are resolved: `/`, or the mount of the host's root in a container.
     pub(crate) root: PathBuf,
-    /// Directories in which sources may be; none: anywhere, or nowhere below another root, where nothing else is.
+    /// Directories that sources must be in. Empty: any directory, or none if the root is not `/`.
     pub(crate) allowed: Vec<PathBuf>,
-    /// Directories that no source may overlap, and what they are.
+    /// Directories that no source may overlap, with their description.
     pub(crate) reserved: Vec<(&'static str, PathBuf)>,
 }
 
 impl Sources {
-    /// Opens a path below the root, and never through a symbolic link.
+    /// Opens a path below the root without following symbolic links.
     pub(crate) fn open(&self, path: &Path) -> Result<OwnedFd, Errno> {
         let root = openat(CWD, &self.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let below = path.strip_prefix("/").unwrap_or(path);
@@ -38,7 +38,7 @@ impl Sources {
         openat2(root, below, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), NO_LINKS | ResolveFlags::IN_ROOT)
     }
 
-    /// Why a path is not to be shared, whatever is there.
+    /// Returns a finding if a path must not be shared.
     fn forbids(&self, path: &Path) -> Option<Finding> {
         if let Some(kernel) = KERNEL_DIRECTORIES.iter().find(|kernel| path.starts_with(kernel)) {
             let why = format!("lies below {kernel}");
@@ -65,28 +65,28 @@ const NO_LINKS: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_
 
 /// The directory that engines of an endpoint serve.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Place {
+pub(crate) struct SourceLocation {
     /// Canonical path.
     pub(crate) source: PathBuf,
     /// A directory below it that is served instead.
     pub(crate) sub_path: Option<PathBuf>,
 }
 
-impl Place {
+impl SourceLocation {
     pub(crate) fn path(&self) -> PathBuf {
         self.sub_path.as_ref().map_or_else(|| self.source.clone(), |sub_path| self.source.join(sub_path))
     }
 }
 
-/// Opens the directory (`O_PATH`), or says what is wrong with it.
-pub(crate) fn open_source(place: &Place, sources: &Sources) -> Result<OwnedFd, Finding> {
+/// Opens the directory (`O_PATH`), or returns a finding.
+pub(crate) fn open_source(place: &SourceLocation, sources: &Sources) -> Result<OwnedFd, Finding> {
     let path = &place.path();
     if let Some(finding) = sources.forbids(path) {
         return Err(finding);
     }
     let mut fd = sources.open(&place.source).map_err(|errno| not_opened(&place.source, errno))?;
     if let Some(sub_path) = &place.sub_path {
-        // Guests that have the whole source can rename and replace whatever lies on the way.
+        // Guests that have the whole source can replace any component of the path.
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         fd = openat2(&fd, sub_path, flags, Mode::empty(), NO_LINKS | ResolveFlags::BENEATH)
             .map_err(|errno| not_opened(path, errno))?;
@@ -96,13 +96,13 @@ pub(crate) fn open_source(place: &Place, sources: &Sources) -> Result<OwnedFd, F
         return Err(not_a_directory(path));
     }
     check_place(path, fd.as_fd(), &stat)?;
-    // An O_PATH descriptor says nothing about the right to read; what the engine will do, does.
+    // An O_PATH open does not check read permission, so open it again as the engine will.
     openat(&fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| not_opened(path, errno))?;
     Ok(fd)
 }
 
-/// The same places under other names (bind mounts).
+/// Detects forbidden directories under other names (bind mounts).
 fn check_place(path: &Path, fd: BorrowedFd<'_>, found: &Stat) -> Result<(), Finding> {
     let magic = fstatfs(fd).map_err(|errno| not_opened(path, errno))?.f_type as u64;
     let is_dev = stat("/dev").is_ok_and(|dev| (dev.st_dev, dev.st_ino) == (found.st_dev, found.st_ino));
@@ -129,7 +129,7 @@ fn not_opened(path: &Path, errno: Errno) -> Finding {
         Errno::XDEV => forbidden(path, "leads out of the source", "name a directory below the source, without `..`"),
         Errno::ACCESS | Errno::PERM => finding(
             Reason::SourceUnreadable,
-            format!("source {shown} may not be entered or read by the broker"),
+            format!("source {shown} cannot be searched or read by the broker"),
             "give the broker's user read and search permission on the path, or the broker CAP_DAC_READ_SEARCH",
         ),
         // systemd answers openat2 so, as a filter cannot see the mode that it would create a file with.
@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn reason_below(path: &Path, sub_path: Option<&str>, runtime_dir: &Path) -> Option<Reason> {
-        let place = Place { source: path.into(), sub_path: sub_path.map(PathBuf::from) };
+        let place = SourceLocation { source: path.into(), sub_path: sub_path.map(PathBuf::from) };
         open_source(&place, &sources(runtime_dir)).err().map(|finding| finding.reason)
     }
 
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_lie_below_the_root_and_are_named_without_it() {
+    fn sources_are_below_the_root_and_named_without_it() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         std::fs::create_dir_all(root.join("host/srv/data/below")).unwrap();
@@ -201,7 +201,7 @@ mod tests {
             ("/var/lib", Some(Reason::SourceForbidden)),
             ("/var/nothing", Some(Reason::SourceMissing)),
         ] {
-            let place = Place { source: path.into(), sub_path: None };
+            let place = SourceLocation { source: path.into(), sub_path: None };
             let found = open_source(&place, &sources);
             assert_eq!(found.as_ref().err().map(|finding| finding.reason), reason, "{path}");
             if let Err(finding) = found {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_of_wrong_source_has_its_reason() {
+    fn each_invalid_source_has_its_reason() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         for directory in ["share/sub", "run"] {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_below_the_source_is_never_outside_of_it() {
+    fn sub_path_never_leaves_the_source() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         std::fs::create_dir_all(root.join("share/a/b")).unwrap();
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_only_begins_like_the_runtime_directory_is_another_one() {
+    fn overlap_compares_whole_components() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("runner")).unwrap();

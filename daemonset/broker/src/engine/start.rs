@@ -1,4 +1,4 @@
-//! From a configuration to an engine that is ready, or to a finding that says what would help.
+//! Starts an engine from a configuration, or returns a finding with a remedy.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,25 +24,25 @@ use super::log::{self, EngineLog};
 use super::mount_point::{self, MountPoint};
 use super::process::{EngineProcess, Purpose, Spawner};
 use super::root::Root;
-use super::source::{Place, Sources, open_source};
+use super::source::{SourceLocation, Sources, open_source};
+use crate::engine::fd_stash::StashServer;
+use crate::engine::persistent::PersistentState;
 use crate::poll::{Interest, wait_readable};
-use crate::session::estate::Estate;
-use crate::session::parking::Attendant;
 use crate::vhost_user::front_end::FrontEnd;
 
-/// How long an engine may take until it is ready, or a trial until it is over: sandbox, trying file handles on
+/// Time within which an engine must be ready, or a preflight finished: it builds the sandbox and tries file handles on
 /// every file system of the share.
 pub(crate) const START_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A trial takes some hundredths of a second; one that has been under way for longer than this hangs, as far as others
-/// are concerned that want to try something on the same directory.
-const ORDINARY_TRIAL: Duration = Duration::from_secs(2);
+/// A preflight takes some hundredths of a second. One that runs longer than this counts as hung for the next request on
+/// the same directory.
+const HUNG_PREFLIGHT: Duration = Duration::from_secs(2);
 
-/// How long an engine may take for one vhost-user message: the longest is mapping the guest's memory.
+/// Deadline for one vhost-user message. The longest one maps guest memory.
 const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a dead engine's exit status is waited for.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// Time to wait for the exit status of a dead engine.
+const EXIT_DEADLINE: Duration = Duration::from_millis(200);
 
 /// An engine that is in its sandbox and waits for vhost-user messages.
 #[derive(Debug)]
@@ -54,25 +54,25 @@ pub(crate) struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) binary: Option<EngineBinary>,
     pub(crate) preflight: Preflight,
-    /// The directory that it was handed; none: the kernel would not say.
+    /// The directory that it serves; none: its identity is unknown.
     pub(crate) root: Option<Root>,
-    /// [`Job::epoch`].
-    pub(crate) epoch: u64,
-    pub(crate) parking: Attendant,
+    /// [`Job::generation`].
+    pub(crate) generation: u64,
+    pub(crate) stash: StashServer,
 }
 
-/// What an engine is to be started for.
+/// What an engine is started with.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     /// Name of the session.
     pub(crate) session: String,
     /// Name of its endpoint.
     pub(crate) endpoint: String,
-    pub(crate) place: Place,
+    pub(crate) place: SourceLocation,
     pub(crate) config: EngineConfig,
-    /// Which wish of the session's this engine fulfils; a later one makes it out of date.
-    pub(crate) epoch: u64,
-    /// How the engine before it came to its end.
+    /// Generation of the configuration.
+    pub(crate) generation: u64,
+    /// How the previous engine ended.
     pub(crate) predecessor: Predecessor,
 }
 
@@ -84,31 +84,31 @@ pub(crate) struct Starter {
     cgroups: Cgroups,
     pub(crate) sources: Sources,
     serial: AtomicU64,
-    trials: Mutex<Trials>,
-    trial_ended: Condvar,
+    preflights: Mutex<Preflights>,
+    preflight_ended: Condvar,
 }
 
-/// Trials on directories.
+/// Preflights by directory.
 #[derive(Debug, Default)]
-struct Trials {
-    /// Those that have not come back yet, and when they began.
-    under_way: HashMap<Place, Instant>,
-    /// Sources on which there must be none until then, at whatever directory: they are released.
+struct Preflights {
+    /// Running ones, and when they began.
+    running: HashMap<SourceLocation, Instant>,
+    /// Sources on which none may start until then, in any directory: they are released.
     barred: HashMap<PathBuf, Instant>,
 }
 
-/// A process that has been given its first message.
+/// A process that has received its first message.
 struct Begun {
     process: EngineProcess,
     control: PacketChannel,
     log: EngineLog,
     limits: Limits,
-    /// What of its limits is not in force.
+    /// Limits that are not active.
     findings: Vec<Finding>,
 }
 
 impl Starter {
-    /// `sockets` is a directory that nobody else can enter.
+    /// `sockets`: a directory that only the broker can enter.
     pub(crate) fn new(spawner: Spawner, sockets: PathBuf, cgroups: Cgroups, sources: Sources) -> Self {
         Starter {
             spawner,
@@ -116,18 +116,18 @@ impl Starter {
             cgroups,
             sources,
             serial: AtomicU64::new(0),
-            trials: Mutex::default(),
-            trial_ended: Condvar::new(),
+            preflights: Mutex::default(),
+            preflight_ended: Condvar::new(),
         }
     }
 
-    /// Starts an engine. Blocks as long as the source does: to be called from a thread that may.
-    pub(crate) fn start(&self, job: &Job, estate: &Estate) -> Result<Engine, Finding> {
+    /// Starts an engine. Blocks while the source hangs, so call it from a thread of its own.
+    pub(crate) fn start(&self, job: &Job, persistent: &PersistentState) -> Result<Engine, Finding> {
         let source = open_source(&job.place, &self.sources)?;
         let mounted_at = MountPoint::of(&source);
-        mount_point::check(estate.mounted_at().as_ref(), mounted_at.as_ref())?;
+        mount_point::check(persistent.mounted_at().as_ref(), mounted_at.as_ref())?;
         let (listener, connection) = self.connected_pair().map_err(|error| not_started(&error))?;
-        let (lot, parking) = bounded_pair().map_err(|error| not_started(&error))?;
+        let (stash_channel, engine_stash) = bounded_pair().map_err(|error| not_started(&error))?;
         let first = ToEngine::Start {
             version: VERSION,
             session: job.session.clone(),
@@ -137,136 +137,140 @@ impl Starter {
         let fds = [
             source.as_fd(),
             listener.as_fd(),
-            estate.counter_page.as_fd(),
-            estate.ledger.as_fd(),
-            parking.as_fd(),
-            estate.trace_file.as_fd(),
+            persistent.counter_page.as_fd(),
+            persistent.ledger.as_fd(),
+            engine_stash.as_fd(),
+            persistent.trace_file.as_fd(),
         ];
         let mut begun = self.begin(Purpose::Endpoint(job.endpoint.clone()), &job.config.limits, &first, &fds)?;
-        // The engine has its end; were ours left open, the attendant would never see the engine go.
-        drop(parking);
-        let parking = Attendant::start(estate.parking.clone(), lot).map_err(|error| not_started(&error))?;
-        let preflight = begun.verdict(&job.session)?;
+        // The engine has this end. If it stayed open here, the stash server would not see the engine exit.
+        drop(engine_stash);
+        let stash = StashServer::start(persistent.stash.clone(), stash_channel).map_err(|error| not_started(&error))?;
+        let preflight = begun.await_ready(&job.session)?;
         let front_end = FrontEnd::new(connection, MESSAGE_DEADLINE).map_err(|error| not_started(&error))?;
         let Begun { process, control, log, .. } = begun;
-        estate.was_mounted_at(mounted_at);
-        let (config, epoch, binary) = (job.config.clone(), job.epoch, process.binary());
+        persistent.set_mounted_at(mounted_at);
+        let (config, generation, binary) = (job.config.clone(), job.generation, process.binary());
         let root = Root::of(&source).ok();
-        Ok(Engine { process, control, front_end, log, config, binary, preflight, root, epoch, parking })
+        Ok(Engine { process, control, front_end, log, config, binary, preflight, root, generation, stash })
     }
 
-    /// Tries a configuration on a source, one at a time on each. A source that hangs costs the caller [`START_DEADLINE`]
-    /// once, and next to nothing while the trial before is still stuck in it.
-    pub(crate) fn preflight(self: &Arc<Self>, place: &Place, config: &EngineConfig) -> Result<Preflight, Finding> {
-        self.begin_trial(place)?;
+    /// Runs a preflight, one at a time on each directory. A hung source blocks the first caller for twice
+    /// [`START_DEADLINE`]; later callers are refused at once while that preflight is stuck.
+    pub(crate) fn preflight(
+        self: &Arc<Self>,
+        place: &SourceLocation,
+        config: &EngineConfig,
+    ) -> Result<Preflight, Finding> {
+        self.begin_preflight(place)?;
         let (starter, tried, config) = (self.clone(), place.clone(), config.clone());
-        let trial = aside("trial", 2 * START_DEADLINE, move || {
-            let result = starter.try_out(&tried, config);
-            starter.end_trial(&tried);
+        let result = aside("preflight", 2 * START_DEADLINE, move || {
+            let result = starter.run_preflight(&tried, config);
+            starter.end_preflight(&tried);
             result
         });
-        match trial {
+        match result {
             Ok(result) => result.unwrap_or_else(|| Err(hung(&place.path()))),
             Err(error) => {
-                self.end_trial(place);
+                self.end_preflight(place);
                 Err(not_started(&error))
             }
         }
     }
 
-    /// Is the directory there, and if it was mounted somewhere, still or again? Costs no more than
-    /// [`START_DEADLINE`], whatever the source does.
-    pub(crate) fn look_at(&self, place: &Place, mounted_at: Option<MountPoint>) -> Result<(), Finding> {
-        let (sources, looked_at) = (self.sources.clone(), place.clone());
-        let look = aside("look", START_DEADLINE, move || {
-            let source = open_source(&looked_at, &sources)?;
+    /// Checks that the directory exists, and that its file system is mounted where it was. Takes at most
+    /// [`START_DEADLINE`].
+    pub(crate) fn check_source(&self, place: &SourceLocation, mounted_at: Option<MountPoint>) -> Result<(), Finding> {
+        let (sources, checked) = (self.sources.clone(), place.clone());
+        let check = aside("source-check", START_DEADLINE, move || {
+            let source = open_source(&checked, &sources)?;
             mount_point::check(mounted_at.as_ref(), MountPoint::of(&source).as_ref())
         });
-        look.map_err(|error| not_started(&error))?.unwrap_or_else(|| Err(hung(&place.path())))
+        check.map_err(|error| not_started(&error))?.unwrap_or_else(|| Err(hung(&place.path())))
     }
 
-    fn trials(&self) -> MutexGuard<'_, Trials> {
-        self.trials.lock().unwrap_or_else(PoisonError::into_inner)
+    fn preflights(&self) -> MutexGuard<'_, Preflights> {
+        self.preflights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin_trial(&self, place: &Place) -> Result<(), Finding> {
-        let mut trials = self.trials();
+    fn begin_preflight(&self, place: &SourceLocation) -> Result<(), Finding> {
+        let mut preflights = self.preflights();
         loop {
             let now = Instant::now();
-            trials.barred.retain(|_, until| *until > now);
-            if trials.barred.contains_key(&place.source) {
+            preflights.barred.retain(|_, until| *until > now);
+            if preflights.barred.contains_key(&place.source) {
                 return Err(released(&place.path()));
             }
-            let Some(since) = trials.under_way.get(place).copied() else {
-                trials.under_way.insert(place.clone(), now);
+            let Some(since) = preflights.running.get(place).copied() else {
+                preflights.running.insert(place.clone(), now);
                 return Ok(());
             };
-            // Somebody else is trying something on it: that is no sign of anything before it has taken long.
-            let left = ORDINARY_TRIAL.saturating_sub(now.saturating_duration_since(since));
+            // Another preflight runs on it. Wait, unless it has run for too long.
+            let left = HUNG_PREFLIGHT.saturating_sub(now.saturating_duration_since(since));
             if left.is_zero() {
                 return Err(hung(&place.path()));
             }
-            let waited = self.trial_ended.wait_timeout(trials, left);
-            trials = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let waited = self.preflight_ended.wait_timeout(preflights, left);
+            preflights = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn end_trial(&self, place: &Place) {
-        self.trials().under_way.remove(place);
-        self.trial_ended.notify_all();
+    fn end_preflight(&self, place: &SourceLocation) {
+        self.preflights().running.remove(place);
+        self.preflight_ended.notify_all();
     }
 
-    /// From now on until then there is no trial on this source but one that is under way.
-    pub(crate) fn bar_trials(&self, place: &Place, until: Instant) {
-        self.trials().barred.insert(place.source.clone(), until);
+    /// Prevents new preflights on this source until then.
+    pub(crate) fn bar_preflights(&self, place: &SourceLocation, until: Instant) {
+        self.preflights().barred.insert(place.source.clone(), until);
     }
 
-    /// Undoes [`Starter::bar_trials`].
-    pub(crate) fn unbar_trials(&self, place: &Place) {
-        self.trials().barred.remove(&place.source);
+    /// Undoes [`Starter::bar_preflights`].
+    pub(crate) fn unbar_preflights(&self, place: &SourceLocation) {
+        self.preflights().barred.remove(&place.source);
     }
 
-    /// Waits until no trial on this directory is under way, at most so long; says whether that is so.
-    pub(crate) fn wait_for_trial(&self, place: &Place, longest: Duration) -> bool {
-        let under_way = |trials: &mut Trials| trials.under_way.contains_key(place);
-        let waited = self.trial_ended.wait_timeout_while(self.trials(), longest, under_way);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.under_way.contains_key(place)
+    /// Waits until no preflight runs on this directory, at most this long. Returns true if none does.
+    pub(crate) fn wait_for_preflight(&self, place: &SourceLocation, longest: Duration) -> bool {
+        let running = |preflights: &mut Preflights| preflights.running.contains_key(place);
+        let waited = self.preflight_ended.wait_timeout_while(self.preflights(), longest, running);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.running.contains_key(place)
     }
 
-    fn try_out(&self, place: &Place, config: EngineConfig) -> Result<Preflight, Finding> {
+    fn run_preflight(&self, place: &SourceLocation, config: EngineConfig) -> Result<Preflight, Finding> {
         let source = open_source(place, &self.sources)?;
         let limits = config.limits.clone();
         let first = ToEngine::Preflight { version: VERSION, config };
-        self.begin(Purpose::Trial(place.path()), &limits, &first, &[source.as_fd()])?.verdict("trial")
+        self.begin(Purpose::Preflight(place.path()), &limits, &first, &[source.as_fd()])?.await_ready("preflight")
     }
 
-    /// Starts a process, limits it, and gives it its first message. The source comes first beside that.
+    /// Spawns a process, sets its limits and sends the first message. The first descriptor is the source.
     fn begin(
         &self,
         purpose: Purpose,
-        wanted: &Limits,
+        desired: &Limits,
         first: &ToEngine,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Begun, Finding> {
         let (ours, theirs) = bounded_pair().map_err(|error| not_started(&error))?;
         let (log, output) = log::pipe().map_err(|error| not_started(&error))?;
         let mut process = self.spawner.spawn(purpose, theirs.into(), output).map_err(|error| not_started(&error))?;
-        let Applied { limits, findings, groups } = limits::apply(wanted, process.pid(), fds[0], &self.cgroups);
-        process.keep(groups);
+        let Applied { limits, findings, groups } = limits::apply(desired, process.pid(), fds[0], &self.cgroups);
+        process.set_groups(groups);
         let mut begun = Begun { process, control: ours, log, limits, findings };
-        // It fails only if the other end is closed, and there the reason is told by how it ended.
+        // It fails only if the other end is closed, and there the reason is sent by how it ended.
         match begun.control.send(first, fds) {
             Ok(()) => Ok(begun),
-            Err(_) => Err(begun.last_words("start")),
+            Err(_) => Err(begun.exit_finding("start")),
         }
     }
 
-    /// A listening socket, and a connection to it that waits to be accepted.
+    /// Creates a listening socket, and a connection to it that waits to be accepted.
     fn connected_pair(&self) -> io::Result<(OwnedFd, UnixStream)> {
         let name = self.serial.fetch_add(1, Relaxed).to_string();
         let directory = std::fs::File::open(&self.sockets)?;
         let path = crate::listen::path_below(directory.as_fd(), name.as_ref());
-        // One may be left by a broker that was killed at this point.
+        // A broker that was killed at this point may have left one.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -278,7 +282,7 @@ impl Starter {
     }
 }
 
-/// Has something done that may hang, and waits for it so long; none: it still hangs.
+/// Runs something that may hang in a thread, and waits for it at most this long; none: it still runs.
 fn aside<T: Send + 'static>(
     name: &str,
     longest: Duration,
@@ -286,13 +290,13 @@ fn aside<T: Send + 'static>(
 ) -> io::Result<Option<T>> {
     let (answer, answered) = mpsc::channel();
     thread::Builder::new().name(name.into()).spawn(move || {
-        // Nobody waits any more if the deadline has passed.
+        // The receiver is gone if the deadline has passed.
         let _ = answer.send(act());
     })?;
     Ok(answered.recv_timeout(longest).ok())
 }
 
-/// A channel to an engine. What is sent there is small: an engine that reads nothing must not hold us up for ever.
+/// Creates a channel to an engine. Sends have a deadline, so that an engine that does not read cannot block the broker.
 fn bounded_pair() -> io::Result<(PacketChannel, PacketChannel)> {
     let (ours, theirs) = PacketChannel::pair()?;
     rustix::net::sockopt::set_socket_timeout(&ours, rustix::net::sockopt::Timeout::Send, Some(MESSAGE_DEADLINE))?;
@@ -300,35 +304,35 @@ fn bounded_pair() -> io::Result<(PacketChannel, PacketChannel)> {
 }
 
 impl Engine {
-    /// The finding for this engine's end.
-    pub(crate) fn last_words(&mut self, session: &str) -> Finding {
-        let ended = self.process.ended_within(LAST_WORDS);
+    /// The finding for an engine that has exited.
+    pub(crate) fn exit_finding(&mut self, session: &str) -> Finding {
+        let ended = self.process.ended_within(EXIT_DEADLINE);
         self.log.drain(session);
-        died(&self.process, &self.log, ended)
+        exited(&self.process, &self.log, ended)
     }
 
-    /// What this engine printed last, as the end of a sentence. Nothing is waited for.
-    pub(crate) fn parting_words(&mut self, session: &str) -> String {
+    /// The last line that the engine logged, as the end of a message. Does not wait.
+    pub(crate) fn last_line(&mut self, session: &str) -> String {
         self.log.drain(session);
-        words(&self.log)
+        last_line(&self.log)
     }
 }
 
 impl Begun {
-    /// Waits for the engine's first word.
-    fn verdict(&mut self, session: &str) -> Result<Preflight, Finding> {
+    /// Waits for the engine's first message.
+    fn await_ready(&mut self, session: &str) -> Result<Preflight, Finding> {
         let end = Instant::now() + START_DEADLINE;
         loop {
             let log = self.log.fd();
             let interests = [Interest::of(&self.control), Interest::maybe(log.as_ref())];
-            let [spoke, printed] = wait_readable(&interests, Some(end)).map_err(|error| not_started(&error))?;
-            if printed {
+            let [message, logged] = wait_readable(&interests, Some(end)).map_err(|error| not_started(&error))?;
+            if logged {
                 self.log.drain(session);
             }
-            if spoke {
-                return self.first_word(session);
+            if message {
+                return self.first_message(session);
             }
-            if !printed {
+            if !logged {
                 return Err(finding(
                     Reason::EngineFailed,
                     format!("the engine was not ready within {} s", START_DEADLINE.as_secs()),
@@ -338,45 +342,45 @@ impl Begun {
         }
     }
 
-    fn first_word(&mut self, session: &str) -> Result<Preflight, Finding> {
+    fn first_message(&mut self, session: &str) -> Result<Preflight, Finding> {
         match self.control.receive::<FromEngine>() {
             Ok((FromEngine::Ready { preflight }, _)) => Ok(self.with_limits(preflight)),
             Ok((FromEngine::Failed { finding }, _)) => Err(finding),
-            Ok((other, _)) => Err(not_started(&io::Error::other(format!("it began with {other:?}")))),
-            Err(_) => Err(self.last_words(session)),
+            Ok((other, _)) => Err(not_started(&io::Error::other(format!("unexpected first message {other:?}")))),
+            Err(_) => Err(self.exit_finding(session)),
         }
     }
 
-    /// What the engine found, and what became of its limits, which it knows nothing of.
+    /// Adds the active limits, which the engine does not know, to its preflight.
     fn with_limits(&mut self, mut preflight: Preflight) -> Preflight {
         preflight.limits = std::mem::take(&mut self.limits);
         preflight.findings.append(&mut self.findings);
         preflight
     }
 
-    fn last_words(&mut self, session: &str) -> Finding {
-        // What it printed last may come after it has closed the channel.
-        let ended = self.process.ended_within(LAST_WORDS);
+    fn exit_finding(&mut self, session: &str) -> Finding {
+        // Its last log lines may arrive after it has closed the channel.
+        let ended = self.process.ended_within(EXIT_DEADLINE);
         self.log.drain(session);
-        died(&self.process, &self.log, ended)
+        exited(&self.process, &self.log, ended)
     }
 }
 
-/// The finding for an engine that is gone.
-fn died(process: &EngineProcess, log: &EngineLog, ended: Option<String>) -> Finding {
+/// The finding for an engine that has exited.
+fn exited(process: &EngineProcess, log: &EngineLog, ended: Option<String>) -> Finding {
     let how = ended.unwrap_or_else(|| "it closed its control channel".into());
-    let words = words(log);
+    let last_line = last_line(log);
     finding(
         Reason::EngineFailed,
-        format!("the engine (process {}) is gone: {how}{words}", process.pid()),
+        format!("engine (process {}) exited: {how}{last_line}", process.pid()),
         "see the engine's log lines above",
     )
 }
 
-fn words(log: &EngineLog) -> String {
+fn last_line(log: &EngineLog) -> String {
     match log.last_line() {
         "" => String::new(),
-        line => format!("; its last words: {line}"),
+        line => format!("; last log line: {line}"),
     }
 }
 
@@ -384,25 +388,25 @@ fn not_started(error: &io::Error) -> Finding {
     finding(
         Reason::EngineFailed,
         format!("the engine could not be started: {error}"),
-        "see that virtiofs-engine lies beside virtiofs-broker or name it with --engine, and that processes and \
-         open files are not at their limit",
+        "install virtiofs-engine beside virtiofs-broker or name it with --engine, and check the limits of \
+         processes and open files",
     )
 }
 
-/// The finding for a source that is not to be touched.
+/// The finding for a source that is released.
 fn released(source: &Path) -> Finding {
     finding(
         Reason::SourceReleased,
         format!("source {} is released, so that the host can unmount it", source.display()),
-        "resume it, or wait until the time for which it was released is over",
+        "resume it, or wait until its release time ends",
     )
 }
 
-/// The finding for a source that does not answer.
+/// The finding for a source that does not respond.
 pub(crate) fn hung(source: &Path) -> Finding {
     finding(
         Reason::SourceUnreadable,
-        format!("source {} does not answer", source.display()),
-        "see to the file system below it (a network file system whose server is gone?); it is tried again",
+        format!("source {} does not respond", source.display()),
+        "check its file system (the server of a network file system may be down); it is tried again",
     )
 }

@@ -1,37 +1,37 @@
-//! What an engine must be told so that it is in line with the record. Pure.
+//! Plans the messages that bring an engine in sync with the record. Pure.
 //!
-//! First start, a VMM's change, hand-over and recovery are the same question: what has this engine been
-//! told, and what does the record say? A new engine has been told nothing.
+//! First start, a change by the VMM, hand-over and recovery are the same computation: the difference between the state
+//! that was sent to this engine and the record. Nothing was sent to a new engine.
 
 use virtiofs_contract::engine::QUEUES;
 
 use super::{Ring, SessionRecord};
 use crate::vhost_user::codec::{Region, RingAddress};
 
-/// What one engine has been told so far.
+/// The state that was sent to one engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Told<F> {
-    introduced: bool,
+pub(crate) struct SentState<F> {
+    negotiated: bool,
     features: Option<u64>,
     regions: Vec<Region<F>>,
-    rings: [ToldRing<F>; QUEUES],
+    rings: [SentRing<F>; QUEUES],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct ToldRing<F> {
+struct SentRing<F> {
     running: Option<RingStart<F>>,
     enabled: bool,
 }
 
-impl<F> Default for Told<F> {
+impl<F> Default for SentState<F> {
     fn default() -> Self {
-        Told { introduced: false, features: None, regions: Vec::new(), rings: Default::default() }
+        SentState { negotiated: false, features: None, regions: Vec::new(), rings: Default::default() }
     }
 }
 
-impl<F> Default for ToldRing<F> {
+impl<F> Default for SentRing<F> {
     fn default() -> Self {
-        ToldRing { running: None, enabled: false }
+        SentRing { running: None, enabled: false }
     }
 }
 
@@ -53,61 +53,61 @@ pub(crate) enum RingEvent {
     Err,
 }
 
-/// One thing to tell an engine.
+/// One message, or one sequence of messages, to an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step<F> {
-    /// Ownership and protocol features.
-    Introduce,
-    /// Stop a ring at a request boundary; its position is asked for.
+    /// Set the owner and negotiate protocol features.
+    Negotiate,
+    /// Stop a ring at a request boundary and get its position.
     Stop(usize),
     /// Reset the device.
     Reset,
     /// Device features.
     Features(u64),
-    /// All of guest memory.
+    /// Set all memory regions.
     Memory(Vec<Region<F>>),
-    /// One region more.
+    /// Add a memory region.
     AddRegion(Region<F>),
-    /// One region less.
+    /// Remove a memory region.
     RemoveRegion(Region<F>),
-    /// Another event descriptor for a running ring.
+    /// Set another event descriptor of a running ring.
     Event { ring: usize, event: RingEvent, fd: Option<F> },
-    /// Set a ring up, ADDR as late as here: the engine reads the used index at that moment.
+    /// Set a ring up. ADDR must not be sent earlier, because the engine reads the used index at that moment.
     Start { ring: usize, start: RingStart<F> },
-    /// Let a ring be served, or not.
+    /// Enable or disable a ring.
     Enable { ring: usize, enable: bool },
 }
 
-/// What to tell an engine next, in order.
-pub(crate) fn plan<F: Clone + PartialEq>(told: &Told<F>, record: &SessionRecord<F>) -> Vec<Step<F>> {
+/// The steps that bring an engine in sync, in order.
+pub(crate) fn plan<F: Clone + PartialEq>(sent: &SentState<F>, record: &SessionRecord<F>) -> Vec<Step<F>> {
     let mut steps = Vec::new();
-    if !told.introduced {
-        steps.push(Step::Introduce);
+    if !sent.negotiated {
+        steps.push(Step::Negotiate);
     }
-    stop_rings(told, record, &mut steps);
+    stop_rings(sent, record, &mut steps);
     if record.reset_owed {
         steps.push(Step::Reset);
     }
-    if let Some(features) = record.features.filter(|features| record.reset_owed || told.features != Some(*features)) {
+    if let Some(features) = record.features.filter(|features| record.reset_owed || sent.features != Some(*features)) {
         steps.push(Step::Features(features));
     }
-    change_memory(&told.regions, &record.regions, &mut steps);
-    start_rings(told, record, &mut steps);
+    change_memory(&sent.regions, &record.regions, &mut steps);
+    start_rings(sent, record, &mut steps);
     steps
 }
 
-/// Can a new engine be told this while another one still serves the rings?
+/// True if a standby engine can take this step while another engine serves the rings.
 pub(crate) fn is_before_rings<F>(step: &Step<F>) -> bool {
-    matches!(step, Step::Introduce | Step::Features(_) | Step::Memory(_) | Step::AddRegion(_) | Step::RemoveRegion(_))
+    matches!(step, Step::Negotiate | Step::Features(_) | Step::Memory(_) | Step::AddRegion(_) | Step::RemoveRegion(_))
 }
 
-/// May an engine that serves have heard the guest's kick in vain just before? With other memory or another
-/// position it finds something else in the ring.
-pub(crate) fn may_cost_a_kick<F>(step: &Step<F>) -> bool {
+/// True if the engine may have consumed a kick without serving it: with other memory or another position it finds
+/// other requests in the ring.
+pub(crate) fn may_lose_a_kick<F>(step: &Step<F>) -> bool {
     matches!(step, Step::Memory(_) | Step::AddRegion(_) | Step::RemoveRegion(_) | Step::Start { .. })
 }
 
-fn wanted<F: Clone>(record: &SessionRecord<F>, ring: usize) -> Option<RingStart<F>> {
+fn desired<F: Clone>(record: &SessionRecord<F>, ring: usize) -> Option<RingStart<F>> {
     let Ring { size, address, kick, call, err, .. } = &record.rings[ring];
     if !record.servable(ring) {
         return None;
@@ -115,35 +115,35 @@ fn wanted<F: Clone>(record: &SessionRecord<F>, ring: usize) -> Option<RingStart<
     Some(RingStart { size: *size, address: (*address)?, kick: kick.clone()?, call: call.clone(), err: err.clone() })
 }
 
-/// Is the ring still the one that runs, apart from what may change while it does?
-fn same_ring<F: PartialEq>(running: &RingStart<F>, wanted: &RingStart<F>) -> bool {
-    running.size == wanted.size && running.address == wanted.address && running.kick == wanted.kick
+/// True if the running ring differs only in what may change while it runs.
+fn same_ring<F: PartialEq>(running: &RingStart<F>, desired: &RingStart<F>) -> bool {
+    running.size == desired.size && running.address == desired.address && running.kick == desired.kick
 }
 
-fn goes_on<F: Clone + PartialEq>(told: &ToldRing<F>, record: &SessionRecord<F>, ring: usize) -> bool {
-    match (&told.running, wanted(record, ring)) {
-        (Some(running), Some(wanted)) => same_ring(running, &wanted),
+fn continues<F: Clone + PartialEq>(sent: &SentRing<F>, record: &SessionRecord<F>, ring: usize) -> bool {
+    match (&sent.running, desired(record, ring)) {
+        (Some(running), Some(desired)) => same_ring(running, &desired),
         _ => false,
     }
 }
 
-fn stop_rings<F: Clone + PartialEq>(told: &Told<F>, record: &SessionRecord<F>, steps: &mut Vec<Step<F>>) {
-    for (ring, it) in told.rings.iter().enumerate() {
-        if it.running.is_some() && !goes_on(it, record, ring) {
+fn stop_rings<F: Clone + PartialEq>(sent: &SentState<F>, record: &SessionRecord<F>, steps: &mut Vec<Step<F>>) {
+    for (ring, it) in sent.rings.iter().enumerate() {
+        if it.running.is_some() && !continues(it, record, ring) {
             steps.push(Step::Stop(ring));
         }
     }
 }
 
-/// What is replaced is replaced in one step: between a removal and an addition an engine that serves would find
-/// rings and buffers gone.
-fn change_memory<F: Clone + PartialEq>(told: &[Region<F>], wanted: &[Region<F>], steps: &mut Vec<Step<F>>) {
+/// A replaced region is replaced in one step: between a removal and an addition, rings and buffers would be missing in a
+/// serving engine.
+fn change_memory<F: Clone + PartialEq>(sent: &[Region<F>], desired: &[Region<F>], steps: &mut Vec<Step<F>>) {
     let without = |these: &[Region<F>], those: &[Region<F>]| -> Vec<Region<F>> {
         these.iter().filter(|region| !those.contains(region)).cloned().collect()
     };
-    let (gone, new) = (without(told, wanted), without(wanted, told));
-    if !new.is_empty() && (told.is_empty() || !gone.is_empty()) {
-        steps.push(Step::Memory(ascending(wanted)));
+    let (gone, new) = (without(sent, desired), without(desired, sent));
+    if !new.is_empty() && (sent.is_empty() || !gone.is_empty()) {
+        steps.push(Step::Memory(ascending(desired)));
         return;
     }
     steps.extend(gone.into_iter().map(Step::RemoveRegion));
@@ -158,20 +158,20 @@ fn ascending<F: Clone>(regions: &[Region<F>]) -> Vec<Region<F>> {
     table
 }
 
-fn start_rings<F: Clone + PartialEq>(told: &Told<F>, record: &SessionRecord<F>, steps: &mut Vec<Step<F>>) {
+fn start_rings<F: Clone + PartialEq>(sent: &SentState<F>, record: &SessionRecord<F>, steps: &mut Vec<Step<F>>) {
     let mut enables = Vec::new();
-    for (ring, it) in told.rings.iter().enumerate() {
-        let Some(wanted) = wanted(record, ring) else { continue };
+    for (ring, it) in sent.rings.iter().enumerate() {
+        let Some(desired) = desired(record, ring) else { continue };
         let enable = record.enabled(ring);
         match &it.running {
-            Some(running) if same_ring(running, &wanted) => {
-                change_events(ring, running, &wanted, steps);
+            Some(running) if same_ring(running, &desired) => {
+                change_events(ring, running, &desired, steps);
                 if it.enabled != enable {
                     enables.push(Step::Enable { ring, enable });
                 }
             }
             _ => {
-                steps.push(Step::Start { ring, start: wanted });
+                steps.push(Step::Start { ring, start: desired });
                 enables.push(Step::Enable { ring, enable });
             }
         }
@@ -182,23 +182,23 @@ fn start_rings<F: Clone + PartialEq>(told: &Told<F>, record: &SessionRecord<F>, 
 fn change_events<F: Clone + PartialEq>(
     ring: usize,
     running: &RingStart<F>,
-    wanted: &RingStart<F>,
+    desired: &RingStart<F>,
     steps: &mut Vec<Step<F>>,
 ) {
-    if running.call != wanted.call {
-        steps.push(Step::Event { ring, event: RingEvent::Call, fd: wanted.call.clone() });
+    if running.call != desired.call {
+        steps.push(Step::Event { ring, event: RingEvent::Call, fd: desired.call.clone() });
     }
-    if running.err != wanted.err {
-        steps.push(Step::Event { ring, event: RingEvent::Err, fd: wanted.err.clone() });
+    if running.err != desired.err {
+        steps.push(Step::Event { ring, event: RingEvent::Err, fd: desired.err.clone() });
     }
 }
 
-impl<F: Clone + PartialEq> Told<F> {
-    /// Notes a step that the engine has been told.
-    pub(crate) fn note(&mut self, step: &Step<F>) {
+impl<F: Clone + PartialEq> SentState<F> {
+    /// Records that a step was sent.
+    pub(crate) fn record(&mut self, step: &Step<F>) {
         match step {
-            Step::Introduce => self.introduced = true,
-            Step::Stop(ring) => self.rings[*ring] = ToldRing::default(),
+            Step::Negotiate => self.negotiated = true,
+            Step::Stop(ring) => self.rings[*ring] = SentRing::default(),
             Step::Reset => {
                 self.features = None;
                 self.rings = Default::default();
@@ -207,13 +207,13 @@ impl<F: Clone + PartialEq> Told<F> {
             Step::Memory(regions) => self.regions.clone_from(regions),
             Step::AddRegion(region) => self.regions.push(region.clone()),
             Step::RemoveRegion(region) => self.regions.retain(|known| known != region),
-            Step::Event { ring, event, fd } => self.note_event(*ring, *event, fd),
+            Step::Event { ring, event, fd } => self.record_event(*ring, *event, fd),
             Step::Start { ring, start } => self.rings[*ring].running = Some(start.clone()),
             Step::Enable { ring, enable } => self.rings[*ring].enabled = *enable,
         }
     }
 
-    fn note_event(&mut self, ring: usize, event: RingEvent, fd: &Option<F>) {
+    fn record_event(&mut self, ring: usize, event: RingEvent, fd: &Option<F>) {
         let Some(running) = &mut self.rings[ring].running else { return };
         match event {
             RingEvent::Call => running.call.clone_from(fd),
@@ -221,7 +221,7 @@ impl<F: Clone + PartialEq> Told<F> {
         }
     }
 
-    /// Rings that the engine has been told to serve.
+    /// Rings that were started on the engine.
     pub(crate) fn running(&self) -> impl Iterator<Item = usize> {
         self.rings.iter().enumerate().filter(|(_, ring)| ring.running.is_some()).map(|(index, _)| index)
     }
@@ -234,7 +234,7 @@ mod tests {
     use super::super::transition::apply;
     use super::*;
     use crate::vhost_user::codec::{Layout, Request};
-    use crate::vhost_user::offer;
+    use crate::vhost_user::features;
 
     const MEMORY: u64 = 1 << 40;
 
@@ -260,8 +260,8 @@ mod tests {
 
     fn set_up() -> Vec<Request<u32>> {
         let mut requests = vec![
-            Request::SetProtocolFeatures(offer::PROTOCOL),
-            Request::SetFeatures(offer::FEATURES),
+            Request::SetProtocolFeatures(features::PROTOCOL),
+            Request::SetFeatures(features::FEATURES),
             Request::SetMemTable(vec![region(0)]),
         ];
         requests.extend((0..2).flat_map(ring_requests));
@@ -290,33 +290,33 @@ mod tests {
         steps.iter().map(name).collect()
     }
 
-    fn bring_into_line(told: &mut Told<u32>, record: &mut SessionRecord<u32>) -> Vec<Step<u32>> {
-        let steps = plan(told, record);
+    fn sync(sent: &mut SentState<u32>, record: &mut SessionRecord<u32>) -> Vec<Step<u32>> {
+        let steps = plan(sent, record);
         for step in &steps {
-            told.note(step);
+            sent.record(step);
         }
         record.reset_owed = false;
         steps
     }
 
     #[test]
-    fn a_new_engine_is_told_everything_and_enabled_last() {
+    fn new_engine_gets_everything_and_is_enabled_last() {
         let record = record_after(set_up());
-        let steps = plan(&Told::default(), &record);
+        let steps = plan(&SentState::default(), &record);
         assert_eq!(
             names(&steps),
-            ["Introduce", "Features", "Memory 1", "Start 0", "Start 1", "Enable 0 true", "Enable 1 true"]
+            ["Negotiate", "Features", "Memory 1", "Start 0", "Start 1", "Enable 0 true", "Enable 1 true"]
         );
         let before = steps.iter().take_while(|step| is_before_rings(step)).count();
         assert_eq!(before, 3);
     }
 
     #[test]
-    fn a_new_engine_is_told_of_memory_in_ascending_order_whatever_order_it_came_in() {
+    fn new_engine_gets_memory_in_ascending_order() {
         let mut requests = set_up();
         requests.extend([Request::AddMemReg(region(2)), Request::AddMemReg(region(1))]);
         requests.extend([Request::RemMemReg(region(0).layout), Request::AddMemReg(region(0))]);
-        let steps = plan(&Told::default(), &record_after(requests));
+        let steps = plan(&SentState::default(), &record_after(requests));
         let tables = steps.iter().filter_map(|step| match step {
             Step::Memory(regions) => Some(regions.iter().map(|region| region.file).collect::<Vec<_>>()),
             _ => None,
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_as_a_change() {
+    fn only_changes_are_sent() {
         let stop = Request::GetVringBase { ring: 1 };
         let call = Request::SetVringCall { ring: 0, fd: Some(30) };
         let grown = Region { layout: Layout { size: 2 << 20, ..region(0).layout }, file: 7 };
@@ -342,44 +342,44 @@ mod tests {
         ];
         for (requests, expected) in table {
             let mut record = record_after(set_up());
-            let mut told = Told::default();
-            bring_into_line(&mut told, &mut record);
+            let mut sent = SentState::default();
+            sync(&mut sent, &mut record);
             for request in requests {
                 apply(&mut record, request).unwrap();
             }
-            assert_eq!(names(&plan(&told, &record)), expected);
+            assert_eq!(names(&plan(&sent, &record)), expected);
         }
     }
 
     #[test]
-    fn rings_are_stopped_before_the_device_is_reset() {
+    fn rings_stop_before_a_reset() {
         let mut record = record_after(set_up());
-        let mut told = Told::default();
-        bring_into_line(&mut told, &mut record);
+        let mut sent = SentState::default();
+        sync(&mut sent, &mut record);
         apply(&mut record, Request::ResetDevice).unwrap();
-        assert_eq!(names(&bring_into_line(&mut told, &mut record)), ["Stop", "Stop", "Reset"]);
-        assert_eq!(plan(&told, &record), []);
+        assert_eq!(names(&sync(&mut sent, &mut record)), ["Stop", "Stop", "Reset"]);
+        assert_eq!(plan(&sent, &record), []);
     }
 
     #[test]
     fn a_stopped_ring_starts_again() {
         let mut record = record_after(set_up());
-        let mut told = Told::default();
-        bring_into_line(&mut told, &mut record);
+        let mut sent = SentState::default();
+        sync(&mut sent, &mut record);
         apply(&mut record, Request::GetVringBase { ring: 1 }).unwrap();
-        bring_into_line(&mut told, &mut record);
-        assert_eq!(told.running().collect::<Vec<_>>(), [0]);
+        sync(&mut sent, &mut record);
+        assert_eq!(sent.running().collect::<Vec<_>>(), [0]);
         for request in ring_requests(1) {
             apply(&mut record, request).unwrap();
         }
-        assert_eq!(names(&plan(&told, &record)), ["Start 1", "Enable 1 true"]);
+        assert_eq!(names(&plan(&sent, &record)), ["Start 1", "Enable 1 true"]);
     }
 
     fn any_request() -> impl Strategy<Value = Request<u32>> {
         let ring = 0..2u32;
         prop_oneof![
-            Just(Request::SetFeatures(offer::FEATURES)),
-            Just(Request::SetFeatures(offer::VERSION_1)),
+            Just(Request::SetFeatures(features::FEATURES)),
+            Just(Request::SetFeatures(features::VERSION_1)),
             Just(Request::ResetDevice),
             ring.clone().prop_map(|ring| Request::GetVringBase { ring }),
             (ring.clone(), any::<bool>()).prop_map(|(ring, enable)| Request::SetVringEnable { ring, enable }),
@@ -394,19 +394,19 @@ mod tests {
     }
 
     proptest! {
-        /// An engine that followed every change is where an engine is that is told only the end.
+        /// An engine that followed every change is where an engine is that is sent only the end.
         #[test]
-        fn following_and_starting_late_lead_to_the_same(requests in proptest::collection::vec(any_request(), 0..80)) {
+        fn incremental_and_full_sync_agree(requests in proptest::collection::vec(any_request(), 0..80)) {
             let mut record = record_after(set_up());
-            let mut follower = Told::default();
-            bring_into_line(&mut follower, &mut record);
+            let mut follower = SentState::default();
+            sync(&mut follower, &mut record);
             for request in requests {
                 let _ = apply(&mut record, request);
-                bring_into_line(&mut follower, &mut record);
+                sync(&mut follower, &mut record);
                 prop_assert_eq!(plan(&follower, &record), []);
             }
-            let mut late = Told::default();
-            bring_into_line(&mut late, &mut record);
+            let mut late = SentState::default();
+            sync(&mut late, &mut record);
             prop_assert_eq!(&late.rings, &follower.rings);
             prop_assert_eq!(late.regions.len(), follower.regions.len());
             prop_assert!(late.regions.iter().all(|region| follower.regions.contains(region)));

@@ -1,8 +1,8 @@
-//! The record in a memfd: what a broker that comes after this one restores a session from.
+//! The record in a memfd, from which the next broker can restore a session.
 //!
-//! Two copies, written in turn, each behind its sequence number, length and checksum. A SIGKILL between any
-//! two stores leaves at least one whole copy; the newest whole copy counts. Descriptors are written as
-//! numbers that the session gave them; whoever keeps them keeps them under these numbers.
+//! It has two copies, written in turn, each after its sequence number, length and checksum. A SIGKILL between any two
+//! stores leaves at least one valid copy; the newest valid copy counts. Descriptors are stored as the numbers that the
+//! session assigned.
 
 use std::fs::File;
 use std::io;
@@ -15,12 +15,12 @@ use thiserror::Error;
 
 use super::SessionRecord;
 
-/// Raised when an older broker would misread what this one writes.
+/// Version of the layout. It increases with each change that another broker would misread.
 const LAYOUT: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"vfsrec\0\0";
 
-/// Bytes of one copy, header included: several times what the largest record takes.
+/// Bytes of one copy, header included: several times the size of the largest record.
 const COPY: usize = 64 << 10;
 
 const HEADER: usize = 16;
@@ -34,7 +34,7 @@ pub(crate) struct Stored {
     pub(crate) session: String,
     /// Name of its endpoint.
     pub(crate) endpoint: String,
-    /// What the VMM has set up, with each descriptor's number in place of the descriptor.
+    /// The record, with numbers instead of descriptors.
     pub(crate) record: SessionRecord<u32>,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Stored {
 #[derive(Debug, Error)]
 pub(crate) enum StoreError {
     #[error("memfd: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("a record of {0} bytes; at most {max} fit", max = COPY - COPY_HEADER)]
     TooLarge(usize),
     #[error("not a session record of layout {LAYOUT}")]
@@ -52,8 +52,11 @@ pub(crate) enum StoreError {
     #[error("the record names descriptor {0}, which is not there")]
     MissingDescriptor(u32),
     #[error("record: {0}")]
-    Json(#[from] serde_json::Error),
+    Json(serde_json::Error),
 }
+
+from_cause!(StoreError::Io(io::Error));
+from_cause!(StoreError::Json(serde_json::Error));
 
 /// The memfd of one session.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ pub(crate) struct RecordStore {
 }
 
 impl RecordStore {
-    /// A new memfd that cannot shrink under whoever reads it.
+    /// Creates a memfd that cannot shrink under its reader.
     pub(crate) fn create() -> Result<Self, StoreError> {
         let fd = memfd_create("virtiofs-session", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(io::Error::from)?;
@@ -74,7 +77,7 @@ impl RecordStore {
         Ok(RecordStore { file, sequence: 0 })
     }
 
-    /// Writes the record beside the one that counts now, and makes it the one that counts.
+    /// Writes the record to the older copy, and makes it the newest.
     pub(crate) fn write(&mut self, stored: &Stored) -> Result<(), StoreError> {
         let body = serde_json::to_vec(stored)?;
         if body.len() > COPY - COPY_HEADER {
@@ -94,7 +97,7 @@ impl AsFd for RecordStore {
     }
 }
 
-/// Reads what a record memfd holds.
+/// Reads a record memfd.
 #[cfg_attr(not(test), expect(dead_code, reason = "the keeper hands records in from the next issue on"))]
 pub(crate) fn restore(memfd: OwnedFd) -> Result<Stored, StoreError> {
     let file = File::from(memfd);
@@ -109,7 +112,7 @@ pub(crate) fn restore(memfd: OwnedFd) -> Result<Stored, StoreError> {
     parse(&bytes[..length])
 }
 
-/// The newest whole copy among these bytes.
+/// The newest valid copy in these bytes.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Stored, StoreError> {
     if bytes.get(..HEADER) != Some(&header()[..]) {
         return Err(StoreError::Foreign);
@@ -120,7 +123,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Stored, StoreError> {
     Ok(serde_json::from_slice(body)?)
 }
 
-/// The record with each descriptor in place of its number.
+/// The record with descriptors instead of numbers.
 #[cfg_attr(not(test), expect(dead_code, reason = "the keeper hands records in from the next issue on"))]
 pub(crate) fn with_descriptors<F>(
     record: &SessionRecord<u32>,
@@ -152,7 +155,7 @@ fn whole_copy(bytes: &[u8]) -> Option<(u64, &[u8])> {
     (sequence != 0 && checksum(sequence, body) == sum).then_some((sequence, body))
 }
 
-/// FNV-1a: against torn writes, not against anyone who can write here.
+/// FNV-1a: detects torn writes, not forgeries.
 fn checksum(sequence: u64, body: &[u8]) -> u64 {
     let bytes = sequence.to_le_bytes().into_iter().chain(body.iter().copied());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_record_is_restored() {
+    fn newest_record_is_restored() {
         let mut store = RecordStore::create().unwrap();
         assert!(matches!(restore(store.file.try_clone().unwrap().into()), Err(StoreError::Torn)));
         for base in 0..5 {
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_cut_off_at_any_byte_leaves_the_record_before_or_after() {
+    fn torn_write_leaves_the_old_or_the_new_record() {
         let mut store = RecordStore::create().unwrap();
         store.write(&stored(1)).unwrap();
         let before = bytes_of(&store);
@@ -212,7 +215,7 @@ mod tests {
         let after = bytes_of(&store);
         let at = HEADER;
         let body = serde_json::to_vec(&stored(2)).unwrap().len();
-        // Stores happen in this order: the body, then its header.
+        // The body is stored before its header.
         let order = (at + COPY_HEADER..at + COPY_HEADER + body).chain(at..at + COPY_HEADER);
         let mut torn = before.clone();
         for byte in order {
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_short_at_any_byte_is_an_error_or_the_older_record() {
+    fn truncated_file_is_an_error_or_the_older_record() {
         let mut store = RecordStore::create().unwrap();
         store.write(&stored(1)).unwrap();
         store.write(&stored(2)).unwrap();
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_byte_is_noticed() {
+    fn flipped_byte_is_detected() {
         let mut store = RecordStore::create().unwrap();
         store.write(&stored(1)).unwrap();
         store.write(&stored(2)).unwrap();
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_put_back_by_number() {
+    fn descriptors_are_restored_by_number() {
         let record = stored(1).record;
         let named = with_descriptors(&record, |number| Some(format!("fd {number}"))).unwrap();
         assert_eq!(named.regions[0].file, "fd 1");
@@ -266,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_does_not_fit_is_refused() {
+    fn oversized_record_is_refused() {
         let mut store = RecordStore::create().unwrap();
         let too_long = Stored { session: "x".repeat(COPY), ..stored(1) };
         assert!(matches!(store.write(&too_long), Err(StoreError::TooLarge(_))));

@@ -1,24 +1,24 @@
-//! A VMM's request -> a change of the record and the answer. Pure.
+//! Applies a VMM's request to the record and returns the answer. Pure.
 
 use thiserror::Error;
 use virtiofs_contract::engine::{MAX_MEMORY_REGIONS, MAX_QUEUE_SIZE, QUEUES};
 
 use super::{Ring, SessionRecord};
 use crate::vhost_user::codec::{Layout, Region, ReplyValue, Request, RingAddress};
-use crate::vhost_user::offer;
+use crate::vhost_user::features;
 
-/// What is sent back.
+/// The answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// This value.
+    /// A value.
     Value(ReplyValue),
-    /// An acknowledgement, if the VMM asks for one, once the engine knows too.
+    /// An acknowledgement, if the VMM requests one, after the engine has the change.
     Acknowledge,
-    /// The position at which this ring has stopped, once it has.
+    /// The position at which this ring stopped, after it has stopped.
     Base(usize),
 }
 
-/// A request that makes no sense at this point. It ends the session, as it would with any other back-end.
+/// A request that violates the protocol. It ends the session, as with any other back-end.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum Violation {
     #[error("features {0:#x} were not offered")]
@@ -48,15 +48,15 @@ pub(crate) enum Violation {
 /// Applies a request to the record.
 ///
 /// # Errors
-/// The request is refused and the record is as it was.
+/// The request is invalid and the record unchanged.
 pub(crate) fn apply<F: PartialEq>(record: &mut SessionRecord<F>, request: Request<F>) -> Result<Answer, Violation> {
     match request {
-        Request::GetFeatures => return Ok(number(offer::FEATURES)),
-        Request::GetProtocolFeatures => return Ok(number(offer::PROTOCOL)),
+        Request::GetFeatures => return Ok(number(features::FEATURES)),
+        Request::GetProtocolFeatures => return Ok(number(features::PROTOCOL)),
         Request::GetQueueNum => return Ok(number(QUEUES as u64)),
         Request::GetMaxMemSlots => return Ok(number(MAX_MEMORY_REGIONS as u64)),
         Request::GetVringBase { ring } => return stop(record, ring),
-        // A session is owned by being connected; letting go of it is deprecated and does nothing.
+        // The connection owns the session. RESET_OWNER is deprecated and has no effect.
         Request::SetOwner | Request::ResetOwner => {}
         Request::SetFeatures(features) => set_features(record, features)?,
         Request::SetProtocolFeatures(features) => set_protocol_features(record, features)?,
@@ -84,7 +84,7 @@ fn at<F>(record: &mut SessionRecord<F>, ring: u32) -> Result<&mut Ring<F>, Viola
 }
 
 fn set_features<F>(record: &mut SessionRecord<F>, features: u64) -> Result<(), Violation> {
-    match features & !offer::FEATURES {
+    match features & !features::FEATURES {
         0 => record.features = Some(features),
         more => return Err(Violation::Features(more)),
     }
@@ -92,7 +92,7 @@ fn set_features<F>(record: &mut SessionRecord<F>, features: u64) -> Result<(), V
 }
 
 fn set_protocol_features<F>(record: &mut SessionRecord<F>, features: u64) -> Result<(), Violation> {
-    match features & !offer::PROTOCOL {
+    match features & !features::PROTOCOL {
         0 => record.protocol_features = features,
         more => return Err(Violation::ProtocolFeatures(more)),
     }
@@ -112,7 +112,7 @@ fn set_mem_table<F>(record: &mut SessionRecord<F>, regions: Vec<Region<F>>) -> R
 }
 
 fn add_region<F>(record: &mut SessionRecord<F>, region: Region<F>) -> Result<(), Violation> {
-    needs(record, offer::CONFIGURE_MEM_SLOTS)?;
+    needs(record, features::CONFIGURE_MEM_SLOTS)?;
     if record.regions.len() >= MAX_MEMORY_REGIONS {
         return Err(Violation::TooManyRegions);
     }
@@ -121,9 +121,9 @@ fn add_region<F>(record: &mut SessionRecord<F>, region: Region<F>) -> Result<(),
     Ok(())
 }
 
-/// The offset is not compared: QEMU leaves it out of the message.
+/// Ignores the offset: QEMU does not send it.
 fn remove_region<F>(record: &mut SessionRecord<F>, layout: &Layout) -> Result<(), Violation> {
-    needs(record, offer::CONFIGURE_MEM_SLOTS)?;
+    needs(record, features::CONFIGURE_MEM_SLOTS)?;
     let same = |region: &Region<F>| {
         let known = &region.layout;
         (known.guest_addr, known.user_addr, known.size) == (layout.guest_addr, layout.user_addr, layout.size)
@@ -146,8 +146,8 @@ fn check_region<F>(layout: &Layout, others: &[Region<F>]) -> Result<(), Violatio
     if clash { Err(Violation::Overlap(*layout)) } else { Ok(()) }
 }
 
-/// A ring whose shape changes while it runs is stopped until it is kicked off again: cloud-hypervisor sets
-/// rings up anew after a guest's reboot without ever having stopped them.
+/// A ring whose layout changes while it runs is stopped until SET_VRING_KICK: after a reboot of the guest,
+/// cloud-hypervisor sets rings up again without stopping them.
 fn set_size<F>(ring: &mut Ring<F>, size: u32) -> Result<(), Violation> {
     let valid = u16::try_from(size).ok().filter(|size| size.is_power_of_two() && *size <= MAX_QUEUE_SIZE);
     let size = valid.ok_or(Violation::RingSize(size))?;
@@ -186,9 +186,9 @@ fn stop<F>(record: &mut SessionRecord<F>, ring: u32) -> Result<Answer, Violation
     Ok(Answer::Base(ring as usize))
 }
 
-/// Rings and device go back to the beginning; memory, protocol features and the connection stay.
+/// Resets rings and device; memory, protocol features and the connection stay.
 fn reset<F>(record: &mut SessionRecord<F>) -> Result<(), Violation> {
-    needs(record, offer::RESET_DEVICE)?;
+    needs(record, features::RESET_DEVICE)?;
     for ring in &mut record.rings {
         let (call, err) = (ring.call.take(), ring.err.take());
         *ring = Ring { call, err, ..Ring::default() };
@@ -206,8 +206,8 @@ mod tests {
 
     fn negotiated() -> SessionRecord<u32> {
         let mut record = SessionRecord::default();
-        apply(&mut record, Request::SetProtocolFeatures(offer::PROTOCOL)).unwrap();
-        apply(&mut record, Request::SetFeatures(offer::FEATURES)).unwrap();
+        apply(&mut record, Request::SetProtocolFeatures(features::PROTOCOL)).unwrap();
+        apply(&mut record, Request::SetFeatures(features::FEATURES)).unwrap();
         record
     }
 
@@ -224,11 +224,11 @@ mod tests {
     }
 
     #[test]
-    fn questions_are_answered_from_the_offer() {
+    fn queries_are_answered_from_the_offered_features() {
         let mut record = SessionRecord::<u32>::default();
         let table = [
-            (Request::GetFeatures, offer::FEATURES),
-            (Request::GetProtocolFeatures, offer::PROTOCOL),
+            (Request::GetFeatures, features::FEATURES),
+            (Request::GetProtocolFeatures, features::PROTOCOL),
             (Request::GetQueueNum, QUEUES as u64),
             (Request::GetMaxMemSlots, MAX_MEMORY_REGIONS as u64),
         ];
@@ -239,16 +239,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_offered_is_refused() {
+    fn features_not_offered_are_refused() {
         let mut record = SessionRecord::<u32>::default();
         let log_all = 1 << 26;
         let device_state = 1 << 19;
         let table = [
-            (Request::SetFeatures(offer::VERSION_1 | log_all), Violation::Features(log_all)),
+            (Request::SetFeatures(features::VERSION_1 | log_all), Violation::Features(log_all)),
             (Request::SetProtocolFeatures(device_state), Violation::ProtocolFeatures(device_state)),
-            (Request::AddMemReg(region(0, 1)), Violation::NotNegotiated(offer::CONFIGURE_MEM_SLOTS)),
-            (Request::RemMemReg(layout(0, 1)), Violation::NotNegotiated(offer::CONFIGURE_MEM_SLOTS)),
-            (Request::ResetDevice, Violation::NotNegotiated(offer::RESET_DEVICE)),
+            (Request::AddMemReg(region(0, 1)), Violation::NotNegotiated(features::CONFIGURE_MEM_SLOTS)),
+            (Request::RemMemReg(layout(0, 1)), Violation::NotNegotiated(features::CONFIGURE_MEM_SLOTS)),
+            (Request::ResetDevice, Violation::NotNegotiated(features::RESET_DEVICE)),
         ];
         for (request, violation) in table {
             assert_eq!(apply(&mut record, request), Err(violation));
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn rings_that_make_no_sense_are_refused() {
+    fn invalid_rings_are_refused() {
         let ring = QUEUES as u32;
         let table = [
             (Request::SetVringNum { ring, num: 128 }, Violation::Ring(ring)),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_makes_no_sense_is_refused() {
+    fn invalid_memory_is_refused() {
         let wraps = Region { layout: Layout { offset: u64::MAX, ..layout(0, 2) }, file: 1 };
         let table = [
             (vec![region(0, 0)], Violation::Region(layout(0, 0))),
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_comes_and_goes_by_region_up_to_the_limit() {
+    fn regions_are_added_and_removed_up_to_the_limit() {
         let mut record = negotiated();
         for index in 0..MAX_MEMORY_REGIONS as u64 {
             apply(&mut record, Request::AddMemReg(region(index << 20, 1 << 20))).unwrap();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_is_servable_once_it_is_kicked_off_and_until_it_is_stopped() {
+    fn ring_is_servable_from_kick_to_stop() {
         let mut record = running();
         assert!(record.servable(1) && record.enabled(1));
         assert!(!record.servable(0));
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_is_set_up_anew_waits_for_its_kick() {
+    fn ring_that_is_set_up_again_waits_for_its_kick() {
         let unchanged =
             [Request::SetVringNum { ring: 1, num: 128 }, Request::SetVringAddr { ring: 1, address: address(1 << 40) }];
         for request in unchanged {
@@ -354,23 +354,23 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_outside_of_guest_memory_is_not_servable() {
+    fn ring_outside_of_guest_memory_is_not_servable() {
         let mut record = running();
         apply(&mut record, Request::SetMemTable(vec![region(0, 0x1000)])).unwrap();
         assert!(!record.servable(1));
     }
 
     #[test]
-    fn rings_of_a_vmm_without_protocol_features_are_enabled_from_the_start() {
+    fn rings_are_enabled_without_protocol_features() {
         let mut record = SessionRecord::<u32>::default();
-        apply(&mut record, Request::SetFeatures(offer::VERSION_1)).unwrap();
+        apply(&mut record, Request::SetFeatures(features::VERSION_1)).unwrap();
         assert!(record.enabled(0));
-        apply(&mut record, Request::SetFeatures(offer::VERSION_1 | offer::PROTOCOL_FEATURES)).unwrap();
+        apply(&mut record, Request::SetFeatures(features::VERSION_1 | features::PROTOCOL_FEATURES)).unwrap();
         assert!(!record.enabled(0));
     }
 
     #[test]
-    fn a_reset_keeps_memory_and_owes_the_engine_the_news() {
+    fn reset_keeps_memory_and_is_owed_to_the_engine() {
         let mut record = running();
         apply(&mut record, Request::ResetDevice).unwrap();
         assert!(record.reset_owed && record.features.is_none() && !record.regions.is_empty());

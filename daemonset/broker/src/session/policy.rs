@@ -1,96 +1,276 @@
-//! What to do about a session's engines. Pure.
+//! Decisions about the engines of a session. Pure: no clock, no I/O.
 
 use std::time::Duration;
 
-/// First pause before another try to start an engine that could not be started, and the longest: a source that
-/// is missing for a minute must not cost a fork a second, nor must one that is back wait for minutes.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+use virtiofs_contract::control::SessionState;
+use virtiofs_contract::engine::Predecessor;
+use virtiofs_contract::preflight::Reason;
 
-/// Deaths in a row, without a request answered in between, after which the next engine waits. A request that
-/// kills its engine is answered `EIO` by the second engine that finds it in the ledger, so this many are not
-/// about one request.
-const DEATHS_AT_ONCE: u32 = 5;
+/// First and longest pause after an engine could not be started. A source that is missing for a minute must not cost a
+/// fork each second, and one that is back must not wait for minutes.
+const FIRST_START_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_START_PAUSE: Duration = Duration::from_secs(30);
 
-/// First pause after that, and the longest.
-const FIRST_REST: Duration = Duration::from_millis(100);
-const LONGEST_REST: Duration = Duration::from_secs(10);
+/// Deaths in a row, without a finished request in between, after which the next engine waits. The second engine that
+/// finds a request that kills engines in the ledger answers it with `EIO`, so this many are not about one request.
+const DEATHS_WITHOUT_PAUSE: u32 = 5;
 
-/// How long to leave an engine alone that did not come to rest for its successor.
+/// First and longest pause after that.
+const FIRST_DEATH_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_DEATH_PAUSE: Duration = Duration::from_secs(10);
+
+/// Pause before the next attempt if an engine did not quiesce, or if the guest must remount.
 pub(crate) const STUCK_PAUSE: Duration = Duration::from_secs(30);
 
-/// Is an engine what new ones would be?
+/// Generation of the serving engine, compared with the one that new engines get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Age {
     Current,
     Outdated,
 }
 
-/// A spare beside the engine that serves.
+/// Generation of the standby engine, compared with the serving one and with the one that new engines get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Spare {
-    /// Nearer to what is wanted, or exactly that. Wishes that follow each other faster than engines start must
-    /// not keep a session from ever being served anew.
-    Ahead,
-    /// The same.
-    Alike,
+pub(crate) enum Fit {
+    /// Newer than the serving engine and not newer than desired. It takes over even if it is not the newest: changes
+    /// that follow each other faster than engines start must not keep a session on an old engine for ever.
+    Newer,
+    /// The same as new engines get, and not newer than the serving one: a replacement if that dies.
+    Same,
     /// Neither.
-    Behind,
+    Outdated,
 }
 
-/// A session's engines at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Situation {
-    pub(crate) serving: Option<Age>,
-    pub(crate) spare: Option<Spare>,
-    /// Is one being started?
-    pub(crate) ordered: bool,
-    /// Is it too early for another try?
-    pub(crate) pausing: bool,
-    /// Is a spare worth its process? One that serves a guest has something to lose.
-    pub(crate) worth_a_spare: bool,
-}
-
-/// What to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Act {
-    /// Nothing, until something happens.
-    Wait,
-    /// Start an engine.
-    Order,
-    /// Let the spare serve: there is no other.
-    Promote,
-    /// Let the spare take over from the one that serves.
-    HandOver,
-    /// The spare is not what is wanted any more.
-    DiscardSpare,
-}
-
-/// Decides the next act.
-pub(crate) fn decide(now: &Situation) -> Act {
-    let wanting = match now.serving {
-        None | Some(Age::Outdated) => true,
-        Some(Age::Current) => now.worth_a_spare,
-    };
-    match (now.serving, now.spare) {
-        (Some(_), Some(Spare::Behind)) => Act::DiscardSpare,
-        _ if now.pausing => Act::Wait,
-        (None, Some(_)) => Act::Promote,
-        (Some(Age::Outdated), Some(Spare::Ahead)) => Act::HandOver,
-        (_, None) if wanting && !now.ordered => Act::Order,
-        _ => Act::Wait,
+impl Fit {
+    /// Compares generations.
+    pub(crate) fn of(standby: u64, serving: Option<u64>, target: u64) -> Self {
+        match serving {
+            Some(serving) if standby > serving && standby <= target => Fit::Newer,
+            _ if standby == target => Fit::Same,
+            _ => Fit::Outdated,
+        }
     }
 }
 
-/// How long to wait after an engine could not be started for the `failures`th time in a row.
-pub(crate) fn pause_after_failure(failures: u32) -> Duration {
-    doubled(FIRST_PAUSE, failures.saturating_sub(1)).min(LONGEST_PAUSE)
+/// The engine that is to serve next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    None,
+    Starting,
+    Standby(Fit),
 }
 
-/// How long to wait after an engine has died for the `deaths`th time without a request answered in between.
+/// The engines of a session at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Situation {
+    pub(crate) serving: Option<Age>,
+    pub(crate) next: Next,
+    /// True while the next attempt must wait.
+    pub(crate) pausing: bool,
+    /// True if the serving engine should have a standby: it serves a guest and is not just booting it.
+    pub(crate) standby_due: bool,
+}
+
+/// The next action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Wait for an event.
+    Wait,
+    /// Start an engine.
+    Start,
+    /// Let the standby engine serve; there is no other one.
+    Promote,
+    /// Hand over from the serving engine to the standby.
+    HandOver,
+    /// Discard the standby, which is outdated.
+    DiscardStandby,
+}
+
+/// Decides the next action.
+pub(crate) fn decide(now: &Situation) -> Action {
+    let needs_next = match now.serving {
+        None | Some(Age::Outdated) => true,
+        Some(Age::Current) => now.standby_due,
+    };
+    match (now.serving, now.next) {
+        (Some(_), Next::Standby(Fit::Outdated)) => Action::DiscardStandby,
+        _ if now.pausing => Action::Wait,
+        (None, Next::Standby(_)) => Action::Promote,
+        (Some(Age::Outdated), Next::Standby(Fit::Newer)) => Action::HandOver,
+        (_, Next::None) if needs_next => Action::Start,
+        _ => Action::Wait,
+    }
+}
+
+/// What is known when an engine could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StartFailure {
+    pub(crate) reason: Reason,
+    /// Failures in a row, this one included.
+    pub(crate) failures: u32,
+    pub(crate) serving: bool,
+    /// True if the active configuration is the desired one, or none was ever active.
+    pub(crate) converged: bool,
+    /// True if the desired configuration is deferred already.
+    pub(crate) deferred: bool,
+}
+
+/// What to do after an engine could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AfterStartFailure {
+    pub(crate) pause: Duration,
+    /// Defer the desired configuration and use the active one meanwhile, also for a recovery. Only the desired
+    /// configuration failed then. Otherwise no engine starts during the pause.
+    pub(crate) fall_back: bool,
+    /// End the deferral early if the guest unmounts.
+    pub(crate) await_unmount: bool,
+    /// Record an aborted hand-over.
+    pub(crate) aborted: bool,
+}
+
+/// Decides what to do after an engine could not be started.
+pub(crate) fn after_start_failure(failure: &StartFailure) -> AfterStartFailure {
+    let remount = failure.reason == Reason::RemountRequired;
+    let fall_back = !failure.converged && !failure.deferred;
+    AfterStartFailure {
+        pause: if remount { STUCK_PAUSE } else { pause_after_failure(failure.failures) },
+        fall_back,
+        await_unmount: fall_back && remount,
+        aborted: failure.serving && !failure.converged,
+    }
+}
+
+/// Why a hand-over was aborted before the new engine served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Abort {
+    /// The old engine did not quiesce.
+    NotQuiesced,
+    /// The new engine failed.
+    NewEngineFailed,
+}
+
+/// The reason to report for an aborted hand-over, and the pause before the next attempt.
+pub(crate) fn after_abort(abort: Abort) -> (Reason, Duration) {
+    match abort {
+        Abort::NotQuiesced => (Reason::EngineStuck, STUCK_PAUSE),
+        Abort::NewEngineFailed => (Reason::EngineFailed, pause_after_failure(1)),
+    }
+}
+
+/// Deaths in a row, this one included. A death begins a new row unless requests were pending and none has finished
+/// since the death before.
+pub(crate) fn deaths_in_a_row(before: u32, pending: bool, progress: bool) -> u32 {
+    if pending && !progress { before + 1 } else { 1 }
+}
+
+/// What to do once a dead engine cannot touch a ring any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AfterDeath {
+    pub(crate) pause: Option<Duration>,
+    /// Discard the standby engine and the one that is being started: they were told that their predecessor was killed
+    /// or quiesced, but it died by a fault, so the next engine must know that the pending request may kill it.
+    pub(crate) discard_next: bool,
+}
+
+/// Decides what to do after a death.
+pub(crate) fn after_death(fate: Predecessor, deaths: u32) -> AfterDeath {
+    AfterDeath { pause: pause_after_death(deaths), discard_next: fate == Predecessor::Faulted }
+}
+
+/// What a new engine is told about its predecessor. A standby engine takes over from an engine that is quiesced or
+/// killed. It is told `Killed` for both: if the predecessor is quiesced, no request is pending and it means nothing.
+pub(crate) fn predecessor_of_next(serving: bool, last: Predecessor) -> Predecessor {
+    if serving { Predecessor::Killed } else { last }
+}
+
+/// True if the standby engine can serve the guest. One with another configuration was tested against the mount that
+/// the guest had when the engine was started, so it fits that mount only.
+pub(crate) fn standby_fits_mount(config_differs: bool, mount_changed: bool) -> bool {
+    !(config_differs && mount_changed)
+}
+
+/// The next step of a requested release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReleaseStep {
+    /// An engine is being started; wait for it, then end it.
+    Wait,
+    /// An engine is stuck in the source.
+    Refuse,
+    /// Quiesce and end the engines.
+    EndEngines,
+}
+
+/// Decides the next step of a release. `starting`: an engine is being started, and whether it is overdue.
+pub(crate) fn release_step(starting: Option<bool>, terminating: bool) -> ReleaseStep {
+    match starting {
+        Some(false) => ReleaseStep::Wait,
+        Some(true) => ReleaseStep::Refuse,
+        None if terminating => ReleaseStep::Refuse,
+        None => ReleaseStep::EndEngines,
+    }
+}
+
+/// The engines of a session as far as its state depends on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EngineState {
+    /// The source is released.
+    Released,
+    /// No engine yet, and no error.
+    Starting,
+    /// The engine was lost; another one is about to take over.
+    Recovering,
+    /// No engine, because of an error.
+    Failed,
+    /// An engine is attached, but no ring is started.
+    Attached,
+    /// An engine serves rings.
+    Serving,
+}
+
+/// What is known about a session without a serving engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Absence {
+    /// True if an engine was lost.
+    pub(crate) lost: bool,
+    /// True if the lost engine is still terminating, or the next one is overdue.
+    pub(crate) hindered: bool,
+    pub(crate) failures: u32,
+    pub(crate) deaths: u32,
+    /// True if there is a finding.
+    pub(crate) finding: bool,
+}
+
+/// Classifies a session without a serving engine.
+pub(crate) fn absence_state(absence: &Absence) -> EngineState {
+    let at_once = !absence.hindered && absence.failures == 0 && pause_after_death(absence.deaths).is_none();
+    match absence {
+        Absence { lost: true, .. } if at_once => EngineState::Recovering,
+        Absence { finding: true, .. } => EngineState::Failed,
+        _ => EngineState::Starting,
+    }
+}
+
+/// The state of a session. `rings_started`: the VMM has started rings; `has_served`: an engine served it before.
+pub(crate) fn session_state(engines: EngineState, has_served: bool, rings_started: bool) -> SessionState {
+    match engines {
+        EngineState::Released => SessionState::Released,
+        EngineState::Recovering => SessionState::Recovering,
+        EngineState::Failed => SessionState::Failed,
+        EngineState::Serving => SessionState::Serving,
+        EngineState::Starting | EngineState::Attached if has_served && !rings_started => SessionState::Stopped,
+        EngineState::Starting | EngineState::Attached => SessionState::Connecting,
+    }
+}
+
+/// Pause after an engine could not be started for the `failures`th time in a row.
+pub(crate) fn pause_after_failure(failures: u32) -> Duration {
+    doubled(FIRST_START_PAUSE, failures.saturating_sub(1)).min(LONGEST_START_PAUSE)
+}
+
+/// Pause after the `deaths`th death in a row.
 pub(crate) fn pause_after_death(deaths: u32) -> Option<Duration> {
-    let beyond = deaths.checked_sub(DEATHS_AT_ONCE + 1)?;
-    Some(doubled(FIRST_REST, beyond).min(LONGEST_REST))
+    let beyond = deaths.checked_sub(DEATHS_WITHOUT_PAUSE + 1)?;
+    Some(doubled(FIRST_DEATH_PAUSE, beyond).min(LONGEST_DEATH_PAUSE))
 }
 
 fn doubled(pause: Duration, times: u32) -> Duration {
@@ -98,58 +278,4 @@ fn doubled(pause: Duration, times: u32) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CALM: Situation =
-        Situation { serving: None, spare: None, ordered: false, pausing: false, worth_a_spare: false };
-    const CURRENT: Option<Age> = Some(Age::Current);
-    const OUTDATED: Option<Age> = Some(Age::Outdated);
-    const AHEAD: Option<Spare> = Some(Spare::Ahead);
-    const ALIKE: Option<Spare> = Some(Spare::Alike);
-    const BEHIND: Option<Spare> = Some(Spare::Behind);
-
-    #[test]
-    fn every_situation_has_its_act() {
-        let table = [
-            (CALM, Act::Order),
-            (Situation { ordered: true, ..CALM }, Act::Wait),
-            (Situation { pausing: true, ..CALM }, Act::Wait),
-            (Situation { spare: ALIKE, ..CALM }, Act::Promote),
-            (Situation { spare: BEHIND, ..CALM }, Act::Promote),
-            (Situation { spare: AHEAD, ordered: true, ..CALM }, Act::Promote),
-            (Situation { spare: ALIKE, pausing: true, ..CALM }, Act::Wait),
-            (Situation { serving: CURRENT, ..CALM }, Act::Wait),
-            (Situation { serving: CURRENT, worth_a_spare: true, ..CALM }, Act::Order),
-            (Situation { serving: CURRENT, worth_a_spare: true, pausing: true, ..CALM }, Act::Wait),
-            (Situation { serving: CURRENT, worth_a_spare: true, ordered: true, ..CALM }, Act::Wait),
-            (Situation { serving: CURRENT, worth_a_spare: true, spare: ALIKE, ..CALM }, Act::Wait),
-            (Situation { serving: CURRENT, spare: BEHIND, ..CALM }, Act::DiscardSpare),
-            (Situation { serving: CURRENT, spare: BEHIND, pausing: true, ..CALM }, Act::DiscardSpare),
-            (Situation { serving: OUTDATED, ..CALM }, Act::Order),
-            (Situation { serving: OUTDATED, ordered: true, ..CALM }, Act::Wait),
-            (Situation { serving: OUTDATED, spare: BEHIND, ..CALM }, Act::DiscardSpare),
-            (Situation { serving: OUTDATED, spare: AHEAD, ..CALM }, Act::HandOver),
-            (Situation { serving: OUTDATED, spare: AHEAD, ordered: true, ..CALM }, Act::HandOver),
-            (Situation { serving: OUTDATED, spare: AHEAD, pausing: true, ..CALM }, Act::Wait),
-        ];
-        for (situation, act) in table {
-            assert_eq!(decide(&situation), act, "{situation:?}");
-        }
-    }
-
-    #[test]
-    fn an_engine_that_cannot_start_is_tried_ever_more_slowly() {
-        let pauses: Vec<u64> = (1..8).map(|failures| pause_after_failure(failures).as_secs()).collect();
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        assert_eq!(pause_after_failure(u32::MAX), LONGEST_PAUSE);
-    }
-
-    #[test]
-    fn deaths_are_made_good_at_once_until_they_are_a_loop() {
-        assert!((0..=DEATHS_AT_ONCE).all(|deaths| pause_after_death(deaths).is_none()));
-        let pauses: Vec<_> = (6..14).filter_map(pause_after_death).map(|pause| pause.as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000]);
-        assert_eq!(pause_after_death(u32::MAX), Some(LONGEST_REST));
-    }
-}
+mod tests;

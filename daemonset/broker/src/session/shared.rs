@@ -1,4 +1,4 @@
-//! What others may see of a session while its thread works.
+//! The part of a session that other threads may read.
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,31 +12,31 @@ use virtiofs_contract::control::{EngineBinary, LastReplacement, OldestRequest, S
 use virtiofs_contract::counters::{InProgress, Replacements, Totals};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
-use super::estate::Estate;
+use crate::engine::persistent::PersistentState;
 use crate::engine::root::Root;
 use crate::poll::monotonic_ns;
 
-/// The public side of one session.
+/// The shared part of one session.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) id: String,
     vmm_pid: i32,
     connected_at: u64,
-    /// What this session's engines leave to each other.
-    pub(crate) estate: Arc<Estate>,
-    /// Number of the last order to its engines.
-    orders: AtomicU64,
+    /// The state that outlives the session's engines.
+    pub(crate) persistent: Arc<PersistentState>,
+    /// The last requested generation.
+    generations: AtomicU64,
     view: Mutex<View>,
 }
 
-/// What changes in the course of a session.
+/// The changing part of the status.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct View {
-    /// Has the VMM sent a valid message? Before, this is a connection and not a session.
+    /// True once the VMM has sent a valid message. Before that, this is a connection and not a session.
     pub(crate) begun: bool,
     pub(crate) state: SessionState,
     pub(crate) engine_pid: Option<u32>,
-    /// Engines that have served, and those that were started for it, spares included.
+    /// Engines that have served, and engines that were started, standby engines included.
     pub(crate) engines: u64,
     pub(crate) engines_started: u64,
     pub(crate) config: EngineConfig,
@@ -46,20 +46,20 @@ pub(crate) struct View {
     pub(crate) replacements: Replacements,
     /// The directory that its engine serves.
     pub(crate) root: Option<Root>,
-    /// The directory that was served when the path of the source was seen to lead elsewhere, and how so.
-    pub(crate) departure: Option<(Root, String)>,
+    /// The directory that was served when the path of the source was found to lead elsewhere, and where it leads.
+    pub(crate) moved: Option<(Root, String)>,
     pub(crate) last_replacement: Option<LastReplacement>,
     pub(crate) desired_generation: u64,
     pub(crate) active_generation: u64,
     pub(crate) engine_binary: Option<EngineBinary>,
-    /// The node that the engine was asked for last, and its path.
+    /// The last node that the engine described, and its path.
     pub(crate) described: Option<(u64, Option<String>)>,
 }
 
 impl Shared {
     pub(crate) fn new(id: String, vmm: &UnixStream, config: EngineConfig) -> std::io::Result<Self> {
-        let estate = Arc::new(Estate::new(config.max_inodes)?);
-        // Not rustix's: that knows no process 0, which is what the kernel says of one in another PID namespace.
+        let persistent = Arc::new(PersistentState::new(config.max_inodes)?);
+        // rustix rejects process id 0, which the kernel reports for a process in another PID namespace.
         let peer = getsockopt(vmm, PeerCredentials)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let view = View {
@@ -74,36 +74,36 @@ impl Shared {
             finding: None,
             replacements: Replacements::default(),
             root: None,
-            departure: None,
+            moved: None,
             last_replacement: None,
             desired_generation: 0,
             active_generation: 0,
             engine_binary: None,
             described: None,
         };
-        let (orders, view) = (AtomicU64::new(0), Mutex::new(view));
-        Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, estate, orders, view })
+        let (generations, view) = (AtomicU64::new(0), Mutex::new(view));
+        Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, persistent, generations, view })
     }
 
     pub(crate) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of a new order. Orders are sent in the order of their numbers: by whoever holds the endpoint.
-    pub(crate) fn next_order(&self) -> u64 {
-        self.orders.fetch_add(1, Relaxed) + 1
+    /// A new generation. The caller holds the lock of the endpoint, so that commands arrive in the order of generations.
+    pub(crate) fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Relaxed) + 1
     }
 
     /// The oldest request in progress.
     fn oldest_request(&self, view: &View) -> Option<OldestRequest> {
-        let InProgress { since_ns, opcode, node } = self.estate.oldest_request()?;
+        let InProgress { since_ns, opcode, node } = self.persistent.oldest_request()?;
         let age_ms = monotonic_ns().saturating_sub(since_ns) / 1_000_000;
         let path = view.described.as_ref().filter(|(described, _)| *described == node);
         Some(OldestRequest { age_ms, opcode, node, path: path.and_then(|(_, path)| path.clone()) })
     }
 
     fn trace(&self) -> Option<Trace> {
-        let left = Duration::from_nanos(self.estate.trace.enabled_until().checked_sub(monotonic_ns())?);
+        let left = Duration::from_nanos(self.persistent.trace.enabled_until().checked_sub(monotonic_ns())?);
         let until = (SystemTime::now() + left).duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Some(Trace { until })
     }
@@ -113,26 +113,27 @@ impl Shared {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        Totals { replacements: self.view().replacements.clone(), ..self.estate.totals() }
+        Totals { replacements: self.view().replacements.clone(), ..self.persistent.totals() }
     }
 
-    /// The path of the source does not lead to `served` any more, or it does: is that news, and does it still matter?
-    pub(crate) fn departed(&self, served: Root, departure: Option<String>) {
+    /// Records whether the path of the source leads to `served`, and where else it leads. Ignored if another directory is
+    /// served by now.
+    pub(crate) fn source_moved(&self, served: Root, leads_to: Option<String>) {
         let mut view = self.view();
         if view.root != Some(served) {
             return;
         }
-        let news = view.departure.as_ref().map(|(root, _)| *root) != Some(served);
-        if let Some(how) = departure.as_ref().filter(|_| news) {
-            tracing::warn!(session = self.id, "the source is not what is served any more: {how}");
-            self.estate.source_gone();
+        let is_new = view.moved.as_ref().map(|(root, _)| *root) != Some(served);
+        if let Some(how) = leads_to.as_ref().filter(|_| is_new) {
+            tracing::warn!(session = self.id, "source moved: {how}");
+            self.persistent.count_source_gone();
         }
-        view.departure = departure.map(|how| (served, how));
+        view.moved = leads_to.map(|how| (served, how));
     }
 
     pub(crate) fn status(&self) -> SessionStatus {
         let view = self.view().clone();
-        let inodes_limit = view.config.max_inodes.min(self.estate.room);
+        let inodes_limit = view.config.max_inodes.min(self.persistent.max_inodes);
         SessionStatus {
             id: self.id.clone(),
             state: view.state,
@@ -142,7 +143,7 @@ impl Shared {
             engines: view.engines,
             oldest_request: self.oldest_request(&view),
             trace: self.trace(),
-            stashed_files: self.estate.parking.count() as u64,
+            stashed_files: self.persistent.stash.count() as u64,
             engine_binary: view.engine_binary,
             active_generation: view.active_generation,
             desired_generation: view.desired_generation,
@@ -152,16 +153,16 @@ impl Shared {
             preflight: view.preflight,
             finding: view.finding,
             open_files: view.engine_pid.map_or(0, open_files),
-            held: self.estate.held(),
+            held: self.persistent.held(),
             inodes_limit,
             totals: self.totals(),
-            stale_events: self.estate.stale_events(),
-            source_gone: view.departure.filter(|(root, _)| Some(*root) == view.root).map(|(_, how)| how),
+            stale_events: self.persistent.stale_events(),
+            source_gone: view.moved.filter(|(root, _)| Some(*root) == view.root).map(|(_, how)| how),
         }
     }
 }
 
-/// Number of descriptors of a process. Since Linux 6.2 the directory's size tells; before, they are counted.
+/// Number of open descriptors of a process. Since Linux 6.2 it is the size of the directory; before, they are counted.
 fn open_files(pid: u32) -> u64 {
     let directory = format!("/proc/{pid}/fd");
     match std::fs::metadata(&directory) {

@@ -1,4 +1,4 @@
-//! Messages as bytes and as types. Pure: no descriptor is touched, `F` is whatever stands for one.
+//! Encodes and decodes messages. Pure: `F` is the type of a descriptor, and no descriptor is used.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -7,10 +7,10 @@ use virtiofs_contract::engine::MAX_MEMORY_REGIONS;
 /// Bytes of a header.
 pub(crate) const HEADER_LEN: usize = 12;
 
-/// Most bytes behind a header: a memory table with as many regions as are accepted.
+/// Largest payload in bytes: a memory table with the accepted number of regions.
 pub(crate) const MAX_PAYLOAD: usize = 8 + MAX_MEMORY_REGIONS * REGION_LEN;
 
-/// Most descriptors beside one message: one for each region of a memory table.
+/// Most descriptors of one message: one for each region of a memory table.
 pub(crate) const MAX_FDS: usize = MAX_MEMORY_REGIONS;
 
 const REGION_LEN: usize = 32;
@@ -23,7 +23,7 @@ const NEED_REPLY: u32 = 1 << 3;
 /// Set in a ring descriptor message that carries no descriptor.
 const NO_FD: u64 = 1 << 8;
 
-/// Numbers of the requests that are understood.
+/// Numbers of the supported requests.
 pub(crate) mod number {
     pub(crate) const GET_FEATURES: u32 = 1;
     pub(crate) const SET_FEATURES: u32 = 2;
@@ -47,7 +47,7 @@ pub(crate) mod number {
     pub(crate) const REM_MEM_REG: u32 = 38;
 }
 
-/// How a message breaks the protocol.
+/// How a message violates the protocol.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum Malformed {
     #[error("header flags {0:#x}: version 1 without the reply flag is expected")]
@@ -87,7 +87,7 @@ impl Header {
         bytes
     }
 
-    /// Bytes behind the header, if the header of a request is well formed.
+    /// Length of the payload, if this is a valid header of a request.
     pub(crate) fn payload_len(&self) -> Result<usize, Malformed> {
         if self.flags & !NEED_REPLY != VERSION {
             return Err(Malformed::Flags(self.flags));
@@ -95,7 +95,7 @@ impl Header {
         self.bounded_len()
     }
 
-    /// Bytes behind the header, if it is the header of an answer to `request`.
+    /// Length of the payload, if this is a valid header of a reply to `request`.
     pub(crate) fn reply_len(&self, request: u32) -> Result<usize, Malformed> {
         if self.flags & (VERSION_MASK | REPLY) != VERSION | REPLY {
             return Err(Malformed::Flags(self.flags));
@@ -111,7 +111,7 @@ impl Header {
         if size > MAX_PAYLOAD { Err(self.wrong_size(size)) } else { Ok(size) }
     }
 
-    /// Do descriptors belong to this request?
+    /// True if this request carries descriptors.
     pub(crate) fn brings_fds(&self, payload: &[u8]) -> bool {
         match self.request {
             number::SET_MEM_TABLE | number::ADD_MEM_REG => true,
@@ -131,7 +131,7 @@ impl Header {
     }
 }
 
-/// Where a region of guest memory lies.
+/// Addresses of a region of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Layout {
     /// Guest-physical address.
@@ -140,7 +140,7 @@ pub(crate) struct Layout {
     pub(crate) size: u64,
     /// Address in the VMM, which ring addresses refer to.
     pub(crate) user_addr: u64,
-    /// Where the region begins in its file.
+    /// Offset of the region in its file.
     pub(crate) offset: u64,
 }
 
@@ -151,7 +151,7 @@ pub(crate) struct Region<F> {
     pub(crate) file: F,
 }
 
-/// Where the three parts of a ring lie, as addresses in the VMM.
+/// Addresses in the VMM of the three parts of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RingAddress {
     pub(crate) descriptors: u64,
@@ -159,7 +159,7 @@ pub(crate) struct RingAddress {
     pub(crate) available: u64,
 }
 
-/// What a front-end asks for.
+/// A request of a front-end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request<F> {
     GetFeatures,
@@ -210,7 +210,7 @@ impl<F> Request<F> {
         }
     }
 
-    /// Makes a request of the bytes behind a header and the descriptors beside it.
+    /// Decodes a request from its payload and descriptors.
     pub(crate) fn decode(header: &Header, payload: &[u8], fds: Vec<F>) -> Result<Self, Malformed> {
         let mut body = Body { header, fields: Fields(payload), fds: fds.into_iter() };
         let request = body.request()?;
@@ -218,7 +218,7 @@ impl<F> Request<F> {
         Ok(request)
     }
 
-    /// The message as bytes, and the descriptors that go beside it.
+    /// The encoded message and its descriptors.
     pub(crate) fn encode(&self, need_reply: bool) -> (Vec<u8>, Vec<&F>) {
         let (payload, fds) = self.payload();
         (Header::encode(self.number(), if need_reply { NEED_REPLY } else { 0 }, &payload), fds)
@@ -374,7 +374,7 @@ impl<F> Body<'_, F> {
     fn address(&mut self) -> Result<Request<F>, Malformed> {
         self.need(40)?;
         let ring = self.fields.u32();
-        // Bit 0 asks for dirty logging, which was never offered.
+        // Bit 0 requests dirty logging, which is not offered.
         let flags = self.fields.u32();
         if flags != 0 {
             return Err(self.wrong_value(u64::from(flags)));
@@ -440,14 +440,14 @@ impl<F> Body<'_, F> {
     }
 }
 
-/// An answer.
+/// A reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Reply {
     pub(crate) request: u32,
     pub(crate) value: ReplyValue,
 }
 
-/// What an answer says.
+/// The value of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ReplyValue {
     /// A number; as an acknowledgement 0 is success.
@@ -470,7 +470,7 @@ impl Reply {
         Header::encode(self.request, REPLY, &payload)
     }
 
-    /// Makes an answer of the bytes behind its header.
+    /// Decodes a reply from its payload.
     pub(crate) fn decode(header: &Header, payload: &[u8]) -> Result<Self, Malformed> {
         if payload.len() != 8 {
             return Err(header.wrong_size(payload.len()));
@@ -486,130 +486,4 @@ impl Reply {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn split(bytes: &[u8]) -> (Header, &[u8]) {
-        let (head, payload) = bytes.split_first_chunk::<HEADER_LEN>().unwrap();
-        (Header::decode(head), payload)
-    }
-
-    fn layout() -> impl Strategy<Value = Layout> {
-        any::<[u64; 4]>().prop_map(|[guest_addr, size, user_addr, offset]| Layout {
-            guest_addr,
-            size,
-            user_addr,
-            offset,
-        })
-    }
-
-    fn region() -> impl Strategy<Value = Region<u16>> {
-        (layout(), any::<u16>()).prop_map(|(layout, file)| Region { layout, file })
-    }
-
-    fn request() -> impl Strategy<Value = Request<u16>> {
-        let fd = || (0..256u32, any::<Option<u16>>());
-        let address =
-            any::<[u64; 3]>().prop_map(|[descriptors, used, available]| RingAddress { descriptors, used, available });
-        prop_oneof![
-            Just(Request::GetFeatures),
-            Just(Request::SetOwner),
-            Just(Request::ResetOwner),
-            Just(Request::GetProtocolFeatures),
-            Just(Request::GetQueueNum),
-            Just(Request::ResetDevice),
-            Just(Request::GetMaxMemSlots),
-            any::<u64>().prop_map(Request::SetFeatures),
-            any::<u64>().prop_map(Request::SetProtocolFeatures),
-            any::<(u32, u32)>().prop_map(|(ring, num)| Request::SetVringNum { ring, num }),
-            any::<(u32, u32)>().prop_map(|(ring, base)| Request::SetVringBase { ring, base }),
-            any::<u32>().prop_map(|ring| Request::GetVringBase { ring }),
-            any::<(u32, bool)>().prop_map(|(ring, enable)| Request::SetVringEnable { ring, enable }),
-            (any::<u32>(), address).prop_map(|(ring, address)| Request::SetVringAddr { ring, address }),
-            fd().prop_map(|(ring, fd)| Request::SetVringKick { ring, fd }),
-            fd().prop_map(|(ring, fd)| Request::SetVringCall { ring, fd }),
-            fd().prop_map(|(ring, fd)| Request::SetVringErr { ring, fd }),
-            proptest::collection::vec(region(), 0..=MAX_MEMORY_REGIONS).prop_map(Request::SetMemTable),
-            region().prop_map(Request::AddMemReg),
-            layout().prop_map(Request::RemMemReg),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_encoded_is_decoded(request in request(), need_reply: bool) {
-            let (bytes, fds) = request.encode(need_reply);
-            let (header, payload) = split(&bytes);
-            prop_assert_eq!(header.payload_len().unwrap(), payload.len());
-            prop_assert_eq!(header.need_reply(), need_reply);
-            prop_assert!(fds.is_empty() || header.brings_fds(payload));
-            let fds = fds.into_iter().copied().collect();
-            prop_assert_eq!(Request::decode(&header, payload, fds).unwrap(), request);
-        }
-
-        #[test]
-        fn a_message_cut_short_or_drawn_out_is_refused(request in request(), change in 1..9usize) {
-            let (bytes, fds) = request.encode(false);
-            let (header, payload) = split(&bytes);
-            let fds: Vec<u16> = fds.into_iter().copied().collect();
-            let longer = [payload, &vec![0; change]].concat();
-            prop_assert!(Request::decode(&header, &longer, fds.clone()).is_err());
-            if !payload.is_empty() {
-                let shorter = &payload[..payload.len() - change.min(payload.len())];
-                prop_assert!(Request::decode(&header, shorter, fds).is_err());
-            }
-        }
-
-        #[test]
-        fn a_descriptor_too_many_is_refused(request in request()) {
-            let (bytes, fds) = request.encode(false);
-            let (header, payload) = split(&bytes);
-            let mut fds: Vec<u16> = fds.into_iter().copied().collect();
-            fds.push(0);
-            prop_assert!(Request::decode(&header, payload, fds).is_err());
-        }
-
-        #[test]
-        fn any_bytes_are_decoded_or_refused(head: [u8; HEADER_LEN], payload: Vec<u8>, fds: Vec<u16>) {
-            let header = Header::decode(&head);
-            let _ = header.payload_len();
-            let _ = Request::decode(&header, &payload, fds);
-            let _ = Reply::decode(&header, &payload);
-        }
-
-        #[test]
-        fn every_known_number_survives_any_payload(number in 0..50u32, payload: Vec<u8>, fds: Vec<u16>) {
-            let header = Header { request: number, flags: VERSION, size: payload.len() as u32 };
-            let _ = Request::decode(&header, &payload, fds);
-        }
-    }
-
-    #[test]
-    fn headers_that_are_not_requests_are_refused() {
-        let refused = [0, 2, VERSION | REPLY, VERSION | 0x10, 3];
-        for flags in refused {
-            let header = Header { request: number::GET_FEATURES, flags, size: 0 };
-            assert_eq!(header.payload_len(), Err(Malformed::Flags(flags)));
-        }
-        let huge = Header { request: number::SET_MEM_TABLE, flags: VERSION, size: u32::MAX };
-        assert!(matches!(huge.payload_len(), Err(Malformed::Size { .. })));
-    }
-
-    #[test]
-    fn answers_are_read_as_they_are_written() {
-        for value in [ReplyValue::U64(7), ReplyValue::U64(u64::MAX)] {
-            let reply = Reply { request: number::GET_FEATURES, value };
-            let bytes = reply.encode();
-            let (header, payload) = split(&bytes);
-            assert_eq!(header.reply_len(number::GET_FEATURES), Ok(8));
-            assert!(header.reply_len(number::SET_OWNER).is_err());
-            assert_eq!(Reply::decode(&header, payload), Ok(reply));
-        }
-        let base = Reply { request: number::GET_VRING_BASE, value: ReplyValue::Vring { ring: 1, base: 65535 } };
-        let bytes = base.encode();
-        let (header, payload) = split(&bytes);
-        assert_eq!(Reply::decode(&header, payload), Ok(base));
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The broker as a front-end: what it tells an engine, each wait with a deadline.
+//! The broker as a front-end: requests to an engine, each with a deadline.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +12,7 @@ use super::codec::{HEADER_LEN, Header, Malformed, Reply, ReplyValue, Request};
 use super::socket::{ConnectionError, recv_plain, send};
 use crate::poll::{Interest, wait_readable};
 
-/// Why an engine could not be told something.
+/// Why a request to an engine failed.
 #[derive(Debug, Error)]
 pub(crate) enum FrontEndError {
     #[error("no answer to request {request} within {deadline:?}")]
@@ -20,10 +20,13 @@ pub(crate) enum FrontEndError {
     #[error("request {request} was refused")]
     Refused { request: u32 },
     #[error("vhost-user connection: {0}")]
-    Connection(#[from] ConnectionError),
+    Connection(ConnectionError),
     #[error("vhost-user connection: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
 }
+
+from_cause!(FrontEndError::Connection(ConnectionError));
+from_cause!(FrontEndError::Io(io::Error));
 
 /// A connection to an engine.
 #[derive(Debug)]
@@ -38,31 +41,31 @@ impl FrontEnd {
         Ok(FrontEnd { stream, deadline })
     }
 
-    /// Sends a request whose success the next [`FrontEnd::confirm`] vouches for: an engine that fails at one
-    /// closes the connection.
-    pub(crate) fn tell<F: AsFd>(&self, request: &Request<F>) -> Result<(), FrontEndError> {
-        self.send(request, false)
+    /// Sends a request without waiting for it. If the engine fails at it, the engine closes the connection and the next
+    /// [`FrontEnd::confirm`] fails.
+    pub(crate) fn send<F: AsFd>(&self, request: &Request<F>) -> Result<(), FrontEndError> {
+        self.write(request, false)
     }
 
-    /// Sends a request and waits until it, and all before it, are done.
+    /// Sends a request and waits until it and all requests before it are done.
     pub(crate) fn confirm<F: AsFd>(&self, request: &Request<F>) -> Result<(), FrontEndError> {
-        self.send(request, true)?;
+        self.write(request, true)?;
         match self.reply(request.number())?.value {
             ReplyValue::U64(0) => Ok(()),
             _ => Err(FrontEndError::Refused { request: request.number() }),
         }
     }
 
-    /// Asks for a number.
-    pub(crate) fn ask<F: AsFd>(&self, request: &Request<F>) -> Result<u64, FrontEndError> {
-        self.send(request, false)?;
+    /// Sends a request and returns the number in its reply.
+    pub(crate) fn request<F: AsFd>(&self, request: &Request<F>) -> Result<u64, FrontEndError> {
+        self.write(request, false)?;
         match self.reply(request.number())?.value {
             ReplyValue::U64(value) => Ok(value),
             ReplyValue::Vring { base, .. } => Ok(u64::from(base)),
         }
     }
 
-    fn send<F: AsFd>(&self, request: &Request<F>, need_reply: bool) -> Result<(), FrontEndError> {
+    fn write<F: AsFd>(&self, request: &Request<F>, need_reply: bool) -> Result<(), FrontEndError> {
         let (bytes, fds) = request.encode(need_reply);
         let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(AsFd::as_fd).collect();
         Ok(send(&self.stream, &bytes, &fds)?)
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_is_success_or_refusal() {
+    fn acknowledgement_is_success_or_refusal() {
         let (front, back) = pair();
         acknowledge(&back, number::SET_OWNER, 0);
         assert!(front.confirm(&Request::<OwnedFd>::SetOwner).is_ok());
@@ -128,22 +131,22 @@ mod tests {
     }
 
     #[test]
-    fn silence_ends_at_the_deadline() {
+    fn missing_reply_ends_at_the_deadline() {
         let (front, mut back) = UnixStream::pair().unwrap();
         let front = FrontEnd::new(front, SHORT).unwrap();
-        let silent = front.ask(&Request::<OwnedFd>::GetFeatures);
+        let silent = front.request(&Request::<OwnedFd>::GetFeatures);
         assert!(matches!(silent, Err(FrontEndError::Deadline { .. })));
         back.write_all(&[1, 0, 0]).unwrap();
-        let half = front.ask(&Request::<OwnedFd>::GetFeatures);
+        let half = front.request(&Request::<OwnedFd>::GetFeatures);
         assert!(matches!(half, Err(FrontEndError::Deadline { .. })));
     }
 
     #[test]
-    fn an_answer_to_something_else_is_an_error() {
+    fn reply_to_another_request_is_an_error() {
         let (front, back) = pair();
         acknowledge(&back, number::GET_QUEUE_NUM, 0);
-        assert!(front.ask(&Request::<OwnedFd>::GetFeatures).is_err());
+        assert!(front.request(&Request::<OwnedFd>::GetFeatures).is_err());
         drop(back);
-        assert!(front.ask(&Request::<OwnedFd>::GetFeatures).is_err());
+        assert!(front.request(&Request::<OwnedFd>::GetFeatures).is_err());
     }
 }

@@ -1,7 +1,7 @@
-//! A VMM's connection: messages are looked at, then consumed.
+//! The connection of a VMM: messages are peeked, then consumed.
 //!
-//! Between the two the broker writes its record, so that a broker that dies in between leaves the message
-//! in the socket for the next one.
+//! In between, the broker writes its record. If it dies before it consumes a message, the message is still in the socket
+//! for the next broker.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -18,26 +18,28 @@ use thiserror::Error;
 
 use super::codec::{HEADER_LEN, Header, MAX_FDS, Malformed, Reply, Request};
 
-/// How long the rest of a message may take to arrive once its beginning has. No VMM splits a message on
-/// purpose, so this bounds one that stops in the middle.
+/// Time within which the rest of a message must arrive after its beginning. VMMs send messages whole, so this bounds one
+/// that stops in the middle.
 const REST_OF_MESSAGE: Duration = Duration::from_secs(5);
 
-/// Why a connection cannot go on.
+/// Why a connection ended.
 #[derive(Debug, Error)]
 pub(crate) enum ConnectionError {
     #[error("closed by the other side")]
     Closed,
-    #[error("{0}")]
+    #[error(transparent)]
     Malformed(#[from] Malformed),
-    #[error("more than {MAX_FDS} descriptors beside one message")]
+    #[error("message with more than {MAX_FDS} descriptors")]
     TooManyFds,
     #[error("half a message")]
     Incomplete,
     #[error("answers are not read")]
     NotReading,
     #[error("socket: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
 }
+
+from_cause!(ConnectionError::Io(io::Error));
 
 impl From<Errno> for ConnectionError {
     fn from(errno: Errno) -> Self {
@@ -69,12 +71,11 @@ impl VmmSocket {
         Ok(VmmSocket { stream })
     }
 
-    /// The next message, which stays in the socket. Waits for its end if only its beginning is there.
+    /// The next message, which stays in the socket. Waits for the rest if only its beginning has arrived.
     ///
-    /// Descriptors are looked for only where the request brings some: a look that finds none beside the
-    /// bytes it was asked for goes on to those of the next message (`unix_stream_read_generic` follows the
-    /// queue up to the first that has any). What a VMM sends along unasked is dropped with its bytes; so is
-    /// what some send with REM_MEM_REG, as the protocol has it.
+    /// Descriptors are peeked only if the request carries some: if these bytes have none, the kernel would return those of
+    /// the next message (`unix_stream_read_generic` follows the queue up to the first that has any). Other descriptors
+    /// are dropped with the bytes, including those of REM_MEM_REG, as the protocol says.
     pub(crate) fn peek(&self) -> Result<Peeked, ConnectionError> {
         set_peek_offset(&self.stream, 0)?;
         let mut head = [0u8; HEADER_LEN];
@@ -87,7 +88,7 @@ impl VmmSocket {
         Ok(Peeked { request, need_reply: header.need_reply(), length: HEADER_LEN + payload.len() })
     }
 
-    /// Looks at the bytes that follow; says how many came if not all did.
+    /// Peeks the following bytes. Returns how many arrived, if not all did.
     fn peek_all(&self, buffer: &mut [u8]) -> Result<(), (ConnectionError, usize)> {
         let mut at = 0;
         while at < buffer.len() {
@@ -107,7 +108,7 @@ impl VmmSocket {
         Ok(fds)
     }
 
-    /// Takes a message that has been looked at out of the socket.
+    /// Removes a peeked message from the socket.
     pub(crate) fn consume(&self, peeked_length: usize) -> Result<(), ConnectionError> {
         let mut buffer = vec![0u8; peeked_length];
         let mut at = 0;
@@ -120,7 +121,7 @@ impl VmmSocket {
         Ok(())
     }
 
-    /// Sends an answer, without waiting for a VMM that does not read its answers.
+    /// Sends a reply. Does not wait for a VMM that does not read its replies.
     pub(crate) fn answer(&self, reply: &Reply) -> Result<(), ConnectionError> {
         let bytes = reply.encode();
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -139,13 +140,13 @@ impl AsFd for VmmSocket {
 }
 
 impl Peeked {
-    /// Bytes that [`VmmSocket::consume`] is to take.
+    /// Length for [`VmmSocket::consume`].
     pub(crate) fn length(&self) -> usize {
         self.length
     }
 }
 
-/// The end of a connection between two messages is an ordinary one.
+/// A close between two messages is not an error.
 fn closed_if_empty((error, received): (ConnectionError, usize)) -> ConnectionError {
     match error {
         ConnectionError::Incomplete if received == 0 => ConnectionError::Closed,
@@ -153,7 +154,7 @@ fn closed_if_empty((error, received): (ConnectionError, usize)) -> ConnectionErr
     }
 }
 
-/// Where the next look begins: `SO_PEEK_OFF`, which moves on with each look and back with each consumption.
+/// Sets the position of the next peek: `SO_PEEK_OFF`, which increases with each peek and decreases with each read.
 fn set_peek_offset(stream: &UnixStream, offset: libc::c_int) -> io::Result<()> {
     // SAFETY: the option's value is one int, which lives across the call.
     let result = unsafe {
@@ -168,7 +169,7 @@ fn set_peek_offset(stream: &UnixStream, offset: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Receives bytes and the descriptors beside them.
+/// Receives bytes and their descriptors.
 pub(super) fn receive(
     stream: &UnixStream,
     buffer: &mut [u8],
@@ -191,12 +192,12 @@ pub(super) fn receive(
     Ok(bytes)
 }
 
-/// Receives bytes only; the kernel drops descriptors beside them.
+/// Receives bytes only; the kernel drops their descriptors.
 pub(super) fn recv_plain(stream: &UnixStream, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, ConnectionError> {
     Ok(retry(|| rustix::net::recv(stream, &mut *buffer, flags).map(|(_, received)| received))?)
 }
 
-/// Sends one message whole, descriptors beside its first byte.
+/// Sends one whole message, with the descriptors on its first byte.
 pub(super) fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ConnectionError> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -240,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_stays_until_it_is_consumed() {
+    fn message_stays_until_consumed() {
         let (vmm, socket) = pair();
         for fd in pipes(2) {
             send_request(&vmm, &Request::SetVringKick { ring: 1, fd: Some(fd) });
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_leaves_the_next_ones_descriptors_alone() {
+    fn message_does_not_take_descriptors_of_the_next() {
         let (vmm, socket) = pair();
         let expected = [Request::SetFeatures(1), Request::SetVringCall { ring: 0, fd: None }, Request::SetOwner];
         for request in &expected {
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_in_pieces_is_put_together() {
+    fn split_message_is_assembled() {
         let (mut vmm, socket) = pair();
         let (bytes, _) = Request::<OwnedFd>::SetFeatures(9).encode(true);
         let writer = thread::spawn(move || {
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_descriptors_are_refused_and_none_is_kept() {
+    fn too_many_descriptors_are_refused_and_closed() {
         let (vmm, socket) = pair();
         let kick = Request::SetVringKick { ring: 0, fd: pipes(1).pop() };
         let (bytes, _) = kick.encode(true);
@@ -320,12 +321,12 @@ mod tests {
         sendmsg(&vmm, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::empty()).unwrap();
         assert!(matches!(socket.peek(), Err(ConnectionError::TooManyFds)));
         drop((writer, vmm, socket));
-        // Were one of the received copies of the writing end left open, this would wait for ever.
+        // If a received copy of the writing end were still open, this would wait for ever.
         assert_eq!(io::read_to_string(reader).unwrap(), "");
     }
 
     #[test]
-    fn a_vmm_that_reads_no_answers_is_noticed() {
+    fn vmm_that_reads_no_replies_is_detected() {
         let (_vmm, socket) = pair();
         let reply = Reply { request: number::GET_FEATURES, value: ReplyValue::U64(1) };
         let result = (0..1_000_000).try_for_each(|_| socket.answer(&reply));

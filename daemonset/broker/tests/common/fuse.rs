@@ -1,4 +1,4 @@
-//! A file system that answers when it is told to: what a network file system is whose server has gone.
+//! A FUSE file system that responds on request, like a network file system whose server is down.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -28,7 +28,7 @@ const ROOT: u64 = 1;
 const HELLO: u64 = 2;
 const TEXT: &[u8] = b"from the host\n";
 
-/// What is not answered.
+/// Requests that hang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hangs {
     Nothing,
@@ -36,7 +36,7 @@ pub(crate) enum Hangs {
     Everything,
 }
 
-/// Such a file system, mounted; its root holds the file `hello`. Dropped, all that hangs in it fails.
+/// The mounted file system; its root has the file `hello`. Dropping it fails all hanging requests.
 pub(crate) struct HangingMount {
     path: PathBuf,
     gate: Arc<Gate>,
@@ -48,7 +48,7 @@ struct Gate {
 }
 
 impl HangingMount {
-    /// None where mounting is not permitted.
+    /// None if mounting is not permitted.
     pub(crate) fn at(path: &Path, hangs: Hangs) -> Option<Self> {
         let device = File::options().read(true).write(true).open("/dev/fuse").ok()?;
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
@@ -60,13 +60,13 @@ impl HangingMount {
         Some(HangingMount { path: path.into(), gate })
     }
 
-    /// From now on only this hangs; what hung before and does not any more is answered.
+    /// Sets which requests hang, and answers the others that hung before.
     pub(crate) fn set(&self, hangs: Hangs) {
         self.gate.hangs.lock().unwrap().0 = hangs;
         self.gate.changed.notify_all();
     }
 
-    /// How many requests hang now.
+    /// Number of hanging requests.
     pub(crate) fn hanging(&self) -> usize {
         self.gate.hangs.lock().unwrap().1
     }
@@ -80,7 +80,7 @@ impl Drop for HangingMount {
     }
 }
 
-/// Reads requests for as long as there is a mount; one that hangs waits in a thread of its own.
+/// Serves requests until it is unmounted; a hanging request waits in a thread of its own.
 fn serve(device: &Arc<File>, gate: &Arc<Gate>) {
     let mut buffer = vec![0u8; 1 << 17];
     while let Ok(length) = (&**device).read(&mut buffer) {
@@ -142,7 +142,7 @@ fn answer(request: &[u8]) -> Option<Vec<u8>> {
     Some(reply)
 }
 
-/// FUSE 7.31, as small as it may be.
+/// A minimal reply for FUSE 7.31.
 fn init() -> Vec<u8> {
     let mut body = Vec::new();
     for field in [7u32, 31, 0, 0] {

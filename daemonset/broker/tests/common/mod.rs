@@ -1,4 +1,4 @@
-//! A broker as the agent would start it, in a directory of its own, with real engines.
+//! A broker as the agent starts it, in a directory of its own, with real engines.
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
@@ -26,12 +26,12 @@ use virtiofs_contract::control::{
 };
 use virtiofs_contract::preflight::{Finding, Preflight};
 
-/// How long anything may take on a machine that is busy with other tests.
+/// Deadline of every wait, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 const BROKER: &str = env!("CARGO_BIN_EXE_virtiofs-broker");
 
-/// The engine, built beside the broker: cargo builds a test's own binaries only.
+/// The engine, built beside the broker, because cargo builds only the binaries of the tested package.
 fn engine() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -46,7 +46,7 @@ fn engine() -> &'static Path {
     })
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !holds() {
@@ -55,7 +55,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A broker process and its directory. Killed when dropped.
+/// A broker process and its directory. Dropping it kills the process.
 pub(crate) struct Broker {
     process: Child,
     folder: TempDir,
@@ -67,7 +67,7 @@ impl Broker {
         Self::start_with(engine().into())
     }
 
-    /// A broker whose engine is a shell script; `ENGINE` in it stands for the real one.
+    /// A broker whose engine is a shell script, in which `ENGINE` is the real one.
     pub(crate) fn start_with_script(script: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("broker-").tempdir().unwrap();
         let path = folder.path().join("engine.sh");
@@ -128,14 +128,14 @@ impl Broker {
         broker
     }
 
-    /// Starts another broker on the same directory and says how it ended, and with what words.
+    /// Starts another broker on the same directory. Returns its exit status and its output.
     pub(crate) fn rival(&self) -> (ExitStatus, String) {
         let rival = spawn(Command::new(BROKER), self.folder.path(), &self.engine, Stdio::piped());
         let output = rival.wait_with_output().unwrap();
         (output.status, String::from_utf8(output.stderr).unwrap())
     }
 
-    /// Kills the broker without a word and starts it again in the same directory.
+    /// Kills the broker and starts it again in the same directory.
     pub(crate) fn crash_and_restart(mut self) -> Self {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -169,7 +169,7 @@ impl Broker {
         source
     }
 
-    /// An endpoint on such a directory.
+    /// An endpoint on a directory of this name.
     pub(crate) fn endpoint(&self, name: &str) -> Endpoint {
         Endpoint {
             name: name.into(),
@@ -190,12 +190,12 @@ impl Broker {
 
     pub(crate) fn control(&self) -> Control {
         let mut control = Control(FramedStream::new(UnixStream::connect(self.control_path()).unwrap()));
-        let welcome = control.ask(&Request::Hello { version: VERSION });
+        let welcome = control.request(&Request::Hello { version: VERSION });
         assert!(matches!(welcome, Response::Welcome { .. }), "{welcome:?}");
         control
     }
 
-    /// Listens at such an endpoint.
+    /// Applies an endpoint of this name.
     pub(crate) fn share(&self, name: &str) -> Endpoint {
         let endpoint = self.endpoint(name);
         self.control().apply(&endpoint).unwrap();
@@ -259,48 +259,48 @@ fn spawn(mut command: Command, folder: &Path, engine: &Path, log: Stdio) -> Chil
 pub(crate) struct Control(FramedStream);
 
 impl Control {
-    pub(crate) fn ask(&mut self, request: &Request) -> Response {
+    pub(crate) fn request(&mut self, request: &Request) -> Response {
         self.0.send(request).unwrap();
         self.0.receive().unwrap()
     }
 
-    pub(crate) fn ask_with(&mut self, request: &Request, beside: &fs::File) -> Response {
+    pub(crate) fn request_with(&mut self, request: &Request, beside: &fs::File) -> Response {
         self.0.send_with(request, &[beside.as_fd()]).unwrap();
         self.0.receive().unwrap()
     }
 
     pub(crate) fn apply(&mut self, endpoint: &Endpoint) -> Result<Preflight, Finding> {
-        match self.ask(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None }) {
+        match self.request(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None }) {
             Response::Applied { preflight } => Ok(preflight),
             Response::Refused { finding } => Err(finding),
             other => panic!("{other:?}"),
         }
     }
 
-    /// The same for a socket in a directory that is sent along.
+    /// Applies an endpoint whose socket directory is passed.
     pub(crate) fn apply_in(&mut self, endpoint: &Endpoint, directory: &Path) -> Result<Preflight, Finding> {
         let request = Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None };
-        match self.ask_with(&request, &fs::File::open(directory).unwrap()) {
+        match self.request_with(&request, &fs::File::open(directory).unwrap()) {
             Response::Applied { preflight } => Ok(preflight),
             Response::Refused { finding } => Err(finding),
             other => panic!("{other:?}"),
         }
     }
 
-    /// Orders new engines for all sessions of an endpoint.
-    pub(crate) fn exchange(&mut self, name: &str) -> Vec<PendingHandOver> {
-        match self.ask(&Request::HandOver { name: name.into(), session: None }) {
+    /// Requests new engines for all sessions of an endpoint.
+    pub(crate) fn hand_over(&mut self, name: &str) -> Vec<PendingHandOver> {
+        match self.request(&Request::HandOver { name: name.into(), session: None }) {
             Response::HandingOver { sessions } => sessions,
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) fn remove(&mut self, name: &str, force: bool) {
-        assert_eq!(self.ask(&Request::Remove { name: name.into(), force }), Response::Done);
+        assert_eq!(self.request(&Request::Remove { name: name.into(), force }), Response::Done);
     }
 
     pub(crate) fn status(&mut self) -> Status {
-        match self.ask(&Request::Status) {
+        match self.request(&Request::Status) {
             Response::Status(status) => *status,
             other => panic!("{other:?}"),
         }
@@ -312,7 +312,7 @@ pub(crate) fn boot(endpoint: &Endpoint) -> Guest {
     Guest::boot(GuestConfig::new(&endpoint.socket.path).small()).unwrap()
 }
 
-/// Reads the file that every source has.
+/// Reads the file that each source has.
 pub(crate) fn read_hello(guest: &Guest) -> String {
     let fuse = guest.fuse();
     let entry = fuse.lookup(1, "hello").unwrap();
@@ -322,13 +322,13 @@ pub(crate) fn read_hello(guest: &Guest) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// Is there such a process that is not a zombie?
+/// True if the process exists and is not a zombie.
 pub(crate) fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.is_ok_and(|stat| !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z')))
 }
 
-/// Is this process stopped, every thread of it?
+/// True if every thread of the process is stopped.
 pub(crate) fn threads_stand_still(pid: u32) -> bool {
     fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(|thread| {
         let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();

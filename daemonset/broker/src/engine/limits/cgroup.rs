@@ -1,4 +1,4 @@
-//! Control groups for engines, below the broker's own, where the host lets it make them.
+//! Control groups for engines, below the broker's own group, where the host allows it.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::settings::{Controller, Setting, Version};
 
-/// How names of groups begin. What is left of a broker that was killed is known by it.
+/// Prefix of group names. Groups that a killed broker left are found by it.
 const PREFIX: &str = "virtiofs-engine-";
 
 /// The leaf that the broker moves to, with all that is in its own group, before that group gives controllers to others.
@@ -18,10 +18,10 @@ const LEAF: &str = "virtiofs-broker";
 /// How often the members of a group are listed and moved: processes fork meanwhile.
 const MOVES: u32 = 10;
 
-/// How often a group is tried to be removed whose process has just been reaped.
+/// Number of attempts to remove a group whose process has just been reaped.
 const REMOVALS: u32 = 50;
 
-/// A hierarchy in which groups for engines are made.
+/// A hierarchy in which engines have groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hierarchy {
     version: Version,
@@ -40,7 +40,7 @@ pub(crate) struct Cgroups {
 }
 
 impl Cgroups {
-    /// Looks where the broker is, and removes what an earlier one left.
+    /// Finds the broker's groups and removes those that an earlier broker left.
     pub(crate) fn find() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let (mounts, own) = (read("/proc/self/mountinfo"), read("/proc/self/cgroup"));
@@ -62,7 +62,7 @@ impl Cgroups {
         format!("{PREFIX}{}-{}", std::process::id(), self.serial.fetch_add(1, Relaxed))
     }
 
-    /// The group of this name in the hierarchy of a controller, made if it is not there.
+    /// The group of this name in the hierarchy of a controller; created if missing.
     pub(super) fn group(&self, controller: Controller, name: &str) -> io::Result<(Version, PathBuf)> {
         let hierarchy = match controller {
             Controller::Cpu => &self.cpu,
@@ -82,14 +82,14 @@ impl Cgroups {
     }
 }
 
-/// Groups of one engine. Removed when dropped, which must come after the engine's end.
+/// Groups of one engine. Dropping removes them; the engine must be reaped before.
 #[derive(Debug, Default)]
 pub(crate) struct EngineGroups(pub(super) Vec<PathBuf>);
 
 impl Drop for EngineGroups {
     fn drop(&mut self) {
         for group in &self.0 {
-            // The kernel takes a moment after the process was reaped.
+            // The group is busy for a moment after its process was reaped.
             let removed = (0..REMOVALS).any(|_| match fs::remove_dir(group) {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     thread::sleep(Duration::from_millis(10));
@@ -108,16 +108,16 @@ impl Drop for EngineGroups {
 pub(super) fn set(group: &Path, setting: &Setting) -> io::Result<()> {
     let file = setting.files.iter().map(|file| group.join(file)).find(|file| file.exists());
     let file = file.ok_or_else(|| io::Error::other(format!("{} has no {}", group.display(), setting.files[0])))?;
-    let told = |error: io::Error| io::Error::other(format!("{}: {error}", file.display()));
-    fs::write(&file, &setting.value).map_err(told)?;
-    let found = fs::read_to_string(&file).map_err(told)?;
+    let sent = |error: io::Error| io::Error::other(format!("{}: {error}", file.display()));
+    fs::write(&file, &setting.value).map_err(sent)?;
+    let found = fs::read_to_string(&file).map_err(sent)?;
     if setting.is_in(&found) {
         return Ok(());
     }
     Err(io::Error::other(format!("{} says {:?} after {:?} was written", file.display(), found.trim(), setting.value)))
 }
 
-/// Puts a process into a group.
+/// Moves a process into a group.
 pub(super) fn enter(group: &Path, pid: u32) -> io::Result<()> {
     fs::write(group.join("cgroup.procs"), pid.to_string())
 }
@@ -191,8 +191,8 @@ fn numbers(list: &str) -> Vec<u32> {
     list.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Kubernetes has all processes of a container killed with one that runs out of memory: here that would be all
-/// guests of the host for one engine.
+/// Kubernetes kills all processes of a container together with one that is out of memory. Here, one engine would end the
+/// mounts of all guests of the host.
 fn spare_the_others(base: &Path) {
     let switch = base.join("memory.oom.group");
     if fs::read_to_string(&switch).is_ok_and(|value| value.trim() == "1")
@@ -202,7 +202,7 @@ fn spare_the_others(base: &Path) {
     }
 }
 
-/// Removes groups without processes; of others the kernel says that they are busy.
+/// Removes groups without processes; others are busy.
 fn sweep(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
@@ -211,7 +211,7 @@ fn sweep(base: &Path) {
     }
 }
 
-/// Where a controller is: version 2 if it is there, else version 1.
+/// Finds the hierarchy of a controller: version 2 if it has it, else version 1.
 fn hierarchy(
     controller: Controller,
     mounts: &str,
@@ -246,7 +246,7 @@ fn group_of(mounts: &str, own: &str, fs_type: &str, controller: Option<&str>) ->
         let fields: Vec<&str> = mount.split(' ').collect();
         (found == fs_type && meant).then_some((*fields.get(3)?, *fields.get(4)?))
     })?;
-    // In a container the mount may begin at the own group.
+    // In a container, the mount may begin at the broker's own group.
     let below = Path::new(path).strip_prefix(root).unwrap_or(Path::new(""));
     Some((Path::new(at).join(below), below == Path::new("")))
 }
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_own_group_is_found_in_either_version() {
+    fn own_group_is_found_in_both_versions() {
         let own = "7:blkio:/\n1:cpu,cpuacct:/a\n0::/\n";
         let at = |path: &str, version| Some((version, path.to_owned()));
         assert_eq!(found(Controller::Cpu, HYBRID, own, "hugetlb"), at("/sys/fs/cgroup/cpu,cpuacct/a", Version::One));

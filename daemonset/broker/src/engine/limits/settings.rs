@@ -1,10 +1,10 @@
-//! Limits as a kernel wants them written, in either version of control groups. Pure.
+//! Limits in the syntax of the kernel, for both versions of control groups. Pure.
 
 use std::fmt;
 
 use virtiofs_config::Limits;
 
-/// Length of the period in which CPU time is counted, in microseconds.
+/// Period of CPU accounting, in microseconds.
 const PERIOD_US: u64 = 100_000;
 
 /// Version of a hierarchy of control groups.
@@ -14,7 +14,7 @@ pub(super) enum Version {
     Two,
 }
 
-/// What accounts for a resource.
+/// A controller of control groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Controller {
     Cpu,
@@ -45,7 +45,7 @@ impl fmt::Display for Device {
     }
 }
 
-/// A limit of [`Limits`] that is kept by a control group.
+/// A limit of [`Limits`] that a control group enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Knob {
     CpuMillis,
@@ -69,13 +69,13 @@ pub(super) const KNOBS: [(Knob, &str, Field); 7] = [
     (Knob::Writes, "writeIOPS", |limits| &mut limits.writes_per_second),
 ];
 
-/// One thing to write.
+/// One value to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
-    /// Files that take it, the first that exists.
+    /// Names of its file; the first that exists is used.
     pub(super) files: &'static [&'static str],
     pub(super) value: String,
-    /// What one line of that file then holds, in words.
+    /// Fields that a line of that file then has.
     pub(super) shown: String,
 }
 
@@ -87,12 +87,12 @@ impl Knob {
         }
     }
 
-    /// Is it about one device?
+    /// True if it applies to one device.
     pub(super) fn needs_device(self) -> bool {
         self.controller() == Controller::Io
     }
 
-    /// How it is written.
+    /// The value to write.
     pub(super) fn setting(self, version: Version, value: u64, device: Device) -> Setting {
         let one = |file: &'static [&'static str], value: u64| Setting {
             files: file,
@@ -113,7 +113,7 @@ impl Knob {
                 let line = format!("{} {PERIOD_US}", value * PERIOD_US / 1000);
                 Setting { files: &["cpu.max"], value: line.clone(), shown: line }
             }
-            // 1024 shares are what a weight of 100 is.
+            // A weight of 100 corresponds to 1024 shares.
             (Knob::CpuWeight, Version::One) => one(&["cpu.shares"], (value * 1024 / 100).max(2)),
             (Knob::CpuWeight, Version::Two) => one(&["cpu.weight"], value),
             (Knob::IoWeight, Version::One) => one(&["blkio.bfq.weight", "blkio.weight"], value.clamp(1, 1000)),
@@ -131,7 +131,7 @@ impl Knob {
 }
 
 impl Setting {
-    /// Does the file, read back, hold it?
+    /// True if the content of the file has the value.
     pub(super) fn is_in(&self, contents: &str) -> bool {
         contents.lines().any(|line| {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -147,7 +147,7 @@ mod tests {
     const DEVICE: Device = Device { major: 8, minor: 16 };
 
     #[test]
-    fn each_limit_is_written_as_its_kernel_reads_it() {
+    fn limits_have_the_syntax_of_the_kernel() {
         use Version::{One, Two};
         for (knob, value, version, file, written) in [
             (Knob::CpuMillis, 1500, One, "cpu.cfs_quota_us", "150000"),
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_back_is_compared_word_by_word() {
+    fn content_is_compared_by_field() {
         let bytes = Knob::ReadBytes.setting(Version::Two, 4096, DEVICE);
         assert!(bytes.is_in("8:0 rbps=1 wbps=max\n8:16 rbps=4096 wbps=max riops=max wiops=max\n"));
         assert!(!bytes.is_in("8:0 rbps=4096 wbps=max\n8:16 rbps=40960 wbps=max\n"));

@@ -1,167 +1,177 @@
-//! Letting go of the source, so that the host can unmount it; the guest waits meanwhile.
+//! Releasing the source, so that the host can unmount it. The guest waits meanwhile.
 //!
-//! Nothing of the source stays open: an engine that is being started is waited for and ended, the one that serves
-//! comes to rest between two requests and ends, and so does the spare. The ledger has what the next one needs.
+//! Nothing of the source stays open: a start that is in progress is awaited and its engine ended; the serving engine
+//! quiesces and ends, and so does the standby. The ledger holds what the next engine needs.
 
+use std::mem;
 use std::sync::mpsc;
 use std::time::Instant;
 
 use virtiofs_contract::engine::Predecessor;
 use virtiofs_contract::preflight::{Finding, Reason};
 
-use super::{Deeds, Engines, REST_DEADLINE};
+use super::active::{Active, Current, Next};
+use super::hand_over::QUIESCE_DEADLINE;
+use super::states::{LossCause, StopFailed};
+use super::{Common, DeviceState, Engines, Phase};
 use crate::engine::finding;
+use crate::session::policy::{ReleaseStep, release_step};
 
-/// An order to let go.
+/// A request to release the source.
 #[derive(Debug)]
-pub(crate) struct ReleaseOrder {
-    /// When the session goes on by itself.
+pub(crate) struct ReleaseRequest {
+    /// When the session resumes by itself.
     pub(crate) until: Instant,
-    /// Also if the guest loses open files by it?
+    /// Release even if the guest loses open files.
     pub(crate) force: bool,
-    /// Told once it is done, or why it is not; then the session serves as before.
-    pub(crate) answer: mpsc::Sender<Result<(), Finding>>,
+    /// Receives the result. On an error the session serves as before.
+    pub(crate) reply: mpsc::Sender<Result<(), Finding>>,
 }
 
-/// A source that is not to be touched.
-#[derive(Debug)]
-pub(super) struct Hold {
-    pub(super) until: Instant,
-    force: bool,
-    /// Whoever waits for it; none: it is done.
-    answer: Option<mpsc::Sender<Result<(), Finding>>>,
-}
-
-impl Hold {
-    /// For a session that begins while its source is released.
-    pub(super) fn from_the_start(until: Instant) -> Self {
-        Hold { until, force: false, answer: None }
-    }
-}
+/// A release that is in progress.
+pub(super) type PendingRelease = ReleaseRequest;
 
 impl Engines {
-    /// The source is to be let go of.
-    pub(crate) fn release(&mut self, order: ReleaseOrder) {
-        let ReleaseOrder { until, force, answer } = order;
-        let nothing_open = self.serving.is_none() && self.spare.is_none() && self.order.is_none();
-        if self.is_released() || nothing_open && self.dying.is_none() && self.estate.parking.count() == 0 {
-            self.hold = Some(Hold { until, force, answer: None });
-            // Nobody waits any more: the broker has given this session up as stuck.
-            let _ = answer.send(Ok(()));
-        } else {
-            self.hold = Some(Hold { until, force, answer: Some(answer) });
+    /// Releases the source, or sets a new deadline if it is released.
+    pub(crate) fn release(&mut self, request: ReleaseRequest) {
+        let unused = |active: &Active| {
+            matches!((&active.current, &active.next), (Current::Vacant { .. }, Next::None))
+                && self.common.persistent.stash.count() == 0
+        };
+        match mem::replace(&mut self.phase, Phase::Released { until: request.until }) {
+            Phase::Active(active) if !unused(&active) => self.phase = Phase::Releasing(active, request),
+            Phase::Releasing(active, _) => self.phase = Phase::Releasing(active, request),
+            Phase::Active(_) | Phase::Released { .. } => reply(&request.reply, Ok(())),
         }
     }
 
-    /// The source may be used again.
+    /// Uses the source again.
     pub(crate) fn resume(&mut self) {
-        if self.hold.take().is_some() {
-            tracing::info!(session = self.session, "source taken up again");
-            self.not_before = None;
-            self.history.failures = 0;
+        match mem::replace(&mut self.phase, Phase::Active(Active::default())) {
+            Phase::Active(active) => return self.phase = Phase::Active(active),
+            Phase::Releasing(mut active, _) => {
+                active.retry_now();
+                self.phase = Phase::Active(active);
+            }
+            Phase::Released { .. } => {}
+        }
+        tracing::info!(session = self.common.session, "source resumed");
+        self.common.history.failures = 0;
+    }
+
+    pub(super) fn check_release_deadline(&mut self) {
+        let now = Instant::now();
+        match &self.phase {
+            Phase::Releasing(_, pending) if pending.until <= now => {
+                self.refuse_release(stuck("its time ended before the source was released"));
+            }
+            Phase::Released { until } if *until <= now => {
+                tracing::warn!(session = self.common.session, "release time has ended");
+                self.resume();
+            }
+            _ => {}
         }
     }
 
-    /// Has the source been let go of?
-    pub(crate) fn is_released(&self) -> bool {
-        self.hold.as_ref().is_some_and(|hold| hold.answer.is_none())
-    }
-
-    pub(super) fn look_at_the_hold(&mut self) {
-        if self.hold.as_ref().is_none_or(|hold| hold.until > Instant::now()) {
-            return;
-        }
-        if !self.is_released() {
-            self.refuse_release(stuck("its time was over before the source was let go of"));
-        } else {
-            tracing::warn!(session = self.session, "the time for which the source was released is over");
-            self.resume();
-        }
-    }
-
-    /// Lets go, as far as that is possible now. What is still to come comes by mail.
-    pub(super) fn let_go_of_the_source(&mut self, deeds: &mut Deeds<'_>) {
-        if self.is_released() || self.order.as_ref().is_some_and(|order| !order.overdue) {
-            return;
-        }
-        if self.order.is_some() || self.dying.is_some() {
-            return self.refuse_release(stuck("an engine is stuck in the source, from before"));
-        }
-        match self.bring_to_an_end(deeds) {
+    /// Continues a release as far as possible now. The start of an engine arrives as a command.
+    pub(super) fn continue_release(&mut self, device: &mut DeviceState<'_>) {
+        let Phase::Releasing(active, pending) = &mut self.phase else { return };
+        let result = match release_step(active.starting(), active.is_terminating()) {
+            ReleaseStep::Wait => return,
+            ReleaseStep::Refuse => Err(stuck("an engine is stuck in the source")),
+            ReleaseStep::EndEngines => end_engines(active, pending.force, &mut self.common, device),
+        };
+        match result {
             Ok(()) => self.released(),
             Err(finding) => self.refuse_release(finding),
         }
     }
 
-    fn bring_to_an_end(&mut self, deeds: &mut Deeds<'_>) -> Result<(), Finding> {
-        let Some(mut engine) = self.serving.take() else { return self.check_parked() };
-        match engine.let_go(REST_DEADLINE) {
-            Ok(()) => {}
-            Err(error) if error.is_unrest() => {
-                self.goes_on(engine, deeds);
-                return Err(stuck(&error.to_string()));
-            }
-            Err(error) => {
-                self.serving = Some(engine);
-                self.lose_serving(&format!("; {error}"), deeds);
-                return match self.dying {
-                    Some(_) => Err(stuck("its engine was killed and does not die")),
-                    None => self.check_parked(),
-                };
-            }
-        }
-        engine.engine.parking.settle();
-        match self.check_parked() {
-            Ok(()) => {
-                self.predecessor = Predecessor::Quiesced;
-                Ok(())
-            }
-            Err(held) => {
-                self.goes_on(engine, deeds);
-                Err(held)
-            }
-        }
-    }
-
-    fn check_parked(&self) -> Result<(), Finding> {
-        let force = self.hold.as_ref().is_some_and(|hold| hold.force);
-        match self.estate.parking.nameless() {
-            files if files > 0 && !force => Err(finding(
-                Reason::OrphanedFilesOpen,
-                format!("session {} has {files} open files that no name leads to; it would lose them", self.session),
-                "have the guest close them (or the programs that use them), or release with force",
-            )),
-            _ => Ok(()),
-        }
-    }
-
+    /// Dropping the active engines closes what they have open.
     fn released(&mut self) {
-        (self.serving, self.spare) = (None, None);
-        self.estate.parking.clear();
-        (self.lost, self.trouble, self.not_before) = (None, None, None);
-        tracing::info!(session = self.session, "source released");
-        self.answer_release(Ok(()));
+        let Phase::Releasing(_, pending) = &self.phase else { return };
+        let (until, sender) = (pending.until, pending.reply.clone());
+        self.phase = Phase::Released { until };
+        self.common.persistent.stash.clear();
+        self.common.finding = None;
+        tracing::info!(session = self.common.session, "source released");
+        reply(&sender, Ok(()));
     }
 
     fn refuse_release(&mut self, why: Finding) {
-        tracing::warn!(session = self.session, finding = %why, "source not released");
-        self.answer_release(Err(why));
-        self.hold = None;
-    }
-
-    fn answer_release(&mut self, result: Result<(), Finding>) {
-        if let Some(answer) = self.hold.as_mut().and_then(|hold| hold.answer.take()) {
-            // Nobody waits any more: the broker has given this session up as stuck.
-            let _ = answer.send(result);
+        tracing::warn!(session = self.common.session, finding = %why, "source not released");
+        match mem::replace(&mut self.phase, Phase::Active(Active::default())) {
+            Phase::Releasing(active, pending) => {
+                self.phase = Phase::Active(active);
+                reply(&pending.reply, Err(why));
+            }
+            other => self.phase = other,
         }
     }
 }
 
-/// The finding for a source that is not let go of.
+/// Ends the serving engine between two requests.
+///
+/// # Errors
+/// The engine serves as before, or was lost.
+fn end_engines(
+    active: &mut Active,
+    force: bool,
+    common: &mut Common,
+    device: &mut DeviceState<'_>,
+) -> Result<(), Finding> {
+    let serving = match active.take_current() {
+        Current::Serving(serving) => serving,
+        other => {
+            active.current = other;
+            return check_orphaned(common, force);
+        }
+    };
+    match serving.stop_rings(QUIESCE_DEADLINE) {
+        Ok(stopped) => {
+            stopped.drain_stash();
+            if let Err(orphaned) = check_orphaned(common, force) {
+                active.resume(stopped, common, device);
+                return Err(orphaned);
+            }
+            common.history.predecessor = Predecessor::Quiesced;
+            Ok(())
+        }
+        Err(StopFailed::NotQuiesced(stopped, error)) => {
+            active.resume(stopped, common, device);
+            Err(stuck(&error.to_string()))
+        }
+        Err(StopFailed::Lost(serving, error)) => {
+            active.kill(serving, None, LossCause::Error(error), common, device);
+            if active.is_terminating() {
+                return Err(stuck("its engine is still running after SIGKILL"));
+            }
+            check_orphaned(common, force)
+        }
+    }
+}
+
+fn check_orphaned(common: &Common, force: bool) -> Result<(), Finding> {
+    match common.persistent.stash.count_orphaned() {
+        files if files > 0 && !force => Err(finding(
+            Reason::OrphanedFilesOpen,
+            format!("session {}: {files} open files have no name and would be lost", common.session),
+            "close them in the guest (or end the programs that use them), or release with force",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn reply(sender: &mpsc::Sender<Result<(), Finding>>, result: Result<(), Finding>) {
+    // The receiver is gone if the broker has given this session up as stuck.
+    let _ = sender.send(result);
+}
+
+/// The finding for a source that is not released.
 pub(crate) fn stuck(why: &str) -> Finding {
     finding(
         Reason::EngineStuck,
         format!("the source was not released: {why}"),
-        "see whether the file system below the source answers, then release it once more; sessions go on as before",
+        "check that the file system of the source responds, then release it again; sessions continue as before",
     )
 }

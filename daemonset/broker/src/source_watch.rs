@@ -1,4 +1,4 @@
-//! The watch over an endpoint's source: a thread of its own, because looking at a file system that hangs hangs.
+//! Watches the source of an endpoint in a thread of its own, because a check of a hung file system hangs.
 
 use std::sync::Weak;
 use std::thread;
@@ -7,11 +7,10 @@ use std::time::Duration;
 use crate::endpoint::Endpoint;
 use crate::engine::root::{Mounts, Root};
 
-/// How often the path is looked at where nobody is told of changes: a directory that is replaced is no mount. It costs
-/// three system calls.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Interval of checks without a mount event: a replaced directory causes none. A check takes three system calls.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Begins to watch; ends a while after the endpoint.
+/// Starts the thread. It ends within one interval after the endpoint is dropped.
 pub(crate) fn begin(endpoint: Weak<Endpoint>) -> std::io::Result<()> {
     let mounts = Mounts::watch()?;
     thread::Builder::new().name("source".into()).spawn(move || watch(&endpoint, &mounts))?;
@@ -19,11 +18,11 @@ pub(crate) fn begin(endpoint: Weak<Endpoint>) -> std::io::Result<()> {
 }
 
 fn watch(endpoint: &Weak<Endpoint>, mounts: &Mounts) {
-    // Nothing of the endpoint is held while the file system is asked.
+    // Hold no reference to the endpoint while the file system is checked.
     while let Some(path) = endpoint.upgrade().map(|endpoint| endpoint.place().path()) {
-        // Who serves another directory by the time of the answer is not meant by it.
+        // The result does not apply to sessions that serve another directory by then.
         let served = endpoint.upgrade().map_or_else(Vec::new, |endpoint| endpoint.served());
-        // A source that nobody serves may be about to be unmounted: it is not to be touched.
+        // A source without sessions may be about to be unmounted, so it is not opened.
         if !served.is_empty() {
             let Some(sources) = endpoint.upgrade().map(|endpoint| endpoint.sources()) else { return };
             let found = Root::at(&path, &sources);
@@ -31,6 +30,6 @@ fn watch(endpoint: &Weak<Endpoint>, mounts: &Mounts) {
                 endpoint.path_leads_to(found, &served);
             }
         }
-        mounts.wait(LOOK_EVERY);
+        mounts.wait(CHECK_INTERVAL);
     }
 }

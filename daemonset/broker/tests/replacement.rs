@@ -1,4 +1,4 @@
-//! Engines come and go under a guest that has files open.
+//! Engines are replaced while a guest has files open.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -19,7 +19,7 @@ use virtiofs_config::{Access, CachePolicy};
 use virtiofs_contract::control::{Endpoint, ReplacementOutcome, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
 
-/// A guest with an open file, an unlinked open file and a node it holds.
+/// A guest with an open file, an unlinked open file and a held inode.
 struct Holding {
     guest: Guest,
     node: u64,
@@ -68,12 +68,12 @@ fn kill_engine(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid as i32), signal).unwrap();
 }
 
-fn exchange(broker: &Broker) {
-    assert_eq!(broker.control().exchange("data").len(), 1);
+fn hand_over(broker: &Broker) {
+    assert_eq!(broker.control().hand_over("data").len(), 1);
 }
 
 #[test]
-fn a_guest_does_not_notice_that_its_engine_was_killed() {
+fn guest_survives_a_killed_engine() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
@@ -88,7 +88,7 @@ fn a_guest_does_not_notice_that_its_engine_was_killed() {
 }
 
 #[test]
-fn kills_while_the_spare_is_not_ready_are_survived_as_well() {
+fn guest_survives_kills_without_a_standby() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
@@ -102,14 +102,14 @@ fn kills_while_the_spare_is_not_ready_are_survived_as_well() {
 }
 
 #[test]
-fn a_guest_does_not_notice_an_exchange() {
+fn guest_survives_a_hand_over() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
     for _ in 0..20 {
         guest.use_all();
         let engine = engine_of(&broker);
-        exchange(&broker);
+        hand_over(&broker);
         until("another engine serves", || engine_of(&broker) != engine);
         guest.use_all();
         until("the old one is gone", || !runs(engine));
@@ -118,7 +118,7 @@ fn a_guest_does_not_notice_an_exchange() {
 }
 
 #[test]
-fn a_new_configuration_reaches_sessions_that_run() {
+fn new_config_reaches_running_sessions() {
     let broker = Broker::start();
     let mut endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
@@ -130,7 +130,7 @@ fn a_new_configuration_reaches_sessions_that_run() {
 }
 
 #[test]
-fn a_share_made_read_only_takes_writing_from_guests_that_have_files_open() {
+fn read_only_change_applies_to_open_files() {
     let broker = Broker::start();
     let mut endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -149,7 +149,7 @@ fn a_share_made_read_only_takes_writing_from_guests_that_have_files_open() {
 }
 
 #[test]
-fn what_only_a_mount_can_change_waits_for_the_next_one_and_says_so() {
+fn config_that_needs_a_remount_is_deferred_and_reported() {
     let broker = Broker::start();
     let mut endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
@@ -168,7 +168,7 @@ fn what_only_a_mount_can_change_waits_for_the_next_one_and_says_so() {
 }
 
 #[test]
-fn what_waits_for_the_next_mount_is_in_force_once_the_guest_has_unmounted() {
+fn deferred_config_becomes_active_after_an_unmount() {
     let broker = Broker::start();
     let mut endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -187,7 +187,7 @@ fn what_waits_for_the_next_mount_is_in_force_once_the_guest_has_unmounted() {
 }
 
 #[test]
-fn a_guest_that_mounts_anew_while_engines_change_gets_one_that_agreed_with_it() {
+fn remounting_guest_gets_a_matching_engine() {
     let broker = Broker::start();
     let mut endpoint = broker.share("data");
     let guest = boot(&endpoint);
@@ -202,7 +202,7 @@ fn a_guest_that_mounts_anew_while_engines_change_gets_one_that_agreed_with_it() 
 }
 
 #[test]
-fn a_new_binary_is_in_force_after_an_exchange() {
+fn hand_over_starts_the_new_binary() {
     let broker = Broker::start_with_script("exec ENGINE");
     let endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
@@ -213,22 +213,22 @@ fn a_new_binary_is_in_force_after_an_exchange() {
     fs::write(&new, text).unwrap();
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
     fs::rename(&new, &script).unwrap();
-    exchange(&broker);
+    hand_over(&broker);
     until("the new binary ran", || script.with_file_name("was-here").exists());
     guest.use_all();
 }
 
 #[test]
-fn an_engine_that_stands_still_keeps_its_guest_and_goes_on() {
+fn stopped_engine_keeps_its_guest_and_resumes() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
     guest.use_all();
     let engine = engine_of(&broker);
-    until("there is a spare", || broker.status_of("data").engines_started == 2);
+    until("there is a standby engine", || broker.status_of("data").engines_started == 2);
     kill_engine(engine, Signal::SIGSTOP);
     until("all its threads stand still", || threads_stand_still(engine));
-    exchange(&broker);
+    hand_over(&broker);
     until("it is said", || {
         broker.session_of("data").finding.is_some_and(|finding| finding.reason == Reason::EngineStuck)
     });
@@ -241,7 +241,7 @@ fn an_engine_that_stands_still_keeps_its_guest_and_goes_on() {
 }
 
 #[test]
-fn a_read_only_share_is_exchanged_as_well() {
+fn read_only_share_is_handed_over() {
     let broker = Broker::start();
     let mut endpoint = broker.endpoint("data");
     endpoint.engine.access = Access::ReadOnly;
@@ -252,13 +252,13 @@ fn a_read_only_share_is_exchanged_as_well() {
     let engine = engine_of(&broker);
     kill_engine(engine, Signal::SIGKILL);
     assert_eq!(guest.fuse().read(node, open, 0, 4096).unwrap(), b"from the host\n");
-    exchange(&broker);
+    hand_over(&broker);
     until("another engine serves", || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine));
     assert_eq!(guest.fuse().read(node, open, 0, 4096).unwrap(), b"from the host\n");
 }
 
 #[test]
-fn a_paused_guest_is_exchanged_and_recovered_too() {
+fn paused_guest_is_handed_over_and_recovered() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
@@ -269,20 +269,20 @@ fn a_paused_guest_is_exchanged_and_recovered_too() {
         guest.guest.resume(bases).unwrap();
         guest.use_all();
         let bases = guest.guest.pause().unwrap();
-        exchange(&broker);
+        hand_over(&broker);
         guest.guest.resume(bases).unwrap();
         guest.use_all();
     }
 }
 
-/// Stops one thread of a process until it is killed. Not where that is not permitted.
+/// Stops one thread of a process until it is killed. False if that is not permitted.
 fn stop_thread(pid: u32, name: &str) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
     let named = |path: &PathBuf| fs::read_to_string(path.join("comm")).unwrap().trim() == name;
     let thread = threads.into_iter().find(named).unwrap();
     let number: libc::pid_t = thread.file_name().unwrap().to_str().unwrap().parse().unwrap();
     let stopped = [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT].into_iter().all(|request| {
-        // SAFETY: these two requests look at no memory, here or there.
+        // SAFETY: these two requests access no memory of either process.
         unsafe { libc::ptrace(request, number, 0, 0) == 0 }
     });
     let stands_still = || {
@@ -296,24 +296,24 @@ fn stop_thread(pid: u32, name: &str) -> bool {
 }
 
 #[test]
-fn an_engine_that_does_not_say_where_its_rings_have_stopped_is_given_up() {
+fn engine_without_ring_positions_is_killed() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let mut guest = Holding::on(&endpoint);
     let engine = engine_of(&broker);
-    until("there is a spare", || broker.status_of("data").engines_started == 2);
+    until("there is a standby engine", || broker.status_of("data").engines_started == 2);
     if !stop_thread(engine, "vhost-user") {
         eprintln!("skipped: this place does not permit stopping a thread of another process");
         return;
     }
-    exchange(&broker);
+    hand_over(&broker);
     until("another engine serves", || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine));
     until("the old one is gone", || !runs(engine));
     guest.use_all();
 }
 
 #[test]
-fn an_exchange_tells_whom_it_concerns_and_when_it_is_done() {
+fn hand_over_reports_its_sessions_and_completion() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let guests = [boot(&endpoint), boot(&endpoint)];
@@ -321,7 +321,7 @@ fn an_exchange_tells_whom_it_concerns_and_when_it_is_done() {
     let before = broker.status_of("data").sessions;
     let only = before[0].id.clone();
     let request = Request::HandOver { name: "data".into(), session: Some(only.clone()) };
-    let Response::HandingOver { sessions } = broker.control().ask(&request) else { panic!() };
+    let Response::HandingOver { sessions } = broker.control().request(&request) else { panic!() };
     assert_eq!(sessions.iter().map(|it| &it.session).collect::<Vec<_>>(), [&only]);
     until("it is done", || broker.status_of("data").sessions[0].active_generation >= sessions[0].generation);
     let after = broker.status_of("data").sessions;

@@ -1,4 +1,4 @@
-//! A session's record on its way into the memfd.
+//! Writes a session's record to its memfd.
 
 use thiserror::Error;
 
@@ -6,12 +6,18 @@ use crate::descriptor::Descriptor;
 use crate::record::SessionRecord;
 use crate::record::store::{RecordStore, StoreError, Stored};
 
-/// Why a record could not be written down.
+/// Why a record could not be written. Displays its cause, so it has no `source`.
 #[derive(Debug, Error)]
 #[error("session record: {0}")]
-pub(crate) struct JournalError(#[from] StoreError);
+pub(crate) struct JournalError(StoreError);
 
-/// Where one session's record is written down, before what it says is done.
+impl From<StoreError> for JournalError {
+    fn from(cause: StoreError) -> Self {
+        JournalError(cause)
+    }
+}
+
+/// Writes the record of one session before the broker acts on it.
 #[derive(Debug)]
 pub(crate) struct Journal {
     store: RecordStore,

@@ -1,10 +1,9 @@
-//! What one engine may use of the host: set before it is told what to do, read back, and said where it is not in
-//! force.
+//! Limits of the host resources of an engine: set before its first message, read back, and reported if not active.
 //!
 //! | module | |
 //! |---|---|
-//! | [`settings`] | limits as kernels want them written; pure |
-//! | [`cgroup`] | where groups for engines can be made |
+//! | [`settings`] | limits in the syntax of the kernel; pure |
+//! | [`cgroup`] | control groups for engines |
 
 pub(crate) mod cgroup;
 mod settings;
@@ -22,7 +21,7 @@ use self::cgroup::{Cgroups, EngineGroups};
 use self::settings::{Device, KNOBS, Knob};
 use super::finding;
 
-/// How much sooner than the broker an engine is killed when the host runs out of memory: it can be replaced.
+/// Difference of `oom_score_adj` to the broker: an engine is killed first, because it can be replaced.
 const OOM_ADJUSTMENT: i32 = 300;
 
 /// Why a limit is not in force.
@@ -55,21 +54,21 @@ impl LimitError {
     }
 }
 
-/// What came of an engine's limits.
+/// The result of setting an engine's limits.
 #[derive(Debug, Default)]
 pub(crate) struct Applied {
-    /// In force, read back.
+    /// Active limits, read back.
     pub(crate) limits: Limits,
-    /// What is not.
+    /// Limits that are not active.
     pub(crate) findings: Vec<Finding>,
-    /// To be kept until the engine has ended.
+    /// Dropped once the engine is reaped.
     pub(crate) groups: EngineGroups,
 }
 
-/// Limits a process that serves a directory.
+/// Sets the limits of a process that serves a directory.
 pub(crate) fn apply(wanted: &Limits, pid: u32, source: BorrowedFd<'_>, cgroups: &Cgroups) -> Applied {
     let mut applied = Applied::default();
-    // Without it the kernel's own choice stands, which is no reason not to serve.
+    // If this fails, the kernel chooses by itself, which is no reason not to serve.
     if let Err(error) = prefer_for_oom(pid) {
         tracing::debug!(engine_pid = pid, %error, "oom_score_adj");
     }
@@ -116,7 +115,7 @@ fn limit_memory(pid: u32, bytes: u64) -> io::Result<()> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let wanted = Rlimit { current: Some(bytes), maximum: Some(bytes) };
     prlimit(pid, Resource::Data, wanted)?;
-    // Setting it once more tells what was in force.
+    // Setting it again returns the active value.
     match prlimit(pid, Resource::Data, wanted)? == wanted {
         true => Ok(()),
         false => Err(io::Error::other("the kernel did not take the limit")),
@@ -129,7 +128,7 @@ fn prefer_for_oom(pid: u32) -> io::Result<()> {
     std::fs::write(format!("/proc/{pid}/oom_score_adj"), (own + OOM_ADJUSTMENT).min(1000).to_string())
 }
 
-/// The whole disk below a directory: that is what limits are about, also where a partition is mounted.
+/// The disk of a directory's file system. I/O limits apply to whole disks, not to partitions.
 fn disk_of(source: BorrowedFd<'_>) -> io::Result<Device> {
     let device = fstat(source)?.st_dev;
     let device = Device { major: major(device), minor: minor(device) };
@@ -145,10 +144,10 @@ fn disk_of(source: BorrowedFd<'_>) -> io::Result<Device> {
         .trim()
         .split_once(':')
         .and_then(|(major, minor)| Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? }));
-    numbers.ok_or_else(|| io::Error::other(format!("{whole:?} is no device number")))
+    numbers.ok_or_else(|| io::Error::other(format!("{whole:?} is not a device number")))
 }
 
-/// Weights are what one I/O scheduler goes by; the others take no notice.
+/// Checks that the I/O scheduler supports weights; only one does.
 fn check_scheduler(device: Device) -> Result<(), LimitError> {
     let schedulers = std::fs::read_to_string(format!("/sys/dev/block/{device}/queue/scheduler"));
     let schedulers = schedulers.map_err(LimitError::Disk)?;
@@ -159,5 +158,5 @@ fn check_scheduler(device: Device) -> Result<(), LimitError> {
 }
 
 fn unavailable(field: &str, error: &LimitError) -> Finding {
-    finding(Reason::LimitUnavailable, format!("limits.{field} is not in force: {error}"), error.remedy())
+    finding(Reason::LimitUnavailable, format!("limits.{field} is not active: {error}"), error.remedy())
 }

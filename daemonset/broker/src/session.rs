@@ -1,17 +1,15 @@
-//! One VMM's session: a thread that waits for its VMM, its engine and commands, and for nothing else.
+//! The session of one VMM: a thread that waits for its VMM, its engines and commands, and for nothing else.
 //!
-//! The record is the truth. A VMM's message is looked at, checked, recorded, written down, consumed; then the
-//! engine is brought into line with the record and the VMM is answered. Where there is no engine the VMM is
-//! answered all the same: it must never see an error or a close that is not its own doing.
+//! The record is authoritative. A VMM's message is peeked, checked, recorded, written to the journal and consumed; then
+//! the engine is synced with the record and the VMM is answered. If there is no engine, the VMM is answered from the
+//! record: it must never see an error or a close that it did not cause.
 
 pub(crate) mod engines;
-pub(crate) mod estate;
-pub(crate) mod journal;
-pub(crate) mod parking;
 mod policy;
 pub(crate) mod shared;
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,84 +18,103 @@ use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::SessionState;
 use virtiofs_contract::preflight::Finding;
 
-use crate::descriptor::{Descriptor, Numbering, Unacceptable};
-use crate::engine::source::Place;
+use crate::channel::{Receiver, Sender};
+use crate::descriptor::{Descriptor, InvalidDescriptor, Numbering};
+use crate::engine::source::SourceLocation;
 use crate::engine::start::{Engine, Starter};
 use crate::guest_memory::{is_whole, position, used_index};
-use crate::mailbox::{Mailbox, Post};
-use crate::poll::{Interest, wait_readable};
+use crate::poll::wait_any;
 use crate::record::SessionRecord;
+use crate::record::journal::{Journal, JournalError};
 use crate::record::transition::{Answer, Violation, apply};
 use crate::vhost_user::codec::{Reply, ReplyValue};
-use crate::vhost_user::offer;
+use crate::vhost_user::features;
 use crate::vhost_user::socket::{ConnectionError, VmmSocket};
-use engines::release::ReleaseOrder;
-use engines::{Deeds, Engines};
-use journal::{Journal, JournalError};
+use engines::release::ReleaseRequest;
+use engines::{DeviceState, EngineEvent, Engines};
 use shared::Shared;
 
-/// How long a connection may stay silent before its first message. VMMs speak at once.
+/// Time within which a connection must send its first message. VMMs send it at once.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 
 /// A command to a session's thread.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// An engine that was ordered is ready, or cannot be.
+    /// An engine is ready, or could not be started.
     EngineStarted(Box<Result<Engine, Finding>>),
-    /// Engines are to be like this from now on, the one that serves included: order of that number.
+    /// Set the desired configuration, with its generation.
     Reconfigure(Box<EngineConfig>, u64),
-    /// The engine that serves is to be replaced by a new one: order of that number.
+    /// Replace the serving engine, with the new generation.
     HandOver(u64),
-    /// Let go of the source.
-    Release(ReleaseOrder),
-    /// Take the source up again.
+    /// Release the source.
+    Release(ReleaseRequest),
+    /// Use the source again.
     Resume,
-    /// Ask the engine for the path of a node.
+    /// Request the path of a node from the engine.
     Describe(u64),
     /// End the session.
     End,
 }
 
+/// An event that a session waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Command,
+    Vmm,
+    Engine(EngineEvent),
+}
+
+impl Event {
+    fn of_engine(&self) -> Option<EngineEvent> {
+        match self {
+            Event::Engine(event) => Some(*event),
+            Event::Command | Event::Vmm => None,
+        }
+    }
+}
+
 /// Why a session ended.
 #[derive(Debug, Error)]
 pub(crate) enum End {
-    #[error("the VMM has left")]
-    VmmLeft,
-    #[error("it was asked to end")]
-    Asked,
+    #[error("the VMM disconnected")]
+    Disconnected,
+    #[error("ended by request")]
+    Requested,
     #[error("no message within {0:?}")]
     Silent(Duration),
     #[error("{0}")]
     Connection(ConnectionError),
-    #[error("{0}")]
+    #[error(transparent)]
     Violation(#[from] Violation),
-    #[error("{0}")]
-    Descriptor(#[from] Unacceptable),
-    #[error("{0}")]
+    #[error(transparent)]
+    Descriptor(#[from] InvalidDescriptor),
+    #[error(transparent)]
     Journal(#[from] JournalError),
-    #[error("a file of guest memory has become shorter than the VMM said, which kills engines")]
+    #[error("a file of guest memory is shorter than the VMM declared, which kills engines")]
     MemoryCut,
     #[error("poll: {0}")]
-    Poll(#[from] io::Error),
+    Poll(io::Error),
 }
+
+from_cause!(End::Poll(io::Error));
 
 impl From<ConnectionError> for End {
     fn from(error: ConnectionError) -> Self {
         match error {
-            ConnectionError::Closed => End::VmmLeft,
+            ConnectionError::Closed => End::Disconnected,
             other => End::Connection(other),
         }
     }
 }
 
-/// What a session's engines are started with.
+/// Everything that the engines of a session are started with.
 #[derive(Clone, Debug)]
 pub(crate) struct Service {
     pub(crate) starter: Arc<Starter>,
     pub(crate) endpoint: String,
-    pub(crate) place: Place,
+    pub(crate) place: SourceLocation,
     pub(crate) config: EngineConfig,
-    /// The source is released; this is when it is taken up again.
+    /// The source is released until then.
     pub(crate) released_until: Option<Instant>,
 }
 
@@ -111,7 +128,7 @@ pub(crate) struct Session {
     engines: Engines,
     has_served: bool,
     first_message_by: Option<Instant>,
-    mailbox: Mailbox<Command>,
+    commands: Receiver<Command>,
     shared: Arc<Shared>,
 }
 
@@ -120,17 +137,17 @@ impl Session {
         vmm: VmmSocket,
         service: Service,
         shared: Arc<Shared>,
-        (post, mailbox): (Post<Command>, Mailbox<Command>),
+        (sender, commands): (Sender<Command>, Receiver<Command>),
     ) -> Result<Self, JournalError> {
         Ok(Session {
             vmm,
             record: SessionRecord::default(),
             numbering: Numbering::default(),
             journal: Journal::create(&shared.id, &service.endpoint)?,
-            engines: Engines::new(shared.id.clone(), service, shared.estate.clone(), post),
+            engines: Engines::new(shared.id.clone(), service, shared.persistent.clone(), sender),
             has_served: false,
             first_message_by: Some(Instant::now() + FIRST_MESSAGE),
-            mailbox,
+            commands,
             shared,
         })
     }
@@ -139,67 +156,71 @@ impl Session {
         &self.shared.id
     }
 
-    /// Serves the VMM until it leaves, breaks the protocol, or the session is asked to end.
+    /// Serves the VMM until it disconnects, violates the protocol, or the session is told to end.
     pub(crate) fn run(mut self) -> End {
         loop {
-            let turn = self.turn();
-            if turn.is_err() {
+            let result = self.handle_events();
+            if result.is_err() {
                 self.engines.end();
             }
             self.publish();
-            if let Err(end) = turn {
+            if let Err(end) = result {
                 return end;
             }
         }
     }
 
-    fn turn(&mut self) -> Result<(), End> {
-        let (mail, vmm, engines) = self.wait()?;
+    /// Waits for events and handles them.
+    fn handle_events(&mut self) -> Result<(), End> {
+        let events = self.wait()?;
         if self.first_message_by.is_some_and(|by| by <= Instant::now()) {
             return Err(End::Silent(FIRST_MESSAGE));
         }
-        self.with_engines(|known, deeds| known.hear(&engines, deeds));
+        let engines: Vec<EngineEvent> = events.iter().filter_map(Event::of_engine).collect();
+        self.with_engines(|it, device| it.handle(&engines, device));
         if self.engines.is_recovering() && !is_whole(&self.record) {
             return Err(End::MemoryCut);
         }
-        if mail {
-            self.open_mail()?;
+        if events.contains(&Event::Command) {
+            self.handle_commands()?;
         }
-        if vmm {
+        if events.contains(&Event::Vmm) {
             self.vmm_message()?;
         }
         if self.first_message_by.is_none() {
-            self.with_engines(Engines::act);
+            self.with_engines(Engines::advance);
         }
         Ok(())
     }
 
-    /// Waits for mail, the VMM, or the engines. A VMM that would have to be answered without an engine, while
-    /// one is about to be there, is left waiting for it.
-    fn wait(&self) -> io::Result<(bool, bool, [bool; 10])> {
-        let vmm = Some(&self.vmm).filter(|_| !self.engines.is_recovering());
-        let engines = self.engines.interests();
-        let [e0, e1, e2, e3, e4, e5, e6, e7, e8, e9] = engines.each_ref().map(|fd| Interest::maybe(fd.as_ref()));
-        let interests = [Interest::of(&self.mailbox), Interest::maybe(vmm), e0, e1, e2, e3, e4, e5, e6, e7, e8, e9];
+    /// Waits for commands, the VMM and the engines. While an engine is being replaced, the VMM's messages wait, so that
+    /// the new engine can take part in the answer.
+    fn wait(&self) -> io::Result<Vec<Event>> {
+        let mut interests: Vec<(Event, BorrowedFd<'_>)> = vec![(Event::Command, self.commands.as_fd())];
+        if !self.engines.is_recovering() {
+            interests.push((Event::Vmm, self.vmm.as_fd()));
+        }
+        interests.extend(self.engines.watched().into_iter().map(|(event, fd)| (Event::Engine(event), fd)));
         let deadline = [self.engines.next_deadline(), self.first_message_by].into_iter().flatten().min();
-        let [mail, vmm, engines @ ..] = wait_readable(&interests, deadline)?;
-        Ok((mail, vmm, engines))
+        wait_any(&interests, deadline)
     }
 
-    fn with_engines<T>(&mut self, act: impl FnOnce(&mut Engines, &mut Deeds<'_>) -> T) -> T {
-        act(&mut self.engines, &mut Deeds { record: &mut self.record, journal: &mut self.journal })
+    fn with_engines<T>(&mut self, act: impl FnOnce(&mut Engines, &mut DeviceState<'_>) -> T) -> T {
+        act(&mut self.engines, &mut DeviceState { record: &mut self.record, journal: &mut self.journal })
     }
 
-    fn open_mail(&mut self) -> Result<(), End> {
-        for command in self.mailbox.take() {
+    fn handle_commands(&mut self) -> Result<(), End> {
+        for command in self.commands.take() {
             match command {
-                Command::End => return Err(End::Asked),
-                Command::EngineStarted(result) => self.with_engines(|engines, deeds| engines.arrived(*result, deeds)),
-                Command::Reconfigure(config, number) => self.engines.reconfigure(*config, number),
-                Command::HandOver(number) => self.engines.renew(number),
-                Command::Release(order) => self.engines.release(order),
+                Command::End => return Err(End::Requested),
+                Command::EngineStarted(result) => {
+                    self.with_engines(|engines, device| engines.engine_started(*result, device));
+                }
+                Command::Reconfigure(config, generation) => self.engines.reconfigure(*config, generation),
+                Command::HandOver(generation) => self.engines.replace(generation),
+                Command::Release(request) => self.engines.release(request),
                 Command::Resume => self.engines.resume(),
-                Command::Describe(node) => self.with_engines(|engines, deeds| engines.ask_for_path(node, deeds)),
+                Command::Describe(node) => self.with_engines(|engines, device| engines.request_path(node, device)),
             }
         }
         Ok(())
@@ -210,14 +231,14 @@ impl Session {
         let (number, length) = (peeked.request.number(), peeked.length());
         let request = self.numbering.admit(&self.record, peeked.request)?;
         let answer = apply(&mut self.record, request)?;
-        let acknowledge = peeked.need_reply && self.record.protocol_features & offer::REPLY_ACK != 0;
+        let acknowledge = peeked.need_reply && self.record.protocol_features & features::REPLY_ACK != 0;
         self.record.reply_owed = owed(number, answer, acknowledge);
         self.journal.write(&self.record)?;
         self.vmm.consume(length)?;
         self.begin();
-        self.with_engines(Engines::bring_into_line);
-        self.settle_stopped_rings();
-        // Who has the answer finds the state that goes with it.
+        self.with_engines(Engines::sync);
+        self.update_stopped_rings();
+        // Publish before the reply, so that whoever has the reply sees the new state.
         self.publish();
         self.answer(answer)
     }
@@ -232,7 +253,7 @@ impl Session {
         Ok(self.journal.write(&self.record)?)
     }
 
-    /// The first valid message makes a session of a connection; only then is it worth an engine.
+    /// The first valid message turns a connection into a session. Only then does it get an engine.
     fn begin(&mut self) {
         if self.first_message_by.take().is_some() {
             self.shared.view().begun = true;
@@ -240,8 +261,8 @@ impl Session {
         }
     }
 
-    /// Where no engine stopped a ring, its used index says where it stopped.
-    fn settle_stopped_rings(&mut self) {
+    /// Sets the base of rings that no engine stopped from their used index.
+    fn update_stopped_rings(&mut self) {
         if self.engines.serving().is_some() {
             return;
         }
@@ -256,15 +277,8 @@ impl Session {
     }
 
     fn state(&self) -> SessionState {
-        let started = (0..self.record.rings.len()).any(|ring| self.record.servable(ring));
-        match self.engines.serving() {
-            None if self.engines.is_released() => SessionState::Released,
-            None if self.engines.is_about_to_recover() => SessionState::Recovering,
-            None if self.engines.trouble().is_some() => SessionState::Failed,
-            Some(engine) if engine.serves() => SessionState::Serving,
-            _ if self.has_served && !started => SessionState::Stopped,
-            _ => SessionState::Connecting,
-        }
+        let rings_started = (0..self.record.rings.len()).any(|ring| self.record.servable(ring));
+        policy::session_state(self.engines.state(), self.has_served, rings_started)
     }
 
     fn publish(&mut self) {
@@ -278,10 +292,11 @@ impl Session {
         view.guest_memory = self.record.guest_memory();
         view.engines = self.engines.served();
         view.engines_started = self.engines.started();
-        (view.desired_generation, view.active_generation) = self.engines.generations();
+        view.desired_generation = self.engines.desired_generation();
+        view.active_generation = self.engines.active_generation();
         view.last_replacement = self.engines.last_replacement().cloned();
         view.described = self.engines.serving().and_then(|engine| engine.described().cloned());
-        view.finding = self.engines.trouble().cloned();
+        view.finding = self.engines.finding().cloned();
         view.replacements.clone_from(self.engines.replacements());
         let serving = self.engines.serving().map(|attached| &attached.engine);
         view.engine_pid = serving.map(|engine| engine.process.pid());
@@ -294,7 +309,7 @@ impl Session {
     }
 }
 
-/// The answer that a VMM now waits for, if it does.
+/// The reply that the VMM waits for, if it does.
 fn owed(request: u32, answer: Answer, acknowledge: bool) -> Option<Reply> {
     let value = match answer {
         Answer::Value(value) => value,

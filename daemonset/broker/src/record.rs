@@ -1,15 +1,16 @@
-//! What a VMM has set up: the truth of a session. Engines are brought into line with it.
+//! The vhost-user state that a VMM has set up. It is authoritative; engines are kept in sync with it.
 //!
 //! | module | |
 //! |---|---|
 //! | this one | the record as plain data |
-//! | [`transition`] | a VMM's request -> change of the record, answer |
-//! | [`plan`] | what an engine has been told, the record -> what it must be told next |
-//! | [`store`] | the record in a memfd, for the broker that comes after this one |
+//! | [`transition`] | a VMM's request -> change of the record, reply |
+//! | [`plan`] | state sent to an engine, record -> messages that the engine still needs |
+//! | [`store`], [`journal`] | the record in a memfd, for the next broker |
 //!
-//! All of it is generic over `F`, whatever stands for a file descriptor: an open file in a session, a number
-//! in the stored record and in tests.
+//! All of it is generic over `F`, the type of a file descriptor: an open file in a session, a number in the stored record
+//! and in tests.
 
+pub(crate) mod journal;
 pub(crate) mod plan;
 pub(crate) mod store;
 pub(crate) mod transition;
@@ -18,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use virtiofs_contract::engine::QUEUES;
 
 use crate::vhost_user::codec::{Region, Reply, RingAddress};
-use crate::vhost_user::offer;
+use crate::vhost_user::features;
 
-/// One VMM's device, as the VMM has set it up.
+/// The device as the VMM has set it up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SessionRecord<F> {
     /// Device features that the VMM has accepted; none before it did.
@@ -33,7 +34,7 @@ pub(crate) struct SessionRecord<F> {
     pub(crate) rings: [Ring<F>; QUEUES],
     /// A device reset that no engine has carried out yet.
     pub(crate) reset_owed: bool,
-    /// An answer that the VMM waits for.
+    /// A reply that the VMM waits for.
     pub(crate) reply_owed: Option<Reply>,
 }
 
@@ -42,22 +43,21 @@ pub(crate) struct SessionRecord<F> {
 pub(crate) struct Ring<F> {
     /// Number of descriptors; 0 before it is known.
     pub(crate) size: u16,
-    /// Position at which the VMM wants it to begin, or at which it was stopped.
+    /// Position at which it starts, as set by the VMM, or at which it was stopped.
     pub(crate) base: u16,
-    /// Where it lies.
+    /// Addresses of its parts.
     pub(crate) address: Option<RingAddress>,
-    /// Written by the guest when there are requests. Never read here.
+    /// The guest writes it when there are requests. The broker never reads it.
     pub(crate) kick: Option<F>,
-    /// Written when there are answers.
+    /// Written when there are replies.
     pub(crate) call: Option<F>,
     /// Written when the ring is broken.
     pub(crate) err: Option<F>,
-    /// May it be served?
+    /// True if the VMM has enabled it.
     pub(crate) enabled: bool,
-    /// Has the VMM started it, and not stopped it since?
+    /// True if the VMM has started it and not stopped it since.
     pub(crate) started: bool,
-    /// Has an engine served it since it was started? If so its position is in the guest's used ring, and
-    /// `base` is history.
+    /// True if an engine has served it since it was started. Its position is then the used index, and `base` is outdated.
     pub(crate) served: bool,
 }
 
@@ -91,14 +91,13 @@ impl<F> Default for SessionRecord<F> {
 }
 
 impl<F> SessionRecord<F> {
-    /// May this ring be served? A VMM that does not speak protocol features cannot enable rings: they are
-    /// enabled from the start.
+    /// True if the ring is enabled. Without protocol features a VMM cannot enable rings, so they are always enabled.
     pub(crate) fn enabled(&self, ring: usize) -> bool {
-        let by_message = self.features.is_some_and(|features| features & offer::PROTOCOL_FEATURES != 0);
+        let by_message = self.features.is_some_and(|features| features & features::PROTOCOL_FEATURES != 0);
         !by_message || self.rings[ring].enabled
     }
 
-    /// Is this ring started, and everything known that an engine needs to serve it?
+    /// True if the ring is started and the record has everything that an engine needs to serve it.
     pub(crate) fn servable(&self, ring: usize) -> bool {
         let it = &self.rings[ring];
         it.started && it.kick.is_some() && self.features.is_some() && self.mapped(it)
@@ -109,7 +108,7 @@ impl<F> SessionRecord<F> {
         self.regions.iter().map(|region| region.layout.size).fold(0, u64::saturating_add)
     }
 
-    /// The region in which these bytes lie, given as addresses in the VMM.
+    /// The region that contains these bytes, given as an address in the VMM.
     pub(crate) fn region_of(&self, user_addr: u64, len: u64) -> Option<&Region<F>> {
         self.regions.iter().find(|region| {
             let layout = &region.layout;
@@ -128,7 +127,7 @@ impl<F> SessionRecord<F> {
             })
     }
 
-    /// The same record with another stand-in for each file descriptor.
+    /// Maps each file descriptor of the record.
     pub(crate) fn try_map<G, E>(&self, mut map: impl FnMut(&F) -> Result<G, E>) -> Result<SessionRecord<G>, E> {
         let mut regions = Vec::with_capacity(self.regions.len());
         for region in &self.regions {

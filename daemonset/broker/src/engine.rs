@@ -1,0 +1,32 @@
+//! Engine processes: the directory they serve, their start, their end, and the state that outlives them.
+//!
+//! | module | |
+//! |---|---|
+//! | [`source`] | opens the shared directory so that no guest can redirect it |
+//! | [`mount_point`] | the file system that the source is on |
+//! | [`root`] | detects that a path leads to another directory |
+//! | [`process`] | fork, exec, death |
+//! | [`limits`] | host resources that an engine may use |
+//! | [`log`] | log lines of an engine, read without blocking it |
+//! | [`start`] | from a configuration to an engine that is ready, or a finding |
+//! | [`attached`] | an engine that is kept in sync with a session's record |
+//! | [`persistent`] | the state of a session that outlives its engines |
+//! | [`fd_stash`] | open files that outlive their engine |
+
+pub(crate) mod attached;
+pub(crate) mod fd_stash;
+pub(crate) mod limits;
+pub(crate) mod log;
+pub(crate) mod mount_point;
+pub(crate) mod persistent;
+pub(crate) mod process;
+pub(crate) mod root;
+pub(crate) mod source;
+pub(crate) mod start;
+
+use virtiofs_contract::preflight::{Finding, Reason};
+
+/// Builds a finding.
+pub(crate) fn finding(reason: Reason, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { reason, message: message.into(), remedy: remedy.into() }
+}

@@ -1,0 +1,250 @@
+//! The fd stash: open files without a name that must outlive the engine that opened them.
+//!
+//! An unlinked file exists only while somebody has it open. Before an engine carries out a call that unlinks an open
+//! file, it sends the file to the stash and waits for the reply. A thread of its own replies, never a thread that may
+//! itself wait for that engine.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
+use virtiofs_contract::channel::{ChannelError, PacketChannel};
+use virtiofs_contract::engine::{StashReply, StashRequest};
+
+use crate::limits::stashed_files;
+use crate::poll::{Interest, wait_readable};
+
+/// Most files of one session. The guest decides how many open files it unlinks.
+const MAX_STASHED: usize = 4096;
+
+/// Files in the stashes of all sessions.
+static STASHED: AtomicUsize = AtomicUsize::new(0);
+
+/// Limits of the number of stashed files.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Of one session.
+    session: usize,
+    /// Of all sessions together.
+    total: usize,
+}
+
+/// The stashed files of one session, by the guest's file handle.
+#[derive(Debug)]
+pub(crate) struct FdStash {
+    bounds: Bounds,
+    files: Mutex<BTreeMap<u64, OwnedFd>>,
+}
+
+/// Serves the stash to one engine.
+#[derive(Clone, Debug)]
+pub(crate) struct StashServer {
+    stash: Arc<FdStash>,
+    channel: Arc<PacketChannel>,
+}
+
+impl StashServer {
+    /// Starts a thread that serves until the engine closes its end.
+    pub(crate) fn start(stash: Arc<FdStash>, channel: PacketChannel) -> io::Result<Self> {
+        let server = StashServer { stash, channel: Arc::new(channel) };
+        let serving = server.clone();
+        thread::Builder::new().name("fd-stash".into()).spawn(move || serving.serve())?;
+        Ok(server)
+    }
+
+    /// Handles the remaining requests of a dead engine. When this returns, the next engine finds every file that the
+    /// dead one had sent.
+    pub(crate) fn drain(&self) {
+        let mut files = self.stash.lock();
+        while self.has_request(Some(Instant::now())) && self.handle(&mut files).is_ok() {}
+    }
+
+    fn serve(&self) {
+        while self.has_request(None) {
+            let mut files = self.stash.lock();
+            // Check again under the lock: `drain` may have taken the request.
+            if self.has_request(Some(Instant::now())) && self.handle(&mut files).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn has_request(&self, deadline: Option<Instant>) -> bool {
+        wait_readable(&[Interest::of(&*self.channel)], deadline).is_ok_and(|[ready]| ready)
+    }
+
+    fn handle(&self, files: &mut BTreeMap<u64, OwnedFd>) -> Result<(), ChannelError> {
+        let (message, fds) = self.channel.receive::<StashRequest>()?;
+        match message {
+            StashRequest::Stash { handle } => {
+                let accepted = insert(files, self.stash.bounds, handle, fds.into_iter().next());
+                self.channel.send(&StashReply::Stashed { accepted }, &[])
+            }
+            StashRequest::Fetch { handle } => {
+                let file = files.get(&handle);
+                let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
+                self.channel.send(&StashReply::Fetched { found: file.is_some() }, &fds)
+            }
+            StashRequest::Release { handle } => {
+                uncount(files.remove(&handle).into_iter().count());
+                Ok(())
+            }
+            StashRequest::ReleaseAll => {
+                uncount(files.len());
+                files.clear();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Default for FdStash {
+    fn default() -> Self {
+        FdStash { bounds: Bounds { session: MAX_STASHED, total: stashed_files() }, files: Mutex::default() }
+    }
+}
+
+impl FdStash {
+    /// Number of stashed files.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Number of stashed files without a name. It is read from cached attributes, so a hung source does not block.
+    pub(crate) fn count_orphaned(&self) -> usize {
+        let orphaned = |file: &&OwnedFd| {
+            let stat = statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::NLINK);
+            stat.is_ok_and(|stat| stat.stx_nlink == 0)
+        };
+        self.lock().values().filter(orphaned).count()
+    }
+
+    /// Closes all files.
+    pub(crate) fn clear(&self) {
+        let mut files = self.lock();
+        uncount(files.len());
+        files.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, OwnedFd>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for FdStash {
+    fn drop(&mut self) {
+        uncount(self.lock().len());
+    }
+}
+
+impl Bounds {
+    /// True if one more file fits.
+    fn have_room(self, session: usize, total: usize) -> bool {
+        session < self.session && total < self.total
+    }
+}
+
+fn insert(files: &mut BTreeMap<u64, OwnedFd>, bounds: Bounds, handle: u64, file: Option<OwnedFd>) -> bool {
+    let Some(file) = file else { return false };
+    if !files.contains_key(&handle) {
+        if !bounds.have_room(files.len(), STASHED.load(Relaxed)) {
+            return false;
+        }
+        STASHED.fetch_add(1, Relaxed);
+    }
+    files.insert(handle, file);
+    true
+}
+
+fn uncount(files: usize) {
+    STASHED.fetch_sub(files, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn engine(stash: &Arc<FdStash>) -> (PacketChannel, StashServer) {
+        let (ours, theirs) = PacketChannel::pair().unwrap();
+        (theirs, StashServer::start(stash.clone(), ours).unwrap())
+    }
+
+    fn stash_file(channel: &PacketChannel, handle: u64, file: &File) -> bool {
+        channel.send(&StashRequest::Stash { handle }, &[file.as_fd()]).unwrap();
+        matches!(channel.receive().unwrap(), (StashReply::Stashed { accepted: true }, _))
+    }
+
+    fn fetch(channel: &PacketChannel, handle: u64) -> Option<File> {
+        channel.send(&StashRequest::Fetch { handle }, &[]).unwrap();
+        let (reply, fds) = channel.receive::<StashReply>().unwrap();
+        let file = fds.into_iter().next().map(File::from);
+        assert_eq!(reply, StashReply::Fetched { found: file.is_some() });
+        file
+    }
+
+    fn scratch(text: &str) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    #[test]
+    fn file_outlives_the_engine_that_stashed_it() {
+        let stash = Arc::new(FdStash::default());
+        let (first, _) = engine(&stash);
+        assert!(stash_file(&first, 7, &scratch("kept")));
+        drop(first);
+        let (second, _) = engine(&stash);
+        let mut file = fetch(&second, 7).unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "kept");
+        assert!(fetch(&second, 8).is_none());
+        second.send(&StashRequest::Release { handle: 7 }, &[]).unwrap();
+        assert!(fetch(&second, 7).is_none());
+    }
+
+    #[test]
+    fn drain_handles_the_last_requests_of_a_dead_engine() {
+        for _ in 0..200 {
+            let stash = Arc::new(FdStash::default());
+            let (first, server) = engine(&stash);
+            first.send(&StashRequest::Stash { handle: 1 }, &[scratch("x").as_fd()]).unwrap();
+            drop(first);
+            server.drain();
+            assert!(stash.lock().contains_key(&1));
+        }
+    }
+
+    #[test]
+    fn session_limit_is_enforced() {
+        let bounds = Bounds { session: 4, total: usize::MAX };
+        let stash = Arc::new(FdStash { bounds, files: Mutex::default() });
+        let (channel, _server) = engine(&stash);
+        let file = scratch("");
+        for handle in 0..4 {
+            assert!(stash_file(&channel, handle, &file));
+        }
+        assert!(!stash_file(&channel, 4, &file));
+        assert!(stash_file(&channel, 3, &file), "a stashed handle may be stashed again");
+        channel.send(&StashRequest::ReleaseAll, &[]).unwrap();
+        assert!(stash_file(&channel, 4, &file));
+    }
+
+    #[test]
+    fn the_lower_limit_decides() {
+        let bounds = Bounds { session: 4, total: 8 };
+        for (session, total, room) in [(0, 0, true), (3, 7, true), (4, 4, false), (0, 8, false), (3, 9, false)] {
+            assert_eq!(bounds.have_room(session, total), room, "{session} of this session, {total} in total");
+        }
+    }
+}

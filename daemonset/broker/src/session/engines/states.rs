@@ -1,0 +1,218 @@
+//! The states of an engine in a session. Each transition consumes the state it leaves.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use virtiofs_contract::engine::Predecessor;
+
+use super::{DeviceState, EngineEvent, Role, Signal};
+use crate::descriptor::{Descriptor, notify};
+use crate::engine::attached::{AttachError, Attached};
+use crate::record::SessionRecord;
+
+/// Time within which no thread of a killed engine may be able to touch a ring any more.
+const KILL_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The guest's number of mounts and of unmounts.
+pub(super) type Mounts = (u64, u64);
+
+/// Why an engine was lost.
+#[derive(Debug)]
+pub(super) enum LossCause {
+    /// The process exited, or closed its control channel.
+    Exited,
+    /// It could not be used any more, and was killed.
+    Error(AttachError),
+}
+
+impl fmt::Display for LossCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LossCause::Exited => f.write_str("it exited"),
+            LossCause::Error(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+/// An engine that is being started by a thread of its own.
+#[derive(Debug)]
+pub(super) struct Starting {
+    pub(super) deadline: Instant,
+    pub(super) overdue: bool,
+    /// The guest's mounts when it was requested.
+    pub(super) mounts: Mounts,
+    /// True if it must not be used, because what it was told about its predecessor is no longer true.
+    pub(super) discard: bool,
+}
+
+/// A prepared engine without rings.
+#[derive(Debug)]
+pub(super) struct Standby {
+    pub(super) engine: Box<Attached>,
+    /// The guest's mounts when its start was requested.
+    pub(super) mounts: Mounts,
+}
+
+/// The engine that has the rings.
+#[derive(Debug)]
+pub(super) struct Serving {
+    pub(super) engine: Box<Attached>,
+    pub(super) since: Instant,
+}
+
+/// An engine that is quiesced and whose rings are stopped.
+#[derive(Debug)]
+pub(super) struct Stopped(Serving);
+
+/// A lost engine of which a thread is still in a system call, so that it could still touch a ring.
+#[derive(Debug)]
+pub(super) struct Terminating {
+    engine: Box<Attached>,
+}
+
+/// A lost engine that cannot touch a ring any more.
+#[derive(Debug)]
+pub(super) struct Dead {
+    engine: Box<Attached>,
+}
+
+/// Result of killing an engine.
+#[derive(Debug)]
+pub(super) enum Killed {
+    Dead(Dead),
+    Terminating(Terminating),
+}
+
+impl Killed {
+    /// The last line that the engine logged, as the end of a message.
+    pub(super) fn last_line(&mut self, session: &str) -> String {
+        let (Killed::Dead(Dead { engine }) | Killed::Terminating(Terminating { engine })) = self;
+        engine.engine.last_line(session)
+    }
+}
+
+/// An attempt to stop the rings of an engine that failed.
+#[derive(Debug)]
+pub(super) enum StopFailed {
+    /// The engine did not quiesce in time; it can resume.
+    NotQuiesced(Stopped, AttachError),
+    /// It is unknown which rings it serves; it must be killed.
+    Lost(Serving, AttachError),
+}
+
+impl Standby {
+    /// Gives the rings to the engine and notifies both sides.
+    ///
+    /// # Errors
+    /// The engine and the error. It may serve rings already ([`Attached::serves`]).
+    pub(super) fn take_rings(mut self, device: &mut DeviceState<'_>) -> Result<Serving, (Box<Attached>, AttachError)> {
+        match self.engine.sync(device.record, device.journal) {
+            Ok(()) => {
+                notify_all(device.record);
+                Ok(Serving::new(self.engine))
+            }
+            Err(error) => Err((self.engine, error)),
+        }
+    }
+}
+
+impl Serving {
+    pub(super) fn new(engine: Box<Attached>) -> Self {
+        Serving { engine, since: Instant::now() }
+    }
+
+    /// Stops the rings between two requests.
+    pub(super) fn stop_rings(mut self, deadline: Duration) -> Result<Stopped, StopFailed> {
+        match self.engine.stop_rings(deadline) {
+            Ok(()) => Ok(Stopped(self)),
+            Err(error) if error.can_resume() => Err(StopFailed::NotQuiesced(Stopped(self), error)),
+            Err(error) => Err(StopFailed::Lost(self, error)),
+        }
+    }
+
+    /// Kills the engine.
+    pub(super) fn kill(self) -> Killed {
+        let engine = self.engine;
+        match engine.engine.process.stop_for_good(KILL_DEADLINE) {
+            Ok(()) => Killed::Dead(Dead { engine }),
+            Err(_) => Killed::Terminating(Terminating { engine }),
+        }
+    }
+}
+
+impl Stopped {
+    pub(super) fn pid(&self) -> u32 {
+        self.0.engine.engine.process.pid()
+    }
+
+    /// Handles its last requests to the fd stash.
+    pub(super) fn drain_stash(&self) {
+        self.0.engine.engine.stash.drain();
+    }
+
+    /// Serves again.
+    ///
+    /// # Errors
+    /// The engine must be killed.
+    pub(super) fn resume(mut self, device: &mut DeviceState<'_>) -> Result<Serving, (Serving, AttachError)> {
+        match self.0.engine.resume_rings(device.record, device.journal) {
+            Ok(()) => {
+                notify_all(device.record);
+                Ok(self.0)
+            }
+            Err(error) => Err((self.0, error)),
+        }
+    }
+}
+
+impl Terminating {
+    pub(super) fn pid(&self) -> u32 {
+        self.engine.engine.process.pid()
+    }
+
+    /// Checks whether its last thread has left its system call.
+    pub(super) fn check(self) -> Killed {
+        if self.engine.engine.process.is_over() {
+            Killed::Dead(Dead { engine: self.engine })
+        } else {
+            Killed::Terminating(self)
+        }
+    }
+}
+
+impl Dead {
+    /// Handles its last requests to the fd stash and returns how it ended. Its process is reaped in the background.
+    pub(super) fn reap(self) -> Predecessor {
+        self.engine.engine.stash.drain();
+        self.engine.engine.process.fate()
+    }
+}
+
+/// The events of an engine to wait for.
+pub(super) fn watched(role: Role, engine: &Attached) -> impl Iterator<Item = (EngineEvent, BorrowedFd<'_>)> {
+    let event = move |signal| EngineEvent { role, signal };
+    let engine = &engine.engine;
+    let exited = engine.process.exit_fds().map(move |fd| (event(Signal::Exited), fd));
+    let log = engine.log.fd().map(|fd| (event(Signal::Log), fd));
+    std::iter::once((event(Signal::Message), engine.control.as_fd())).chain(exited).chain(log)
+}
+
+/// Handles events of an engine. Returns true if the engine is lost.
+pub(super) fn handle(engine: &mut Attached, role: Role, events: &[EngineEvent], session: &str) -> bool {
+    let has = |signal| events.contains(&EngineEvent { role, signal });
+    if has(Signal::Log) {
+        engine.engine.log.drain(session);
+    }
+    has(Signal::Exited) || has(Signal::Message) && engine.receive_late().is_err()
+}
+
+/// Notifies guest and engine of every ring. The dead engine may have replied without notifying the guest, and may have
+/// consumed a kick without serving it.
+fn notify_all(record: &SessionRecord<Descriptor>) {
+    for (index, ring) in record.rings.iter().enumerate() {
+        if record.servable(index) {
+            [&ring.call, &ring.kick].into_iter().flatten().for_each(notify);
+        }
+    }
+}
