@@ -240,13 +240,15 @@ impl Endpoint {
         inner.chosen(session).map(request).collect()
     }
 
-    /// Ends every session, or only one. Returns which.
+    /// Ends every session, or only one. Returns those that ended in time.
     pub(crate) fn close(&self, session: Option<&str>, longest: Duration) -> Vec<String> {
         let inner = self.inner();
-        let ended: Vec<String> = inner.chosen(session).map(|(id, _)| id.clone()).collect();
+        let mut ended: Vec<String> = inner.chosen(session).map(|(id, _)| id.clone()).collect();
         inner.chosen(session).for_each(|(_, live)| live.sender.send(Command::End));
         let waiting = |inner: &mut Inner| ended.iter().any(|id| inner.sessions.contains_key(id));
-        drop(self.session_ended.wait_timeout_while(inner, longest, waiting));
+        let waited = self.session_ended.wait_timeout_while(inner, longest, waiting);
+        let inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        ended.retain(|id| !inner.sessions.contains_key(id));
         ended
     }
 

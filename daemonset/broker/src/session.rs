@@ -156,7 +156,7 @@ impl Session {
         &self.shared.id
     }
 
-    /// Serves the VMM until it disconnects, violates the protocol, or the session is told to end.
+    /// Serves the VMM until it disconnects, violates the protocol, or the session ends by request.
     pub(crate) fn run(mut self) -> End {
         loop {
             let result = self.handle_events();

@@ -416,7 +416,7 @@ impl SessionState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EngineBinary {
-    /// Its inode number, which tells it from another file at the same path.
+    /// Its inode number, which differs for another file at the same path.
     pub inode: u64,
     /// Its size in bytes.
     pub size: u64,

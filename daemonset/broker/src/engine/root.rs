@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_tells_directories_apart() {
+    fn identity_distinguishes_directories() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().canonicalize().unwrap();
         std::fs::create_dir(root.join("a")).unwrap();

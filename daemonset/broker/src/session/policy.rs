@@ -167,8 +167,8 @@ pub(crate) fn deaths_in_a_row(before: u32, pending: bool, progress: bool) -> u32
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AfterDeath {
     pub(crate) pause: Option<Duration>,
-    /// Discard the standby engine and the one that is being started: they were told that their predecessor was killed
-    /// or quiesced, but it died by a fault, so the next engine must know that the pending request may kill it.
+    /// Discard the standby engine and the one that is being started. They were started for a killed or quiesced
+    /// predecessor, but it died by a fault: the next engine must know that the pending request may kill it.
     pub(crate) discard_next: bool,
 }
 
@@ -177,8 +177,8 @@ pub(crate) fn after_death(fate: Predecessor, deaths: u32) -> AfterDeath {
     AfterDeath { pause: pause_after_death(deaths), discard_next: fate == Predecessor::Faulted }
 }
 
-/// What a new engine is told about its predecessor. A standby engine takes over from an engine that is quiesced or
-/// killed. It is told `Killed` for both: if the predecessor is quiesced, no request is pending and it means nothing.
+/// The predecessor to report to a new engine. A standby engine takes over from an engine that is quiesced or killed. It
+/// receives `Killed` for both: if the predecessor is quiesced, no request is pending and the value has no effect.
 pub(crate) fn predecessor_of_next(serving: bool, last: Predecessor) -> Predecessor {
     if serving { Predecessor::Killed } else { last }
 }

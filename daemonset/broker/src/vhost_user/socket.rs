@@ -7,7 +7,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -18,9 +18,9 @@ use thiserror::Error;
 
 use super::codec::{HEADER_LEN, Header, MAX_FDS, Malformed, Reply, Request};
 
-/// Time within which the rest of a message must arrive after its beginning. VMMs send messages whole, so this bounds one
-/// that stops in the middle.
-const REST_OF_MESSAGE: Duration = Duration::from_secs(5);
+/// Time within which a whole message must arrive after its first byte. VMMs send messages whole, so this bounds one that
+/// stops in the middle or trickles.
+const MESSAGE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a connection ended.
 #[derive(Debug, Error)]
@@ -63,42 +63,56 @@ pub(crate) struct Peeked {
 #[derive(Debug)]
 pub(crate) struct VmmSocket {
     stream: UnixStream,
+    message_deadline: Duration,
 }
 
 impl VmmSocket {
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(REST_OF_MESSAGE))?;
-        Ok(VmmSocket { stream })
+        stream.set_read_timeout(Some(MESSAGE_DEADLINE))?;
+        Ok(VmmSocket { stream, message_deadline: MESSAGE_DEADLINE })
     }
 
-    /// The next message, which stays in the socket. Waits for the rest if only its beginning has arrived.
+    /// The next message, which stays in the socket. Waits for the rest if only its beginning has arrived, up to one
+    /// deadline for the whole message, however many pieces it arrives in.
     ///
     /// Descriptors are peeked only if the request carries some: if these bytes have none, the kernel would return those of
     /// the next message (`unix_stream_read_generic` follows the queue up to the first that has any). Other descriptors
     /// are dropped with the bytes, including those of REM_MEM_REG, as the protocol says.
     pub(crate) fn peek(&self) -> Result<Peeked, ConnectionError> {
         set_peek_offset(&self.stream, 0)?;
+        let deadline = Instant::now() + self.message_deadline;
         let mut head = [0u8; HEADER_LEN];
-        self.peek_all(&mut head).map_err(closed_if_empty)?;
+        self.peek_all(&mut head, deadline).map_err(closed_if_empty)?;
         let header = Header::decode(&head);
         let mut payload = vec![0u8; header.payload_len()?];
-        self.peek_all(&mut payload).map_err(|(error, _)| error)?;
+        self.peek_all(&mut payload, deadline).map_err(|(error, _)| error)?;
         let fds = if header.brings_fds(&payload) { self.peek_fds()? } else { Vec::new() };
         let request = Request::decode(&header, &payload, fds)?;
         Ok(Peeked { request, need_reply: header.need_reply(), length: HEADER_LEN + payload.len() })
     }
 
     /// Peeks the following bytes. Returns how many arrived, if not all did.
-    fn peek_all(&self, buffer: &mut [u8]) -> Result<(), (ConnectionError, usize)> {
+    fn peek_all(&self, buffer: &mut [u8], deadline: Instant) -> Result<(), (ConnectionError, usize)> {
         let mut at = 0;
         while at < buffer.len() {
-            match recv_plain(&self.stream, &mut buffer[at..], RecvFlags::PEEK) {
+            match self.peek_until(&mut buffer[at..], deadline) {
                 Ok(0) => return Err((ConnectionError::Incomplete, at)),
                 Ok(more) => at += more,
                 Err(error) => return Err((error, at)),
             }
         }
         Ok(())
+    }
+
+    /// Peeks bytes that arrive before the deadline. poll(2) cannot wait for them: it reports the bytes that were peeked
+    /// already.
+    fn peek_until(&self, buffer: &mut [u8], deadline: Instant) -> Result<usize, ConnectionError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ConnectionError::Incomplete);
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        recv_plain(&self.stream, buffer, RecvFlags::PEEK)
     }
 
     fn peek_fds(&self) -> Result<Vec<OwnedFd>, ConnectionError> {
@@ -295,6 +309,28 @@ mod tests {
         socket.consume(peeked.length()).unwrap();
         drop(writer.join().unwrap());
         assert!(matches!(socket.peek(), Err(ConnectionError::Closed)));
+    }
+
+    #[test]
+    fn trickled_message_ends_at_one_deadline() {
+        let (mut vmm, broker) = UnixStream::pair().unwrap();
+        let mut broker = VmmSocket::new(broker).unwrap();
+        broker.message_deadline = Duration::from_millis(200);
+        let (bytes, _) = Request::<OwnedFd>::SetFeatures(1).encode(false);
+        let trickle = std::thread::spawn(move || {
+            for byte in bytes {
+                // The broker has closed its end once it gives up.
+                if vmm.write_all(&[byte]).is_err() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let begin = Instant::now();
+        assert!(matches!(broker.peek(), Err(ConnectionError::Incomplete)));
+        assert!(begin.elapsed() < Duration::from_millis(1500), "{:?}", begin.elapsed());
+        drop(broker);
+        trickle.join().unwrap();
     }
 
     #[test]

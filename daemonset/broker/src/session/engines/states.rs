@@ -42,7 +42,7 @@ pub(super) struct Starting {
     pub(super) overdue: bool,
     /// The guest's mounts when it was requested.
     pub(super) mounts: Mounts,
-    /// True if it must not be used, because what it was told about its predecessor is no longer true.
+    /// True if it must not be used, because the [`Predecessor`] that it received is no longer true.
     pub(super) discard: bool,
 }
 
