@@ -20,12 +20,13 @@ use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::DescriptorChain;
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{MAX_QUEUE_SIZE, Predecessor, QUEUES};
 use virtiofs_contract::trace::TraceRing;
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::server::Server;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -40,6 +41,8 @@ use crate::session_fs::SharedState;
 pub(crate) type Memory = GuestMemoryMmap<BitmapMmapRegion>;
 type AtomicMemory = GuestMemoryAtomic<Memory>;
 type Vring = VringMutex<AtomicMemory>;
+/// The descriptor chain of a request.
+type Chain = DescriptorChain<GuestMemoryLoadGuard<Memory>>;
 
 /// Event number of Resume for the ring thread. The numbers up to [`QUEUES`] are those of the rings and of the thread's
 /// exit.
@@ -113,7 +116,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         self.shared.resume();
         self.paused.store(false, Ordering::SeqCst);
         if let Err(error) = self.resumed.write(1) {
-            tracing::warn!("resume: {error}");
+            tracing::warn!("waking the ring thread: {error}");
         }
     }
 
@@ -168,7 +171,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             return false;
         }
         state.enable_notification().unwrap_or_else(|error| {
-            tracing::warn!(ring, "notification: {error}");
+            tracing::warn!(ring, "enabling notifications: {error}");
             false
         })
     }

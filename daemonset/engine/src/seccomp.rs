@@ -19,10 +19,10 @@ use thiserror::Error;
 pub(crate) enum SeccompError {
     /// The filter could not be compiled.
     #[error("compile: {0}")]
-    Compile(#[from] seccompiler::BackendError),
+    Compile(seccompiler::BackendError),
     /// The kernel rejected it.
     #[error("install: {0}")]
-    Install(#[from] seccompiler::Error),
+    Install(seccompiler::Error),
     /// There is no filter for this processor.
     #[error("no filter is known for this processor")]
     Architecture,
@@ -140,8 +140,8 @@ const NEW_NAMESPACES: u64 =
 pub(crate) fn install(writable: bool) -> Result<(), SeccompError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SeccompError::Architecture)?;
     // In this order: the closed list does not allow installing another filter.
-    apply_filter(&without_clone3(architecture)?)?;
-    apply_filter(&closed_list(writable, architecture)?)?;
+    apply_filter(&without_clone3(architecture)?).map_err(SeccompError::Install)?;
+    apply_filter(&closed_list(writable, architecture)?).map_err(SeccompError::Install)?;
     Ok(())
 }
 
@@ -149,20 +149,30 @@ fn closed_list(writable: bool, architecture: TargetArch) -> Result<BpfProgram, S
     let more = if writable { WRITING } else { &[] };
     let mut rules: BTreeMap<_, _> = READING.iter().chain(more).map(|call| (*call, Vec::new())).collect();
     rules.insert(SYS_clone, vec![in_the_same_namespaces()?]);
-    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?;
-    Ok(filter.try_into()?)
+    compile(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)
 }
 
 /// Allows `clone` without new namespaces.
 fn in_the_same_namespaces() -> Result<SeccompRule, SeccompError> {
     let flags = SeccompCmpOp::MaskedEq(NEW_NAMESPACES);
-    Ok(SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Qword, flags, 0)?])?)
+    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, flags, 0).map_err(SeccompError::Compile)?;
+    SeccompRule::new(vec![condition]).map_err(SeccompError::Compile)
 }
 
 fn without_clone3(architecture: TargetArch) -> Result<BpfProgram, SeccompError> {
     let rules = BTreeMap::from([(SYS_clone3, Vec::new())]);
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(ENOSYS as u32), architecture)?;
-    Ok(filter.try_into()?)
+    compile(rules, SeccompAction::Allow, SeccompAction::Errno(ENOSYS as u32), architecture)
+}
+
+/// A filter with `matched` for the calls in `rules`, and `other` for all others.
+fn compile(
+    rules: BTreeMap<c_long, Vec<SeccompRule>>,
+    other: SeccompAction,
+    matched: SeccompAction,
+    architecture: TargetArch,
+) -> Result<BpfProgram, SeccompError> {
+    let filter = SeccompFilter::new(rules, other, matched, architecture).map_err(SeccompError::Compile)?;
+    filter.try_into().map_err(SeccompError::Compile)
 }
 
 #[cfg(test)]

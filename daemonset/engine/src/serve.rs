@@ -38,7 +38,7 @@ use crate::stale_handle::StaleHandles;
 pub(crate) enum ServeError {
     /// The control channel failed.
     #[error("control channel: {0}")]
-    Control(#[from] ChannelError),
+    Control(ChannelError),
     /// The broker's first message is not one that starts an engine.
     #[error("control channel: the first message is not Start or Preflight of version {VERSION} with its descriptors")]
     Protocol,
@@ -53,7 +53,7 @@ pub(crate) enum ServeError {
     Trace(io::Error),
     /// The system call filter was not accepted.
     #[error("system call filter: {0}")]
-    Seccomp(#[from] seccomp::SeccompError),
+    Seccomp(seccomp::SeccompError),
     /// The library's file system could not be created.
     #[error("file system: {0}")]
     FileSystem(io::Error),
@@ -95,7 +95,7 @@ struct Session {
 
 /// Receives the broker's first message and runs the engine that it asks for.
 pub(crate) fn run(channel: PacketChannel) -> Result<(), ServeError> {
-    let (message, mut fds) = channel.receive::<ToEngine>()?;
+    let (message, mut fds) = channel.receive::<ToEngine>().map_err(ServeError::Control)?;
     match message {
         ToEngine::Start { version: VERSION, session, config, predecessor } => {
             let fds = StartFds::take(fds).ok_or(ServeError::Protocol)?;
@@ -104,7 +104,7 @@ pub(crate) fn run(channel: PacketChannel) -> Result<(), ServeError> {
         }
         ToEngine::Preflight { version: VERSION, config } if fds.len() == 1 => {
             let preflight = prepare_or_report(&channel, &config, fds.remove(0))?.preflight;
-            Ok(channel.send(&FromEngine::Ready { preflight }, &[])?)
+            channel.send(&FromEngine::Ready { preflight }, &[]).map_err(ServeError::Control)
         }
         _ => Err(ServeError::Protocol),
     }
@@ -163,7 +163,7 @@ where
 {
     let orphans = fs.orphan_scan();
     let audit = fs.audit();
-    seccomp::install(config.writable())?;
+    seccomp::install(config.writable()).map_err(ServeError::Seccomp)?;
     let Session { channel, shared, counters, trace, listener, predecessor, preflight } = session;
     let fs = Guard::new(fs, counters.clone());
     let device = Arc::new(Device::new(fs, shared, counters, trace, predecessor).map_err(ServeError::SetUp)?);
@@ -199,7 +199,7 @@ where
             .register_listener(device.resume_fd(), EventSet::IN, u64::from(RESUME_EVENT))
             .map_err(ServeError::SetUp)?;
     }
-    channel.send(&FromEngine::Ready { preflight }, &[])?;
+    channel.send(&FromEngine::Ready { preflight }, &[]).map_err(ServeError::Control)?;
     // SAFETY: the descriptor is a listening socket that nothing else owns; `Listener` owns it from here on.
     let mut listener = unsafe { Listener::from_raw_fd(listener.into_raw_fd()) };
     daemon.start(&mut listener).map_err(ServeError::VhostUser)?;

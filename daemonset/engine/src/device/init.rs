@@ -22,7 +22,7 @@ pub(crate) enum ReplayError {
     Differs,
     /// The scratch memory could not be created.
     #[error("scratch memory: {0}")]
-    Scratch(#[from] io::Error),
+    Scratch(io::Error),
 }
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
@@ -62,8 +62,8 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
 
     /// Has a request answered in memory that the guest cannot access.
     fn answer_alone(&self, sent: &[u8]) -> Result<(Reply, Vec<u8>), ReplayError> {
-        let scratch = Scratch::new()?;
-        let request = Request::new(scratch.memory(), scratch.queue(sent)?);
+        let scratch = Scratch::new().map_err(ReplayError::Scratch)?;
+        let request = Request::new(scratch.memory(), scratch.queue(sent).map_err(ReplayError::Scratch)?);
         let reply = request.answer(&self.server, &scratch);
         let bytes = request.replied_bytes(reply.bytes as usize);
         Ok((reply, bytes))

@@ -9,9 +9,8 @@ use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
 use virtiofsd::server::Server;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
-use super::Memory;
-use super::ring::Chain;
 use super::scratch::Scratch;
+use super::{Chain, Memory};
 
 /// A request as the guest queued it.
 pub(super) struct Request<'a> {

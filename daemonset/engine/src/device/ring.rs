@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use vhost_user_backend::{VringState, VringT};
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
+use virtio_queue::{QueueOwnedT, QueueT};
 use virtiofs_contract::counters::InProgress;
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::fuse::Opcode;
-use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard};
+use vm_memory::GuestAddressSpace;
 
 use super::request::Request;
-use super::{AtomicMemory, Device, Memory, Vring};
+use super::{AtomicMemory, Device, Vring};
 use crate::ledger::RequestStatus;
 
 const INIT: u32 = Opcode::Init as u32;
@@ -27,8 +27,6 @@ pub(super) enum Progress {
     /// The ring must not be touched.
     Stopped,
 }
-
-pub(super) type Chain = DescriptorChain<GuestMemoryLoadGuard<Memory>>;
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     /// True if the ring is started and enabled, and the device is not paused.
@@ -50,7 +48,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             Err(error) => {
                 // The guest moved its index past the ring's end. Nothing can be served until the driver is reset; a retry
                 // would spin.
-                tracing::warn!(ring, "available ring: {error}");
+                tracing::warn!(ring, "reading the available ring: {error}");
                 return Progress::Stopped;
             }
         };
@@ -110,13 +108,13 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
 
     fn publish(&self, ring: usize, state: &mut VringState<AtomicMemory>, head: u16, used: u32) {
         if let Err(error) = state.add_used(head, used) {
-            tracing::warn!(ring, "used ring: {error}");
+            tracing::warn!(ring, "writing the used ring: {error}");
             return;
         }
         // Notify if it is unknown whether the guest wants it.
         let wanted = !self.event_idx.load(Ordering::Relaxed) || state.needs_notification().unwrap_or(true);
         if wanted && let Err(error) = state.signal_used_queue() {
-            tracing::warn!(ring, "call: {error}");
+            tracing::warn!(ring, "notifying the guest: {error}");
         }
     }
 }

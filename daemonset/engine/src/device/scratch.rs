@@ -8,8 +8,7 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard};
 
-use super::Memory;
-use super::ring::Chain;
+use super::{Chain, Memory};
 
 /// Most bytes of a request, and of its reply.
 pub(super) const MAX_BYTES: usize = 256;

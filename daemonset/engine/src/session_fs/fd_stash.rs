@@ -37,8 +37,8 @@ impl FdStash {
         }
         match self.request(&StashRequest::Stash { handle: fh }, Some(file)) {
             Ok((StashReply::Stashed { accepted: true }, _)) => drop(self.stashed.insert(fh)),
-            Ok(_) => tracing::warn!("fd stash: full for this session; an open file without a name is not protected"),
-            Err(error) => tracing::warn!("fd stash: {error}"),
+            Ok(_) => tracing::warn!(fh, "fd stash: full; the file is lost if this engine ends"),
+            Err(error) => tracing::warn!(fh, "fd stash: stashing a file: {error}"),
         }
     }
 
@@ -51,7 +51,7 @@ impl FdStash {
             }
             Ok(_) => None,
             Err(error) => {
-                tracing::warn!("fd stash: {error}");
+                tracing::warn!(fh, "fd stash: fetching a file: {error}");
                 None
             }
         }
@@ -73,7 +73,7 @@ impl FdStash {
 
     fn send(&self, message: &StashRequest) {
         if let Err(error) = self.channel.send(message, &[]) {
-            tracing::warn!("fd stash: {error}");
+            tracing::warn!("fd stash: releasing files: {error}");
         }
     }
 
