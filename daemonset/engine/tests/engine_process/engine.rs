@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -60,11 +61,11 @@ impl Session {
         assert_eq!(stashed(), files, "stashed files");
     }
 
-    /// A new engine's end of the stash's channel, served as the broker does.
-    fn stash_channel(&self) -> PacketChannel {
+    /// A new engine's end of the stash's channel, and the thread that serves the other end until the engine ends.
+    fn stash_channel(&self) -> (PacketChannel, JoinHandle<()>) {
         let (ours, theirs) = PacketChannel::pair().unwrap();
         let stashed = self.stashed.clone();
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             while let Ok((question, fds)) = ours.receive::<StashRequest>() {
                 let mut stashed = stashed.lock().unwrap();
                 // A killed engine does not receive the reply.
@@ -88,7 +89,7 @@ impl Session {
                 };
             }
         });
-        theirs
+        (theirs, thread)
     }
 }
 
@@ -99,6 +100,8 @@ pub(crate) struct Engine {
     pub(crate) control: PacketChannel,
     pub(crate) counters: Counters,
     pub(crate) preflight: Preflight,
+    /// Serves the fd stash; none once the engine has ended.
+    stash: Option<JoinHandle<()>>,
     directory: TempDir,
 }
 
@@ -120,8 +123,7 @@ impl Engine {
         config: EngineConfig,
         die_at: Option<u64>,
     ) -> Result<Engine, Finding> {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+        self.end();
         let session = std::mem::replace(&mut self.session, Session::new());
         Self::follow(session, source, config, Predecessor::Killed, die_at)
     }
@@ -160,10 +162,12 @@ impl Engine {
         let counters = Counters::map(&session.page).unwrap();
         let (process, control) = spawn(die_at);
         let start = ToEngine::Start { version: VERSION, session: "test".into(), config, predecessor };
-        let (source, parking) = (open_path(source), session.stash_channel());
+        let (source, (stash, thread)) = (open_path(source), session.stash_channel());
         let (page, ledger, trace) = (session.page.as_fd(), session.ledger.as_fd(), session.trace.as_fd());
-        control.send(&start, &[source.as_fd(), listener.as_fd(), page, ledger, parking.as_fd(), trace]).unwrap();
-        let mut engine = Engine { process, session, control, counters, preflight: no_preflight(), directory };
+        control.send(&start, &[source.as_fd(), listener.as_fd(), page, ledger, stash.as_fd(), trace]).unwrap();
+        drop(stash);
+        let (preflight, stash) = (no_preflight(), Some(thread));
+        let mut engine = Engine { process, session, control, counters, preflight, stash, directory };
         match engine.control.receive::<FromEngine>().unwrap().0 {
             FromEngine::Ready { preflight } => {
                 engine.preflight = preflight;
@@ -202,6 +206,15 @@ impl Engine {
         line.unwrap_or_else(|| panic!("no {field}")).trim().to_owned()
     }
 
+    /// Kills the process. What it sent last is in the stash then, as the broker sees to before the next engine serves.
+    fn end(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if let Some(stash) = self.stash.take() {
+            stash.join().unwrap();
+        }
+    }
+
     /// True if the process ends within a few seconds.
     pub(crate) fn ends(&mut self) -> bool {
         (0..500).any(|_| {
@@ -213,8 +226,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.end();
     }
 }
 
