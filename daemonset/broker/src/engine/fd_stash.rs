@@ -3,12 +3,15 @@
 //! An unlinked file exists only while somebody has it open. Before an engine carries out a call that unlinks an open
 //! file, it sends the file to the stash and waits for the reply. A thread of its own replies, never a thread that may
 //! itself wait for that engine.
+//!
+//! Closing a file may block for ever if its file system hangs. So another thread closes files, outside of the lock: the
+//! status of the broker, the next engine and the end of the session do not wait for it.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Instant;
 
@@ -22,7 +25,7 @@ use crate::poll::{Interest, wait_readable};
 /// Most files of one session. The guest decides how many open files it unlinks.
 const MAX_STASHED: usize = 4096;
 
-/// Files in the stashes of all sessions.
+/// Files in the stashes of all sessions, and files that are being closed.
 static STASHED: AtomicUsize = AtomicUsize::new(0);
 
 /// Limits of the number of stashed files.
@@ -39,6 +42,8 @@ struct Bounds {
 pub(crate) struct FdStash {
     bounds: Bounds,
     files: Mutex<BTreeMap<u64, OwnedFd>>,
+    /// Files for the thread that closes them.
+    closing: mpsc::Sender<OwnedFd>,
 }
 
 /// Serves the stash to one engine.
@@ -82,7 +87,7 @@ impl StashServer {
         let (message, fds) = self.channel.receive::<StashRequest>()?;
         match message {
             StashRequest::Stash { handle } => {
-                let accepted = insert(files, self.stash.bounds, handle, fds.into_iter().next());
+                let accepted = self.stash.insert(files, handle, fds.into_iter().next());
                 self.channel.send(&StashReply::Stashed { accepted }, &[])
             }
             StashRequest::Fetch { handle } => {
@@ -91,25 +96,35 @@ impl StashServer {
                 self.channel.send(&StashReply::Fetched { found: file.is_some() }, &fds)
             }
             StashRequest::Release { handle } => {
-                uncount(files.remove(&handle).into_iter().count());
+                self.stash.close(files.remove(&handle));
                 Ok(())
             }
             StashRequest::ReleaseAll => {
-                uncount(files.len());
-                files.clear();
+                self.stash.close(std::mem::take(files).into_values());
                 Ok(())
             }
         }
     }
 }
 
-impl Default for FdStash {
-    fn default() -> Self {
-        FdStash { bounds: Bounds { session: MAX_STASHED, total: stashed_files() }, files: Mutex::default() }
-    }
-}
-
 impl FdStash {
+    /// Creates an empty stash, and the thread that closes its files.
+    pub(crate) fn create() -> io::Result<Self> {
+        Self::with_bounds(Bounds { session: MAX_STASHED, total: stashed_files() })
+    }
+
+    fn with_bounds(bounds: Bounds) -> io::Result<Self> {
+        let (closing, files) = mpsc::channel::<OwnedFd>();
+        let close_all = move || {
+            for file in files {
+                drop(file);
+                STASHED.fetch_sub(1, Relaxed);
+            }
+        };
+        thread::Builder::new().name("fd-close".into()).spawn(close_all)?;
+        Ok(FdStash { bounds, files: Mutex::default(), closing })
+    }
+
     /// Number of stashed files.
     pub(crate) fn count(&self) -> usize {
         self.lock().len()
@@ -126,9 +141,24 @@ impl FdStash {
 
     /// Closes all files.
     pub(crate) fn clear(&self) {
-        let mut files = self.lock();
-        uncount(files.len());
-        files.clear();
+        let files = std::mem::take(&mut *self.lock());
+        self.close(files.into_values());
+    }
+
+    fn insert(&self, files: &mut BTreeMap<u64, OwnedFd>, handle: u64, file: Option<OwnedFd>) -> bool {
+        let Some(file) = file else { return false };
+        let room = files.contains_key(&handle) || self.bounds.have_room(files.len(), STASHED.load(Relaxed));
+        STASHED.fetch_add(1, Relaxed);
+        self.close(if room { files.insert(handle, file) } else { Some(file) });
+        room
+    }
+
+    /// Hands files to the thread that closes them. They count until they are closed.
+    fn close(&self, files: impl IntoIterator<Item = OwnedFd>) {
+        for file in files {
+            // The thread receives as long as this sender exists.
+            let _ = self.closing.send(file);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, OwnedFd>> {
@@ -138,7 +168,7 @@ impl FdStash {
 
 impl Drop for FdStash {
     fn drop(&mut self) {
-        uncount(self.lock().len());
+        self.clear();
     }
 }
 
@@ -147,22 +177,6 @@ impl Bounds {
     fn have_room(self, session: usize, total: usize) -> bool {
         session < self.session && total < self.total
     }
-}
-
-fn insert(files: &mut BTreeMap<u64, OwnedFd>, bounds: Bounds, handle: u64, file: Option<OwnedFd>) -> bool {
-    let Some(file) = file else { return false };
-    if !files.contains_key(&handle) {
-        if !bounds.have_room(files.len(), STASHED.load(Relaxed)) {
-            return false;
-        }
-        STASHED.fetch_add(1, Relaxed);
-    }
-    files.insert(handle, file);
-    true
-}
-
-fn uncount(files: usize) {
-    STASHED.fetch_sub(files, Relaxed);
 }
 
 #[cfg(test)]
@@ -198,7 +212,7 @@ mod tests {
 
     #[test]
     fn file_outlives_the_engine_that_stashed_it() {
-        let stash = Arc::new(FdStash::default());
+        let stash = Arc::new(FdStash::create().unwrap());
         let (first, _) = engine(&stash);
         assert!(stash_file(&first, 7, &scratch("kept")));
         drop(first);
@@ -216,7 +230,7 @@ mod tests {
     #[test]
     fn drain_handles_the_last_requests_of_a_dead_engine() {
         for _ in 0..200 {
-            let stash = Arc::new(FdStash::default());
+            let stash = Arc::new(FdStash::create().unwrap());
             let (first, server) = engine(&stash);
             first.send(&StashRequest::Stash { handle: 1 }, &[scratch("x").as_fd()]).unwrap();
             drop(first);
@@ -228,7 +242,7 @@ mod tests {
     #[test]
     fn session_limit_is_enforced() {
         let bounds = Bounds { session: 4, total: usize::MAX };
-        let stash = Arc::new(FdStash { bounds, files: Mutex::default() });
+        let stash = Arc::new(FdStash::with_bounds(bounds).unwrap());
         let (channel, _server) = engine(&stash);
         let file = scratch("");
         for handle in 0..4 {
@@ -238,6 +252,34 @@ mod tests {
         assert!(stash_file(&channel, 3, &file), "a stashed handle may be stashed again");
         channel.send(&StashRequest::ReleaseAll, &[]).unwrap();
         assert!(stash_file(&channel, 4, &file));
+    }
+
+    /// A socket whose close blocks for ten seconds: it lingers for data that its peer does not read.
+    fn lingering() -> (OwnedFd, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let peer = listener.accept().unwrap().0;
+        socket.set_nonblocking(true).unwrap();
+        while socket.write(&[0; 1 << 16]).is_ok() {}
+        socket.set_nonblocking(false).unwrap();
+        let linger = Some(std::time::Duration::from_secs(10));
+        rustix::net::sockopt::set_socket_linger(&socket, linger).unwrap();
+        (socket.into(), peer)
+    }
+
+    #[test]
+    fn hung_close_blocks_neither_status_nor_engine() {
+        let stash = Arc::new(FdStash::create().unwrap());
+        let (channel, _server) = engine(&stash);
+        let (socket, _peer) = lingering();
+        assert!(stash_file(&channel, 1, &File::from(socket)));
+        channel.send(&StashRequest::Release { handle: 1 }, &[]).unwrap();
+        let begin = Instant::now();
+        assert!(stash_file(&channel, 2, &scratch("")));
+        assert_eq!(stash.count(), 1);
+        stash.clear();
+        assert_eq!(stash.count(), 0);
+        assert!(begin.elapsed() < std::time::Duration::from_secs(5), "{:?}", begin.elapsed());
     }
 
     #[test]

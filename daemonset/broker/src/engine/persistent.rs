@@ -43,7 +43,7 @@ impl PersistentState {
         let (counter_page, counters) = Counters::create()?;
         let ledger = new_ledger(max_inodes)?;
         let (trace_file, trace) = TraceRing::create()?;
-        let stash = Arc::default();
+        let stash = Arc::new(FdStash::create()?);
         Ok(PersistentState {
             counter_page,
             counters,
