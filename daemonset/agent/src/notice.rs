@@ -35,6 +35,9 @@ pub(crate) const SOURCE_HUNG: &str = "SourceHung";
 /// A guest is near to what it may hold.
 pub(crate) const NEAR_LIMIT: &str = "NearLimit";
 
+/// A guest puts requests into memory that its VMM does not share.
+pub(crate) const GUEST_MEMORY_UNREACHABLE: &str = "GuestMemoryUnreachable";
+
 /// A second VM was refused a share that one at a time may use.
 pub(crate) const EXCLUSIVE_REFUSED: &str = "ExclusiveRefused";
 
@@ -46,13 +49,14 @@ pub(crate) const REMEDY_FAILED: &str = "RemedyFailed";
 
 /// What the agent says of its own accord; the rest comes from the broker.
 #[cfg(test)]
-pub(crate) const REASONS: [&str; 9] = [
+pub(crate) const REASONS: [&str; 10] = [
     MANIFEST_INVALID,
     BROKER_UNAVAILABLE,
     BROKER_REFUSED,
     SESSION_FAILED,
     SOURCE_HUNG,
     NEAR_LIMIT,
+    GUEST_MEMORY_UNREACHABLE,
     EXCLUSIVE_REFUSED,
     REMEDY_IN_FORCE,
     REMEDY_FAILED,

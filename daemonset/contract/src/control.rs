@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::counters::{Held, Totals};
+use crate::counters::{Held, Totals, UnreachableMemory};
 use crate::preflight::{Finding, Preflight};
 use crate::staleness::StaleEvent;
 use crate::trace::TraceEntry;
@@ -527,4 +527,7 @@ pub struct SessionStatus {
     /// Set if the path of the source no longer leads to the directory that is served: says where it leads.
     #[serde(default)]
     pub source_gone: Option<String>,
+    /// Guest memory that requests needed and the VMM does not share.
+    #[serde(default)]
+    pub unreachable_memory: Option<UnreachableMemory>,
 }

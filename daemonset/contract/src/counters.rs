@@ -139,6 +139,13 @@ struct Page {
     /// Its opcode, and the node that it is about.
     in_progress_opcode: [AtomicU64; crate::engine::QUEUES],
     in_progress_node: [AtomicU64; crate::engine::QUEUES],
+    /// Requests that need guest memory which the engine does not have.
+    unreachable: AtomicU64,
+    /// Bounds of that memory, guest-physical; the end is 0 while there was none.
+    unreachable_start: AtomicU64,
+    unreachable_end: AtomicU64,
+    /// By ring: 1 while it waits for such memory.
+    waiting_for_memory: [AtomicU64; crate::engine::QUEUES],
     /// Stale events by cause, in the order of `CAUSES`.
     stale: [AtomicU64; CAUSES.len()],
     stale_events: EventRing,
@@ -218,6 +225,36 @@ impl Counters {
         self.page().malformed.fetch_add(1, Relaxed);
     }
 
+    /// Counts a request that needs guest memory from `start` to `end` (guest-physical, the end excluded), which the
+    /// engine does not have.
+    pub fn count_unreachable(&self, start: u64, end: u64) {
+        let page = self.page();
+        let first = page.unreachable_end.load(Relaxed) == 0;
+        let lowest = if first { start } else { start.min(page.unreachable_start.load(Relaxed)) };
+        page.unreachable_start.store(lowest, Relaxed);
+        page.unreachable_end.fetch_max(end, Relaxed);
+        page.unreachable.fetch_add(1, Relaxed);
+    }
+
+    /// Notes whether `ring` waits at a request whose reply has its header in such memory.
+    pub fn set_waiting_for_memory(&self, ring: usize, waits: bool) {
+        if let Some(cell) = self.page().waiting_for_memory.get(ring) {
+            cell.store(waits.into(), Relaxed);
+        }
+    }
+
+    /// The guest memory that requests needed and no engine of the session had.
+    pub fn unreachable_memory(&self) -> Option<UnreachableMemory> {
+        let page = self.page();
+        let requests = page.unreachable.load(Relaxed);
+        (requests > 0).then(|| UnreachableMemory {
+            start: page.unreachable_start.load(Relaxed),
+            end: page.unreachable_end.load(Relaxed),
+            requests,
+            waiting: page.waiting_for_memory.iter().any(|cell| cell.load(Relaxed) != 0),
+        })
+    }
+
     /// Counts a stale event and records it among the last ones. `path` is relative to the share's root; empty: unknown.
     pub fn count_stale(&self, cause: Cause, path: &[u8]) {
         self.page().stale[cause.index()].fetch_add(1, Relaxed);
@@ -286,6 +323,7 @@ impl Counters {
             bytes_read: read(&page.bytes_read),
             bytes_written: read(&page.bytes_written),
             malformed: read(&page.malformed),
+            unreachable: read(&page.unreachable),
             stale: CAUSES
                 .iter()
                 .map(|cause| StaleTotal { cause: *cause, events: read(&page.stale[cause.index()]) })
@@ -320,6 +358,20 @@ fn bucket(nanoseconds: u64) -> usize {
     LATENCY_BOUNDS_NS.iter().position(|bound| nanoseconds <= *bound).unwrap_or(BUCKETS - 1)
 }
 
+/// Guest memory that the VMM does not share, though the guest puts requests there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnreachableMemory {
+    /// Lowest guest-physical address that a request named.
+    pub start: u64,
+    /// Guest-physical address behind the highest one.
+    pub end: u64,
+    /// How many requests needed it.
+    pub requests: u64,
+    /// True while a request waits because not even an error can be sent: its reply's header is there.
+    pub waiting: bool,
+}
+
 /// Number of objects that a guest holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -344,6 +396,9 @@ pub struct Totals {
     pub bytes_written: u64,
     /// Requests that were not well formed.
     pub malformed: u64,
+    /// Requests that need guest memory which the VMM does not share.
+    #[serde(default)]
+    pub unreachable: u64,
     /// Stale events by cause, in the order of [`CAUSES`]; causes without events are omitted.
     #[serde(default)]
     pub stale: Vec<StaleTotal>,
@@ -447,6 +502,7 @@ impl Totals {
         self.bytes_read += other.bytes_read;
         self.bytes_written += other.bytes_written;
         self.malformed += other.malformed;
+        self.unreachable += other.unreachable;
         for theirs in &other.stale {
             match self.stale.binary_search_by_key(&theirs.cause, |ours| ours.cause) {
                 Ok(at) => self.stale[at].events += theirs.events,
@@ -524,6 +580,23 @@ mod tests {
         sum.add(&totals);
         sum.add(&totals);
         assert_eq!(sum.stale.iter().map(|total| total.events).collect::<Vec<_>>(), [2, 4]);
+    }
+
+    #[test]
+    fn unreachable_memory_is_one_range() {
+        let (fd, first) = Counters::create().unwrap();
+        assert_eq!(first.unreachable_memory(), None);
+        first.count_unreachable(0x5000, 0x6000);
+        first.count_unreachable(0x3000, 0x4000);
+        first.set_waiting_for_memory(1, true);
+        first.set_waiting_for_memory(usize::MAX, true);
+        drop(first);
+        let second = Counters::map(&fd).unwrap();
+        let memory = UnreachableMemory { start: 0x3000, end: 0x6000, requests: 2, waiting: true };
+        assert_eq!(second.unreachable_memory(), Some(memory));
+        second.set_waiting_for_memory(1, false);
+        assert_eq!(second.unreachable_memory(), Some(UnreachableMemory { waiting: false, ..memory }));
+        assert_eq!(second.totals().unreachable, 2);
     }
 
     #[test]

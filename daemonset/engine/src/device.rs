@@ -5,10 +5,12 @@
 //! answers malformed requests with an error.
 
 mod init;
+mod reach;
 mod request;
 mod ring;
 mod scratch;
 mod trace;
+mod unreachable;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -33,6 +35,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use ring::Progress;
 use scratch::Scratch;
+use unreachable::Reported;
 
 use crate::ledger::CompletionLog;
 use crate::session_fs::SharedState;
@@ -68,6 +71,8 @@ pub(crate) struct Device<F: FileSystem + Sync> {
     scratch: [Scratch; QUEUES],
     /// Held while a request of that ring is served.
     request_locks: [Mutex<()>; QUEUES],
+    /// Reports of guest memory out of reach that this engine has logged.
+    reported: Reported,
 }
 
 impl<F: FileSystem + Send + Sync + 'static> Device<F> {
@@ -92,6 +97,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             resumed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             scratch: [Scratch::new()?, Scratch::new()?],
             request_locks: Default::default(),
+            reported: Reported::default(),
         })
     }
 
@@ -137,6 +143,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             self.shared.take_over(predecessor);
             // The requests of that engine are not in progress any more. Unfinished ones begin again.
             (0..QUEUES).for_each(|ring| self.counters.set_in_progress(ring, None));
+            (0..QUEUES).for_each(|ring| self.counters.set_waiting_for_memory(ring, false));
             // The guest may have mounted again after this engine was prepared. Nothing has been begun yet, and another
             // engine may be able to serve the mount.
             if let Err(error) = self.replay_init() {
@@ -214,12 +221,13 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
     fn update_memory(&self, memory: AtomicMemory) -> io::Result<()> {
         // Always a handle of the same memory: the daemon replaces what it refers to.
         self.memory.get_or_init(|| memory);
-        Ok(())
+        // A ring may wait for this memory.
+        self.resumed.write(1)
     }
 
     fn handle_event(&self, event: u16, events: EventSet, vrings: &[Vring], _thread: usize) -> io::Result<()> {
         if event == RESUME_EVENT {
-            // Several Resumes may have come before this thread woke.
+            // Several Resumes and changes of memory may have come before this thread woke.
             let _ = self.resumed.read();
             for (ring, vring) in vrings.iter().enumerate() {
                 self.drain(ring, vring);

@@ -72,7 +72,7 @@ fn share_states(report: &Report) -> [Family; 3] {
     [ready, state, condition]
 }
 
-fn requests(totals: &BTreeMap<String, ShareTotals>) -> [Family; 5] {
+fn requests(totals: &BTreeMap<String, ShareTotals>) -> [Family; 6] {
     let mut requests = Family::counter("virtiofs_requests_total", "Requests of guests that were answered.");
     let mut errors = Family::counter(
         "virtiofs_request_errors_total",
@@ -82,6 +82,10 @@ fn requests(totals: &BTreeMap<String, ShareTotals>) -> [Family; 5] {
     let mut latency =
         Family::histogram("virtiofs_request_duration_seconds", "Time from taking a request to answering it.");
     let mut malformed = Family::counter("virtiofs_malformed_requests_total", "Requests that were not well formed.");
+    let mut unreachable = Family::counter(
+        "virtiofs_unreachable_memory_requests_total",
+        "Requests in guest memory that the VMM does not share.",
+    );
     for (share, counts) in totals {
         let share = ("share", share.as_str());
         for operation in &counts.totals.operations {
@@ -94,8 +98,9 @@ fn requests(totals: &BTreeMap<String, ShareTotals>) -> [Family; 5] {
             replies.count(&[share, ("errno", errno_name(errno.errno))], errno.replies);
         }
         malformed.count(&[share], counts.totals.malformed);
+        unreachable.count(&[share], counts.totals.unreachable);
     }
-    [requests, errors, replies, latency, malformed]
+    [requests, errors, replies, latency, malformed, unreachable]
 }
 
 fn operation_name(operation: &OperationTotals) -> &'static str {

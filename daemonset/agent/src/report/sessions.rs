@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus};
+use virtiofs_contract::counters::UnreachableMemory;
 use virtiofs_contract::preflight::Reason;
 use virtiofs_crds::changes;
 
 use crate::desired::Problem;
-use crate::notice::{EXCLUSIVE_REFUSED, MANIFEST_INVALID, NEAR_LIMIT, Notice, SESSION_FAILED, SOURCE_HUNG};
+use crate::notice::{
+    EXCLUSIVE_REFUSED, GUEST_MEMORY_UNREACHABLE, MANIFEST_INVALID, NEAR_LIMIT, Notice, SESSION_FAILED, SOURCE_HUNG,
+};
 use crate::observed::Observed;
 use crate::offer::share_name;
 
@@ -59,7 +62,25 @@ fn strained(session: &SessionStatus) -> Vec<Notice> {
         let remedy = "let file handles work (see the manual), raise engine.openFiles, or drop caches in the guest";
         notices.push(Notice::new(NEAR_LIMIT, message, remedy));
     }
+    notices.extend(session.unreachable_memory.map(|memory| unreachable(&session.id, memory)));
     notices
+}
+
+/// The guest uses memory that its VMM does not share.
+fn unreachable(session: &str, memory: UnreachableMemory) -> Notice {
+    let UnreachableMemory { start, end, requests, waiting } = memory;
+    let effect = if waiting {
+        "and one waits whose reply's header is there, so the guest's mount hangs"
+    } else {
+        "they failed with EIO"
+    };
+    let message = format!(
+        "{session}: {requests} requests used guest memory that the VMM does not share, within guest-physical addresses \
+         {start:#x} to {end:#x}; {effect}"
+    );
+    let remedy = "have the VMM share all of the guest's memory, hot-plugged memory included (QEMU: \
+                  memory-backend-memfd with share=on), and restart the VM";
+    Notice::new(GUEST_MEMORY_UNREACHABLE, message, remedy)
 }
 
 /// Has a second VM been refused a while ago?
@@ -157,6 +178,7 @@ pub(crate) mod tests {
             totals: Totals::default(),
             stale_events: vec![],
             source_gone: None,
+            unreachable_memory: None,
         }
     }
 
@@ -224,6 +246,17 @@ pub(crate) mod tests {
             })
         };
         assert_eq!((opened(800), opened(1000)), ((ShareState::Ready, vec![]), near));
+    }
+
+    #[test]
+    fn unreachable_guest_memory_is_named() {
+        let memory = UnreachableMemory { start: 0x1_4000_0000, end: 0x1_8000_0000, requests: 3, waiting: false };
+        let degraded = (ShareState::Degraded, vec![GUEST_MEMORY_UNREACHABLE.to_owned()]);
+        assert_eq!(with(|it| it.sessions[0].unreachable_memory = Some(memory)), degraded);
+        let notice = unreachable("a-1", memory);
+        assert!(notice.message.contains("0x140000000 to 0x180000000; they failed with EIO"), "{}", notice.message);
+        let notice = unreachable("a-1", UnreachableMemory { waiting: true, ..memory });
+        assert!(notice.message.contains("the guest's mount hangs"), "{}", notice.message);
     }
 
     #[test]

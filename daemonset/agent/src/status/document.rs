@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{EngineBinary, Rejection, ReplacementOutcome, SessionState, SocketSpec};
-use virtiofs_contract::counters::Held;
+use virtiofs_contract::counters::{Held, UnreachableMemory};
 use virtiofs_contract::preflight::Preflight;
 use virtiofs_contract::staleness::StaleEvent;
 use virtiofs_crds::nearest;
@@ -181,6 +181,8 @@ pub(super) struct Session {
     pub(super) stale_events: Vec<StaleEvent>,
     /// How the source's path leads to something else than what it serves, if it does.
     pub(super) source_gone: Option<String>,
+    /// Guest memory that requests needed and the VMM does not share.
+    pub(super) unreachable_memory: Option<UnreachableMemory>,
 }
 
 /// A request in progress.
@@ -219,6 +221,8 @@ pub(super) struct Counts {
     pub(super) written_bytes: u64,
     /// Requests that were not well formed.
     pub(super) malformed: u64,
+    /// Requests that need guest memory which the VMM does not share.
+    pub(super) unreachable_memory: u64,
     pub(super) requests_by_operation: BTreeMap<&'static str, u64>,
     pub(super) errors_by_errno: BTreeMap<&'static str, u64>,
     /// Stale events by cause; causes that never occurred are left out.

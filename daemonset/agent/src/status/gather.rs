@@ -211,6 +211,7 @@ fn session(session: SessionStatus, endpoint: &Endpoint) -> Session {
         stashed_files: session.stashed_files,
         stale_events: session.stale_events,
         source_gone: session.source_gone,
+        unreachable_memory: session.unreachable_memory,
     }
 }
 
@@ -225,6 +226,7 @@ fn counts(totals: &Totals) -> Counts {
         read_bytes: totals.bytes_read,
         written_bytes: totals.bytes_written,
         malformed: totals.malformed,
+        unreachable_memory: totals.unreachable,
         requests_by_operation: totals.operations.iter().map(|it| (operation(it.opcode), it.requests)).collect(),
         stale_by_cause: totals.stale.iter().map(|it| (it.cause.name(), it.events)).collect(),
         errors_by_errno: totals.errnos.iter().map(|it| (errno_name(it.errno), it.replies)).collect(),

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use virtiofs_contract::counters::{Counters, Held, InProgress, Totals};
+use virtiofs_contract::counters::{Counters, Held, InProgress, Totals, UnreachableMemory};
 use virtiofs_contract::staleness::{Cause, StaleEvent};
 use virtiofs_contract::trace::TraceRing;
 
@@ -81,6 +81,10 @@ impl PersistentState {
 
     pub(crate) fn totals(&self) -> Totals {
         self.counters.totals()
+    }
+
+    pub(crate) fn unreachable_memory(&self) -> Option<UnreachableMemory> {
+        self.counters.unreachable_memory()
     }
 
     /// Counts that the path of the source leads elsewhere, which engines cannot detect.

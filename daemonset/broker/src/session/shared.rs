@@ -157,6 +157,7 @@ impl Shared {
             inodes_limit,
             totals: self.totals(),
             stale_events: self.persistent.stale_events(),
+            unreachable_memory: self.persistent.unreachable_memory(),
             source_gone: view.moved.filter(|(root, _)| Some(*root) == view.root).map(|(_, how)| how),
         }
     }

@@ -36,7 +36,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
                 return request.refuse();
             }
         };
-        if reply.malformed {
+        if reply.fault.is_some() {
             return request.refuse();
         }
         if reply.errno == 0 {
@@ -63,7 +63,8 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     /// Has a request answered in memory that the guest cannot access.
     fn answer_alone(&self, sent: &[u8]) -> Result<(Reply, Vec<u8>), ReplayError> {
         let scratch = Scratch::new().map_err(ReplayError::Scratch)?;
-        let request = Request::new(scratch.memory(), scratch.queue(sent).map_err(ReplayError::Scratch)?);
+        let chain = scratch.queue(sent).map_err(ReplayError::Scratch)?;
+        let mut request = Request::new(scratch.memory(), scratch.table(), chain);
         let reply = request.answer(&self.server, &scratch);
         let bytes = request.replied_bytes(reply.bytes as usize);
         Ok((reply, bytes))

@@ -9,6 +9,7 @@ use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
 use virtiofsd::server::Server;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 
+use super::reach::{self, Unreachable};
 use super::scratch::Scratch;
 use super::{Chain, Memory};
 
@@ -18,7 +19,11 @@ pub(super) struct Request<'a> {
     chain: Chain,
     /// Reads from the beginning of the request; none if the chain cannot be read.
     reader: Option<Reader<'a>>,
+    /// Writes from the beginning of the reply; none if the chain cannot be written, or once the request is answered.
+    writer: Option<Writer<'a>>,
     header: Option<InHeader>,
+    /// Memory that the request needs and the device does not have.
+    unreachable: Option<Unreachable>,
 }
 
 /// How a request was answered.
@@ -28,15 +33,36 @@ pub(super) struct Reply {
     pub(super) bytes: u32,
     /// The error number sent, positive; 0 for success.
     pub(super) errno: i32,
-    /// Could the request not be understood?
-    pub(super) malformed: bool,
+    /// Why the file system did not see the request.
+    pub(super) fault: Option<Fault>,
+}
+
+/// Why a request was answered with an error before the file system saw it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It does not follow the protocol.
+    Malformed,
+    /// Its descriptors name guest memory that the device does not have.
+    Unreachable(Unreachable),
 }
 
 impl<'a> Request<'a> {
-    pub(super) fn new(memory: &'a Memory, chain: Chain) -> Self {
+    /// Reads the request that `chain`, from the ring with its descriptors at `table`, describes.
+    pub(super) fn new(memory: &'a Memory, table: GuestAddress, chain: Chain) -> Self {
         let reader = Reader::new(memory, chain.clone()).ok();
-        let header = reader.clone().and_then(|mut reader| reader.read_obj().ok());
-        Request { memory, chain, reader, header }
+        let writer = Writer::new(memory, chain.clone()).ok();
+        let header = match reader.clone() {
+            Some(mut reader) => reader.read_obj().ok(),
+            None => reach::header(memory, &chain),
+        };
+        let complete = reader.is_some() && writer.is_some() && header.is_some();
+        let unreachable = if complete { None } else { reach::unreachable(memory, table, &chain) };
+        Request { memory, chain, reader, writer, header, unreachable }
+    }
+
+    /// The memory that the request needs and the device does not have.
+    pub(super) fn unreachable(&self) -> Option<Unreachable> {
+        self.unreachable
     }
 
     /// The FUSE opcode; 0 where the request has no header.
@@ -85,14 +111,13 @@ impl<'a> Request<'a> {
     pub(super) fn reply(&self, bytes: &[u8], reply: Reply) -> Reply {
         let sent = Writer::new(self.memory, self.chain.clone())
             .is_ok_and(|mut writer| writer.available_bytes() >= bytes.len() && writer.write_all(bytes).is_ok());
-        if sent { reply } else { nothing_said() }
+        if sent { reply } else { self.refuse() }
     }
 
     /// Has `server` answer, or answers `EIO` if it cannot. `scratch` takes the reply if there is no room for it.
-    pub(super) fn answer<F: FileSystem + Sync>(&self, server: &Server<F>, scratch: &Scratch) -> Reply {
-        let Some(header) = self.header else { return nothing_said() };
-        let (Some(reader), Ok(writer)) = (self.reader.clone(), Writer::new(self.memory, self.chain.clone())) else {
-            return nothing_said();
+    pub(super) fn answer<F: FileSystem + Sync>(&mut self, server: &Server<F>, scratch: &Scratch) -> Reply {
+        let (Some(header), Some(reader), Some(writer)) = (self.header, self.reader.clone(), self.writer.take()) else {
+            return self.refuse();
         };
         if writer.available_bytes() >= size_of::<OutHeader>() {
             return self.answer_into(server, header, reader, writer);
@@ -104,7 +129,7 @@ impl<'a> Request<'a> {
                 let reply = self.answer_into(server, header, reader, writer);
                 Reply { bytes: 0, ..reply }
             }
-            _ => nothing_said(),
+            _ => self.refuse(),
         }
     }
 
@@ -127,7 +152,7 @@ impl<'a> Request<'a> {
     fn replied(&self, bytes: usize) -> Reply {
         // Every error reply is a bare header; only that one is read back.
         let errno = if bytes == size_of::<OutHeader>() { self.errno_sent() } else { 0 };
-        Reply { bytes: bytes as u32, errno, malformed: false }
+        Reply { bytes: bytes as u32, errno, fault: None }
     }
 
     /// The error number of the reply, if its header is in one descriptor.
@@ -138,19 +163,15 @@ impl<'a> Request<'a> {
             .map_or(0, |header| header.error.checked_neg().unwrap_or(0))
     }
 
-    /// Answers `EIO`, if there is room for it.
+    /// Answers `EIO`, if there is room for the header.
+    ///
+    /// A guest takes a reply without a header for success (see [`reach`]), so the header is written wherever it can be.
     pub(super) fn refuse(&self) -> Reply {
-        let unique = self.unique();
-        let header = OutHeader { len: size_of::<OutHeader>() as u32, error: -libc::EIO, unique };
-        let sent = Writer::new(self.memory, self.chain.clone())
-            .is_ok_and(|mut writer| writer.write_all(header.as_slice()).is_ok());
-        Reply { bytes: if sent { header.len } else { 0 }, errno: libc::EIO, malformed: true }
+        let header = OutHeader { len: size_of::<OutHeader>() as u32, error: -libc::EIO, unique: self.unique() };
+        let sent = reach::write(self.memory, &self.chain, header.as_slice());
+        let fault = self.unreachable.map_or(Fault::Malformed, Fault::Unreachable);
+        Reply { bytes: if sent { header.len } else { 0 }, errno: libc::EIO, fault: Some(fault) }
     }
-}
-
-/// A request that has no room for an error.
-fn nothing_said() -> Reply {
-    Reply { bytes: 0, errno: libc::EIO, malformed: true }
 }
 
 /// True for requests that have no reply.

@@ -9,9 +9,9 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use virtiofs_contract::counters::InProgress;
 use virtiofsd::filesystem::FileSystem;
 use virtiofsd::fuse::Opcode;
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddress, GuestAddressSpace};
 
-use super::request::Request;
+use super::request::{Fault, Request};
 use super::{AtomicMemory, Device, Vring};
 use crate::ledger::RequestStatus;
 
@@ -55,14 +55,23 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
         let Some(chain) = chain else { return Progress::Empty };
         let head = chain.head_index();
         let position = state.get_queue().next_avail().wrapping_sub(1);
-        let used = self.answer_once(ring, position, Request::new(&memory, chain));
+        let table = GuestAddress(state.get_queue().desc_table());
+        let request = Request::new(&memory, table, chain);
+        if let Some(missing) = request.unreachable().filter(|missing| !missing.can_complete) {
+            // It stays in the ring: whichever engine serves the ring next begins with it.
+            state.get_queue_mut().set_next_avail(position);
+            self.set_waiting(ring, missing);
+            return Progress::Stopped;
+        }
+        self.clear_waiting(ring);
+        let used = self.answer_once(ring, position, request);
         self.publish(ring, &mut state, head, used);
         self.log.published(ring);
         Progress::Served
     }
 
     /// Answers a request, unless an engine before this one has done so. Returns the length of the reply.
-    fn answer_once(&self, ring: usize, position: u16, request: Request<'_>) -> u32 {
+    fn answer_once(&self, ring: usize, position: u16, mut request: Request<'_>) -> u32 {
         let status = self.shared.begin(ring, position, request.unique(), request.opcode());
         let bytes = match status {
             RequestStatus::Answered { bytes } => {
@@ -79,7 +88,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
                 self.counters.count_malformed();
                 request.refuse().bytes
             }
-            RequestStatus::New | RequestStatus::Interrupted { .. } => self.answer(ring, &request),
+            RequestStatus::New | RequestStatus::Interrupted { .. } => self.answer(ring, &mut request),
         };
         self.log.finish(ring, bytes);
         self.shared.finish(ring);
@@ -88,16 +97,19 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     }
 
     /// Has the request answered by the library and counts it.
-    fn answer(&self, ring: usize, request: &Request<'_>) -> u32 {
+    fn answer(&self, ring: usize, request: &mut Request<'_>) -> u32 {
         let start = monotonic_ns();
         let (opcode, node) = (request.opcode(), request.node());
         self.counters.set_in_progress(ring, Some(InProgress { since_ns: start, opcode, node }));
         let reply = match opcode {
+            _ if request.unreachable().is_some() => request.refuse(),
             INIT => self.answer_init(request),
             _ => request.answer(&self.server, &self.scratch[ring]),
         };
-        if reply.malformed {
-            self.counters.count_malformed();
+        match reply.fault {
+            Some(Fault::Malformed) => self.counters.count_malformed(),
+            Some(Fault::Unreachable(memory)) => self.count_unreachable(memory),
+            None => {}
         }
         let duration = monotonic_ns().saturating_sub(start);
         self.counters.count_request(opcode, reply.errno, duration);

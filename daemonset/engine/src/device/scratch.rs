@@ -37,6 +37,11 @@ impl Scratch {
         &self.memory
     }
 
+    /// Guest address of the queue's descriptor table.
+    pub(super) fn table(&self) -> GuestAddress {
+        GuestAddress(TABLE)
+    }
+
     /// Puts a request into a queue and takes it out as a descriptor chain.
     ///
     /// # Errors

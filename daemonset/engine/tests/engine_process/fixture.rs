@@ -33,6 +33,15 @@ impl Fixture {
         Self::on(directory, source, config)
     }
 
+    /// Boots a guest whose configuration `change` makes from the default one.
+    pub(crate) fn with_guest(config: EngineConfig, change: impl FnOnce(GuestConfig) -> GuestConfig) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().to_owned();
+        let fixture = Self::powered_on(directory, source, config, change);
+        fixture.guest.mount().unwrap();
+        fixture
+    }
+
     /// Serves `source` and keeps `directory`.
     pub(crate) fn on(directory: TempDir, source: PathBuf, config: EngineConfig) -> Self {
         let fixture = Self::unmounted_on(directory, source, config);
@@ -48,9 +57,18 @@ impl Fixture {
     }
 
     fn unmounted_on(directory: TempDir, source: PathBuf, config: EngineConfig) -> Self {
+        Self::powered_on(directory, source, config, |guest| guest)
+    }
+
+    fn powered_on(
+        directory: TempDir,
+        source: PathBuf,
+        config: EngineConfig,
+        change: impl FnOnce(GuestConfig) -> GuestConfig,
+    ) -> Self {
         let engine = Engine::start(&source, config).unwrap();
         // The guest polls: after a kill, the broker notifies it, and there is no broker here.
-        let guest = Guest::power_on(GuestConfig { busy_poll: true, ..engine.guest_config() }).unwrap();
+        let guest = Guest::power_on(change(GuestConfig { busy_poll: true, ..engine.guest_config() })).unwrap();
         Fixture { _directory: directory, source, engine: Some(engine), guest }
     }
 

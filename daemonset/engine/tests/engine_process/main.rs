@@ -15,3 +15,4 @@ mod removed;
 mod replacement;
 mod single_engine;
 mod staleness;
+mod unreachable;
