@@ -85,6 +85,11 @@ impl OrphanedFileServer {
         self.names.allow_posix_acls(agreed.contains(FsOptions::POSIX_ACL));
     }
 
+    /// True if the guest keeps written data in its page cache and sends it later (FUSE_WRITEBACK_CACHE).
+    pub(crate) fn writeback_agreed(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
     /// Called first by every operation that changes something.
     fn may_change(&self) -> io::Result<()> {
         if self.writable { Ok(()) } else { Err(errno(libc::EROFS)) }

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::Ordering;
 
 use virtiofsd::filesystem::OpenOptions;
 use virtiofsd::passthrough::CachePolicy;
@@ -43,7 +42,7 @@ impl OrphanedFileServer {
         if !self.allow_direct_io {
             flags &= !libc::O_DIRECT;
         }
-        if self.writeback.load(Ordering::Relaxed) && flags & libc::O_ACCMODE == libc::O_WRONLY {
+        if self.writeback_agreed() && flags & libc::O_ACCMODE == libc::O_WRONLY {
             flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
         }
         Ok(flags)

@@ -69,6 +69,19 @@ impl<F: FileSystem> SessionFs<F> {
     }
 }
 
+/// True for SEEK_DATA and SEEK_HOLE.
+///
+/// The host cannot answer them under FUSE_WRITEBACK_CACHE: data that the guest has written and not sent yet is a hole
+/// there, or is beyond the end of the file. Linux does not send it first (`fuse_lseek` in fs/fuse/file.c). After `ENOSYS` it
+/// sets `no_lseek` and takes the whole file for data, up to the size that it knows itself.
+///
+/// Other operations that read or change the host's data need no such exception. Linux sends dirty pages first
+/// (`fuse_writeback_range` in `__fuse_copy_file_range`, and in `fuse_file_fallocate` for punching and zeroing), and it
+/// keeps its own size and times in its attributes (`fuse_get_cache_mask`).
+fn seeks_data(whence: u32) -> bool {
+    matches!(whence as i32, libc::SEEK_DATA | libc::SEEK_HOLE)
+}
+
 impl<F: FileSystem> FileSystem for SessionFs<F> {
     type Inode = u64;
     type Handle = u64;
@@ -434,7 +447,11 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
     }
 
     fn lseek(&self, ctx: Context, id: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
-        match self.open_file_of_request(id, handle)? {
+        let file = self.open_file_of_request(id, handle)?;
+        if self.orphaned.writeback_agreed() && seeks_data(whence) {
+            return Err(error(libc::ENOSYS));
+        }
+        match file {
             OpenFile::Library { inode, handle } => self.library.lseek(ctx, inode.into(), handle.into(), offset, whence),
             OpenFile::Orphaned(file) => self.orphaned.lseek(&file, offset, whence),
         }

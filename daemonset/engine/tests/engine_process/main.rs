@@ -16,3 +16,4 @@ mod replacement;
 mod single_engine;
 mod staleness;
 mod unreachable;
+mod writeback;
