@@ -60,6 +60,40 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
+/// All Rust sources of the repository, relative to its root.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            sources(&path, found);
+        } else if path.extension() == Some("rs".as_ref()) {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn source_files_that_documents_name_exist() {
+    let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", ".."].iter().collect();
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&root).unwrap().map(|entry| entry.unwrap()) {
+        let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if entry.file_type().unwrap().is_dir() && !is_hidden && entry.file_name() != "target" {
+            sources(&entry.path(), &mut files);
+        }
+    }
+    let mut named = 0;
+    for name in documents().into_iter().filter(|name| name != Path::new("CHANGELOG.md")) {
+        let text = std::fs::read_to_string(root.join(&name)).unwrap();
+        let quoted = text.split('`').filter(|it| it.ends_with(".rs") && !it.contains(char::is_whitespace));
+        for path in quoted {
+            named += 1;
+            assert!(files.iter().any(|file| file.ends_with(path)), "{} names {path}: no such file", name.display());
+        }
+    }
+    assert!(named > 20, "{named} source files are named");
+}
+
 /// The anchors that a code host derives from the headings of a document.
 fn anchors(text: &str) -> Vec<String> {
     let mut in_code = false;

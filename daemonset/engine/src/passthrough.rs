@@ -36,7 +36,7 @@ fn settings(config: &EngineConfig, guest_fd_limit: u64) -> Result<passthrough::C
         writeback: config.writeback,
         xattr: config.xattr || config.xattr_map.is_some() || config.posix_acl || config.security_label,
         xattrmap: config.xattr_map.as_deref().map(xattr_map).transpose()?,
-        // Always: the session's file system tells file systems apart by it, and decides what the guest sees.
+        // Always: the session's file system distinguishes file systems by it, and decides what the guest sees.
         announce_submounts: true,
         inode_file_handles: match config.inode_file_handles {
             InodeFileHandles::Never => passthrough::InodeFileHandlesMode::Never,

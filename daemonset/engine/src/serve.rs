@@ -71,14 +71,14 @@ struct StartFds {
     listener: OwnedFd,
     counters: OwnedFd,
     ledger: OwnedFd,
-    parking: OwnedFd,
+    stash: OwnedFd,
     trace: OwnedFd,
 }
 
 impl StartFds {
     fn take(fds: Vec<OwnedFd>) -> Option<Self> {
-        let [source, listener, counters, ledger, parking, trace] = <[OwnedFd; 6]>::try_from(fds).ok()?;
-        Some(StartFds { source, listener, counters, ledger, parking, trace })
+        let [source, listener, counters, ledger, stash, trace] = <[OwnedFd; 6]>::try_from(fds).ok()?;
+        Some(StartFds { source, listener, counters, ledger, stash, trace })
     }
 }
 
@@ -133,7 +133,7 @@ fn start(
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
     let Prepared { library, preflight, mounts } = prepare_or_report(&channel, config, fds.source)?;
     let root = root_stamp(Path::new(&library.root_dir)).map_err(ServeError::FileSystem)?;
-    let shared = Arc::new(SharedState::new(ledger, FdStash::new(PacketChannel::from_fd(fds.parking)), root));
+    let shared = Arc::new(SharedState::new(ledger, FdStash::new(PacketChannel::from_fd(fds.stash)), root));
     let orphaned = OrphanedFileServer::new(&library, config.writable()).map_err(ServeError::FileSystem)?;
     let session = Session {
         channel,

@@ -2,7 +2,7 @@
 //!
 //! The guest never sees a number of the library's. Its node ids and handles are the ledger's, and each is resolved to
 //! the library's number when this engine first uses it. Operations that must not run twice record the state before them,
-//! from which the next engine can tell whether they took effect.
+//! from which the next engine derives whether they took effect.
 //!
 //! | module | concern |
 //! |---|---|

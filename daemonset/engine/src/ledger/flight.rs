@@ -1,4 +1,4 @@
-//! The in-flight record of a ring: from it the next engine tells whether a request was done.
+//! The in-flight record of a ring: it shows the next engine whether a request was done.
 
 use super::change::Change;
 use super::layout::{FLIGHT_REFS, Geometry, MAX_REFS};

@@ -131,7 +131,7 @@ fn used_cells(ledger: &Ledger) -> u64 {
 #[derive(Clone, Debug)]
 enum Act {
     New(usize, Vec<u8>, u64),
-    Tell(usize, Vec<u8>, usize),
+    SetName(usize, Vec<u8>, usize),
     Forget(usize, u64),
     Remove(usize, Vec<u8>),
     Rename(usize, Vec<u8>, usize, Vec<u8>, bool),
@@ -163,7 +163,7 @@ fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
             let slot = ledger.add_node(RING, parent, name, ident(*ino)).unwrap().0;
             holds.nodes.push(ledger.id(slot));
         }
-        Act::Tell(parent, name, node) => {
+        Act::SetName(parent, name, node) => {
             let (parent, slot) = (holds.slot(ledger, *parent), holds.slot(ledger, *node));
             if slot != ROOT && slot != parent {
                 ledger.add_lookup(RING, parent, name, slot).unwrap();
@@ -199,7 +199,7 @@ fn random_act(rng: &mut StdRng) -> Act {
     let node = |rng: &mut StdRng| rng.random_range(0..1000usize);
     match rng.random_range(0..20) {
         0..=6 => Act::New(node(rng), name(rng), rng.random_range(1..40)),
-        7..=9 => Act::Tell(node(rng), name(rng), node(rng)),
+        7..=9 => Act::SetName(node(rng), name(rng), node(rng)),
         10..=12 => Act::Forget(node(rng), rng.random_range(1..4)),
         13..=14 => Act::Remove(node(rng), name(rng)),
         15..=16 => Act::Rename(node(rng), name(rng), node(rng), name(rng), rng.random_range(0..3) == 0),
@@ -305,7 +305,7 @@ fn a_repeated_request_drops_what_it_took() {
 }
 
 #[test]
-fn the_record_tells_the_status_of_a_request() {
+fn the_record_has_the_status_of_a_request() {
     let (fd, mut ledger) = fresh();
     let first = ticket(7);
     assert_eq!(ledger.status(1, &first), RequestStatus::New);
@@ -536,7 +536,7 @@ fn a_damaged_ledger_gives_wrong_answers_but_no_panic() {
         for step in 0..100u64 {
             next.begin(0, &ticket(step));
             let act = random_act(&mut rng);
-            if matches!(act, Act::New(..) | Act::Tell(..) | Act::Open(..)) {
+            if matches!(act, Act::New(..) | Act::SetName(..) | Act::Open(..)) {
                 continue;
             }
             carry(&mut next, &mut holds, &act);

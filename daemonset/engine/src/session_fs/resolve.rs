@@ -229,7 +229,7 @@ impl<F: FileSystem> SessionFs<F> {
         }
     }
 
-    /// Attributes for the guest. The library always announces mount points, by which file systems are told apart; the
+    /// Attributes for the guest. The library always announces mount points, which distinguish file systems; the
     /// guest sees them only if it agreed to.
     pub(super) fn guest_attr(&self, mut attr: Attr) -> Attr {
         if !self.submounts_agreed.load(Ordering::Relaxed) {

@@ -393,9 +393,9 @@ fn directory_entries_are_counted_once() {
         },
         |fuse, (node, fh), _| fuse.readdirplus(*node, *fh, 0, 4096).unwrap(),
         |fuse, _, (node, fh), _, entries| {
-            let told: Vec<_> = entries.iter().filter_map(|entry| entry.found).map(|found| found.nodeid).collect();
-            assert_eq!(told.iter().filter(|node| **node != 0).count(), 4);
-            told.iter().filter(|node| **node != 0).for_each(|node| fuse.forget(*node, 1).unwrap());
+            let listed: Vec<_> = entries.iter().filter_map(|entry| entry.found).map(|found| found.nodeid).collect();
+            assert_eq!(listed.iter().filter(|node| **node != 0).count(), 4);
+            listed.iter().filter(|node| **node != 0).for_each(|node| fuse.forget(*node, 1).unwrap());
             fuse.releasedir(*node, *fh).unwrap();
             fuse.forget(*node, 1).unwrap();
         },

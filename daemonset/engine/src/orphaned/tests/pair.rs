@@ -15,7 +15,7 @@ use virtiofsd::passthrough::read_only::PassthroughFsRo;
 use virtiofsd::passthrough::{Config, PassthroughFs};
 
 use super::operation::{CONTEXT, Operation};
-use super::reply::{Bytes, told_time};
+use super::reply::{Bytes, described_time};
 use crate::orphaned::{OrphanedFile, OrphanedFileServer};
 
 const NAME: &str = "file";
@@ -174,7 +174,7 @@ fn remove(path: &PathBuf) {
 /// Everything about a file that an operation may change, except its inode number and blocks.
 fn state(file: &File, since: SystemTime) -> (String, Bytes) {
     let meta = file.metadata().unwrap();
-    let time = |seconds: i64, nanoseconds: i64| told_time(seconds as u64, nanoseconds as u32, since);
+    let time = |seconds: i64, nanoseconds: i64| described_time(seconds as u64, nanoseconds as u32, since);
     let mut bytes = vec![0; meta.len().min(1 << 18) as usize];
     if meta.is_file() {
         file.read_exact_at(&mut bytes, 0).unwrap();

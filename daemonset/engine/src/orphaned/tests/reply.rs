@@ -33,7 +33,7 @@ pub(super) fn reply_with<T: Debug>(result: io::Result<(T, Vec<u8>)>) -> Reply {
 /// Inode numbers differ, and file systems allocate blocks at different times.
 pub(super) fn attr_reply(result: io::Result<(Attr, Duration)>, since: SystemTime) -> Reply {
     reply(result.map(|(attr, timeout)| {
-        let time = |seconds, nanoseconds| told_time(seconds, nanoseconds, since);
+        let time = |seconds, nanoseconds| described_time(seconds, nanoseconds, since);
         let times = [time(attr.atime, attr.atimensec), time(attr.mtime, attr.mtimensec)];
         let Attr { size, mode, nlink, uid, gid, rdev, blksize, flags, .. } = attr;
         (times, size, mode, nlink, uid, gid, rdev, blksize, flags, timeout)
@@ -60,7 +60,7 @@ pub(super) fn statfs_reply(result: io::Result<libc::statvfs64>) -> Reply {
 }
 
 /// A time that was set, or "now" for a time since the comparison began.
-pub(super) fn told_time(seconds: u64, nanoseconds: u32, since: SystemTime) -> String {
+pub(super) fn described_time(seconds: u64, nanoseconds: u32, since: SystemTime) -> String {
     let slack = Duration::from_secs(2);
     let at = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     match at {
