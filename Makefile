@@ -14,7 +14,7 @@ STEP = @printf '\n==> %s\n' "$(1)"
 # Where the parts of this project look for each other, whatever is configured for other projects.
 export CARGO_TARGET_DIR := $(CURDIR)/target
 
-# A failing guest test is explained by logs; backtraces of the error itself only bury them.
+# Logs explain a failing guest test; backtraces of the error itself only hide them.
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
@@ -48,12 +48,14 @@ image: setup-build tools-node ## container image of all programs in target/image
 	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine -p virtiofs-kubevirt-hook
 	@$(SETUP)/image.sh $(if $(filter debug,$(PROFILE)),debug,release)
 
-check: setup ## format, lints, unit and component tests, generated files, dependencies
+check: setup ## format, lints, words, unit and component tests, generated files, dependencies
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
 	@shellcheck $(SETUP)/*.sh .ci/run .ci/words.sh
 	@cargo clippy $(LOCKED) --workspace --all-targets --features virtiofs-engine/die-at-store,virtiofs-operator/die-at-write -- -D warnings
+	$(call STEP,words)
+	@$(MAKE) --no-print-directory words
 	$(call STEP,unit and component tests)
 	@$(STOCK) cargo test $(LOCKED) --workspace --exclude e2e
 	@cargo test $(LOCKED) -p e2e --lib
@@ -62,8 +64,8 @@ check: setup ## format, lints, unit and component tests, generated files, depend
 	$(call STEP,dependencies)
 	@deny=$$($(SETUP)/cargo-tool.sh cargo-deny 0.20.2) && "$$deny" --log-level warn check bans licenses sources
 
-words: ## uses of the project's former private vocabulary, counted; .ci/words.sh shows where they are
-	@.ci/words.sh --count
+words: ## fails on words of the project's former private vocabulary; .ci/words.sh --count counts them
+	@.ci/words.sh
 
 guest: setup build ## the tests that boot real guests in QEMU
 	$(call STEP,guests)

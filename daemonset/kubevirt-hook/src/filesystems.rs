@@ -229,10 +229,10 @@ mod tests {
     #[test]
     fn a_volume_of_the_pod_becomes_a_file_system() {
         let found = asked(r#"[{"tag": "images", "pvc": "images"}, {"tag": "i2", "pvc": "images", "queueSize": 128}]"#);
-        let told: Vec<_> =
+        let parsed: Vec<_> =
             found.unwrap().iter().map(|it| format!("{} {} {}", it.tag, it.socket, it.queue_size)).collect();
         let socket = "/var/run/virtiofs/images/virtiofs.sock";
-        assert_eq!(told, [format!("images {socket} 1024"), format!("i2 {socket} 128")]);
+        assert_eq!(parsed, [format!("images {socket} 1024"), format!("i2 {socket} 128")]);
         assert_eq!(asked("[]").unwrap(), []);
     }
 
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_asks_for_nothing_is_told_how_to() {
+    fn a_vm_without_the_annotation_gets_an_example() {
         for machine in [r#"{"metadata": {}}"#, r#"{"metadata": {"annotations": {"a": "b"}}}"#] {
             let refusal = filesystems(machine.as_bytes()).unwrap_err().to_string();
             assert!(refusal.contains("virtiofs.dev/filesystems is missing"), "{refusal}");
