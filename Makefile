@@ -18,7 +18,7 @@ export CARGO_TARGET_DIR := $(CURDIR)/target
 export RUST_LIB_BACKTRACE := 0
 
 .NOTPARALLEL:
-.PHONY: help setup setup-build setup-go tools-node tools-kubernetes image api node scale build check words kills test guest rules demo bench chaos generate
+.PHONY: help setup setup-build setup-go tools-node tools-kubernetes image api node host scale build check words kills test guest rules demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -52,7 +52,7 @@ check: setup ## format, lints, words, unit and component tests, generated files,
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
-	@shellcheck $(SETUP)/*.sh .ci/run .ci/words.sh
+	@shellcheck $(SETUP)/*.sh e2e/host/shell e2e/host/serve-root .ci/run .ci/words.sh
 	@cargo clippy $(LOCKED) --workspace --all-targets --features virtiofs-engine/die-at-store,virtiofs-operator/die-at-write -- -D warnings
 	$(call STEP,words)
 	@$(MAKE) --no-print-directory words
@@ -85,6 +85,11 @@ node: setup tools-kubernetes ## all of it on a real node: kubelet, containerd, V
 	$(call STEP,node)
 	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test node -- $(NODE)
 
+host: setup build ## a Debian host with systemd as a VM (root): the README and the manual done word for word; HOST='name' for some tests
+	$(call STEP,host)
+	@cargo build $(LOCKED) -q -p testkit --bin workload
+	@HOST_ROOT=$$($(SETUP)/host-root.sh) cargo test $(LOCKED) -p e2e --test host -- $(HOST)
+
 scale: setup-build tools-kubernetes ## figures of the operator with 1000 nodes and 10 shares; SCALE='--nodes 100 --quiet 60' for less
 	$(call STEP,scale)
 	@cargo build $(LOCKED) -q --release -p virtiofs-operator
@@ -104,7 +109,7 @@ rules: tools-kubernetes ## alerts are valid, as files and out of the chart, and 
 	    "$$tools/promtool" check rules target/rendered-alerts.yaml && \
 	    "$$tools/promtool" test rules e2e/rules/alerts.test.yaml
 
-test: setup-go setup check kills guest api node rules ## everything that CI runs
+test: setup-go setup check kills guest host api node rules ## everything that CI runs
 
 demo: setup build ## a share, a VM at work on it, engines killed and replaced, the agent killed; error count, metrics; SHARE=/some/dir
 	$(call STEP,demo)

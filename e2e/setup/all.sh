@@ -12,6 +12,7 @@ mkdir -p "$tree/target/e2e"
 cat >"$tree/target/e2e/parts.new" <<PARTS
 kernel=$kernel/vmlinuz
 overlay_module=$kernel/overlay.ko
+modules=$kernel/modules
 busybox=$(command -v busybox)
 qemu=$(command -v qemu-system-x86_64)
 virtiofsd=$virtiofsd

@@ -3,6 +3,7 @@
 #   build  what the workspace needs to compile and link
 #   check  what looks at the sources and the systemd units, beside Rust's own tools
 #   guest  what boots a guest
+#   host   what makes a Debian host with systemd that boots as a VM
 #   node   what a Kubernetes node is made of, beside what kubernetes-tools.sh builds
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -11,9 +12,10 @@ packages_of() {
     case $1 in
     build) echo gcc libc6-dev make pkg-config libseccomp-dev libcap-ng-dev ;;
     check) echo shellcheck systemd ;;
-    guest) echo qemu-system-x86 busybox-static xz-utils ;;
+    guest) echo qemu-system-x86 busybox-static xz-utils kmod ;;
+    host) echo mmdebstrap util-linux ;;
     node) echo openssl containerd runc podman containernetworking-plugins iptables kmod iproute2 util-linux ;;
-    *) fail "no package group '$1'; there are build, check, guest and node" ;;
+    *) fail "no package group '$1'; there are build, check, guest, host and node" ;;
     esac
 }
 

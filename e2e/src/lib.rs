@@ -7,6 +7,8 @@ pub mod accelerator;
 mod broker;
 mod channel;
 pub mod cluster;
+pub mod debian;
+pub mod document;
 pub mod exchange;
 pub mod guest;
 mod initramfs;

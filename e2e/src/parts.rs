@@ -13,6 +13,8 @@ pub struct Parts {
     pub kernel: PathBuf,
     /// The overlayfs module of that kernel, uncompressed.
     pub overlay_module: PathBuf,
+    /// A root that has that kernel's modules for disks and file systems, and nothing else.
+    pub modules: PathBuf,
     /// A statically linked busybox.
     pub busybox: PathBuf,
     /// QEMU for this architecture.
@@ -44,6 +46,7 @@ impl Parts {
         Ok(Self {
             kernel: part("kernel")?,
             overlay_module: part("overlay_module")?,
+            modules: part("modules")?,
             busybox: part("busybox")?,
             qemu: part("qemu")?,
             virtiofsd: part("virtiofsd")?,

@@ -38,7 +38,7 @@ pub fn run<W: World>(tests: &[Test<W>]) -> Result<bool> {
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
     let began = Instant::now();
     let mut world = W::start()?;
-    println!("a cluster within {:.0} s", began.elapsed().as_secs_f64());
+    println!("set up in {:.0} s", began.elapsed().as_secs_f64());
     let (mut passed, mut failed) = (0, 0);
     for (name, test) in tests.iter().filter(|(name, _)| is_wanted(name)) {
         let began = Instant::now();

@@ -10,7 +10,6 @@ mod image;
 mod kubectl;
 mod kubelet;
 mod operator;
-pub mod readme;
 mod real;
 pub mod sessions;
 pub mod traces;

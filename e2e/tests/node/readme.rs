@@ -2,14 +2,14 @@
 //! the world was made.
 
 use anyhow::{Context, Result};
-use e2e::cluster::readme::{Step, examples};
 use e2e::cluster::until;
+use e2e::document::{Step, examples};
 use e2e::suite::World as _;
 
 use crate::world::World;
 
 pub(crate) fn the_readme_leads_to_a_vm_with_a_share(world: &mut World) -> Result<()> {
-    let mut steps = examples()?.into_iter().skip(1).flatten().peekable();
+    let mut steps = examples("README.md", "### Kubernetes")?.into_iter().skip(1).flatten().peekable();
     let mut attached = false;
     while let Some(step) = steps.next() {
         let Step::Shell(command) = step else { anyhow::bail!("{step:?}: there is no console to type it into") };

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::readme::{self, Step};
 use e2e::cluster::sessions::sessions;
 use e2e::cluster::traces::Traces;
 use e2e::cluster::{Kubectl, NAMESPACE, RealCluster, condition_of, is_true, until};
+use e2e::document::{Step, examples};
 use e2e::parts::Parts;
 use e2e::suite::{self, World as _};
 use e2e::tree;
@@ -68,7 +68,7 @@ impl World {
 
     /// Installs the chart as the README's first example does.
     fn install(&self) -> Result<()> {
-        for step in readme::examples()?.remove(0) {
+        for step in examples("README.md", "### Kubernetes")?.remove(0) {
             match step {
                 // It was made before.
                 Step::Shell(command) if command.starts_with("make ") => (),

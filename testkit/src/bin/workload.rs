@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
@@ -29,11 +29,14 @@ struct Arguments {
     #[arg(long, default_value_t = 2)]
     lanes: usize,
     /// Steps of each lane; without it the time decides.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "until")]
     steps: Option<u64>,
     /// Seconds at most.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// End as soon as this file is there, and looked for once a second.
+    #[arg(long, value_name = "FILE")]
+    until: Option<PathBuf>,
     /// RAM of each guest in MiB.
     #[arg(long, default_value_t = 256)]
     memory: u64,
@@ -64,7 +67,15 @@ fn main() -> anyhow::Result<ExitCode> {
     let clients: Vec<_> = guests.iter().map(Guest::fuse).collect();
     let mut workload = Workload::start(config, &clients);
     let limit = Limit::within(Duration::from_secs(arguments.seconds));
-    workload.run(Limit { steps: arguments.steps, ..limit });
+    match &arguments.until {
+        None => workload.run(Limit { steps: arguments.steps, ..limit }),
+        Some(file) => {
+            let end = Instant::now() + Duration::from_secs(arguments.seconds);
+            while !file.exists() && Instant::now() < end {
+                workload.run(Limit::within(Duration::from_secs(1)));
+            }
+        }
+    }
     let report = workload.finish();
     let violations: Vec<String> = guests.iter().flat_map(Guest::violations).map(|violation| violation.0).collect();
     if arguments.json {

@@ -1,0 +1,39 @@
+//! The project on the host that its users have: Debian with systemd as a VM, shared mounts, version 2 of control groups,
+//! AppArmor and Yama. Commands are those of the README and the manual, word for word.
+//!
+//! Arguments choose tests by parts of their names.
+
+mod facts;
+mod mounts;
+mod services;
+mod up;
+mod world;
+
+use std::process::ExitCode;
+
+use e2e::suite::{self, Test};
+
+use crate::world::World;
+
+const TESTS: &[Test<World>] = &[
+    ("the_host_is_what_users_have", facts::the_host_is_what_users_have),
+    ("the_readme_serves_a_share_as_root", up::the_readme_serves_a_share_as_root),
+    ("an_ordinary_user_serves_a_share", up::an_ordinary_user_serves_a_share),
+    ("limits_of_up_need_a_delegated_group", up::limits_of_up_need_a_delegated_group),
+    ("services_serve_shares_within_limits", services::services_serve_shares_within_limits),
+    ("the_agent_restarts_under_a_guest", services::the_agent_restarts_under_a_guest),
+    ("a_broker_that_was_killed_starts_again", services::a_broker_that_was_killed_starts_again),
+    ("a_support_bundle_explains_the_host", services::a_support_bundle_explains_the_host),
+    ("mounts_of_the_host_reach_a_guest", mounts::mounts_of_the_host_reach_a_guest),
+];
+
+fn main() -> ExitCode {
+    match suite::run(TESTS) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}

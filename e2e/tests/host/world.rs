@@ -1,0 +1,116 @@
+//! The host that all tests share, and what they have in common.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use e2e::debian::Debian;
+use e2e::document::{self, Step};
+use e2e::parts::Parts;
+use e2e::suite;
+
+/// How long anything may take on an emulated host on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+
+pub(crate) struct World {
+    pub(crate) host: Debian,
+    /// Agent and broker are installed as services, and run.
+    installed: Cell<bool>,
+}
+
+impl suite::World for World {
+    fn start() -> Result<Self> {
+        let root = std::env::var_os("HOST_ROOT").map(PathBuf::from).context("HOST_ROOT: run `make host`")?;
+        let host = Debian::boot(&Parts::locate()?, &root)?;
+        Ok(World { host, installed: Cell::new(false) })
+    }
+
+    fn ready(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn explain(&self) -> String {
+        self.host.explain()
+    }
+
+    /// The next test finds no share, no guest and no mount. Services go on, as on a host.
+    fn clean_up(&mut self) {
+        let cleaned = self.host.must(
+            "systemctl stop 'up*.service' 'up*.scope' 'guest*.service'
+             rm -rf /etc/virtiofs/shares/* /run/guest.*
+             for _ in $(seq 50); do [ -S /run/virtiofs/shares/disk.sock ] || break; sleep 0.2; done
+             umount --recursive --lazy /srv/disk 2>/dev/null
+             rm -rf /srv/* /dev/shm/*",
+        );
+        if let Err(error) = cleaned {
+            println!("{error:?}");
+        }
+    }
+}
+
+impl World {
+    /// Carries the commands of a document's section out, as a user would in a checkout, but for those that `skip` names
+    /// the beginning of.
+    pub(crate) fn follow(&self, document: &str, section: &str, skip: &[&str]) -> Result<()> {
+        for step in document::examples(document, section)?.into_iter().flatten() {
+            let Step::Shell(command) = step else { anyhow::bail!("{step:?}: there is no guest") };
+            if skip.iter().any(|beginning| command.starts_with(beginning)) {
+                continue;
+            }
+            println!("# {command}\n{}", self.host.must(&command)?);
+        }
+        Ok(())
+    }
+
+    /// The command of a document's section that begins so.
+    pub(crate) fn command(&self, document: &str, section: &str, beginning: &str) -> Result<String> {
+        let mut steps = document::examples(document, section)?.into_iter().flatten();
+        let found = steps.find_map(|step| match step {
+            Step::Shell(command) if command.starts_with(beginning) => Some(command),
+            _ => None,
+        });
+        found.with_context(|| format!("{document} has no `{beginning}` in {section}"))
+    }
+
+    /// Declares a share of this name. `spec` is in YAML, one field a line.
+    pub(crate) fn declare(&self, directory: &str, name: &str, spec: &str) -> Result<()> {
+        let spec: String = spec.lines().map(|line| format!("  {}\n", line.trim())).collect();
+        let manifest = format!(
+            "apiVersion: virtiofs.dev/v1alpha1\nkind: VirtiofsShare\nmetadata: {{name: {name}}}\nspec:\n{spec}"
+        );
+        self.host.must(&format!("mkdir -p {directory}; cat >{directory}/{name}.yaml <<'EOF'\n{manifest}EOF"))?;
+        Ok(())
+    }
+
+    /// A file system of its own on a disk, at /srv/disk.
+    pub(crate) fn mount_disk(&self) -> Result<()> {
+        self.host.must(
+            "set -e; modprobe loop; truncate -s 256M /dev/shm/disk; mkfs.ext4 -q /dev/shm/disk
+             mkdir -p /srv/disk; mount -o loop /dev/shm/disk /srv/disk; mkdir /srv/disk/data",
+        )?;
+        Ok(())
+    }
+
+    /// Installs and starts agent and broker as the manual has it, if no test before has.
+    pub(crate) fn install_services(&self) -> Result<()> {
+        if !self.installed.replace(true) {
+            self.follow("docs/MANUAL.md", "## As a service", &[])?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a share is in a state, and returns its part of the status.
+    pub(crate) fn until_state(&self, share: &str, state: &str) -> Result<serde_json::Value> {
+        let agent = "/root/virtiofs-operator/target/release/virtiofs-agent";
+        let script = format!(
+            "{agent} status {share} -o json >/run/status.json && grep -q '\"state\": *\"{state}\"' /run/status.json \
+             && cat /run/status.json || {{ cat /run/status.json; false; }}"
+        );
+        let status = self.host.until(&format!("{share} is {state}"), PATIENCE, &script)?;
+        let mut status: serde_json::Value = serde_json::from_str(&status).context("status -o json")?;
+        let shares = status["shares"].as_array_mut().context("shares")?;
+        let found = shares.iter().position(|found| found["name"] == share).context("the share is in the status")?;
+        Ok(shares.swap_remove(found))
+    }
+}
