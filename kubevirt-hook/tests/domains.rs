@@ -78,7 +78,7 @@ fn a_machine_gets_a_file_system_and_memory_that_others_can_map() {
 
 #[test]
 fn the_machine_of_the_documentation_gets_what_is_written_there() {
-    let text = include_str!("../../../docs/KUBEVIRT.md");
+    let text = include_str!("../../docs/KUBEVIRT.md");
     let mut blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
     let machine = blocks.find(|block| block.contains("kind: VirtualMachine\n")).unwrap();
     let machine: serde_json::Value = serde_saphyr::from_str(machine).unwrap();
