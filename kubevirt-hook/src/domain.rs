@@ -1,25 +1,25 @@
-//! From a libvirt domain to the same domain with file systems. Texts are put in where they belong; not a byte of what is
-//! there is changed. What libvirt would make of the rest is none of ours to know.
+//! Adds file systems to a libvirt domain. The XML is edited as text: existing bytes stay, so elements unknown to this hook are
+//! preserved.
 
 use roxmltree::{Document, Node};
 
 use crate::filesystems::{Filesystem, SocketPath, Tag};
 
-/// Why a domain cannot have the file systems.
+/// Why a domain cannot have the file systems. Each message includes its cause.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
-    /// It cannot be read.
+    /// It is not XML.
     #[error("the domain is not XML: {0}")]
-    NotXml(#[from] roxmltree::Error),
-    /// It is something else.
+    NotXml(roxmltree::Error),
+    /// It is another document.
     #[error("the document is a <{0}>, not a libvirt <domain>")]
     NotADomain(String),
-    /// It has no place for devices.
+    /// It has no element for devices.
     #[error("the domain has no <devices>")]
     NoDevices,
-    /// The guest's memory is its own.
+    /// The guest's memory cannot be shared.
     #[error(
-        "{0}; a virtiofs server reads and writes the guest's memory, so it must be shared: leave that out of the \
+        "{0}; a virtiofs server reads and writes the guest's memory, so it must be shared: remove that setting from the \
          VirtualMachineInstance, or the file systems"
     )]
     Memory(String),
@@ -28,15 +28,15 @@ pub enum DomainError {
     TagTaken(Tag),
 }
 
-/// The domain with these file systems, and with memory that their servers can reach.
+/// The domain with these file systems, and with memory that their servers can map.
 ///
 /// # Guarantees
-/// What is there stays as it is, byte for byte. Of a domain that has them nothing is changed.
+/// Existing content stays byte for byte. Idempotent: a domain that has them is returned unchanged.
 ///
 /// # Errors
-/// When the domain says something that excludes them.
+/// The domain excludes them.
 pub fn with_filesystems(domain: &str, filesystems: &[Filesystem]) -> Result<String, DomainError> {
-    let document = Document::parse(domain)?;
+    let document = Document::parse(domain).map_err(DomainError::NotXml)?;
     let root = document.root_element();
     if !root.has_tag_name("domain") {
         return Err(DomainError::NotADomain(root.tag_name().name().to_owned()));
@@ -57,9 +57,9 @@ pub fn with_filesystems(domain: &str, filesystems: &[Filesystem]) -> Result<Stri
     Ok(apply(domain, edits))
 }
 
-/// A file system whose server listens at a socket, as libvirt has it.
+/// libvirt's element for a file system whose server listens at a socket.
 fn element(filesystem: &Filesystem) -> String {
-    // Nothing in these needs to be escaped: their types see to that.
+    // Nothing needs escaping: the types guarantee that.
     let Filesystem { tag, socket, queue_size } = filesystem;
     format!(
         "<filesystem type=\"mount\"><driver type=\"virtiofs\" queue=\"{queue_size}\"/><source socket=\"{socket}\"/>\
@@ -67,7 +67,7 @@ fn element(filesystem: &Filesystem) -> String {
     )
 }
 
-/// Has the domain this very file system?
+/// True if the domain has this file system.
 fn is_there(devices: Node<'_, '_>, filesystem: &Filesystem) -> Result<bool, DomainError> {
     let has_tag = |it: &Node<'_, '_>| attribute(*it, "target", "dir") == Some(&filesystem.tag.to_string());
     let Some(present) = children(devices, "filesystem").find(has_tag) else { return Ok(false) };
@@ -75,10 +75,10 @@ fn is_there(devices: Node<'_, '_>, filesystem: &Filesystem) -> Result<bool, Doma
     if same(&filesystem.socket) { Ok(true) } else { Err(DomainError::TagTaken(filesystem.tag.clone())) }
 }
 
-/// What makes the guest's memory one that others can map; nothing where it is.
+/// Makes the guest's memory shareable; `None` if it is already.
 ///
-/// memfd needs nothing of the host, and with huge pages it is of huge pages. Where huge pages have no source, libvirt takes
-/// them from hugetlbfs, which will do.
+/// memfd has no requirements on the host and supports huge pages. Huge pages without a source come from hugetlbfs, which can
+/// be shared, too.
 fn memory(domain: Node<'_, '_>) -> Option<Edit> {
     let (source, access) = ("<source type=\"memfd\"/>", "<access mode=\"shared\"/>");
     let Some(backing) = child(domain, "memoryBacking") else {
@@ -95,7 +95,7 @@ fn memory(domain: Node<'_, '_>) -> Option<Edit> {
     (!missing.is_empty()).then(|| append(backing, &missing))
 }
 
-/// Refuses a domain that wants its memory to be its own: to make it shared behind its back would not be what it says.
+/// Rejects a domain that declares private memory.
 fn refuse_unshared(domain: Node<'_, '_>) -> Result<(), DomainError> {
     let refuse = |what: String| Err(DomainError::Memory(what));
     if child(domain, "launchSecurity").is_some() {
@@ -136,20 +136,20 @@ fn attribute<'a>(node: Node<'a, '_>, name: &'static str, attribute: &str) -> Opt
     child(node, name)?.attribute(attribute)
 }
 
-/// A text that is put in, instead of an empty one or one that stands for it.
+/// A replacement of a range of the text.
 struct Edit {
     at: std::ops::Range<usize>,
     text: String,
 }
 
-/// What stands before each child of an element: line feed and indentation, if anything.
+/// The whitespace before each child of an element.
 fn separator<'a>(parent: Node<'a, '_>) -> &'a str {
     let last = parent.last_element_child();
     let before = last.and_then(|last| last.prev_sibling()).filter(Node::is_text).and_then(|text| text.text());
     before.filter(|text| text.trim().is_empty()).unwrap_or_default()
 }
 
-/// Puts a text behind the last element within another.
+/// Appends text after the last child of an element.
 fn append(parent: Node<'_, '_>, text: &str) -> Edit {
     if let Some(last) = parent.last_element_child() {
         let end = last.range().end;
@@ -158,14 +158,14 @@ fn append(parent: Node<'_, '_>, text: &str) -> Edit {
     let source = &parent.document().input_text()[parent.range()];
     let opening = match source.strip_suffix("/>") {
         Some(opening) => format!("{opening}>"),
-        // An element without elements has a closing tag of its own, which is the last.
+        // An element without child elements: its closing tag is the last one.
         None => source[..source.rfind("</").unwrap_or(source.len())].to_owned(),
     };
     let closing = format!("</{}>", parent.tag_name().name());
     Edit { at: parent.range(), text: if text.is_empty() { source.to_owned() } else { opening + text + &closing } }
 }
 
-/// Carries edits out, none of which is within another.
+/// Applies edits that do not overlap.
 fn apply(text: &str, mut edits: Vec<Edit>) -> String {
     edits.sort_by_key(|edit| edit.at.start);
     let (mut out, mut from) = (String::with_capacity(text.len()), 0);

@@ -1,88 +1,88 @@
-//! Which file systems a virtual machine is to have: from annotations of its VirtualMachineInstance.
+//! Parses the requested file systems from annotations of a VirtualMachineInstance.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::Deserialize;
 
-/// The annotation that says which.
+/// The annotation with the file systems.
 pub const FILESYSTEMS: &str = "virtiofs.dev/filesystems";
-/// KubeVirt's annotation that puts hooks and their volumes into the machine's pod.
+/// KubeVirt's annotation with hooks and their volumes.
 pub const HOOK_SIDECARS: &str = "hooks.kubevirt.io/hookSidecars";
-/// An example of the first.
+/// An example of [`FILESYSTEMS`].
 const EXAMPLE: &str = r#"[{"tag": "images", "pvc": "images"}]"#;
 
 /// Name of the socket in a share's volume.
 const SOCKET: &str = "virtiofs.sock";
-/// Longest tag that virtio-fs knows, in bytes.
+/// Longest tag of virtio-fs, in bytes.
 const TAG_MAX: usize = 36;
-/// Longest path that a socket may be connected to at, in bytes.
+/// Longest path of a socket, in bytes.
 const PATH_MAX: usize = 107;
-/// Entries of a request queue: powers of two, of which QEMU takes no more than this.
+/// Largest number of entries of a request queue in QEMU; a power of two.
 const QUEUE_MAX: u16 = 1024;
 
-/// A file system that a virtual machine is to have.
+/// A requested file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filesystem {
-    /// The name that the guest mounts it by.
+    /// The tag that the guest mounts.
     pub tag: Tag,
-    /// Where its server listens, in the container that QEMU runs in.
+    /// Socket of its server, in QEMU's container.
     pub socket: SocketPath,
     /// Entries of its request queue.
     pub queue_size: u16,
 }
 
-/// A tag: 1 to 36 letters, digits, dots, underscores and hyphens, so it means itself in XML and in a shell.
+/// A tag: 1 to 36 letters, digits, dots, underscores and hyphens, so it needs no escaping in XML or a shell.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tag(String);
 
-/// An absolute path of a socket, of letters, digits and `/._-`, short enough to be connected to.
+/// An absolute path of a socket, of letters, digits and `/._-`, short enough for a socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketPath(String);
 
-/// Why annotations say nothing that could be done.
+/// Why annotations are invalid. Each message includes its cause.
 #[derive(Debug, thiserror::Error)]
 pub enum AnnotationError {
-    /// The machine cannot be read.
+    /// The machine is not JSON.
     #[error("the VirtualMachineInstance is not JSON: {0}")]
-    NotJson(#[source] serde_json::Error),
-    /// It does not say what it wants.
-    #[error("annotation {FILESYSTEMS} is missing; write which volumes become which tags, such as {EXAMPLE}")]
+    NotJson(serde_json::Error),
+    /// The annotation is missing.
+    #[error("annotation {FILESYSTEMS} is missing; map volumes to tags, such as {EXAMPLE}")]
     Missing,
-    /// An annotation cannot be read.
-    #[error("annotation {annotation} is not what it should be: {error}; write {right}")]
+    /// An annotation is not valid JSON.
+    #[error("annotation {annotation} is invalid: {error}; write {right}")]
     Malformed {
-        /// Which.
+        /// Its name.
         annotation: &'static str,
-        /// Why.
+        /// The parser's error.
         error: serde_json::Error,
-        /// What would be right.
+        /// A valid value.
         right: &'static str,
     },
-    /// A tag is none.
+    /// A tag is invalid.
     #[error(
         "annotation {FILESYSTEMS}: tag {0:?} is not of 1 to {TAG_MAX} letters, digits, dots, underscores and hyphens"
     )]
     Tag(String),
-    /// A tag is there twice.
+    /// A tag is given twice.
     #[error("annotation {FILESYSTEMS}: tag {0} is given twice; each file system needs one of its own")]
     TagTwice(Tag),
-    /// A queue cannot be so long.
+    /// A queue size is invalid.
     #[error("annotation {FILESYSTEMS}: queueSize {0} of tag {1} is not a power of two from 2 to {QUEUE_MAX}")]
     Queue(u16, Tag),
-    /// No such volume is in the pod.
+    /// The pod does not have this volume.
     #[error(
         "annotation {FILESYSTEMS}: pvc {0} is not in the pod; give a hook in {HOOK_SIDECARS} \
          \"pvc\": {{\"name\": \"{0}\", \"volumePath\": \"/virtiofs/{0}\", \"sharedComputePath\": \"/var/run/virtiofs/{0}\"}}"
     )]
     NoVolume(String),
-    /// The volume is not where QEMU runs.
+    /// The volume is not mounted in QEMU's container.
     #[error(
         "annotation {HOOK_SIDECARS}: pvc {0} has no sharedComputePath, so QEMU cannot reach it; write one such as \
          /var/run/virtiofs/{0}"
     )]
     NotShared(String),
-    /// The volume is somewhere odd.
+    /// The volume's path is invalid.
     #[error(
         "annotation {HOOK_SIDECARS}: sharedComputePath {0:?} is not an absolute path of letters, digits and /._- that leaves \
          room for {SOCKET} within {PATH_MAX} bytes"
@@ -101,17 +101,17 @@ struct Metadata {
     annotations: BTreeMap<String, String>,
 }
 
-/// An entry of our annotation.
+/// An entry of [`FILESYSTEMS`].
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Wanted {
+struct Request {
     tag: String,
     pvc: String,
-    #[serde(default = "longest_queue")]
+    #[serde(default = "default_queue")]
     queue_size: u16,
 }
 
-/// An entry of KubeVirt's, as far as it matters here.
+/// An entry of [`HOOK_SIDECARS`], as far as it matters here.
 #[derive(Deserialize)]
 struct Sidecar {
     pvc: Option<Volume>,
@@ -125,21 +125,21 @@ struct Volume {
     shared_compute_path: String,
 }
 
-fn longest_queue() -> u16 {
+fn default_queue() -> u16 {
     QUEUE_MAX
 }
 
-/// The file systems that a VirtualMachineInstance, given as JSON, asks for.
+/// The file systems that a VirtualMachineInstance, given as JSON, requests.
 ///
 /// # Errors
-/// Each names the annotation, what is wrong with it, and what would be right.
+/// Each names the annotation, what is wrong, and what would be right.
 pub fn filesystems(machine: &[u8]) -> Result<Vec<Filesystem>, AnnotationError> {
     let machine: Machine = serde_json::from_slice(machine).map_err(AnnotationError::NotJson)?;
     let annotations = &machine.metadata.annotations;
     let wanted = annotations.get(FILESYSTEMS).ok_or(AnnotationError::Missing)?;
-    let wanted: Vec<Wanted> = read(FILESYSTEMS, wanted, EXAMPLE)?;
+    let wanted: Vec<Request> = read(FILESYSTEMS, wanted, EXAMPLE)?;
     let sidecars = annotations.get(HOOK_SIDECARS).map_or("[]", String::as_str);
-    let sidecars: Vec<Sidecar> = read(HOOK_SIDECARS, sidecars, "what KubeVirt's user guide says")?;
+    let sidecars: Vec<Sidecar> = read(HOOK_SIDECARS, sidecars, "a value as in KubeVirt's user guide")?;
     let volumes: BTreeMap<String, String> =
         sidecars.into_iter().filter_map(|it| it.pvc).map(|it| (it.name, it.shared_compute_path)).collect();
     let mut tags = BTreeSet::new();
@@ -155,7 +155,7 @@ fn read<T: serde::de::DeserializeOwned>(
 }
 
 fn filesystem(
-    wanted: Wanted,
+    wanted: Request,
     volumes: &BTreeMap<String, String>,
     tags: &mut BTreeSet<Tag>,
 ) -> Result<Filesystem, AnnotationError> {
@@ -176,8 +176,8 @@ fn filesystem(
 impl Tag {
     fn parse(text: String) -> Result<Self, AnnotationError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        let sound = !text.is_empty() && text.len() <= TAG_MAX && text.chars().all(allowed);
-        if sound { Ok(Tag(text)) } else { Err(AnnotationError::Tag(text)) }
+        let valid = !text.is_empty() && text.len() <= TAG_MAX && text.chars().all(allowed);
+        if valid { Ok(Tag(text)) } else { Err(AnnotationError::Tag(text)) }
     }
 }
 
@@ -186,11 +186,11 @@ impl SocketPath {
     fn within(volume: &str) -> Result<Self, AnnotationError> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
         let path = format!("{}/{SOCKET}", volume.trim_end_matches('/'));
-        let sound = volume.starts_with('/')
+        let valid = volume.starts_with('/')
             && path.len() <= PATH_MAX
             && path.chars().all(allowed)
             && path.split('/').all(|part| !matches!(part, "." | ".."));
-        if sound { Ok(SocketPath(path)) } else { Err(AnnotationError::Path(volume.to_owned())) }
+        if valid { Ok(SocketPath(path)) } else { Err(AnnotationError::Path(volume.to_owned())) }
     }
 }
 
@@ -221,23 +221,23 @@ mod tests {
         {"image": "hook", "pvc": {"name": "up", "volumePath": "/v", "sharedComputePath": "/var/run/../../up"}}
     ]"#;
 
-    fn asked(wanted: &str) -> Result<Vec<Filesystem>, AnnotationError> {
+    fn parse(wanted: &str) -> Result<Vec<Filesystem>, AnnotationError> {
         let annotations = json!({FILESYSTEMS: wanted, HOOK_SIDECARS: SIDECARS});
         filesystems(&serde_json::to_vec(&json!({"metadata": {"name": "vm", "annotations": annotations}})).unwrap())
     }
 
     #[test]
     fn a_volume_of_the_pod_becomes_a_file_system() {
-        let found = asked(r#"[{"tag": "images", "pvc": "images"}, {"tag": "i2", "pvc": "images", "queueSize": 128}]"#);
-        let parsed: Vec<_> =
+        let found = parse(r#"[{"tag": "images", "pvc": "images"}, {"tag": "i2", "pvc": "images", "queueSize": 128}]"#);
+        let found: Vec<_> =
             found.unwrap().iter().map(|it| format!("{} {} {}", it.tag, it.socket, it.queue_size)).collect();
         let socket = "/var/run/virtiofs/images/virtiofs.sock";
-        assert_eq!(parsed, [format!("images {socket} 1024"), format!("i2 {socket} 128")]);
-        assert_eq!(asked("[]").unwrap(), []);
+        assert_eq!(found, [format!("images {socket} 1024"), format!("i2 {socket} 128")]);
+        assert_eq!(parse("[]").unwrap(), []);
     }
 
     #[test]
-    fn what_cannot_be_done_is_refused_with_what_would_be_right() {
+    fn invalid_annotations_are_rejected_with_the_remedy() {
         for (wanted, says) in [
             ("images", "write [{\"tag\""),
             (r#"[{"tag": "a"}]"#, "missing field `pvc`"),
@@ -255,13 +255,13 @@ mod tests {
             (r#"[{"tag": "a", "pvc": "odd"}]"#, "sharedComputePath \"/var/run/<odd>\" is not an absolute path"),
             (r#"[{"tag": "a", "pvc": "up"}]"#, "is not an absolute path"),
         ] {
-            let refusal = asked(wanted).unwrap_err().to_string();
+            let refusal = parse(wanted).unwrap_err().to_string();
             assert!(refusal.contains(says), "{wanted}: {refusal}");
         }
     }
 
     #[test]
-    fn a_vm_without_the_annotation_gets_an_example() {
+    fn a_missing_annotation_is_reported() {
         for machine in [r#"{"metadata": {}}"#, r#"{"metadata": {"annotations": {"a": "b"}}}"#] {
             let refusal = filesystems(machine.as_bytes()).unwrap_err().to_string();
             assert!(refusal.contains("virtiofs.dev/filesystems is missing"), "{refusal}");

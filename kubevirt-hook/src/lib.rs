@@ -1,25 +1,25 @@
-//! A hook for KubeVirt: gives a virtual machine the shares whose volumes its pod has. KubeVirt knows no file system whose
-//! server is somebody else's; its hooks may edit the libvirt domain before the machine starts, and that is what is done.
+//! A hook for KubeVirt: gives a virtual machine the shares whose volumes its pod has. KubeVirt has no field for a file system
+//! with an external server, but its hooks can edit the libvirt domain before the machine starts.
 //!
 //! | file | |
 //! |---|---|
-//! | `filesystems.rs` | from annotations of the VirtualMachineInstance to file systems |
-//! | `domain.rs` | from a domain and file systems to the domain that has them |
+//! | `filesystems.rs` | parses annotations of the VirtualMachineInstance into file systems |
+//! | `domain.rs` | adds file systems to a domain |
 //! | `hook.rs` | both, for one machine |
-//! | `serve.rs` | the hook as virt-launcher calls it: gRPC at a socket |
+//! | `serve.rs` | the hook as a side-car: gRPC at a socket |
 
 pub mod domain;
 pub mod filesystems;
 pub mod hook;
 pub mod serve;
 
-/// What virt-launcher and a hook say to each other.
+/// KubeVirt's hook protocol.
 pub mod protocol {
-    /// The first question.
+    /// Discovery of a hook.
     pub mod info {
         tonic::include_proto!("kubevirt.hooks.info");
     }
-    /// The calls that follow.
+    /// The callbacks.
     pub mod v1alpha3 {
         tonic::include_proto!("kubevirt.hooks.v1alpha3");
     }

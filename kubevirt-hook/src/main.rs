@@ -22,7 +22,7 @@ struct Arguments {
     /// The VirtualMachineInstance as JSON.
     #[arg(long, value_name = "JSON", requires = "domain")]
     vmi: Option<String>,
-    /// Its domain as XML; with file systems it is printed.
+    /// Its domain as XML; the domain with file systems is printed.
     #[arg(long, value_name = "XML", requires = "vmi")]
     domain: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The hook as virt-launcher calls it: gRPC at a socket in a directory that both see.
+//! The hook as a side-car: gRPC at a socket in a directory shared with virt-launcher.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,19 +21,19 @@ use crate::protocol::v1alpha3::{
     ShutdownResult,
 };
 
-/// Version of the callbacks: the first with a shutdown, without which a machine that migrates leaves its pod behind.
+/// Version of the callbacks: the first with `Shutdown`, without which the pod of a migrated machine does not end.
 pub const VERSION: &str = "v1alpha3";
-/// How long who is still connected is waited for at the end.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// How long open connections are waited for at the end.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
-/// Serves until virt-launcher or a signal says that it is over.
+/// Serves until virt-launcher calls `Shutdown` or a signal arrives.
 ///
 /// # Errors
-/// When there is no socket to be had, or its listener fails.
+/// The socket cannot be created, or its listener fails.
 pub async fn serve(directory: &Path) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    // Of a name of its own: a machine may have several hooks of one kind. It goes when it is dropped.
+    // A unique name: a machine may have several hooks of one kind. The file is removed when it is dropped.
     let socket = tempfile::Builder::new()
         .prefix("virtiofs-")
         .suffix(".sock")
@@ -41,32 +41,32 @@ pub async fn serve(directory: &Path) -> anyhow::Result<()> {
     let socket = socket.with_context(|| format!("cannot listen in {}", directory.display()))?;
     tracing::info!(socket = %socket.path().display(), "waiting for virt-launcher");
     let (listener, socket) = socket.into_parts();
-    let over = Arc::new(Notify::new());
+    let shutdown = Arc::new(Notify::new());
     let ended = {
-        let over = over.clone();
+        let shutdown = shutdown.clone();
         async move {
             tokio::select! {
-                () = over.notified() => {}
+                () = shutdown.notified() => {}
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
         }
     };
-    let (leave, left) = tokio::sync::oneshot::channel();
+    let (ending, ended_receiver) = tokio::sync::oneshot::channel();
     let server = Server::builder()
-        .add_service(InfoServer::new(Hook { over: over.clone() }))
-        .add_service(CallbacksServer::new(Hook { over }))
+        .add_service(InfoServer::new(Hook { shutdown: shutdown.clone() }))
+        .add_service(CallbacksServer::new(Hook { shutdown }))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
             ended.await;
-            let _ = leave.send(());
+            let _ = ending.send(());
         });
-    let patience = async {
-        let _ = left.await;
-        tokio::time::sleep(FAREWELL).await;
+    let drained = async {
+        let _ = ended_receiver.await;
+        tokio::time::sleep(DRAIN_WITHIN).await;
     };
     tokio::select! {
         served = server => served.context("the socket failed")?,
-        () = patience => {}
+        () = drained => {}
     }
     drop(socket);
     Ok(())
@@ -74,7 +74,7 @@ pub async fn serve(directory: &Path) -> anyhow::Result<()> {
 
 /// The hook.
 struct Hook {
-    over: Arc<Notify>,
+    shutdown: Arc<Notify>,
 }
 
 #[tonic::async_trait]
@@ -99,13 +99,13 @@ impl Callbacks for Hook {
         match on_define_domain(&vmi, &domain_xml) {
             Ok(domain) => Ok(Response::new(OnDefineDomainResult { domain_xml: domain.into_bytes() })),
             Err(error) => {
-                tracing::error!(%error, "the machine cannot have its file systems");
+                tracing::error!(%error, "file systems not added to the domain");
                 Err(status(&error))
             }
         }
     }
 
-    /// Not subscribed to; whoever calls it all the same gets back what they gave.
+    /// Not subscribed to. Returns its input unchanged.
     async fn pre_cloud_init_iso(
         &self,
         request: Request<PreCloudInitIsoParams>,
@@ -115,8 +115,8 @@ impl Callbacks for Hook {
     }
 
     async fn shutdown(&self, _: Request<ShutdownParams>) -> Result<Response<ShutdownResult>, Status> {
-        tracing::info!("the machine has ended");
-        self.over.notify_one();
+        tracing::info!("shutdown requested");
+        self.shutdown.notify_one();
         Ok(Response::new(ShutdownResult {}))
     }
 }

@@ -6,14 +6,14 @@ use roxmltree::Document;
 use virtiofs_kubevirt_hook::domain::with_filesystems;
 use virtiofs_kubevirt_hook::filesystems::{FILESYSTEMS, Filesystem, HOOK_SIDECARS, filesystems};
 
-/// A machine with one volume and nothing special.
+/// A plain machine with one volume.
 const PLAIN: &str = include_str!("domains/plain.xml");
 /// With huge pages, which KubeVirt takes from memfd.
 const HUGEPAGES: &str = include_str!("domains/hugepages.xml");
 /// With a file system of KubeVirt's own.
 const VIRTIOFS: &str = include_str!("domains/virtiofs.xml");
 
-fn asked(tags: &[&str]) -> Vec<Filesystem> {
+fn requested(tags: &[&str]) -> Vec<Filesystem> {
     let wanted: Vec<_> = tags.iter().map(|tag| serde_json::json!({"tag": tag, "pvc": tag})).collect();
     let volume = |tag: &&str| {
         serde_json::json!({"image": "hook", "pvc": {"name": tag, "volumePath": "/v",
@@ -27,7 +27,7 @@ fn asked(tags: &[&str]) -> Vec<Filesystem> {
 }
 
 fn give(domain: &str, tags: &[&str]) -> Result<String, String> {
-    with_filesystems(domain, &asked(tags)).map_err(|error| error.to_string())
+    with_filesystems(domain, &requested(tags)).map_err(|error| error.to_string())
 }
 
 /// Sockets by tag, and how memory is backed.
@@ -51,7 +51,7 @@ fn socket(tag: &str) -> (String, String) {
     (tag.to_owned(), format!("/var/run/virtiofs/{tag}/virtiofs.sock"))
 }
 
-/// What was put in is all that differs.
+/// Asserts that lines were only added.
 fn assert_only_added(before: &str, after: &str) {
     let mut rest = after.lines();
     for line in before.lines() {
@@ -60,7 +60,7 @@ fn assert_only_added(before: &str, after: &str) {
 }
 
 #[test]
-fn a_machine_gets_a_file_system_and_memory_that_others_can_map() {
+fn a_domain_gets_a_file_system_and_shared_memory() {
     let domain = give(PLAIN, &["images"]).unwrap();
     assert_eq!(found(&domain), (vec![socket("images")], "memfd shared".to_owned()));
     assert_only_added(PLAIN, &domain);
@@ -77,7 +77,7 @@ fn a_machine_gets_a_file_system_and_memory_that_others_can_map() {
 }
 
 #[test]
-fn the_machine_of_the_documentation_gets_what_is_written_there() {
+fn the_documented_machine_gets_its_file_system() {
     let text = include_str!("../../docs/KUBEVIRT.md");
     let mut blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
     let machine = blocks.find(|block| block.contains("kind: VirtualMachine\n")).unwrap();
@@ -89,7 +89,7 @@ fn the_machine_of_the_documentation_gets_what_is_written_there() {
 }
 
 #[test]
-fn what_kubevirt_has_put_in_stays() {
+fn elements_of_kubevirt_stay() {
     let domain = give(VIRTIOFS, &["images", "tools"]).unwrap();
     let own = ("settings".to_owned(), "/var/run/kubevirt/virtiofs-containers/settings.sock".to_owned());
     assert_eq!(found(&domain), (vec![own, socket("images"), socket("tools")], "memfd shared".to_owned()));
@@ -101,7 +101,7 @@ fn what_kubevirt_has_put_in_stays() {
 }
 
 #[test]
-fn twice_is_once_and_nothing_asked_for_is_nothing_done() {
+fn adding_is_idempotent() {
     for before in [PLAIN, HUGEPAGES, VIRTIOFS] {
         let once = give(before, &["images", "tools"]).unwrap();
         assert_eq!(give(&once, &["images", "tools"]).unwrap(), once);
@@ -112,7 +112,7 @@ fn twice_is_once_and_nothing_asked_for_is_nothing_done() {
 }
 
 #[test]
-fn however_a_domain_is_written_it_is_still_well_formed() {
+fn any_form_of_a_domain_stays_well_formed() {
     for before in [
         "<domain><devices/></domain>",
         "<domain><devices></devices></domain>",
@@ -131,7 +131,7 @@ fn however_a_domain_is_written_it_is_still_well_formed() {
 }
 
 #[test]
-fn memory_that_is_meant_to_be_private_is_not_shared_behind_anybodys_back() {
+fn private_memory_is_rejected() {
     let backing =
         |inner: &str| PLAIN.replace("<iothreads>", &format!("<memoryBacking>{inner}</memoryBacking><iothreads>"));
     for (domain, says) in [
@@ -158,7 +158,7 @@ fn memory_that_is_meant_to_be_private_is_not_shared_behind_anybodys_back() {
 }
 
 #[test]
-fn what_is_no_domain_or_has_the_tag_already_is_refused() {
+fn other_documents_and_taken_tags_are_rejected() {
     for (domain, says) in [
         ("<domain>", "the domain is not XML"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><domain>&b;</domain>", "the domain is not XML"),

@@ -84,7 +84,7 @@ fn define(machine: &str) -> Request<OnDefineDomainParams> {
 }
 
 #[tokio::test]
-async fn virt_launcher_asks_has_the_domain_edited_and_says_when_it_is_over() {
+async fn virt_launcher_discovers_calls_and_ends_the_hook() {
     let mut sidecar = Sidecar::start();
     let channel = sidecar.connect().await;
     let info = InfoClient::new(channel.clone()).info(InfoParams {}).await.unwrap().into_inner();
@@ -96,7 +96,7 @@ async fn virt_launcher_asks_has_the_domain_edited_and_says_when_it_is_over() {
     let domain = String::from_utf8(domain).unwrap();
     assert!(domain.contains("<source socket=\"/var/run/virtiofs/images/virtiofs.sock\"/>"), "{domain}");
 
-    // What cannot be done is said, and the next machine is none the worse for it.
+    // An error does not affect the next machine.
     let refusal = callbacks.on_define_domain(define("{\"metadata\": {}}")).await.unwrap_err();
     assert_eq!(refusal.code(), Code::InvalidArgument);
     assert!(refusal.message().contains("virtiofs.dev/filesystems is missing"), "{refusal}");
@@ -113,7 +113,7 @@ async fn virt_launcher_asks_has_the_domain_edited_and_says_when_it_is_over() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_it_as_well_whoever_is_connected() {
+async fn a_signal_ends_the_hook() {
     let mut sidecar = Sidecar::start();
     let channel = sidecar.connect().await;
     let ended = Command::new("kill").arg(sidecar.process.id().to_string()).status().unwrap();
@@ -128,7 +128,7 @@ fn output(command: &mut Command) -> (Output, String) {
 }
 
 #[test]
-fn sidecar_shim_runs_it_as_a_program_that_prints_the_domain() {
+fn as_a_program_it_prints_the_domain() {
     let (printed, said) = output(hook().args(["--vmi", MACHINE, "--domain", DOMAIN]));
     assert!(printed.status.success(), "{said}");
     let domain = String::from_utf8(printed.stdout).unwrap();
