@@ -38,14 +38,14 @@ tools-node:
 tools-kubernetes: tools-node ## a Kubernetes node: packages, and its programs from Go modules (9 minutes on 2 cores, once)
 	@$(SETUP)/kubernetes-tools.sh
 
-build: setup-build ## release binaries of the agent, the broker and the engine in target/release
+build: setup-build ## release binaries of agent, broker, engine and virtiofsctl in target/release
 	$(call STEP,build)
-	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
+	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine -p virtiofsctl
 
 image: setup-build tools-node ## container image of all programs in target/image, from local files; PROFILE=debug for tests
 	$(call STEP,image)
 	@cargo build $(LOCKED) -q $(if $(filter debug,$(PROFILE)),,--release) \
-	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine -p virtiofs-kubevirt-hook
+	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine -p virtiofsctl -p virtiofs-kubevirt-hook
 	@$(SETUP)/image.sh $(if $(filter debug,$(PROFILE)),debug,release)
 
 check: setup ## format, lints, words, unit and component tests, generated files, dependencies
@@ -126,4 +126,4 @@ chaos: build ## 2000 kills and 2000 hand-overs under guests that notice everythi
 
 generate: setup-build ## rewrites the generated files
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen
-	@cargo run $(LOCKED) -q -p virtiofs-agent -- status --schema >docs/status.schema.json
+	@cargo run $(LOCKED) -q -p virtiofsctl -- status --schema >docs/status.schema.json

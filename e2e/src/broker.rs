@@ -1,5 +1,5 @@
 //! The broker's control socket, which the agent otherwise has for itself: what it says of a session is exact where
-//! `virtiofs-agent status` rounds for people.
+//! `virtiofsctl status` rounds for people.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;

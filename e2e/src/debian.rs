@@ -26,7 +26,7 @@ const MEMORY: u32 = 1536;
 const APPEND: &str = "console=ttyS0 panic=-1 no_timer_check root=rootfs rootfstype=virtiofs rw apparmor=1 \
                       security=apparmor systemd.show_status=false";
 /// What explains a failed step: units that failed, and what was logged.
-const EXPLAIN: &str = "systemctl --failed --no-legend; virtiofs-agent status 2>&1 | head -40; \
+const EXPLAIN: &str = "systemctl --failed --no-legend; virtiofsctl status 2>&1 | head -40; \
                        journalctl --no-pager --boot --lines 120 --output short-monotonic";
 
 /// A host that is up. Dropped, its VM is killed.
@@ -115,7 +115,7 @@ fn lay_out(parts: &Parts, layer: &Path) -> Result<()> {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("host");
     let checkout = Path::new("root/virtiofs-operator");
-    for program in ["virtiofs-agent", "virtiofs-broker", "virtiofs-engine"] {
+    for program in ["virtiofs-agent", "virtiofs-broker", "virtiofs-engine", "virtiofsctl"] {
         copy(&parts.binary(program)?, &layer.join(checkout).join("target/release").join(program))?;
     }
     for unit in ["virtiofs-agent.service", "virtiofs-broker.service"] {

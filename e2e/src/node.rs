@@ -64,6 +64,7 @@ pub struct Node {
     /// How many agents there have been.
     agents: u32,
     binary: PathBuf,
+    ctl: PathBuf,
     metrics: SocketAddr,
     dir: TempDir,
 }
@@ -101,11 +102,11 @@ impl Node {
     ) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("node-").tempdir().context("making a directory for a node")?;
         fs::create_dir(dir.path().join("shares")).context("making a directory for manifests")?;
-        let (binary, metrics) = (parts.binary("virtiofs-agent")?, free_port()?);
+        let (binary, ctl, metrics) = (parts.binary("virtiofs-agent")?, parts.binary("virtiofsctl")?, free_port()?);
         let installed = install(parts, &dir.path().join("bin"))?;
         let (command, broker) = complete(dir.path(), installed, Command::new(&binary))?;
         let agent = start_agent(command, dir.path(), metrics, 1)?;
-        Ok(Self { agent, broker, agents: 1, binary, metrics, dir })
+        Ok(Self { agent, broker, agents: 1, binary, ctl, metrics, dir })
     }
 
     /// Kills the agent, which is a service beside the broker, and starts another.
@@ -166,7 +167,7 @@ impl Node {
         scrape(self.metrics).with_context(|| format!("fetching /metrics from {}", self.metrics))
     }
 
-    /// What `virtiofs-agent status` prints, with further options of its own.
+    /// What `virtiofsctl status` prints, with these options.
     ///
     /// # Errors
     /// When it fails.
@@ -183,14 +184,14 @@ impl Node {
     }
 
     fn command(&self, name: &str, options: &[&str]) -> Result<String> {
-        let output = Command::new(&self.binary)
+        let output = Command::new(&self.ctl)
             .args([name, "--runtime-dir"])
             .arg(self.runtime_dir())
             .args(options)
             .output()
-            .with_context(|| format!("running virtiofs-agent {name}"))?;
+            .with_context(|| format!("running virtiofsctl {name}"))?;
         let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "virtiofs-agent {name} ended with {}\n{said}{complaint}", output.status);
+        ensure!(output.status.success(), "virtiofsctl {name} ended with {}\n{said}{complaint}", output.status);
         Ok(said.into_owned())
     }
 

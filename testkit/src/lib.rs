@@ -27,6 +27,7 @@
 pub mod broker;
 pub mod fuse;
 pub mod guest;
+pub mod host;
 pub mod memory;
 pub mod model;
 pub mod processes;

@@ -1,53 +1,61 @@
-//! Says what has changed, once: as log lines with fields, and as lines for a person at a shell.
+//! Announces changes once: as log lines with fields, and as lines for a person at a shell.
 
 use std::collections::BTreeMap;
 
 use tokio::sync::watch;
+use virtiofs_client::notice::NoticeReason;
+use virtiofs_client::report::{Report, ShareReport, ShareState};
+use virtiofs_client::text::{escaped, print};
 
-use crate::output::{clean, tell};
-use crate::reconcile::Turn;
-use crate::report::{Report, ShareReport, ShareState};
+use crate::model::pass::Pass;
 
-/// Who is told.
+/// Where changes are announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Audience {
-    /// Whoever reads the log.
+pub(crate) enum Output {
+    /// In the log.
     Log,
-    /// A person at a shell as well, on standard output.
-    Person,
+    /// In the log and, for a person at a shell, on standard output.
+    Terminal,
 }
 
-/// Tells what each turn has changed. Ends with the loop that turns.
-pub(crate) async fn follow(mut turns: watch::Receiver<Turn>, audience: Audience) {
+/// Announces what each pass changed. Ends with the reconcile loop.
+pub(crate) async fn follow(mut passes: watch::Receiver<Pass>, output: Output) {
     let mut known = Report::default();
-    while turns.changed().await.is_ok() {
-        let report = turns.borrow_and_update().report.clone();
+    while passes.changed().await.is_ok() {
+        let report = passes.borrow_and_update().report.clone();
         for change in changes(&known, &report) {
             change.log();
-            if audience == Audience::Person {
-                tell(&format!("{}\n", change.text()));
+            if output == Output::Terminal {
+                print_line(&change.text());
             }
         }
         known = report;
     }
 }
 
-/// One change that is worth a line.
+/// Prints a line for a person at a shell. A failure to write it does not stop serving.
+pub(crate) fn print_line(text: &str) {
+    if let Err(error) = print(&format!("{text}\n")) {
+        tracing::warn!(%error, "cannot write to standard output");
+    }
+}
+
+/// One change.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Change {
-    /// A share is in another state, or for another reason.
+    /// A share has another state or other reasons.
     Share(ShareReport),
-    /// A share is gone for good.
-    Gone(String),
-    /// A document that names no share was not accepted.
+    /// A share was removed.
+    Removed(String),
+    /// A document that names no share was rejected.
     Problem(String),
-    /// All documents are accepted again.
+    /// All documents are valid again.
     ProblemsSolved,
-    /// The broker has been silent for a while, or answers again.
+    /// The broker does not answer, or answers again.
     Broker { answers: bool },
 }
 
-/// What is different in `new`. Messages that merely count on (seconds waited, say) are no difference.
+/// What differs in `new`. A message with a number that grows, such as seconds waited, is no difference.
 pub(crate) fn changes(old: &Report, new: &Report) -> Vec<Change> {
     let before: BTreeMap<_, _> = old.shares.iter().map(|share| (&share.name, essence(share))).collect();
     let mut changes = Vec::new();
@@ -59,8 +67,8 @@ pub(crate) fn changes(old: &Report, new: &Report) -> Vec<Change> {
             changes.push(Change::Share(share.clone()));
         }
     }
-    let gone = old.shares.iter().filter(|share| !new.shares.iter().any(|it| it.name == share.name));
-    changes.extend(gone.map(|share| Change::Gone(share.name.clone())));
+    let removed = old.shares.iter().filter(|share| !new.shares.iter().any(|it| it.name == share.name));
+    changes.extend(removed.map(|share| Change::Removed(share.name.clone())));
     let nameless = |report: &Report| -> Vec<String> {
         report.problems.iter().filter(|problem| problem.share.is_none()).map(ToString::to_string).collect()
     };
@@ -72,35 +80,37 @@ pub(crate) fn changes(old: &Report, new: &Report) -> Vec<Change> {
     changes
 }
 
-/// State and reasons; for documents the whole message, which says the field.
+/// State and reasons; for documents the whole message, which names the field.
 fn essence(share: &ShareReport) -> (ShareState, Vec<&str>) {
-    let word = |notice: &'_ crate::notice::Notice| notice.reason == crate::notice::MANIFEST_INVALID;
-    let words = share.notices.iter().map(|it| if word(it) { it.message.as_str() } else { it.reason.as_str() });
-    (share.state, words.collect())
+    let essence = share.notices.iter().map(|notice| match notice.reason {
+        NoticeReason::ManifestInvalid => notice.message.as_str(),
+        reason => reason.as_str(),
+    });
+    (share.state, essence.collect())
 }
 
 impl Change {
-    /// One line of the log.
+    /// Writes the log line.
     pub(crate) fn log(&self) {
         match self {
             Change::Share(share) => log_share(share),
-            Change::Gone(name) => tracing::info!(share = name, "share is gone"),
-            Change::Problem(problem) => tracing::warn!(%problem, "document not accepted"),
-            Change::ProblemsSolved => tracing::info!("all documents are accepted"),
+            Change::Removed(name) => tracing::info!(share = name, "share removed"),
+            Change::Problem(problem) => tracing::warn!(%problem, "document rejected"),
+            Change::ProblemsSolved => tracing::info!("all documents are valid"),
             Change::Broker { answers: true } => tracing::info!("the broker answers"),
-            Change::Broker { answers: false } => tracing::warn!("the broker does not answer; it is waited for"),
+            Change::Broker { answers: false } => tracing::warn!("the broker does not answer; waiting for it"),
         }
     }
 
-    /// Lines for a person.
+    /// The lines for a person.
     pub(crate) fn text(&self) -> String {
         match self {
             Change::Share(share) => share_text(share),
-            Change::Gone(name) => format!("{name}: gone"),
-            Change::Problem(problem) => format!("not accepted: {}", clean(problem)),
-            Change::ProblemsSolved => "all documents are accepted".to_owned(),
+            Change::Removed(name) => format!("{name}: removed"),
+            Change::Problem(problem) => format!("rejected: {}", escaped(problem)),
+            Change::ProblemsSolved => "all documents are valid".to_owned(),
             Change::Broker { answers: true } => "the broker answers".to_owned(),
-            Change::Broker { answers: false } => "the broker does not answer; it is waited for".to_owned(),
+            Change::Broker { answers: false } => "the broker does not answer; waiting for it".to_owned(),
         }
     }
 }
@@ -123,16 +133,18 @@ fn share_text(share: &ShareReport) -> String {
         text.push_str(&format!(", {} at {}", share.source.display(), share.socket.display()));
     }
     for notice in &share.notices {
-        let (message, remedy) = (clean(&notice.message), clean(&notice.remedy));
-        text.push_str(&format!("\n    {}: {message}\n    -> {remedy}", notice.reason));
+        let (message, remedy) = (escaped(&notice.message), escaped(&notice.remedy));
+        text.push_str(&format!("\n    {}: {message}\n    -> {remedy}", notice.reason.as_str()));
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
+    use virtiofs_client::notice::Notice;
+    use virtiofs_contract::preflight::Reason;
+
     use super::*;
-    use crate::notice::Notice;
 
     fn share(state: ShareState, notices: Vec<Notice>) -> Report {
         let share = ShareReport {
@@ -146,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_announced_once_with_the_place_or_the_remedy() {
+    fn a_share_is_announced_once() {
         let pending = share(ShareState::Pending, vec![]);
         let ready = share(ShareState::Ready, vec![]);
         assert_eq!(changes(&Report::default(), &pending), []);
@@ -154,7 +166,9 @@ mod tests {
         assert_eq!(change.text(), "images: Ready, /srv/images at /run/virtiofs/shares/images.sock");
         assert_eq!(changes(&ready, &ready), []);
 
-        let missing = |seconds| Notice::new("SourceMissing", format!("for {seconds} s"), "create it");
+        let missing = |seconds| {
+            Notice::new(NoticeReason::Finding(Reason::SourceMissing), format!("for {seconds} s"), "create it")
+        };
         let first = share(ShareState::NotReady, vec![missing(1)]);
         let [change] = &changes(&ready, &first)[..] else { panic!("one change") };
         assert!(change.text().contains("-> create it"), "{}", change.text());
@@ -162,8 +176,8 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_leaves_is_announced() {
-        let gone = changes(&share(ShareState::Ready, vec![]), &Report::default());
-        assert_eq!(gone, [Change::Gone("images".into())]);
+    fn a_removed_share_is_announced() {
+        let removed = changes(&share(ShareState::Ready, vec![]), &Report::default());
+        assert_eq!(removed, [Change::Removed("images".into())]);
     }
 }

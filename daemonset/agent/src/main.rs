@@ -1,38 +1,38 @@
-//! `virtiofs-agent`: the brain of one host. It reads which shares are declared, has the broker serve them, and
-//! says how they are doing. It holds nothing that cannot be read back: VMs do not notice when it is gone.
+//! `virtiofs-agent`: reads the declared shares of one host, lets the broker serve them, and reports their state. Everything
+//! it holds can be read back from declarations and broker: VMs do not notice its end.
+//!
+//! | module | |
+//! |---|---|
+//! | `model` | plain data: desired and observed state, results of a pass |
+//! | `decide` | pure decisions on that data: plan, report, remedies |
+//! | `reconcile` | the loop that observes, decides and acts |
+//! | `probe`, `broker` | sources of shares; the broker's process and status |
+//! | `manifests`, `kubernetes` | sources of desired state: a directory, a cluster (which is a sink of status, too) |
+//! | `csi` | pods' volumes |
+//! | `announce`, `publish_report`, `service`, `metrics` | sinks: log and terminal, `agent.json`, service manager, HTTP |
+//! | `agent` | the parts put together |
+//! | `up`, `run`, `node` | the commands |
 
+mod agent;
 mod announce;
 mod args;
-mod backoff;
 mod broker;
-mod check;
-mod commands;
 mod csi;
-mod desired;
-mod errno_names;
+mod decide;
+#[cfg(test)]
+mod fixtures;
 mod kubernetes;
 mod logging;
 mod manifests;
 mod metrics;
+mod model;
 mod node;
-mod notice;
-mod observed;
-mod offer;
-mod output;
-mod overlap;
-mod plan;
-mod published;
+mod probe;
+mod publish_report;
 mod reconcile;
-mod report;
 mod run;
-mod runtime_dir;
-mod serve;
 mod service;
-mod source;
-mod staleness;
-mod status;
 mod up;
-mod volume;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -45,32 +45,21 @@ use logging::LogChoice;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Standard error may lead nowhere, and `eprintln!` would panic.
+            // Standard error may be closed, where `eprintln!` would panic.
             let _ = writeln!(std::io::stderr(), "virtiofs-agent: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-/// Does what was asked. Is all as it should be?
-fn run(arguments: Arguments) -> anyhow::Result<bool> {
+fn run(arguments: Arguments) -> anyhow::Result<()> {
     let log = LogChoice::of(&arguments);
     virtiofs_logging::init(&log.filter, log.format)?;
     match arguments.command {
-        Command::Up(args) => up::up(args, log).map(|()| true),
-        Command::Run(args) => run::run(&args).map(|()| true),
-        Command::Node(args) => node::node(&args).map(|()| true),
-        Command::Check(args) => check::check(&args),
-        Command::Status(args) => status::status(&args),
-        Command::Handover(args) => commands::handover(&args),
-        Command::Release(args) => commands::release(&args),
-        Command::Resume(args) => commands::resume(&args),
-        Command::Close(args) => commands::close(&args),
-        Command::Trace(args) => commands::trace(&args),
-        Command::Socket(args) => commands::socket(&args),
-        Command::SupportBundle(args) => commands::support_bundle(&args),
+        Command::Up(args) => up::up(args, log),
+        Command::Run(args) => run::run(&args),
+        Command::Node(args) => node::node(&args),
     }
 }

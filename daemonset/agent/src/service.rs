@@ -1,4 +1,4 @@
-//! What a service manager is told, by sd_notify(3). Without one, nothing is said.
+//! Notifications for a service manager, by sd_notify(3). Without a service manager nothing is sent.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -6,44 +6,43 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::interval;
+use virtiofs_client::report::{Report, ShareState};
 
-use crate::reconcile::Turn;
-use crate::report::{Report, ShareState};
+use crate::model::pass::Pass;
 
-/// Says that the service is ready once the loop has turned, and from then on in a line how it is doing. Ends with
-/// the loop.
-pub(crate) async fn tell_status(mut turns: watch::Receiver<Turn>) {
-    let mut said = None;
-    while turns.changed().await.is_ok() {
-        let status = summary(&turns.borrow_and_update().report);
-        if said.is_none() {
+/// Reports readiness after the first pass, and then a status line at each change. Ends with the reconcile loop.
+pub(crate) async fn report_status(mut passes: watch::Receiver<Pass>) {
+    let mut sent = None;
+    while passes.changed().await.is_ok() {
+        let status = summary(&passes.borrow_and_update().report);
+        if sent.is_none() {
             notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
-        } else if said.as_ref() != Some(&status) {
+        } else if sent.as_ref() != Some(&status) {
             notify(&[NotifyState::Status(&status)]);
         }
-        said = Some(status);
+        sent = Some(status);
     }
 }
 
-/// How often the service manager wants a sign of life, if it does.
+/// The watchdog interval of the service manager, if it has one.
 pub(crate) fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().filter(|every| !every.is_zero())
 }
 
-/// Gives a sign of life twice as often as it is wanted, for as long as the loop turns.
-pub(crate) async fn keep_watchdog(every: Duration, turns: watch::Receiver<Turn>) {
+/// Resets the watchdog twice in each interval while the reconcile loop is alive.
+pub(crate) async fn reset_watchdog(every: Duration, passes: watch::Receiver<Pass>) {
     let mut ticks = interval(every / 2);
     loop {
         ticks.tick().await;
-        if turns.borrow().is_fresh(Instant::now()) {
+        if passes.borrow().is_fresh(Instant::now()) {
             notify(&[NotifyState::Watchdog]);
         } else {
-            tracing::error!("the loop hangs; the service manager is given no sign of life");
+            tracing::error!("the reconcile loop hangs; the watchdog is not reset");
         }
     }
 }
 
-/// Declarations are being read again.
+/// Reports that declarations are being read again.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -51,12 +50,12 @@ pub(crate) fn reloading() {
     }
 }
 
-/// They have been.
+/// Reports readiness.
 pub(crate) fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
-/// The service is about to end.
+/// Reports that the service is ending.
 pub(crate) fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
@@ -64,13 +63,13 @@ pub(crate) fn stopping() {
 fn notify(states: &[NotifyState<'_>]) {
     match sd_notify::notify(states) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-            tracing::debug!(%error, "the service manager cannot be told");
+            tracing::debug!(%error, "cannot notify the service manager");
         }
         _ => {}
     }
 }
 
-/// One line: what is amiss first.
+/// One line, problems first.
 fn summary(report: &Report) -> String {
     if report.silent {
         return format!("waiting for the broker, which does not answer; {} declared", shares(report.shares.len()));
@@ -80,13 +79,13 @@ fn summary(report: &Report) -> String {
         [ShareState::NotReady, ShareState::Degraded, ShareState::Draining, ShareState::Pending, ShareState::Ready];
     let counts = states.map(|state| (in_state(state), state)).into_iter().filter(|(count, _)| *count > 0);
     let counts: Vec<_> = counts.map(|(count, state)| format!("{count} {}", state.as_str())).collect();
-    let refused = match report.problems.len() {
+    let rejected = match report.problems.len() {
         0 => String::new(),
         count => format!("; {count} problems in documents"),
     };
     match counts.is_empty() {
-        true => format!("no shares{refused}"),
-        false => format!("{}: {}{refused}", shares(report.shares.len()), counts.join(", ")),
+        true => format!("no shares{rejected}"),
+        false => format!("{}: {}{rejected}", shares(report.shares.len()), counts.join(", ")),
     }
 }
 
@@ -96,15 +95,16 @@ fn shares(count: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use virtiofs_client::report::ShareReport;
+
     use super::*;
-    use crate::report::ShareReport;
 
     fn share(state: ShareState) -> ShareReport {
         ShareReport { name: "a".into(), state, notices: Vec::new(), source: "/srv".into(), socket: "/run/s".into() }
     }
 
     #[test]
-    fn the_line_says_what_is_amiss_first() {
+    fn the_line_starts_with_problems() {
         let of = |states: &[ShareState], silent: bool| {
             let shares = states.iter().map(|state| share(*state)).collect();
             summary(&Report { broker: !silent, silent, shares, ..Report::default() })

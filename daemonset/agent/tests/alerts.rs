@@ -1,5 +1,5 @@
-//! Alerts and dashboard ask for what the agent exports, and each alert has its page and its tests. That the rules do
-//! what they say is for promtool to show (`make rules`).
+//! Alerts and dashboard use exported metrics, and each alert has a runbook page and tests. `make rules` tests the rules with
+//! promtool.
 
 #![allow(clippy::unwrap_used)]
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 const ALERTS: &str = "charts/virtiofs-operator/files/alerts.yaml";
 const DASHBOARD: &str = "charts/virtiofs-operator/files/dashboard.json";
 const TESTS: &str = "e2e/rules/alerts.test.yaml";
-const EXPORTS: [&str; 2] = ["daemonset/agent/src/metrics/families.rs", "daemonset/agent/src/metrics/staleness.rs"];
+const EXPORTS: [&str; 2] = ["daemonset/client/src/metrics/families.rs", "daemonset/client/src/metrics/staleness.rs"];
 
 fn path(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "..", "..", name].iter().collect()
@@ -30,7 +30,7 @@ fn rules() -> Vec<Value> {
     yaml(ALERTS)["groups"].as_array().unwrap().iter().flat_map(|it| it["rules"].as_array().unwrap().clone()).collect()
 }
 
-/// Metrics of ours that a text names, without what Prometheus adds to those of a histogram.
+/// Our metrics in a text, without the suffixes of histograms.
 fn metrics(text: &str) -> BTreeSet<String> {
     let words = text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'));
     let ours = words.filter(|word| word.starts_with("virtiofs_"));
@@ -42,7 +42,7 @@ fn metrics(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_alerts_and_dashboard_ask_for_is_exported() {
+fn alerts_and_dashboard_use_exported_metrics() {
     let exported = EXPORTS.map(document).concat();
     for name in [ALERTS, DASHBOARD] {
         let asked = metrics(&document(name));
@@ -54,7 +54,7 @@ fn what_alerts_and_dashboard_ask_for_is_exported() {
 }
 
 #[test]
-fn every_alert_has_its_page_and_every_page_its_alert() {
+fn alerts_and_runbook_pages_match() {
     let mut names = BTreeSet::new();
     for rule in rules() {
         let name = rule["alert"].as_str().unwrap().to_owned();
@@ -75,7 +75,7 @@ fn every_alert_has_its_page_and_every_page_its_alert() {
 }
 
 #[test]
-fn every_alert_is_shown_to_fire_and_not_to() {
+fn every_alert_has_a_firing_and_a_silent_test() {
     let tests = yaml(TESTS);
     let cases = tests["tests"].as_array().unwrap().iter().flat_map(|it| it["alert_rule_test"].as_array().unwrap());
     let shown = |fires: bool| -> BTreeSet<String> {
@@ -88,7 +88,7 @@ fn every_alert_is_shown_to_fire_and_not_to() {
 }
 
 #[test]
-fn links_in_the_runbooks_lead_somewhere() {
+fn links_in_the_runbooks_exist() {
     for entry in fs::read_dir(path("docs/runbooks")).unwrap() {
         let page = entry.unwrap().path();
         let text = fs::read_to_string(&page).unwrap();

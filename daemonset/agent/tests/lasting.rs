@@ -1,19 +1,17 @@
-//! Whatever becomes of manifests and of the agent, shares that run go on: guests notice nothing, and nothing is lost.
+//! Invalid manifests and deaths of the agent do not affect guests, and no count is lost.
 
 #![allow(clippy::unwrap_used)]
-
-mod host;
 
 use std::fs;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
-use host::{WORKABLE, has_reason, manifest, prepare, signalled, under_work};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use testkit::guest::{Guest, GuestConfig};
+use testkit::host::{Host, WORKABLE, has_reason, manifest, prepare, signalled, under_work};
 use testkit::processes::Holdings;
 
 fn bad_manifests() -> Vec<PathBuf> {
@@ -26,7 +24,7 @@ fn bad_manifests() -> Vec<PathBuf> {
 }
 
 #[test]
-fn bad_manifests_are_each_refused_and_a_guest_at_work_notices_none() {
+fn invalid_manifests_do_not_affect_a_guest() {
     let files = bad_manifests();
     assert!(files.len() >= 30, "{}", files.len());
     let prepared = prepare();
@@ -36,12 +34,13 @@ fn bad_manifests_are_each_refused_and_a_guest_at_work_notices_none() {
     under_work(&mut host, "works", &source, |host| {
         let engine = |share: &Value| share["sessions"][0]["enginePid"].clone();
         let before = engine(&host.until("works", "in use", |it| it["sessions"][0]["state"] == "Serving"));
-        // One after the other as edits of one file, then all at once.
+        // One after another as edits of one file, then all together.
         for file in files.iter().step_by(9) {
             host.declare("bad.yaml", &fs::read_to_string(file).unwrap());
             let origin = host.path("shares/bad.yaml").display().to_string();
-            let told = |status: Value| status["problems"].as_array().unwrap().iter().any(|it| it["file"] == *origin);
-            host.wait(&format!("{} to be refused", file.display()), || told(host.status()).then_some(()));
+            let rejected =
+                |status: Value| status["problems"].as_array().unwrap().iter().any(|it| it["file"] == *origin);
+            host.wait(&format!("{} to be rejected", file.display()), || rejected(host.status()).then_some(()));
             fs::remove_file(host.path("shares/bad.yaml")).unwrap();
             host.wait("no problem", || host.status()["problems"].as_array().unwrap().is_empty().then_some(()));
         }
@@ -56,7 +55,7 @@ fn bad_manifests_are_each_refused_and_a_guest_at_work_notices_none() {
                 there && !problem["message"].as_str().unwrap().is_empty()
             })
         };
-        let status = host.wait("all to be refused", || {
+        let status = host.wait("all to be rejected", || {
             Some(host.status()).filter(|status| files.iter().all(|file| refused(status, file)))
         });
         let works = status["shares"].as_array().unwrap().iter().find(|it| it["name"] == "works").unwrap();
@@ -65,7 +64,7 @@ fn bad_manifests_are_each_refused_and_a_guest_at_work_notices_none() {
 }
 
 #[test]
-fn an_agent_killed_a_hundred_times_during_edits_disturbs_nobody_and_forgets_nothing() {
+fn killing_the_agent_during_edits_loses_nothing() {
     let prepared = prepare();
     let source = prepared.source("a");
     let version = |inodes: u64| {
@@ -75,7 +74,7 @@ fn an_agent_killed_a_hundred_times_during_edits_disturbs_nobody_and_forgets_noth
     let mut host = prepared.run(&[]);
     host.until_ready("a");
     let before = Holdings::of_tree(host.broker().as_raw()).unwrap();
-    let inodes = |share: &Value| share["inForce"]["engine"]["maxInodes"].as_u64();
+    let inodes = |share: &Value| share["active"]["engine"]["maxInodes"].as_u64();
     under_work(&mut host, "a", &source, |host| {
         for round in 0..100u64 {
             let text = match round % 4 {
@@ -92,7 +91,7 @@ fn an_agent_killed_a_hundred_times_during_edits_disturbs_nobody_and_forgets_noth
         host.declare("a.yaml", &version(300_000));
         host.until("a", "as last declared", |it| it["state"] == "Ready" && inodes(it) == Some(300_000));
 
-        // What has turned bad before the next agent began is served as it was.
+        // A document that became invalid before the next agent started keeps its last version.
         assert!(signalled(host.end(Signal::SIGKILL)));
         host.declare("a.yaml", &manifest("a", &source, "  access: Sometimes"));
         host.kill_and_run();
@@ -106,12 +105,12 @@ fn an_agent_killed_a_hundred_times_during_edits_disturbs_nobody_and_forgets_noth
 }
 
 #[test]
-fn counters_outlive_agents_and_what_brokers_before_have_counted_too() {
+fn counters_outlive_agents_and_brokers() {
     let prepared = prepare();
     let source = prepared.source("a");
     prepared.declare("a.yaml", &manifest("a", &source, ""));
     let mut host = prepared.run(&[]);
-    let counted = |host: &host::Host| {
+    let counted = |host: &Host| {
         let (_, page) = host.get("/metrics");
         let line = page.lines().find(|it| it.starts_with("virtiofs_sessions_started_total{share=\"a\"}"));
         line.and_then(|it| it.rsplit_once(' ')).and_then(|(_, value)| value.parse::<f64>().ok()).unwrap_or(0.0)
@@ -123,7 +122,7 @@ fn counters_outlive_agents_and_what_brokers_before_have_counted_too() {
         host.wait("the session to be counted", || (counted(&host) == f64::from(sessions)).then_some(()));
         host.new_broker();
     }
-    // This broker has counted nothing itself; it keeps what the agent knew.
+    // This broker has counted nothing itself; it stores what the agent knew.
     host.until_ready("a");
     host.wait("the new broker to be seen", || (counted(&host) == 2.0).then_some(()));
     host.kill_and_run();
@@ -132,15 +131,15 @@ fn counters_outlive_agents_and_what_brokers_before_have_counted_too() {
 }
 
 #[test]
-fn a_request_that_hangs_is_named_and_other_sessions_go_on() {
+fn a_hanging_request_is_reported_and_other_sessions_continue() {
     let prepared = prepare();
     let source = prepared.source("a");
     prepared.declare("a.yaml", &manifest("a", &source, WORKABLE));
     let mut host = prepared.run(&[]);
     under_work(&mut host, "a", &source, |host| {
-        let session = |host: &host::Host| host.share("a")["sessions"][0].clone();
+        let session = |host: &Host| host.share("a")["sessions"][0].clone();
         host.until("a", "in use", |it| it["sessions"][0]["state"] == "Serving");
-        // Stopped in the middle of a request, it is to its guest what a source is that does not answer.
+        // An engine stopped during a request looks to its guest like a source that hangs.
         let engine = host.wait("the engine to be at a request", || {
             let engine = Pid::from_raw(session(host)["enginePid"].as_i64()? as i32);
             kill(engine, Signal::SIGSTOP).ok()?;

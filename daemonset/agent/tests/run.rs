@@ -1,17 +1,15 @@
-//! `virtiofs-agent run` beside a broker that is a service of its own: what the service manager is told, and that
-//! an agent that comes and goes disturbs nobody.
+//! `virtiofs-agent run` next to a broker that is a service of its own: notifications of the service manager, and restarts of
+//! the agent.
 
 #![allow(clippy::unwrap_used)]
-
-mod host;
 
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use host::{AGENT, is_alive, manifest, prepare};
 use nix::sys::signal::{Signal, kill};
+use testkit::host::{self, is_alive, manifest, prepare};
 
 /// The service manager's end of sd_notify(3).
 struct ServiceManager {
@@ -32,7 +30,7 @@ impl ServiceManager {
         self.path.to_str().unwrap()
     }
 
-    /// The next message with a line that begins like this.
+    /// Waits for a message with a line that begins like this.
     fn until(&mut self, beginning: &str) -> String {
         let mut buffer = [0; 4096];
         loop {
@@ -47,7 +45,7 @@ impl ServiceManager {
 }
 
 #[test]
-fn the_service_manager_is_told_of_everything() {
+fn the_service_manager_is_notified() {
     let host = prepare();
     let mut manager = ServiceManager::listen(&host.path(""));
     let source = host.source("a");
@@ -80,7 +78,7 @@ fn the_service_manager_is_told_of_everything() {
 }
 
 #[test]
-fn without_a_broker_the_agent_waits_and_says_so() {
+fn without_a_broker_the_agent_waits() {
     let host = prepare();
     let mut manager = ServiceManager::listen(&host.path(""));
     let source = host.source("a");
@@ -95,19 +93,19 @@ fn without_a_broker_the_agent_waits_and_says_so() {
     host.new_broker();
     host.until_ready("a");
     assert_eq!(host.get("/readyz").0, 200);
-    for said in ["the broker does not answer; it is waited for", "the broker answers"] {
+    for said in ["the broker does not answer; waiting for it", "the broker answers"] {
         assert_eq!(host.log().matches(said).count(), 1, "{said} in\n{}", host.log());
     }
 }
 
 #[test]
-fn one_agent_at_a_time() {
+fn a_second_agent_is_rejected() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, ""));
     let host = host.run(&[]);
     host.until_ready("a");
-    let mut second = Command::new(AGENT);
+    let mut second = Command::new(host::agent());
     second.arg("run").arg("--shares").arg(host.path("shares")).arg("--runtime-dir").arg(host.path("run"));
     let output = second.output().unwrap();
     assert!(!output.status.success());

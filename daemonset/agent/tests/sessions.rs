@@ -2,19 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod host;
-
 use std::collections::BTreeMap;
 
-use host::{Host, manifest, prepare};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::{Guest, GuestConfig};
+use testkit::host::{Host, manifest, prepare};
 
 const ROOT: u64 = 1;
 
-/// Samples of a page in the text format, by name and labels; whatever is no sample or comment fails.
+/// Samples of a page in the text format, by name and labels. Any other line is a failure.
 fn samples(page: &str) -> BTreeMap<String, f64> {
     let lines = page.lines().filter(|line| !line.starts_with('#'));
     let sample = |line: &str| {
@@ -40,7 +38,7 @@ fn guest_on(host: &Host, share: &str) -> Guest {
     Guest::boot(config).unwrap_or_else(|error| panic!("{error}\n{}", host.log()))
 }
 
-/// Looks a file up, reads it, and asks for one that is not there.
+/// Looks a file up, reads it, and looks up a missing one.
 fn work(guest: &Guest) {
     let hello = guest.fuse().lookup(ROOT, "hello").unwrap();
     let opened = guest.fuse().open(hello.nodeid, 0).unwrap();
@@ -50,7 +48,7 @@ fn work(guest: &Guest) {
 }
 
 #[test]
-fn a_session_shows_in_status_and_metrics_and_leaves_its_counts() {
+fn a_session_is_in_status_and_metrics() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, "  content: Shared"));
@@ -89,7 +87,7 @@ fn a_session_shows_in_status_and_metrics_and_leaves_its_counts() {
 }
 
 #[test]
-fn a_guest_that_nears_what_it_may_hold_is_seen_before_it_is_refused() {
+fn a_guest_near_its_limit_is_reported() {
     const MOST: u64 = 1024;
     let host = prepare();
     let source = host.source("a");
@@ -131,7 +129,7 @@ fn a_guest_that_nears_what_it_may_hold_is_seen_before_it_is_refused() {
 }
 
 #[test]
-fn engines_that_are_exchanged_are_counted_with_the_pause_they_cost() {
+fn replacements_are_counted_with_their_pause() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, "  content: Shared"));
@@ -165,7 +163,7 @@ fn engines_that_are_exchanged_are_counted_with_the_pause_they_cost() {
 }
 
 #[test]
-fn counters_never_go_backwards_although_the_broker_dies() {
+fn counters_never_go_backwards() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, ""));
@@ -192,7 +190,7 @@ fn counters_never_go_backwards_although_the_broker_dies() {
 }
 
 #[test]
-fn health_pages_answer_and_one_bad_share_does_not_make_the_agent_unready() {
+fn one_failed_share_does_not_make_the_agent_unready() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source.with_file_name("missing"), ""));
@@ -206,7 +204,7 @@ fn health_pages_answer_and_one_bad_share_does_not_make_the_agent_unready() {
 }
 
 #[test]
-fn a_share_that_is_removed_lets_its_session_run_out() {
+fn a_session_of_a_removed_share_continues() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, ""));
@@ -220,7 +218,7 @@ fn a_share_that_is_removed_lets_its_session_run_out() {
 }
 
 #[test]
-fn a_share_declared_anew_elsewhere_waits_for_the_vms_of_the_old_one() {
+fn a_share_with_another_source_waits_for_old_vms() {
     let host = prepare();
     let (old, new) = (host.source("old"), host.source("new"));
     host.declare("a.yaml", &manifest("a", &old, ""));
@@ -233,18 +231,18 @@ fn a_share_declared_anew_elsewhere_waits_for_the_vms_of_the_old_one() {
     work(&guest);
     drop(guest);
     let share = host.until_ready("a");
-    assert_eq!(share["inForce"]["source"], std::fs::canonicalize(&new).unwrap().display().to_string());
+    assert_eq!(share["active"]["source"], std::fs::canonicalize(&new).unwrap().display().to_string());
 }
 
 #[test]
-fn a_session_that_began_before_a_change_says_in_what_it_differs() {
+fn a_session_shows_how_its_configuration_differs() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, "  content: Shared"));
     let host = host.up();
     let guest = guest_on(&host, "a");
     host.declare("a.yaml", &manifest("a", &source, "  engine: {killpriv: Enabled}"));
-    let share = host.until("a", "reconfigured", |it| it["inForce"]["engine"]["killpriv"] == true);
+    let share = host.until("a", "reconfigured", |it| it["active"]["engine"]["killpriv"] == true);
     assert_eq!(share["sessions"][0]["differs"], serde_json::json!(["killpriv"]), "{share}");
     let table = String::from_utf8(host.status_output(&[]).stdout).unwrap();
     assert!(table.contains("still runs with another killpriv"), "{table}");
@@ -252,7 +250,7 @@ fn a_session_that_began_before_a_change_says_in_what_it_differs() {
 }
 
 #[test]
-fn status_is_a_table_for_people_and_a_versioned_document_for_programs() {
+fn status_is_a_table_or_a_versioned_document() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, ""));

@@ -1,24 +1,21 @@
-//! Staleness under a guest: counted by its cause, cured as the share allows, and the cure verified. Nobody touches
-//! anything but the source.
+//! Staleness under a guest: counted by cause, remedied as the share allows, and verified. The tests change only the source.
 
 #![allow(clippy::unwrap_used)]
-
-mod host;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use host::{Host, Prepared, has_reason, manifest, prepare};
 use nix::errno::Errno;
 use serde_json::Value;
 use testkit::guest::{Guest, GuestConfig};
+use testkit::host::{Host, Prepared, has_reason, manifest, prepare};
 
 const ROOT: u64 = 1;
 
-/// More files than an engine of `SCARCE` can hold a descriptor of.
+/// More files than an engine of `SCARCE` can have open.
 const FILES: usize = 1200;
 
-/// An engine that holds a descriptor for each inode, and may have few.
+/// An engine that holds a descriptor for each inode and has a low limit.
 const SCARCE: &str = "  content: Shared\n  engine: {inodeFileHandles: Never, openFiles: 1024}";
 
 const HEAL: &str = "\n  staleness: {policy: Heal, threshold: 10, window: 10s}";
@@ -38,7 +35,7 @@ fn guest_on(host: &Host) -> Guest {
     Guest::boot(config).unwrap_or_else(|error| panic!("{error}\n{}", host.log()))
 }
 
-/// Looks every file up and reads it; how often that was refused for want of files.
+/// Looks every file up and reads it. Returns how often that failed without free descriptors.
 fn read_all(guest: &Guest) -> usize {
     let read = |number: usize| {
         let entry = guest.fuse().lookup(ROOT, format!("file-{number}"))?;
@@ -72,7 +69,7 @@ fn outcome(share: &Value) -> &Value {
 }
 
 #[test]
-fn an_engine_out_of_files_is_cured_by_file_handles_and_no_hand_touches_it() {
+fn file_handles_remedy_an_engine_without_open_files() {
     let host = prepare();
     let source = source_of_many(&host);
     host.declare("a.yaml", &manifest("a", &source, &format!("{SCARCE}{HEAL}")));
@@ -81,8 +78,8 @@ fn an_engine_out_of_files_is_cured_by_file_handles_and_no_hand_touches_it() {
     let refused = read_all(&guest);
     assert!(refused > 100, "the engine has room for all: {refused}");
 
-    let share = host.until("a", "cured", |it| it["staleness"]["remediesInForce"][0]["remedy"] == "FileHandles");
-    assert!(has_reason(&share, "RemedyInForce"), "{share}");
+    let share = host.until("a", "cured", |it| it["staleness"]["activeRemedies"][0]["remedy"] == "FileHandles");
+    assert!(has_reason(&share, "RemedyActive"), "{share}");
     host.until("a", "handed over", |it| it["sessions"][0]["engine"]["inodeFileHandles"] == "Prefer");
     assert_eq!(read_all(&guest), 0);
     let share = host.until("a", "verified", |it| outcome(it) == "Verified");
@@ -90,16 +87,16 @@ fn an_engine_out_of_files_is_cured_by_file_handles_and_no_hand_touches_it() {
     assert!(metric(&host, "virtiofs_stale_events_total{share=\"a\",cause=\"FdExhausted\"}") >= refused as f64);
     assert_eq!(metric(&host, "virtiofs_remedies_total{share=\"a\",cause=\"FdExhausted\",outcome=\"Verified\"}"), 1.0);
 
-    // The share says itself what the remedy says: nothing is left to be amended, and nobody is handed over for it.
+    // The share declares what the remedy set: the amendment ends without a hand-over.
     let engines = share["sessions"][0]["engines"].clone();
     let declared = SCARCE.replace("Never", "Prefer");
     host.declare("a.yaml", &manifest("a", &source, &format!("{declared}{HEAL}")));
-    let share = host.until("a", "as declared", |it| !has_reason(it, "RemedyInForce"));
+    let share = host.until("a", "as declared", |it| !has_reason(it, "RemedyActive"));
     assert_eq!(share["sessions"][0]["engines"], engines);
 }
 
 #[test]
-fn report_counts_and_tells_and_touches_nothing() {
+fn policy_report_changes_nothing() {
     let host = prepare();
     let source = source_of_many(&host);
     host.declare("a.yaml", &manifest("a", &source, &format!("{SCARCE}{REPORT}")));
@@ -107,9 +104,9 @@ fn report_counts_and_tells_and_touches_nothing() {
     let guest = guest_on(&host);
     let refused = read_all(&guest);
 
-    let share = host.until("a", "told to be stale", |it| is_stale(it, "FdExhausted"));
+    let share = host.until("a", "reported stale", |it| is_stale(it, "FdExhausted"));
     assert!(has_reason(&share, "FdExhausted"), "{share}");
-    // For as long as a remedy would have taken.
+    // As long as a remedy would take.
     let share = host.until("a", "quiet again", |it| is_stale(it, "None"));
     assert_eq!(share["sessions"][0]["engine"]["inodeFileHandles"], "Never");
     assert_eq!((&share["sessions"][0]["engines"], &share["staleness"]["lastRemedy"]), (&1.into(), &Value::Null));
@@ -118,11 +115,11 @@ fn report_counts_and_tells_and_touches_nothing() {
 }
 
 #[test]
-fn where_nothing_helps_it_is_said_what_is_missing_and_what_can_be_served_is() {
+fn without_a_remedy_the_requirement_is_reported() {
     let host = prepare();
     let source = source_of_many(&host);
     host.declare("a.yaml", &manifest("a", &source, &format!("{SCARCE}{HEAL}")));
-    // Neither file handles nor more open files are to be had here.
+    // Neither file handles nor more open files are possible here.
     let host = host.up_limited(&["dac_read_search", "sys_resource"], 1024);
     let guest = guest_on(&host);
     let refused = read_all(&guest);
@@ -134,7 +131,7 @@ fn where_nothing_helps_it_is_said_what_is_missing_and_what_can_be_served_is() {
         assert!(failed["remedy"].as_str().unwrap().contains(word), "{word} in {failed}");
     }
     assert_eq!(share["sessions"][0]["engines"], 1, "no guest is touched by what cannot help: {share}");
-    // What can be served is: what the guest holds it still has.
+    // What the guest holds is still served.
     let held = guest.fuse().lookup(ROOT, "file-0").unwrap();
     assert_eq!(guest.fuse().getattr(held.nodeid, None).unwrap().size, 2);
     assert!(read_all(&guest) >= refused);
@@ -142,7 +139,7 @@ fn where_nothing_helps_it_is_said_what_is_missing_and_what_can_be_served_is() {
 }
 
 #[test]
-fn a_source_that_is_replaced_is_followed_and_the_guest_works_on() {
+fn a_replaced_source_is_followed() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, &format!("  content: Shared{HEAL}")));
@@ -166,7 +163,7 @@ fn a_source_that_is_replaced_is_followed_and_the_guest_works_on() {
 }
 
 #[test]
-fn changed_content_that_was_not_to_change_is_named_and_nobody_is_handed_over_for_it() {
+fn a_content_violation_is_reported_without_hand_over() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, &format!("  content: Immutable{HEAL}")));
@@ -176,10 +173,10 @@ fn changed_content_that_was_not_to_change_is_named_and_nobody_is_handed_over_for
 
     replace(&source.join("hello"));
     _ = guest.fuse().open(entry.nodeid, 0);
-    let share = host.until("a", "told to be stale", |it| is_stale(it, "SourceReplaced"));
+    let share = host.until("a", "reported stale", |it| is_stale(it, "SourceReplaced"));
     let notice = share["notices"].as_array().unwrap().iter().find(|it| it["reason"] == "SourceReplaced").unwrap();
     assert!(notice["message"].as_str().unwrap().contains("hello"), "{notice}");
-    assert!(notice["remedy"].as_str().unwrap().contains("whoever changes the source"), "{notice}");
+    assert!(notice["remedy"].as_str().unwrap().contains("stop changing the source"), "{notice}");
     assert_eq!(share["staleness"]["lastStale"]["path"], "hello", "{share}");
     let table = String::from_utf8(host.status_output(&[]).stdout).unwrap();
     assert!(table.contains("1 SourceReplaced; last path: hello (SourceReplaced)"), "{table}");
@@ -193,7 +190,7 @@ fn replace(file: &Path) {
 }
 
 #[test]
-fn a_remedy_outlives_the_agent_that_found_it() {
+fn a_remedy_outlives_its_agent() {
     let host = prepare();
     let source = source_of_many(&host);
     host.declare("a.yaml", &manifest("a", &source, &format!("{SCARCE}{HEAL}")));
@@ -209,10 +206,10 @@ fn a_remedy_outlives_the_agent_that_found_it() {
     assert_eq!(read_all(&guest), 0);
 }
 
-/// How long a cure takes: `cargo test --release -p virtiofs-agent --test staleness -- --ignored --show-output`.
+/// How long a recovery takes: `cargo test --release -p virtiofs-agent --test staleness -- --ignored --show-output`.
 #[test]
 #[ignore = "20 guests one after another: minutes"]
-fn from_the_first_stale_event_to_the_cure_and_to_its_proof() {
+fn time_from_the_first_event_to_recovery() {
     let (mut in_force, mut verified) = (Vec::new(), Vec::new());
     for _ in 0..20 {
         let host = prepare();
@@ -225,7 +222,7 @@ fn from_the_first_stale_event_to_the_cure_and_to_its_proof() {
         read_all(&guest);
         let share = host.until("a", "verified", |it| outcome(it) == "Verified");
         let last = &share["staleness"]["lastRemedy"];
-        in_force.push(last["inForce"].as_u64().unwrap().saturating_sub(begin));
+        in_force.push(last["applied"].as_u64().unwrap().saturating_sub(begin));
         verified.push(last["ended"].as_u64().unwrap().saturating_sub(begin));
     }
     for (what, mut times) in [("in force", in_force), ("verified, with a window of 10 s", verified)] {

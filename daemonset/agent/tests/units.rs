@@ -1,14 +1,14 @@
-//! The units in `deploy/systemd` are what systemd takes them for.
+//! The units in `deploy/systemd` are valid.
 
 #![allow(clippy::unwrap_used)]
-
-mod host;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The units with the programs that were just built: systemd looks whether they are there.
+use testkit::host;
+
+/// The units with the programs that were just built: systemd checks that they exist.
 fn units() -> (tempfile::TempDir, Vec<PathBuf>) {
     let folder = tempfile::tempdir().unwrap();
     let sources: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", "..", "deploy", "systemd"].iter().collect();
@@ -29,14 +29,14 @@ fn verify(units: &[PathBuf]) -> (bool, String) {
 }
 
 #[test]
-fn systemd_finds_nothing_wrong_with_the_units() {
+fn systemd_accepts_the_units() {
     let (_folder, units) = units();
     assert!(units.len() >= 2, "{units:?}");
     assert_eq!(verify(&units), (true, String::new()));
 }
 
 #[test]
-fn systemd_would_say_if_something_were_wrong() {
+fn systemd_rejects_a_wrong_unit() {
     let (_folder, units) = units();
     let text =
         fs::read_to_string(&units[0]).unwrap().replace("KillMode", "KilMode").replace("WatchdogSec", "WachdogSec");
@@ -44,7 +44,7 @@ fn systemd_would_say_if_something_were_wrong() {
     assert!(verify(&units).1.contains("Unknown key"), "{:?}", verify(&units));
 }
 
-/// What the unit gives the broker must be what the manual says shares need.
+/// The broker's unit has the capabilities that the manual lists.
 #[test]
 fn the_broker_has_the_capabilities_of_the_manual() {
     let manual: &str = include_str!("../../../docs/MANUAL.md");

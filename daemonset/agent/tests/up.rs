@@ -1,22 +1,19 @@
-//! `virtiofs-agent up` with the real broker and engine: what is declared is served, what cannot be is said, and
-//! nothing is left behind.
+//! `virtiofs-agent up` with the real broker and engine.
 
 #![allow(clippy::unwrap_used)]
-
-mod host;
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use host::{AGENT, has_reason, manifest, prepare, signalled};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use testkit::host::{self, has_reason, manifest, prepare, signalled};
 use testkit::processes::descendants;
 
 #[test]
-fn good_shares_are_served_beside_bad_ones_and_each_says_why() {
+fn valid_shares_are_served_next_to_invalid_ones() {
     let host = prepare();
     let good = host.source("good");
     fs::write(good.parent().unwrap().join("file"), "").unwrap();
@@ -48,7 +45,7 @@ fn good_shares_are_served_beside_bad_ones_and_each_says_why() {
 }
 
 #[test]
-fn a_share_heals_when_its_source_comes_and_says_when_it_goes() {
+fn a_share_follows_its_source() {
     let host = prepare();
     let source = host.source("late");
     fs::remove_dir_all(&source).unwrap();
@@ -73,26 +70,26 @@ fn a_source_is_served_by_its_canonical_path() {
     let host = host.up();
     let share = host.until_ready("home");
     let canonical = fs::canonicalize(&source).unwrap();
-    assert_eq!(share["inForce"]["source"], canonical.display().to_string());
+    assert_eq!(share["active"]["source"], canonical.display().to_string());
     assert_eq!(share["source"], source.with_file_name("home").display().to_string());
 }
 
 #[test]
-fn edits_are_followed_and_a_bad_one_leaves_the_last_good_version_in_force() {
+fn an_invalid_edit_keeps_the_last_valid_version() {
     let host = prepare();
     let (a, b) = (host.source("a"), host.source("b"));
     host.declare("a.yaml", &manifest("a", &a, "  content: Shared"));
     let host = host.up();
-    assert_eq!(host.until_ready("a")["inForce"]["engine"]["cache"], "Auto");
+    assert_eq!(host.until_ready("a")["active"]["engine"]["cache"], "Auto");
 
     host.declare("a.yaml", &manifest("a", &a, "  content: Immutable"));
-    host.until("a", "reconfigured", |it| it["state"] == "Ready" && it["inForce"]["engine"]["cache"] == "Always");
+    host.until("a", "reconfigured", |it| it["state"] == "Ready" && it["active"]["engine"]["cache"] == "Always");
     host.declare("b.yaml", &manifest("b", &b, ""));
     host.until_ready("b");
 
     host.declare("a.yaml", &manifest("a", &a, "  content: Frozen"));
     let kept = host.until("a", "degraded", |it| it["state"] == "Degraded" && has_reason(it, "ManifestInvalid"));
-    assert_eq!(kept["inForce"]["engine"]["cache"], "Always");
+    assert_eq!(kept["active"]["engine"]["cache"], "Always");
     assert!(kept["notices"][0]["message"].as_str().unwrap().contains("spec.content"), "{kept}");
     assert_eq!(host.status()["problems"][0]["field"], "spec.content");
 
@@ -104,7 +101,7 @@ fn edits_are_followed_and_a_bad_one_leaves_the_last_good_version_in_force() {
 }
 
 #[test]
-fn what_this_place_lacks_is_said_and_what_can_be_served_is() {
+fn missing_capabilities_are_reported() {
     let tried =
         Command::new("setpriv").args(["--bounding-set", "-dac_override", "true"]).stderr(Stdio::null()).status();
     if !nix::unistd::geteuid().is_root() || !tried.is_ok_and(|status| status.success()) {
@@ -125,13 +122,13 @@ fn what_this_place_lacks_is_said_and_what_can_be_served_is() {
     assert!(strict["notices"][0]["remedy"].as_str().unwrap().contains("CAP_DAC_READ_SEARCH"), "{strict}");
     host.until_not_ready("secret", "SourceUnreadable");
 
-    // The cause goes; the share heals by itself.
+    // The cause is removed; the share recovers by itself.
     std::os::unix::fs::chown(&secret, Some(0), Some(0)).unwrap();
     host.until_ready("secret");
 }
 
 #[test]
-fn a_share_inside_a_writable_one_is_refused() {
+fn a_share_inside_a_writable_one_is_rejected() {
     let host = prepare();
     let outer = host.source("outer");
     let inner = host.source("outer/inner");
@@ -144,7 +141,7 @@ fn a_share_inside_a_writable_one_is_refused() {
 }
 
 #[test]
-fn a_share_that_is_served_keeps_a_writable_one_around_it_from_being_served() {
+fn a_writable_share_around_a_served_one_is_rejected() {
     let host = prepare();
     let outer = host.source("outer");
     let inner = host.source("outer/inner");
@@ -158,7 +155,7 @@ fn a_share_that_is_served_keeps_a_writable_one_around_it_from_being_served() {
 }
 
 #[test]
-fn ctrl_c_ends_everything_and_leaves_nothing() {
+fn ctrl_c_ends_everything() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let host = prepare();
         let source = host.source("a");
@@ -177,7 +174,7 @@ fn ctrl_c_ends_everything_and_leaves_nothing() {
 }
 
 #[test]
-fn outputs_that_cannot_be_written_cost_nothing() {
+fn unwritable_outputs_are_ignored() {
     let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
     for outputs in [[full(), full()], [unread_pipe(), unread_pipe()]] {
         let host = prepare();
@@ -199,7 +196,7 @@ fn unread_pipe() -> Stdio {
 }
 
 #[test]
-fn a_killed_agent_takes_the_broker_along() {
+fn a_killed_agent_ends_its_broker() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, ""));
@@ -211,7 +208,7 @@ fn a_killed_agent_takes_the_broker_along() {
 }
 
 #[test]
-fn a_broker_that_dies_is_started_again_and_gets_its_shares_back() {
+fn a_dead_broker_is_restarted_with_its_shares() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, ""));
@@ -227,13 +224,13 @@ fn a_broker_that_dies_is_started_again_and_gets_its_shares_back() {
 }
 
 #[test]
-fn a_second_agent_is_turned_away_and_disturbs_nothing() {
+fn a_second_agent_is_rejected() {
     let host = prepare();
     let source = host.source("a");
     host.declare("a.yaml", &manifest("a", &source, ""));
     let host = host.up();
     host.until_ready("a");
-    let second = Command::new(AGENT)
+    let second = Command::new(host::agent())
         .arg("up")
         .arg("--shares")
         .arg(host.path("shares"))
@@ -249,10 +246,10 @@ fn a_second_agent_is_turned_away_and_disturbs_nothing() {
 }
 
 #[test]
-fn no_broker_to_start_and_no_shares_directory_are_said() {
+fn a_missing_broker_or_directory_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let up = |options: &[&str]| {
-        let mut command = Command::new(AGENT);
+        let mut command = Command::new(host::agent());
         command.arg("up").args(options).arg("--runtime-dir").arg(folder.path().join("run")).output().unwrap()
     };
     let shares = folder.path().to_str().unwrap();

@@ -3,362 +3,301 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::history::{History, Outcome, Past, Stage, Trial};
-use crate::ladder::{CURABLE, Obstacle, ladder};
-use crate::policy::BUDGET_SPAN;
-use crate::track::needed;
-use crate::{Cause, Failure, Mode, Moment, Observation, Policy, Root, Rung, Session, advice};
 use virtiofs_contract::staleness::CAUSES;
 
-/// How long a remedy may take to come into force, if the window is not longer.
-const IN_FORCE_WITHIN: Duration = Duration::from_secs(60);
+use crate::escalation::{Blocker, CURABLE, candidates};
+use crate::history::{Attempt, History, RemedyRecord, Stage};
+use crate::policy::BUDGET_SPAN;
+use crate::track::event_limit;
+use crate::transition::{Outcome, Transition};
+use crate::{Cause, Failure, Mode, Moment, Observation, Policy, Remedy, Root, Session, advice};
 
-/// What is to be done.
+/// Time within which a remedy must be applied to every session, unless the window is longer.
+const APPLIED_WITHIN: Duration = Duration::from_secs(60);
+
+/// What to do about a share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
-    /// The history from now on. To be kept before anything is done, so that nothing is done twice.
+    /// The history from now on. Store it before executing anything, so that nothing is done twice.
     pub history: History,
-    /// What is to be done once. (What engines are to run with is [`History::amended`], what is to be tried is
-    /// [`History::question`].)
-    pub act: Option<Act>,
-    /// What has changed, each worth a line in a log.
-    pub changes: Vec<Change>,
-    /// Causes that are to be spoken of.
-    pub standings: Vec<Standing>,
+    /// What to do once. ([`History::amended`] is the configuration for engines, [`History::pending_check`] what a trial
+    /// engine must check.)
+    pub command: Option<Command>,
+    /// Transitions, one log line each.
+    pub transitions: Vec<Transition>,
+    /// Causes to report.
+    pub statuses: Vec<CauseStatus>,
 }
 
-/// Something to be done once.
+/// Something to do once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
-    /// Give every session another engine.
+pub enum Command {
+    /// Replace the engine of every session.
     HandOver,
 }
 
-/// Something that has changed.
+/// Status of a cause to report.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Change {
-    /// There are too many events of a cause.
-    Ill {
-        /// The cause.
-        cause: Cause,
-        /// Events within the window.
-        events: u64,
-    },
-    /// That is over.
-    Well {
-        /// The cause.
-        cause: Cause,
-    },
-    /// A remedy was begun; it is asked first whether it is possible.
-    Begun {
-        /// What it is for.
-        cause: Cause,
-        /// The remedy.
-        rung: Rung,
-    },
-    /// A remedy is to come into force.
-    Ordered {
-        /// What it is for.
-        cause: Cause,
-        /// The remedy.
-        rung: Rung,
-    },
-    /// It has.
-    InForce {
-        /// What it is for.
-        cause: Cause,
-        /// The remedy.
-        rung: Rung,
-        /// How long that took since it was begun.
-        took: Duration,
-    },
-    /// A remedy has ended.
-    Ended {
-        /// What it was for.
-        cause: Cause,
-        /// The remedy.
-        rung: Rung,
-        /// How.
-        outcome: Outcome,
-    },
-    /// A change of the configuration is taken back.
-    Undone {
-        /// What it was for.
-        cause: Cause,
-        /// The remedy.
-        rung: Rung,
-    },
-    /// No remedy is left.
-    Failed {
-        /// For what.
-        cause: Cause,
-        /// What to do.
-        failure: Failure,
-    },
-}
-
-/// How things stand with a cause that is to be spoken of.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Standing {
+pub struct CauseStatus {
     /// The cause.
     pub cause: Cause,
-    /// Since when.
+    /// Since when it is stale.
     pub since: Moment,
     /// Events within the window.
     pub events: u64,
     /// What is done about it.
-    pub course: Course,
+    pub handling: Handling,
 }
 
 /// What is done about a cause.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Course {
-    /// Nothing: the share says to report only.
+pub enum Handling {
+    /// Nothing: the share's policy is to report.
     Reported,
-    /// Nothing: there is no remedy of ours.
-    OutOfReach,
-    /// There is nothing yet at the source's path that engines could serve instead.
+    /// Nothing: the cause has no automatic remedy.
+    NoRemedy,
+    /// Nothing yet: no directory at the source's path could be served instead.
     AwaitsSource,
-    /// A remedy is on trial.
-    OnTrial {
+    /// A remedy is being tried.
+    Trying {
         /// The remedy.
-        rung: Rung,
-        /// Is it in force?
-        in_force: bool,
+        remedy: Remedy,
+        /// True once it is applied to every session.
+        applied: bool,
     },
     /// No remedy is left.
     Failed(Failure),
-    /// It was cured, or is passing; or another cause comes first.
-    Passing,
+    /// It was remedied, it is subsiding, or another cause comes first.
+    Subsiding,
 }
 
 /// Decides what to do about a share.
-pub fn decide(policy: &Policy, history: &History, seen: &Observation<'_>, now: Moment) -> Decision {
+pub fn decide(policy: &Policy, history: &History, observation: &Observation<'_>, now: Moment) -> Decision {
     let now = history.observed.map_or(now, |(before, _)| now.max(before));
-    let mut turn = Turn { policy, seen, now, next: history.clone(), act: None, changes: Vec::new() };
-    turn.count();
-    turn.keep_in_step();
-    turn.follow();
-    turn.judge();
-    turn.begin();
-    let standings = turn.standings();
-    Decision { history: turn.next, act: turn.act, changes: turn.changes, standings }
+    let mut pass = Pass { policy, observation, now, next: history.clone(), command: None, transitions: Vec::new() };
+    pass.count_events();
+    pass.revert_outdated();
+    pass.advance();
+    pass.update_stale();
+    pass.start();
+    let statuses = pass.statuses();
+    Decision { history: pass.next, command: pass.command, transitions: pass.transitions, statuses }
 }
 
-struct Turn<'a> {
+struct Pass<'a> {
     policy: &'a Policy,
-    seen: &'a Observation<'a>,
+    observation: &'a Observation<'a>,
     now: Moment,
     next: History,
-    act: Option<Act>,
-    changes: Vec<Change>,
+    command: Option<Command>,
+    transitions: Vec<Transition>,
 }
 
-impl Turn<'_> {
-    /// Takes in what was counted since.
-    fn count(&mut self) {
-        let (now, seen, window) = (self.now, self.seen, self.policy.window);
-        let (elapsed, anew) = match self.next.observed {
-            Some((before, broker)) => (now.since(before), broker != seen.broker),
+impl Pass<'_> {
+    /// Adds the events counted since the last decision.
+    fn count_events(&mut self) {
+        let (now, observation, window) = (self.now, self.observation, self.policy.window);
+        let (elapsed, restarted) = match self.next.observed {
+            Some((before, broker)) => (now.since(before), broker != observation.broker),
             None => (Duration::ZERO, true),
         };
         for cause in CAUSES.into_iter().filter(|cause| *cause != Cause::SourceHung) {
-            let total = seen.counts.get(&cause).copied().unwrap_or(0);
-            self.next.track(cause).count(total, anew, now, elapsed, window);
+            let total = observation.counts.get(&cause).copied().unwrap_or(0);
+            self.next.track(cause).count(total, restarted, now, elapsed, window);
         }
-        let hung = u64::from(seen.sessions.iter().any(|session| session.hung));
+        let hung = u64::from(observation.sessions.iter().any(|session| session.hung));
         self.next.track(Cause::SourceHung).happened(hung, now, Duration::ZERO, window);
-        self.next.observed = Some((now, seen.broker));
-        self.next.begun.retain(|begun| now.since(*begun) < BUDGET_SPAN);
+        self.next.observed = Some((now, observation.broker));
+        self.next.started.retain(|started| now.since(*started) < BUDGET_SPAN);
     }
 
-    /// Takes back what the share does not want any more.
-    fn keep_in_step(&mut self) {
-        let (heals, seen) = (self.policy.mode == Mode::Heal, self.seen);
-        let stands = |amendment: &crate::history::Amendment| {
+    /// Reverts amendments that the declaration no longer allows.
+    fn revert_outdated(&mut self) {
+        let (heals, observation) = (self.policy.mode == Mode::Heal, self.observation);
+        let stands = |amendment: &crate::Amendment| {
             heals
-                && amendment.instead_of == amendment.rung.instead_of(seen.declared)
-                && (amendment.rung != Rung::LongerCaching || seen.content == crate::Content::Immutable)
+                && amendment.replaced == amendment.remedy.replaced(observation.declared)
+                && (amendment.remedy != Remedy::LongerCaching || observation.content == crate::Content::Immutable)
         };
         let (kept, undone): (Vec<_>, Vec<_>) = self.next.amendments.drain(..).partition(stands);
         self.next.amendments = kept;
-        let on_trial = self.next.trial.as_ref().map(|trial| trial.rung);
+        let current = self.next.attempt.as_ref().map(|attempt| attempt.remedy);
         for amendment in &undone {
-            self.changes.push(Change::Undone { cause: amendment.cause, rung: amendment.rung });
+            self.transitions.push(Transition::Reverted { cause: amendment.cause, remedy: amendment.remedy });
         }
-        if !heals || undone.iter().any(|amendment| Some(amendment.rung) == on_trial) {
+        if !heals || undone.iter().any(|amendment| Some(amendment.remedy) == current) {
             self.end(Outcome::Abandoned);
         }
         if !heals {
-            self.next.tracks.values_mut().for_each(crate::track::Track::forget_attempts);
+            self.next.tracks.values_mut().for_each(crate::track::Track::reset);
         }
     }
 
-    /// Looks after the remedy that is on trial.
-    fn follow(&mut self) {
-        let Some(trial) = self.next.trial.clone() else { return };
-        if let Stage::InForce { since } = trial.stage {
-            return self.verify(&trial, since);
+    /// Advances the remedy that is being tried.
+    fn advance(&mut self) {
+        let Some(attempt) = self.next.attempt.clone() else { return };
+        if let Stage::Verifying { since } = attempt.stage {
+            return self.verify(&attempt, since);
         }
-        if self.seen.sessions.is_empty() {
+        if self.observation.sessions.is_empty() {
             return self.end(Outcome::Abandoned);
         }
-        if self.is_in_force(&trial) {
-            let took = self.now.since(trial.begun);
-            self.changes.push(Change::InForce { cause: trial.cause, rung: trial.rung, took });
+        if self.is_applied(&attempt) {
+            let took = self.now.since(attempt.started);
+            self.transitions.push(Transition::Applied { cause: attempt.cause, remedy: attempt.remedy, took });
             if let Some(last) = &mut self.next.last {
-                last.in_force = Some(self.now);
+                last.applied = Some(self.now);
             }
-            // What the engines before it met says nothing about it.
-            CURABLE.iter().for_each(|cause| self.next.track(*cause).answered());
-            self.next.trial = Some(Trial { stage: Stage::InForce { since: self.now }, ..trial });
-        } else if self.now.since(trial.begun) >= self.policy.window.length().max(IN_FORCE_WITHIN) {
-            self.next.amendments.retain(|amendment| amendment.rung != trial.rung);
+            // Events under the engines before it say nothing about it.
+            CURABLE.iter().for_each(|cause| self.next.track(*cause).clear_window());
+            self.next.attempt = Some(Attempt { stage: Stage::Verifying { since: self.now }, ..attempt });
+        } else if self.now.since(attempt.started) >= self.policy.window.length().max(APPLIED_WITHIN) {
+            self.next.amendments.retain(|amendment| amendment.remedy != attempt.remedy);
             self.end(Outcome::NotApplied);
         }
     }
 
-    fn is_in_force(&self, trial: &Trial) -> bool {
-        match &trial.stage {
-            Stage::Asked => false,
-            Stage::Ordered { .. } if trial.rung.amends() => {
-                let wanted = self.next.amended(self.seen.declared);
-                self.seen.sessions.iter().all(|session| *session.engine == wanted)
+    fn is_applied(&self, attempt: &Attempt) -> bool {
+        match &attempt.stage {
+            Stage::Checking => false,
+            Stage::Applying { .. } if attempt.remedy.amends() => {
+                let wanted = self.next.amended(self.observation.declared);
+                self.observation.sessions.iter().all(|session| *session.engine == wanted)
             }
-            Stage::Ordered { before } => self.seen.sessions.iter().all(|session| {
-                // One that was not there yet has been served from what was there when it came.
+            Stage::Applying { before } => self.observation.sessions.iter().all(|session| {
+                // A session that is newer started with the present source.
                 before.get(session.id).is_none_or(|generation| session.generation > *generation)
             }),
-            Stage::InForce { .. } => true,
+            Stage::Verifying { .. } => true,
         }
     }
 
-    /// Has a remedy helped that is in force?
-    fn verify(&mut self, trial: &Trial, since: Moment) {
-        if self.is_too_much(trial.cause) {
-            self.next.track(trial.cause).spent.push((trial.rung, Obstacle::NotHelped));
+    /// Ends an applied remedy once its effect is known.
+    fn verify(&mut self, attempt: &Attempt, since: Moment) {
+        if self.is_stale(attempt.cause) {
+            self.next.track(attempt.cause).tried.push((attempt.remedy, Blocker::Ineffective));
             self.end(Outcome::Ineffective);
         } else if self.now.since(since) >= self.policy.window.length() {
-            self.next.track(trial.cause).forget_attempts();
+            self.next.track(attempt.cause).reset();
             self.end(Outcome::Verified);
         }
     }
 
     fn end(&mut self, outcome: Outcome) {
-        self.changes.extend(self.next.end(outcome, self.now));
+        self.transitions.extend(self.next.end(outcome, self.now));
     }
 
-    /// Are there too many events of a cause just now?
-    fn is_too_much(&self, cause: Cause) -> bool {
-        // What a guest was served from is gone, however long ago that happened.
+    /// True if the events of a cause reach its limit now.
+    fn is_stale(&self, cause: Cause) -> bool {
+        // The served directory is gone, however long ago that happened.
         if cause == Cause::SourceGone {
-            return self.seen.sessions.iter().any(|session| session.gone);
+            return self.observation.sessions.iter().any(|session| session.gone);
         }
-        let needed = needed(cause, self.policy, self.seen.content);
+        let event_limit = event_limit(cause, self.policy, self.observation.content);
         let events = self.next.tracks.get(&cause).map_or(0, crate::track::Track::events);
-        needed.is_some_and(|needed| events >= needed)
+        event_limit.is_some_and(|event_limit| events >= event_limit)
     }
 
-    /// Notes of which causes there is to be spoken.
-    fn judge(&mut self) {
+    /// Updates which causes are stale.
+    fn update_stale(&mut self) {
         for cause in CAUSES {
-            let (too_much, now, policy, content) = (self.is_too_much(cause), self.now, self.policy, self.seen.content);
-            let on_trial = self.next.trial.as_ref().is_some_and(|trial| trial.cause == cause);
+            let (stale, now, policy, content) = (self.is_stale(cause), self.now, self.policy, self.observation.content);
+            let current = self.next.attempt.as_ref().is_some_and(|attempt| attempt.cause == cause);
             let track = self.next.track(cause);
-            if too_much && track.ill_since.is_none() {
-                track.ill_since = Some(now);
+            if stale && track.stale_since.is_none() {
+                track.stale_since = Some(now);
                 let events = track.events();
-                self.changes.push(Change::Ill { cause, events });
-            } else if !too_much && !on_trial && track.is_calm(cause, policy, content, now) {
-                let was_ill = track.ill_since.take().is_some();
+                self.transitions.push(Transition::Stale { cause, events });
+            } else if !stale && !current && track.is_quiet(cause, policy, content, now) {
+                let was_stale = track.stale_since.take().is_some();
                 if track.is_over(policy, now) {
-                    track.forget_attempts();
+                    track.reset();
                 }
-                self.changes.extend(was_ill.then_some(Change::Well { cause }));
+                self.transitions.extend(was_stale.then_some(Transition::Recovered { cause }));
             }
         }
     }
 
-    /// Begins a remedy where one is due.
-    fn begin(&mut self) {
-        if self.policy.mode == Mode::Report || self.next.trial.is_some() || self.seen.sessions.is_empty() {
+    /// Starts a remedy if one is due.
+    fn start(&mut self) {
+        if self.policy.mode == Mode::Report || self.next.attempt.is_some() || self.observation.sessions.is_empty() {
             return;
         }
         for cause in CURABLE {
-            if self.is_too_much(cause) && !self.awaits_source(cause) && self.try_next(cause) {
+            if self.is_stale(cause) && !self.awaits_source(cause) && self.start_next(cause) {
                 return;
             }
         }
     }
 
     fn awaits_source(&self, cause: Cause) -> bool {
-        cause == Cause::SourceGone && self.seen.root != Root::Present
+        cause == Cause::SourceGone && self.observation.root != Root::Present
     }
 
-    /// Begins the next remedy for a cause, or says that there is none. Was one begun?
-    fn try_next(&mut self, cause: Cause) -> bool {
-        let (now, seen) = (self.now, self.seen);
-        let rungs = ladder(cause, seen, &self.next.amendments);
-        let spent = &self.next.track(cause).spent;
-        let left = |rung: &Rung| rung.wears_off(cause) || spent.iter().all(|(before, _)| before != rung);
-        let Some(rung) = rungs.into_iter().find(left) else {
-            let spent = spent.clone();
-            let failure = advice::ladder(cause, seen, &self.next.amendments, &spent, now);
+    /// Starts the next remedy for a cause, or notes that none is left. True if one was started.
+    fn start_next(&mut self, cause: Cause) -> bool {
+        let (now, observation) = (self.now, self.observation);
+        let candidates = candidates(cause, observation, &self.next.amendments);
+        let tried = &self.next.track(cause).tried;
+        let left = |remedy: &Remedy| remedy.is_repeatable(cause) || tried.iter().all(|(before, _)| before != remedy);
+        let Some(remedy) = candidates.into_iter().find(left) else {
+            let tried = tried.clone();
+            let failure = advice::exhausted(cause, observation, &self.next.amendments, &tried, now);
             self.fail(cause, failure);
             return false;
         };
-        if self.next.begun.len() >= self.policy.budget.get() as usize {
-            self.fail(cause, advice::budget(cause, self.policy, now));
+        if self.next.started.len() >= self.policy.budget.get() as usize {
+            self.fail(cause, advice::over_budget(cause, self.policy, now));
             return false;
         }
-        self.next.begun.push_back(now);
+        self.next.started.push_back(now);
         self.next.track(cause).failure = None;
-        self.next.last = Some(Past { cause, rung, begun: now, in_force: None, ended: None });
-        let stage = if rung.amends() {
-            self.changes.push(Change::Begun { cause, rung });
-            Stage::Asked
+        self.next.last = Some(RemedyRecord { cause, remedy, started: now, applied: None, ended: None });
+        let stage = if remedy.amends() {
+            self.transitions.push(Transition::Started { cause, remedy });
+            Stage::Checking
         } else {
-            self.changes.push(Change::Ordered { cause, rung });
-            self.act = Some(Act::HandOver);
-            Stage::Ordered { before: generations(&seen.sessions) }
+            self.transitions.push(Transition::Applying { cause, remedy });
+            self.command = Some(Command::HandOver);
+            Stage::Applying { before: generations(&observation.sessions) }
         };
-        self.next.trial = Some(Trial { cause, rung, begun: now, stage });
+        self.next.attempt = Some(Attempt { cause, remedy, started: now, stage });
         true
     }
 
     fn fail(&mut self, cause: Cause, failure: Failure) {
         let track = self.next.track(cause);
-        if track.failure.as_ref().is_some_and(|it| it.end == failure.end && it.message == failure.message) {
+        if track.failure.as_ref().is_some_and(|it| it.exhausted == failure.exhausted && it.message == failure.message) {
             return;
         }
         track.failure = Some(failure.clone());
-        self.changes.push(Change::Failed { cause, failure });
+        self.transitions.push(Transition::Failed { cause, failure });
     }
 
-    fn standings(&self) -> Vec<Standing> {
-        let spoken_of = |cause: &Cause| {
+    fn statuses(&self) -> Vec<CauseStatus> {
+        let reported = |cause: &Cause| {
             let track = self.next.tracks.get(cause)?;
-            let since = track.ill_since.or(track.failure.as_ref().map(|failure| failure.since))?;
-            Some(Standing { cause: *cause, since, events: track.events(), course: self.course(*cause) })
+            let since = track.stale_since.or(track.failure.as_ref().map(|failure| failure.since))?;
+            Some(CauseStatus { cause: *cause, since, events: track.events(), handling: self.handling(*cause) })
         };
-        CAUSES.iter().filter_map(spoken_of).collect()
+        CAUSES.iter().filter_map(reported).collect()
     }
 
-    fn course(&self, cause: Cause) -> Course {
+    fn handling(&self, cause: Cause) -> Handling {
         if !CURABLE.contains(&cause) {
-            return Course::OutOfReach;
+            return Handling::NoRemedy;
         }
         if self.policy.mode == Mode::Report {
-            return Course::Reported;
+            return Handling::Reported;
         }
-        if let Some(trial) = self.next.trial.as_ref().filter(|trial| trial.cause == cause) {
-            let in_force = matches!(trial.stage, Stage::InForce { .. });
-            return Course::OnTrial { rung: trial.rung, in_force };
+        if let Some(attempt) = self.next.attempt.as_ref().filter(|attempt| attempt.cause == cause) {
+            let applied = matches!(attempt.stage, Stage::Verifying { .. });
+            return Handling::Trying { remedy: attempt.remedy, applied };
         }
         match self.next.tracks.get(&cause).and_then(|track| track.failure.clone()) {
-            Some(failure) => Course::Failed(failure),
-            None if self.is_too_much(cause) && self.awaits_source(cause) => Course::AwaitsSource,
-            None => Course::Passing,
+            Some(failure) => Handling::Failed(failure),
+            None if self.is_stale(cause) && self.awaits_source(cause) => Handling::AwaitsSource,
+            None => Handling::Subsiding,
         }
     }
 }

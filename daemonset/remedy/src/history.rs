@@ -1,192 +1,146 @@
-//! What has been counted, tried and changed so far.
+//! What was counted, tried and changed so far.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use virtiofs_config::EngineConfig;
 
-use crate::ladder::{InsteadOf, Obstacle, amended, amendment};
+use crate::escalation::{Amendment, Blocker, amended, amendment};
 use crate::track::Track;
-use crate::{Cause, Change, Moment, Rung};
+use crate::transition::{Outcome, Transition};
+use crate::{Cause, Moment, Remedy};
 
-/// The past of one share, as far as it matters for the next decision. Plain data: it can be written down, and read
-/// by the next agent of the same boot.
+/// The past of one share, as far as the next decision needs it. Serializable, for the next agent of the same boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct History {
-    /// When the share was looked at last, and whose counts those were.
+    /// When the share was last observed, and the process id of the broker that counted.
     pub(crate) observed: Option<(Moment, u32)>,
     pub(crate) tracks: BTreeMap<Cause, Track>,
-    /// When remedies were begun, as far as the budget counts.
-    pub(crate) begun: VecDeque<Moment>,
-    pub(crate) trial: Option<Trial>,
+    /// When remedies were started, within the span of the budget.
+    pub(crate) started: VecDeque<Moment>,
+    pub(crate) attempt: Option<Attempt>,
     pub(crate) amendments: Vec<Amendment>,
     pub(crate) outcomes: BTreeMap<Cause, BTreeMap<Outcome, u64>>,
-    pub(crate) last: Option<Past>,
+    pub(crate) last: Option<RemedyRecord>,
 }
 
-/// A remedy that is on trial.
+/// A remedy that is being tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Trial {
-    /// What it is for.
+pub struct Attempt {
+    /// The cause it is for.
     pub cause: Cause,
     /// The remedy.
-    pub rung: Rung,
-    /// When it was begun.
-    pub begun: Moment,
-    /// How far it is.
+    pub remedy: Remedy,
+    /// When it was started.
+    pub started: Moment,
+    /// Its stage.
     pub stage: Stage,
 }
 
-/// How far a remedy is.
+/// Stage of a remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stage {
-    /// A trial engine is to say whether it is possible; no guest has been touched.
-    Asked,
-    /// It is to come into force.
-    Ordered {
+    /// A trial engine checks whether it is possible; no guest is affected.
+    Checking,
+    /// It is being applied to the sessions.
+    Applying {
         /// The generation of each session before.
         before: BTreeMap<String, u64>,
     },
-    /// It is in force, and whether it helps will be seen.
-    InForce {
+    /// It is applied, and its effect is observed.
+    Verifying {
         /// Since when.
         since: Moment,
     },
 }
 
-/// A change of the configuration that is in force as a remedy.
+/// The last remedy that was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Amendment {
-    /// The remedy.
-    pub rung: Rung,
-    /// What it is for.
-    pub cause: Cause,
-    /// Since when.
-    pub since: Moment,
-    pub(crate) instead_of: InsteadOf,
-}
-
-/// What became of a remedy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Outcome {
-    /// The rate has fallen.
-    Verified,
-    /// The rate has not fallen.
-    Ineffective,
-    /// It is not possible here; nothing was changed.
-    Rejected,
-    /// It was not active in time.
-    NotApplied,
-    /// Its reason is gone: the share says something else, or no guest is left.
-    Abandoned,
-}
-
-impl Outcome {
-    /// All of them.
-    pub const ALL: [Outcome; 5] =
-        [Outcome::Verified, Outcome::Ineffective, Outcome::Rejected, Outcome::NotApplied, Outcome::Abandoned];
-
-    /// The word as it stands in status, metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Verified => "Verified",
-            Outcome::Ineffective => "Ineffective",
-            Outcome::Rejected => "Rejected",
-            Outcome::NotApplied => "NotApplied",
-            Outcome::Abandoned => "Abandoned",
-        }
-    }
-}
-
-/// The last remedy that was begun.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Past {
-    /// What it is for.
+pub struct RemedyRecord {
+    /// The cause it is for.
     pub cause: Cause,
     /// The remedy.
-    pub rung: Rung,
-    /// When it was begun.
-    pub begun: Moment,
-    /// When it came into force.
-    pub in_force: Option<Moment>,
-    /// When it ended, and how; none: it is on trial.
+    pub remedy: Remedy,
+    /// When it was started.
+    pub started: Moment,
+    /// When it was applied to every session.
+    pub applied: Option<Moment>,
+    /// When it ended, and how; `None` while it is being tried.
     pub ended: Option<(Moment, Outcome)>,
 }
 
 impl History {
-    /// What engines are to run with: what is declared, with the remedies in it.
+    /// The configuration for engines: as declared, with the remedies.
     pub fn amended(&self, declared: &EngineConfig) -> EngineConfig {
         amended(declared, &self.amendments)
     }
 
-    /// Changes of the configuration that are in force as remedies.
+    /// Changes of the configuration by remedies.
     pub fn amendments(&self) -> &[Amendment] {
         &self.amendments
     }
 
-    /// The remedy that is on trial.
-    pub fn trial(&self) -> Option<&Trial> {
-        self.trial.as_ref()
+    /// The remedy that is being tried.
+    pub fn attempt(&self) -> Option<&Attempt> {
+        self.attempt.as_ref()
     }
 
-    /// The last remedy that was begun.
-    pub fn last(&self) -> Option<&Past> {
+    /// The last remedy that was started.
+    pub fn last(&self) -> Option<&RemedyRecord> {
         self.last.as_ref()
     }
 
-    /// How often remedies for a cause ended so.
+    /// How often remedies for a cause ended with this outcome.
     pub fn outcomes(&self, cause: Cause, outcome: Outcome) -> u64 {
         self.outcomes.get(&cause).and_then(|outcomes| outcomes.get(&outcome)).copied().unwrap_or(0)
     }
 
-    /// What a trial engine is to be asked about: the remedy and the configuration with it. None: nothing, or the
-    /// answer is known.
-    pub fn question(&self, declared: &EngineConfig) -> Option<(Rung, EngineConfig)> {
-        let trial = self.trial.as_ref().filter(|trial| trial.stage == Stage::Asked)?;
-        Some((trial.rung, trial.rung.amend(self.amended(declared))))
+    /// The remedy and the configuration that a trial engine must check; `None` if there is nothing to check.
+    pub fn pending_check(&self, declared: &EngineConfig) -> Option<(Remedy, EngineConfig)> {
+        let attempt = self.attempt.as_ref().filter(|attempt| attempt.stage == Stage::Checking)?;
+        Some((attempt.remedy, attempt.remedy.amend(self.amended(declared))))
     }
 
-    /// The answer to [`question`](Self::question). An answer to a question that is not asked any more changes
-    /// nothing.
-    pub fn answer(
+    /// Takes in the result of the [pending check](Self::pending_check). The result of an outdated check changes nothing.
+    pub fn finish_check(
         &self,
-        rung: Rung,
-        answer: Result<(), Obstacle>,
+        remedy: Remedy,
+        result: Result<(), Blocker>,
         declared: &EngineConfig,
         now: Moment,
-    ) -> (History, Vec<Change>) {
+    ) -> (History, Vec<Transition>) {
         let mut next = self.clone();
-        let Some(trial) = next.trial.as_mut().filter(|it| it.stage == Stage::Asked && it.rung == rung) else {
+        let Some(attempt) = next.attempt.as_mut().filter(|it| it.stage == Stage::Checking && it.remedy == remedy)
+        else {
             return (next, Vec::new());
         };
-        let cause = trial.cause;
-        if let Err(obstacle) = answer {
-            next.track(cause).spent.push((rung, obstacle));
+        let cause = attempt.cause;
+        if let Err(blocker) = result {
+            next.track(cause).tried.push((remedy, blocker));
             let change = next.end(Outcome::Rejected, now);
             return (next, change.into_iter().collect());
         }
-        // Which sessions have it follows from their configuration.
-        trial.stage = Stage::Ordered { before: BTreeMap::new() };
-        next.amendments.push(amendment(rung, cause, declared, now));
-        (next, vec![Change::Ordered { cause, rung }])
+        // The configuration of a session says whether the remedy is applied to it.
+        attempt.stage = Stage::Applying { before: BTreeMap::new() };
+        next.amendments.push(amendment(remedy, cause, declared, now));
+        (next, vec![Transition::Applying { cause, remedy }])
     }
 
     pub(crate) fn track(&mut self, cause: Cause) -> &mut Track {
         self.tracks.entry(cause).or_default()
     }
 
-    /// Ends the remedy that is on trial.
-    pub(crate) fn end(&mut self, outcome: Outcome, now: Moment) -> Option<Change> {
-        let Trial { cause, rung, .. } = self.trial.take()?;
+    /// Ends the remedy that is being tried.
+    pub(crate) fn end(&mut self, outcome: Outcome, now: Moment) -> Option<Transition> {
+        let Attempt { cause, remedy, .. } = self.attempt.take()?;
         let count = self.outcomes.entry(cause).or_default().entry(outcome).or_default();
         *count = count.saturating_add(1);
         if let Some(last) = &mut self.last {
             last.ended = Some((now, outcome));
         }
-        Some(Change::Ended { cause, rung, outcome })
+        Some(Transition::Ended { cause, remedy, outcome })
     }
 }

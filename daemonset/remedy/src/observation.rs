@@ -1,4 +1,4 @@
-//! What is seen of a share.
+//! What is observed of a share.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use virtiofs_contract::preflight::Preflight;
 
 use crate::Cause;
 
-/// A share as it is now.
+/// A share as observed now.
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
-    /// Which broker counts, by its process id: another one begins from nought.
+    /// Process id of the broker that counts; a new broker starts from zero.
     pub broker: u32,
-    /// Stale events by cause, of all sessions, since that broker started. Of a source that hangs there are none:
-    /// see [`Session::hung`].
+    /// Stale events by cause, of all sessions, since that broker started. A source that hangs is not counted: see
+    /// [`Session::hung`].
     pub counts: BTreeMap<Cause, u64>,
     /// The configuration that the share declares.
     pub declared: &'a EngineConfig,
-    /// What the share says is true of its data.
+    /// The declared content.
     pub content: Content,
     /// What the last trial of the share found.
     pub preflight: &'a Preflight,
@@ -27,7 +27,7 @@ pub struct Observation<'a> {
     pub root: Root,
 }
 
-/// What a share says is true of its data.
+/// The declared content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Content {
     /// Nobody changes it.
@@ -38,33 +38,33 @@ pub enum Content {
     Shared,
 }
 
-/// One session as it is now.
+/// One session as observed now.
 #[derive(Clone, Copy, Debug)]
 pub struct Session<'a> {
-    /// Its name, unique among all that this broker has had.
+    /// Its id, unique in this broker.
     pub id: &'a str,
-    /// Which order the engine that serves fulfils: each exchange, each change of configuration is one.
+    /// Generation of the engine that serves it; each hand-over and each change of the configuration raises it.
     pub generation: u64,
     /// Configuration of the engine that serves.
     pub engine: &'a EngineConfig,
     /// What that engine found.
     pub preflight: Option<&'a Preflight>,
-    /// Does its guest hold as many inodes as it may?
+    /// True if its guest is at its inode limit.
     pub full: bool,
-    /// Does the source's path lead to something else than what it serves?
+    /// True if the source's path leads to something other than what it serves.
     pub gone: bool,
-    /// Has a request of its guest been going on for longer than is reasonable?
+    /// True if a request of its guest hangs.
     pub hung: bool,
 }
 
 /// What is at the source's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Root {
-    /// A directory with something in it, or a mount point with its mount.
+    /// A directory with content, or a mount point.
     Present,
-    /// An empty directory that is no mount point: what is left when a file system has been unmounted.
+    /// An empty directory that is no mount point, as an unmounted file system leaves.
     Bare,
-    /// No directory, or one that cannot be looked at.
+    /// No directory, or one that cannot be read.
     Missing,
 }
 
@@ -74,17 +74,17 @@ pub(crate) mod samples {
     use virtiofs_contract::preflight::{HandleOutcome, MountPreflight};
 
     use super::*;
-    use crate::Rung;
+    use crate::Remedy;
 
     /// A share on ext4 where everything works, with one session; 2000 open files.
-    pub(crate) struct Place {
+    pub(crate) struct SampleShare {
         pub(crate) declared: EngineConfig,
         pub(crate) content: Content,
         pub(crate) preflight: Preflight,
         pub(crate) full: bool,
     }
 
-    impl Default for Place {
+    impl Default for SampleShare {
         fn default() -> Self {
             let mount = MountPreflight { path: ".".into(), fs_type: "ext4".into(), file_handles: HandleOutcome::Works };
             let preflight = serde_json::json!({
@@ -92,7 +92,7 @@ pub(crate) mod samples {
                 "inodeFileHandles": InodeFileHandles::Prefer, "mounts": [mount],
                 "openFiles": 2000, "guestOpenFiles": 1700, "findings": [],
             });
-            Place {
+            SampleShare {
                 declared: EngineConfig::stock(Access::ReadOnly),
                 content: Content::Shared,
                 preflight: serde_json::from_value(preflight).unwrap(),
@@ -101,7 +101,7 @@ pub(crate) mod samples {
         }
     }
 
-    impl Place {
+    impl SampleShare {
         pub(crate) fn observe(&self) -> Observation<'_> {
             let session = Session {
                 id: "a-1",
@@ -124,7 +124,7 @@ pub(crate) mod samples {
         }
     }
 
-    pub(crate) fn files(to: u64) -> Rung {
-        Rung::OpenFiles { to: Some(to) }
+    pub(crate) fn files(to: u64) -> Remedy {
+        Remedy::OpenFiles { to: Some(to) }
     }
 }

@@ -5,20 +5,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Moment, Window};
 
-/// Into how many parts a window is divided; events leave it a part at a time.
+/// Number of parts of a window; events leave it a part at a time.
 const PARTS: u64 = 16;
 
 /// Events of the last window, in bounded space.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Recent {
-    /// Length of a part, in milliseconds; with another window counting begins anew.
+    /// Length of a part in milliseconds; another window resets the counts.
     part: u64,
     /// Events by part, numbered since the clock's beginning.
     parts: VecDeque<(u64, u64)>,
 }
 
 impl Recent {
-    /// Takes events in that happened within `span` before `now`, evenly as far as is known.
+    /// Adds events that occurred within `span` before `now`, assumed to be evenly spread.
     pub(crate) fn note(&mut self, now: Moment, events: u64, span: Duration, window: Window) {
         self.advance(now, window);
         let events = within(events, span, window.length());
@@ -32,7 +32,7 @@ impl Recent {
         }
     }
 
-    /// Forgets what has left the window.
+    /// Drops events that have left the window.
     pub(crate) fn advance(&mut self, now: Moment, window: Window) {
         let part = (window.length().as_millis() as u64 / PARTS).max(1);
         if part != self.part {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn events_count_for_a_window_and_no_longer() {
+    fn events_count_for_one_window() {
         let mut recent = Recent::default();
         for second in 0..30 {
             recent.note(at(second), 1, Duration::from_secs(1), window());
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_while_nobody_looked_is_spread_over_that_time() {
+    fn events_of_a_long_gap_are_spread_over_it() {
         let mut recent = Recent::default();
         recent.note(at(7200), 120, Duration::from_secs(7200), window());
         assert_eq!(recent.events(), 1);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn space_is_bounded_and_numbers_do_not_overflow() {
+    fn space_is_bounded_and_counts_saturate() {
         let mut recent = Recent::default();
         for millis in (0..600_000).step_by(7) {
             recent.note(Moment::from_millis(millis), u64::MAX, Duration::ZERO, window());

@@ -1,5 +1,4 @@
-//! Whatever happens: never more remedies than the budget, never two at once, each comes to an end, and the history
-//! stays small.
+//! For any history: remedies stay within the budget, one at a time, each ends, and the history stays bounded.
 
 #![allow(clippy::unwrap_used)]
 
@@ -14,7 +13,7 @@ use virtiofs_contract::preflight::HandleOutcome;
 use virtiofs_remedy::policy::BUDGET_SPAN;
 use virtiofs_remedy::*;
 
-/// Something that happens to a share.
+/// An event of a share.
 #[derive(Clone, Debug)]
 enum Event {
     Stale(Cause, u64),
@@ -109,7 +108,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn never_more_than_the_budget_never_two_at_once_and_each_ends(
+    fn budget_single_remedy_and_end_hold_for_any_history(
         (budget, threshold, window) in (1..8_u32, 1..50_u32, 10..600_u64),
         events in prop::collection::vec((event(), 0..400_u64), 1..150),
     ) {
@@ -117,25 +116,25 @@ proptest! {
         let longest = Duration::from_secs(window.max(60) + window);
         for (event, seconds) in events {
             happen(&mut host, event);
-            let before = host.history.trial().cloned();
+            let before = host.history.attempt().cloned();
             let decision = host.seconds(seconds);
-            let began = decision.changes.iter().filter(|it| matches!(it, Change::Begun { .. } | Change::Ordered { .. }));
-            let ended = decision.changes.iter().any(|it| matches!(it, Change::Ended { .. }));
+            let began = decision.transitions.iter().filter(|it| matches!(it, Transition::Started { .. } | Transition::Applying { .. }));
+            let ended = decision.transitions.iter().any(|it| matches!(it, Transition::Ended { .. }));
             let began = began.count();
-            prop_assert!(began <= 1, "two at once: {:?}", decision.changes);
-            prop_assert!(began == 0 || before.is_none() || ended, "one over another: {:?}", decision.changes);
+            prop_assert!(began <= 1, "two at once: {:?}", decision.transitions);
+            prop_assert!(began == 0 || before.is_none() || ended, "one over another: {:?}", decision.transitions);
             prop_assert!(began == 0 || host.policy.mode == Mode::Heal);
             prop_assert!(host.policy.mode == Mode::Heal || host.history.amended(&host.declared) == host.declared);
             prop_assert!(host.history.amendments().len() <= 4);
             prop_assert!(serde_json::to_string(&host.history).unwrap().len() < 32 << 10);
         }
-        for (first, _, _) in &host.begun {
-            let hour = host.begun.iter().filter(|(at, ..)| at >= first && at.since(*first) < BUDGET_SPAN).count();
-            prop_assert!(hour <= budget as usize, "{hour} remedies within an hour: {:?}", host.begun);
+        for (first, _, _) in &host.started {
+            let hour = host.started.iter().filter(|(at, ..)| at >= first && at.since(*first) < BUDGET_SPAN).count();
+            prop_assert!(hour <= budget as usize, "{hour} remedies within an hour: {:?}", host.started);
         }
-        // Left alone, whatever is on trial ends.
+        // Without further events, the current remedy ends.
         host.vms.iter_mut().for_each(|vm| vm.gone = false);
         host.for_seconds(longest.as_secs() + 4);
-        prop_assert!(host.history.trial().is_none(), "{:?}", host.history.trial());
+        prop_assert!(host.history.attempt().is_none(), "{:?}", host.history.attempt());
     }
 }

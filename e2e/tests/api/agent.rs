@@ -109,7 +109,7 @@ pub(crate) fn a_remedy_is_reported_and_the_share_stays_ready(world: &mut World) 
     let last = &export["status"]["lastRemedy"];
     ensure!(last["cause"] == "FdExhausted" && last["action"] == "FileHandles", "{last:#}");
     ensure!(ready(&export) == ("True", "Serving"), "{:#}", export["status"]);
-    ensure!(condition_of(&export, "Degraded")["reason"] == "RemedyInForce", "{:#}", export["status"]);
+    ensure!(condition_of(&export, "Degraded")["reason"] == "RemedyActive", "{:#}", export["status"]);
     let found = missed();
     ensure!(found == 0, "{found} files are still out of reach");
     println!("{}", world.admin().run(&["get", "vfs,vfe"])?);
@@ -136,7 +136,7 @@ pub(crate) fn an_agent_serves_without_an_api_server(world: &mut World) -> Result
         until(
             "the agent to continue",
             || daemons.log_tail(),
-            || Ok(daemons.log_tail().contains("going on with what was known last").then_some(())),
+            || Ok(daemons.log_tail().contains("continuing with the last known exports").then_some(())),
         )?;
         let another = Guest::boot(GuestConfig::new(daemons.socket("kept")).small()).context("another guest")?;
         ensure!(another.violations().is_empty(), "{:?}", another.violations());

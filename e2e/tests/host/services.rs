@@ -45,7 +45,7 @@ impl World {
     pub(crate) fn session(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let until = std::time::Instant::now() + PATIENCE;
         loop {
-            let status = self.host.must("virtiofs-agent status disk -o json")?;
+            let status = self.host.must("virtiofsctl status disk -o json")?;
             let status: Value = serde_json::from_str(&status).context("status -o json")?;
             let session = &status["shares"][0]["sessions"][0];
             if is_so(session) {
@@ -97,7 +97,7 @@ pub(crate) fn the_agent_restarts_under_a_guest(world: &mut World) -> Result<()> 
     world.host.must("systemctl reload virtiofs-agent")?;
     ensure!(world.main_pid("virtiofs-agent")? == agent, "a reload started another agent");
     world.until_state("more", "Ready")?;
-    world.host.must("virtiofs-agent handover disk")?;
+    world.host.must("virtiofsctl handover disk")?;
     let after = world.session("it still has its guest", |after| after["state"] == "Serving")?;
     ensure!(after["id"] == session["id"] && after["engines"].as_u64() > Some(1), "{session:#}\n{after:#}");
     world.finish_guest()
@@ -107,16 +107,16 @@ pub(crate) fn a_broker_that_was_killed_starts_again(world: &mut World) -> Result
     world.serve_disk()?;
     let broker = world.main_pid("virtiofs-broker")?;
     world.host.must("kill -9 $(systemctl show virtiofs-broker -P MainPID)")?;
-    let script = format!("[ $(systemctl show virtiofs-broker -P MainPID) != {broker} ] && virtiofs-agent status disk");
+    let script = format!("[ $(systemctl show virtiofs-broker -P MainPID) != {broker} ] && virtiofsctl status disk");
     world.host.until("another broker answers", PATIENCE, &script)?;
     let share = world.until_state("disk", "Ready")?;
-    ensure!(share["inForce"]["preflight"]["limits"]["cpuMillis"] == 1500, "{share:#}");
+    ensure!(share["active"]["preflight"]["limits"]["cpuMillis"] == 1500, "{share:#}");
     Ok(())
 }
 
 pub(crate) fn a_support_bundle_explains_the_host(world: &mut World) -> Result<()> {
     world.serve_disk()?;
-    world.host.must("virtiofs-agent support-bundle --output /run/bundle.tar.gz")?;
+    world.host.must("virtiofsctl support-bundle --output /run/bundle.tar.gz")?;
     world.host.must("tar -C /run -xzf /run/bundle.tar.gz; rm /run/bundle.tar.gz")?;
     for (file, content) in [("host.txt", "/system.slice/virtiofs-broker.service"), ("log.txt", "broker ready")] {
         world.host.must(&format!("grep -m 1 '{content}' /run/virtiofs-support/{file}"))?;

@@ -13,7 +13,7 @@ pub(crate) fn the_readme_serves_a_share_as_root(world: &mut World) -> Result<()>
         "systemd-run --quiet --unit up --working-directory=$PWD --property=StandardOutput=file:/run/up.log {up}"
     ))?;
     let share = world.until_state("images", "Ready")?;
-    ensure!(share["inForce"]["preflight"]["sandbox"] == "Namespace", "{share:#}");
+    ensure!(share["active"]["preflight"]["sandbox"] == "Namespace", "{share:#}");
     let printed = "images: Ready, /srv/images at /run/virtiofs/shares/images.sock";
     world.host.until("it prints that it is ready", PATIENCE, &format!("grep -x '{printed}' /run/up.log"))?;
     world.host.must("systemctl stop up")?;
@@ -40,9 +40,9 @@ pub(crate) fn an_ordinary_user_serves_a_share(world: &mut World) -> Result<()> {
     world.host.must(&format!("runuser -u ann -- workload --socket {socket} --steps 0 --memory 128"))?;
     let status = world
         .host
-        .must("runuser -u ann -- env XDG_RUNTIME_DIR=/run/user/$(id -u ann) virtiofs-agent status data -o json")?;
+        .must("runuser -u ann -- env XDG_RUNTIME_DIR=/run/user/$(id -u ann) virtiofsctl status data -o json")?;
     let status: serde_json::Value = serde_json::from_str(&status).context("status -o json")?;
-    let preflight = &status["shares"][0]["inForce"]["preflight"];
+    let preflight = &status["shares"][0]["active"]["preflight"];
     ensure!(preflight["sandbox"] == "Namespace" && preflight["userNamespace"] == true, "{preflight:#}");
     world.host.must("systemctl stop up-user; rm /usr/local/bin/virtiofs-*")?;
     Ok(())
@@ -65,7 +65,7 @@ pub(crate) fn limits_of_up_need_a_delegated_group(world: &mut World) -> Result<(
 
     world.host.must(&format!("{delegate} --unit up-delegated {up}"))?;
     let share = world.until_state("disk", "Ready")?;
-    ensure!(share["inForce"]["preflight"]["limits"]["cpuMillis"] == 1500, "{share:#}");
+    ensure!(share["active"]["preflight"]["limits"]["cpuMillis"] == 1500, "{share:#}");
     world.host.must("systemctl stop up-delegated.scope")?;
     Ok(())
 }

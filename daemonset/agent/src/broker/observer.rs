@@ -1,6 +1,5 @@
-//! Reads the broker's status, one reader at a time: a status that was asked for later must not be taken in
-//! earlier, or counts would seem to go backwards and be added twice. What brokers before this one have counted is
-//! kept by the broker, for agents after this one.
+//! Reads the broker's status, one reader at a time: a later status must not be added before an earlier one, or counts would
+//! seem to go backwards and be added twice. The broker stores the counts of earlier brokers for the next agent.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,38 +7,37 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
+use virtiofs_client::broker::{Client, ClientError};
+use virtiofs_client::totals::{RunningTotals, ShareTotals};
 use virtiofs_contract::control::Status;
 
-use super::client::{Client, ClientError};
-use super::totals::{RunningTotals, ShareTotals};
-
-/// What the keys begin with under which the broker keeps the counts of those before it.
+/// Prefix of the keys under which the broker stores the counts of earlier brokers.
 const PREFIX: &str = "agent/totals/";
 
-/// Reads status, and keeps the running totals of everyone who does.
+/// Reads the status, and sums its counts over brokers.
 #[derive(Debug)]
 pub(crate) struct Observer {
     socket: PathBuf,
-    /// Locked for as long as a status is being read.
+    /// Locked while a status is being read.
     totals: Arc<Mutex<RunningTotals>>,
 }
 
-/// What was read.
+/// A status with the counts at the same moment.
 #[derive(Debug)]
 pub(crate) struct Observation {
-    /// The broker's status, or why there is none.
+    /// The broker's status, or why it could not be read.
     pub(crate) status: Result<Status, ClientError>,
-    /// Counts by share, over all brokers so far.
+    /// Counts by share, summed over brokers.
     pub(crate) totals: BTreeMap<String, ShareTotals>,
 }
 
 impl Observer {
-    /// A reader of the broker behind this control socket.
+    /// An observer of the broker behind this control socket.
     pub(crate) fn new(socket: PathBuf) -> Self {
         Observer { socket, totals: Arc::default() }
     }
 
-    /// Asks the broker.
+    /// Reads the status.
     pub(crate) async fn observe(&self) -> Observation {
         let mut totals = self.totals.clone().lock_owned().await;
         let socket = self.socket.clone();
@@ -48,7 +46,7 @@ impl Observer {
             Observation { status, totals: totals.all() }
         });
         observed.await.unwrap_or_else(|_| {
-            // Only a runtime that is shutting down drops a task that was started.
+            // Only a runtime that is shutting down drops a running task.
             Observation { status: Err(ClientError::Unexpected), totals: BTreeMap::new() }
         })
     }
@@ -56,19 +54,19 @@ impl Observer {
 
 fn observe(socket: &Path, totals: &mut RunningTotals) -> Result<Status, ClientError> {
     let mut client = Client::connect(socket)?;
-    if !totals.is_recalled() {
-        let mut kept = Vec::new();
+    if !totals.is_loaded() {
+        let mut stored = Vec::new();
         for key in client.list_keys(PREFIX)? {
-            kept.extend(client.get(&key)?.map(|value| (key[PREFIX.len()..].to_owned(), value)));
+            stored.extend(client.get(&key)?.map(|value| (key[PREFIX.len()..].to_owned(), value)));
         }
-        totals.recall(kept);
+        totals.load(stored);
     }
     let status = client.status()?;
     totals.observe(&status);
-    for (share, value) in totals.to_keep(status.pid) {
+    for (share, value) in totals.to_store(status.pid) {
         match client.put(&format!("{PREFIX}{share}"), Some(value)) {
-            Ok(()) => totals.is_kept(&share, status.pid),
-            Err(error) => tracing::debug!(share, %error, "counts of earlier brokers are not kept yet"),
+            Ok(()) => totals.note_stored(&share, status.pid),
+            Err(error) => tracing::debug!(share, %error, "counts of earlier brokers not stored yet"),
         }
     }
     Ok(status)

@@ -13,22 +13,22 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::backoff::Backoff;
+use crate::decide::backoff::Backoff;
 use crate::logging::LogChoice;
 
-/// How long the broker may take to end its sessions before it is killed.
+/// How long the broker may take to end before it is killed.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
-/// A broker that ran this long was well: its next death starts the back-off anew.
-const WELL_AFTER: Duration = Duration::from_secs(60);
+/// A broker that ran for this long resets the back-off.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// Why there is no broker to start.
+/// Why no broker was started.
 #[derive(Debug, Error)]
 pub(crate) enum ProcessError {
-    /// No such program.
-    #[error("virtiofs-broker is neither beside this program nor in PATH; give its place with --broker PATH")]
+    /// The program was not found.
+    #[error("virtiofs-broker is neither next to this program nor in PATH; set its path with --broker PATH")]
     NotFound,
-    /// It did not start.
+    /// The program could not be started.
     #[error("cannot start {program}: {error}")]
     Spawn { program: PathBuf, error: io::Error },
 }
@@ -40,13 +40,13 @@ pub(crate) struct BrokerCommand {
     pub(crate) program: PathBuf,
     /// Its runtime directory, which is the agent's.
     pub(crate) runtime_dir: PathBuf,
-    /// Its log goes where the agent's goes, and looks alike.
+    /// Its log has the same destination and format as the agent's.
     pub(crate) log: LogChoice,
 }
 
 impl BrokerCommand {
-    /// Starts the broker in a process group of its own, so that a Ctrl-C at the terminal reaches the agent
-    /// alone and the order of ending stays the agent's to choose.
+    /// Starts the broker in a process group of its own: Ctrl-C at the terminal reaches only the agent, which chooses the order
+    /// of ending.
     ///
     /// The kernel sends the parent-death signal when the *thread* that forked ends: call this on a thread that
     /// lives as long as the process.
@@ -65,7 +65,7 @@ impl BrokerCommand {
     }
 }
 
-/// Asks for a SIGTERM at the agent's death; an agent that died before the asking is noticed too.
+/// Requests a SIGTERM at the agent's death. An agent that has died already is noticed, too.
 fn end_with(agent: Pid) -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGTERM)?;
     if getppid() != agent {
@@ -74,9 +74,9 @@ fn end_with(agent: Pid) -> io::Result<()> {
     Ok(())
 }
 
-/// The broker's program: what was asked for, else the one beside this program, else the one in `PATH`.
-pub(crate) fn find(asked: Option<PathBuf>, search_path: &str) -> Result<PathBuf, ProcessError> {
-    if let Some(path) = asked {
+/// The broker's program: the given one, else the one next to this program, else the one in `PATH`.
+pub(crate) fn find(given: Option<PathBuf>, search_path: &str) -> Result<PathBuf, ProcessError> {
+    if let Some(path) = given {
         return Ok(path);
     }
     let beside = std::env::current_exe().ok().and_then(|own| own.parent().map(Path::to_path_buf));
@@ -93,10 +93,10 @@ fn search(beside: Option<PathBuf>, search_path: &str) -> Result<PathBuf, Process
         .ok_or(ProcessError::NotFound)
 }
 
-/// Keeps a broker running until `ending` turns true, then ends it. Returns when no broker is left.
+/// Keeps a broker running until `ending` becomes true, then ends it. Returns when no broker is left.
 ///
 /// # Errors
-/// Only when the very first start fails: a program that cannot be started at all is for the caller to report.
+/// The first start failed.
 pub(crate) async fn supervise(command: BrokerCommand, mut ending: watch::Receiver<bool>) -> Result<(), ProcessError> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(30));
     let mut child = command.spawn()?;
@@ -105,44 +105,44 @@ pub(crate) async fn supervise(command: BrokerCommand, mut ending: watch::Receive
         tracing::info!(pid = child.id(), program = %command.program.display(), "broker started");
         let died = tokio::select! {
             status = child.wait() => Some(status),
-            () = told_to_end(&mut ending) => None,
+            () = until_ending(&mut ending) => None,
         };
         match died {
-            Some(status) => say_death(status),
+            Some(status) => log_death(status),
             None => {
                 end(child).await;
                 return Ok(());
             }
         }
-        if started.elapsed() > WELL_AFTER {
+        if started.elapsed() > STABLE_AFTER {
             backoff.reset();
         }
         child = loop {
             let delay = backoff.next();
-            tracing::warn!(delay_ms = delay.as_millis() as u64, "broker is started again");
+            tracing::warn!(delay_ms = delay.as_millis() as u64, "restarting the broker");
             tokio::select! {
                 () = sleep(delay) => {}
-                () = told_to_end(&mut ending) => return Ok(()),
+                () = until_ending(&mut ending) => return Ok(()),
             }
             match command.spawn() {
                 Ok(child) => break child,
-                Err(error) => tracing::error!(%error, "broker did not start"),
+                Err(error) => tracing::error!(%error, "broker not started"),
             }
         };
     }
 }
 
-/// Also when whoever could tell is gone.
-async fn told_to_end(ending: &mut watch::Receiver<bool>) {
+/// Also returns when the sender is gone.
+async fn until_ending(ending: &mut watch::Receiver<bool>) {
     _ = ending.wait_for(|end| *end).await;
 }
 
-fn say_death(status: io::Result<ExitStatus>) {
+fn log_death(status: io::Result<ExitStatus>) {
     match status {
         Ok(status) => {
-            tracing::error!(%status, "broker died, and with it every session: their VMs must be started anew")
+            tracing::error!(%status, "broker died, and every session with it; restart their VMs")
         }
-        Err(error) => tracing::error!(%error, "broker cannot be waited for"),
+        Err(error) => tracing::error!(%error, "cannot wait for the broker"),
     }
 }
 
@@ -150,12 +150,12 @@ fn say_death(status: io::Result<ExitStatus>) {
 async fn end(mut child: Child) {
     let Some(pid) = child.id() else { return };
     if let Err(errno) = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM) {
-        tracing::warn!(pid, error = errno.desc(), "broker cannot be told to end");
+        tracing::warn!(pid, error = errno.desc(), "cannot signal the broker");
     }
     if timeout(END_WITHIN, child.wait()).await.is_err() {
-        tracing::warn!(pid, after_s = END_WITHIN.as_secs(), "broker did not end; it is killed");
+        tracing::warn!(pid, after_s = END_WITHIN.as_secs(), "broker did not end; killing it");
         if let Err(error) = child.kill().await {
-            tracing::error!(pid, %error, "broker cannot be killed");
+            tracing::error!(pid, %error, "cannot kill the broker");
         }
     }
     tracing::info!(pid, "broker ended");
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_asked_program_wins_and_a_missing_one_is_said() {
+    fn a_given_program_wins_and_a_missing_one_is_reported() {
         assert_eq!(find(Some("/some/broker".into()), "").unwrap(), Path::new("/some/broker"));
         let [beside, in_path] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let path = format!("/nowhere::{}", in_path.path().display());
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_program_that_cannot_start_is_an_error_at_once() {
+    async fn a_program_that_cannot_start_is_an_error() {
         let (_end, ending) = watch::channel(false);
         let log = LogChoice { filter: "warn".into(), format: virtiofs_logging::LogFormat::Text };
         let command = BrokerCommand { program: "/nowhere/virtiofs-broker".into(), runtime_dir: "/".into(), log };

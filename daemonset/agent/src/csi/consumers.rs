@@ -1,4 +1,4 @@
-//! Who may use a share: pure, but for the labels of a namespace, which are asked for only where they matter.
+//! Which namespaces may use a share. Pure, except that the labels of a namespace are read if they matter.
 
 use std::collections::BTreeMap;
 
@@ -9,42 +9,42 @@ use kube::{Api, Client};
 use tonic::Status;
 use virtiofs_crds::v1alpha1::Consumers;
 
-/// What follows from a share's consumers and a namespace's name.
+/// The verdict from a share's consumers and a namespace's name.
 #[derive(Debug, PartialEq)]
 enum Verdict {
     Admitted,
-    Refused,
-    /// It depends on whether its labels are so.
+    Rejected,
+    /// Depends on the namespace's labels.
     Selected(LabelSelector),
 }
 
 fn verdict(consumers: &Consumers, namespace: &str) -> Verdict {
-    let Some(namespaces) = &consumers.namespaces else { return Verdict::Refused };
+    let Some(namespaces) = &consumers.namespaces else { return Verdict::Rejected };
     if namespaces.match_names.iter().any(|name| name == namespace) {
         return Verdict::Admitted;
     }
-    namespaces.selector.as_ref().map_or(Verdict::Refused, |selector| Verdict::Selected(LabelSelector::from(selector)))
+    namespaces.selector.as_ref().map_or(Verdict::Rejected, |selector| Verdict::Selected(LabelSelector::from(selector)))
 }
 
-/// A selector that cannot be understood selects nothing.
+/// An invalid selector selects nothing.
 fn selects(selector: LabelSelector, labels: &BTreeMap<String, String>) -> bool {
     Selector::try_from(selector).is_ok_and(|selector| !selector.selects_all() && selector.matches(labels))
 }
 
-/// May pods of this namespace use the share?
+/// True if pods of this namespace may use the share.
 ///
 /// # Errors
-/// `UNAVAILABLE`: its labels matter, and cannot be asked for now.
+/// `UNAVAILABLE`: the labels matter and cannot be read now.
 pub(super) async fn admits(client: &Client, consumers: &Consumers, namespace: &str) -> Result<bool, Status> {
     let selector = match verdict(consumers, namespace) {
         Verdict::Admitted => return Ok(true),
-        Verdict::Refused => return Ok(false),
+        Verdict::Rejected => return Ok(false),
         Verdict::Selected(selector) => selector,
     };
     let found = Api::<Namespace>::all(client.clone()).get_opt(namespace).await.map_err(|error| {
         Status::unavailable(format!(
-            "whether namespace {namespace} is among the share's consumers depends on its labels, which the API server \
-             does not tell now: {error}"
+            "whether namespace {namespace} is among the share's consumers depends on its labels, which cannot be read \
+             from the API server now: {error}"
         ))
     })?;
     let labels = found.and_then(|namespace| namespace.metadata.labels);
@@ -58,14 +58,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_admitted_who_is_not_named_or_selected() {
+    fn only_named_or_selected_namespaces_are_admitted() {
         let consumers = |value| serde_json::from_value::<Consumers>(value).unwrap();
         let named = consumers(json!({"namespaces": {"matchNames": ["vms", "ci"]}}));
         assert_eq!(verdict(&named, "vms"), Verdict::Admitted);
         for other in ["vm", "vms2", "", "VMS"] {
-            assert_eq!(verdict(&named, other), Verdict::Refused, "{other:?}");
+            assert_eq!(verdict(&named, other), Verdict::Rejected, "{other:?}");
         }
-        assert_eq!(verdict(&Consumers::default(), "vms"), Verdict::Refused);
+        assert_eq!(verdict(&Consumers::default(), "vms"), Verdict::Rejected);
         let selected = consumers(json!({"namespaces": {
             "matchNames": ["ci"],
             "selector": {"matchLabels": {"team": "a"}, "matchExpressions": [{"key": "tier", "operator": "NotIn", "values": ["x"]}]},

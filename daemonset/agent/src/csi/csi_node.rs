@@ -1,5 +1,4 @@
-//! The node's CSINode, in which the kubelet writes down what it has registered. A driver that is not in it gets no pods,
-//! however well its agent is.
+//! The node's CSINode, in which the kubelet lists registered drivers. A driver that is not listed gets no pods.
 
 use std::time::Duration;
 
@@ -14,38 +13,38 @@ use virtiofs_crds::volume::DRIVER;
 
 use super::socket::Bound;
 
-/// How long the kubelet may take to register the driver before it is asked anew; longer each time, up to the second.
-const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(60));
+/// How long the kubelet may take to register the driver before the socket is created again; doubled up to the second value.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(60));
 
-/// A registration socket and who serves there. Dropped, both are gone.
-struct Offered {
+/// A registration socket and its server. Dropping it ends both.
+struct RegistrationSocket {
     bound: Bound,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
 }
 
-impl Drop for Offered {
+impl Drop for RegistrationSocket {
     fn drop(&mut self) {
         self.server.abort();
     }
 }
 
-/// Keeps the driver registered: offers it to the kubelet, and anew when its entry goes away or the socket does.
+/// Keeps the driver registered: creates the registration socket, and again if the driver's entry or the socket disappears.
 ///
 /// # Errors
-/// The socket cannot be made.
+/// The socket cannot be created.
 pub(super) async fn stay_registered(
     client: Client,
     node: String,
-    offer: impl Fn() -> anyhow::Result<(Bound, JoinHandle<Result<(), tonic::transport::Error>>)>,
+    create: impl Fn() -> anyhow::Result<(Bound, JoinHandle<Result<(), tonic::transport::Error>>)>,
 ) -> anyhow::Result<()> {
-    let again = || offer().map(|(bound, server)| Offered { bound, server });
-    let mut offered = again()?;
+    let create = || create().map(|(bound, server)| RegistrationSocket { bound, server });
+    let mut socket = create()?;
     let config = Config::default().fields(&format!("metadata.name={node}")).any_semantic();
     let entries = watcher(Api::<CSINode>::all(client), config).default_backoff();
     pin_mut!(entries);
-    // Nothing is known until the API server has said something.
+    // Unknown until the API server has answered.
     let (mut registered, mut listed) = (None, None);
-    let mut pause = ASK_AGAIN.0;
+    let mut pause = RETRY_AFTER.0;
     let mut due = Instant::now() + pause;
     loop {
         tokio::select! {
@@ -55,17 +54,17 @@ pub(super) async fn stay_registered(
                 Some(Ok(watcher::Event::InitDone)) => registered = Some(listed.unwrap_or(false)),
                 Some(Ok(watcher::Event::Apply(entry))) => registered = Some(has_driver(&entry)),
                 Some(Ok(watcher::Event::Delete(_))) => registered = Some(false),
-                Some(Err(error)) => tracing::debug!(%error, "the CSINode cannot be watched now"),
-                None => anyhow::bail!("the CSINode is no longer watched"),
+                Some(Err(error)) => tracing::debug!(%error, "cannot watch the CSINode"),
+                None => anyhow::bail!("the watch of the CSINode has ended"),
             },
             () = sleep_until(due) => {
-                if registered == Some(false) || !offered.bound.in_place() {
-                    tracing::warn!(node, "the driver is not in the CSINode; offering it to the kubelet anew");
-                    drop(offered);
-                    offered = again()?;
-                    pause = (pause * 2).min(ASK_AGAIN.1);
+                if registered == Some(false) || !socket.bound.in_place() {
+                    tracing::warn!(node, "the driver is not in the CSINode; registering it again");
+                    drop(socket);
+                    socket = create()?;
+                    pause = (pause * 2).min(RETRY_AFTER.1);
                 } else {
-                    pause = ASK_AGAIN.0;
+                    pause = RETRY_AFTER.0;
                 }
                 due = Instant::now() + pause;
             }

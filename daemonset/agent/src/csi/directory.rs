@@ -1,4 +1,4 @@
-//! The directory of a volume: a plain one, in which the broker binds the socket. Nothing is ever mounted on it.
+//! The directory of a volume: a plain directory in which the broker binds the socket. Nothing is mounted on it.
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
@@ -9,47 +9,47 @@ use rustix::fs::{XattrFlags, setxattr};
 
 use super::empty::{empty, open};
 
-/// Containers may use what has this label (SELinux).
+/// SELinux label that containers may use.
 const LABEL: &str = "system_u:object_r:container_file_t:s0";
 
-/// Makes the directory where it is missing. The kubelet has made what is above it.
+/// Creates the directory if it is missing. The kubelet has created its parents.
 ///
 /// # Errors
-/// It cannot be made, or something else is there.
+/// It cannot be created, or something else is at that path.
 pub(super) fn make(target_path: &Path) -> io::Result<()> {
     match DirBuilder::new().create(target_path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
     if !fs::symlink_metadata(target_path)?.is_dir() {
-        return Err(io::Error::other("something is there that is not a directory"));
+        return Err(io::Error::other("not a directory"));
     }
-    // Whatever the umask: the pod's user goes through it to the socket, whose mode says who may connect.
+    // Whatever the umask: the pod's user reaches the socket through it, and the socket's mode says who may connect.
     fs::set_permissions(target_path, fs::Permissions::from_mode(0o755))?;
     label(target_path);
     Ok(())
 }
 
-/// The kubelet labels no volume that is read-only. What is made in the directory inherits its type.
+/// The kubelet does not label read-only volumes. Files in the directory inherit its type.
 fn label(target_path: &Path) {
     if !fs::read_to_string("/proc/filesystems").is_ok_and(|known| has_selinux(&known)) {
         return;
     }
     if let Err(errno) = setxattr(target_path, "security.selinux", LABEL.as_bytes(), XattrFlags::empty()) {
-        tracing::warn!(error = %io::Error::from(errno), path = %target_path.display(), "the volume gets no label");
+        tracing::warn!(error = %io::Error::from(errno), path = %target_path.display(), "volume not labelled");
     }
 }
 
-/// Is SELinux on, by the kernel's list of file systems? Its own is mounted on the host, not in a container like ours.
+/// True if SELinux is in the kernel's list of file systems. selinuxfs itself is mounted on the host, not in this container.
 fn has_selinux(filesystems: &str) -> bool {
     filesystems.lines().any(|line| line.split_whitespace().last() == Some("selinuxfs"))
 }
 
-/// Removes the directory with the socket, and whatever else is in it: of a PersistentVolume for readers the kubelet makes
-/// the directory writable for a pod that does not say `readOnly` itself. What is not there is removed.
+/// Removes the directory with everything in it: for a read-only PersistentVolume the kubelet makes the directory writable if
+/// the pod does not set `readOnly` itself. Idempotent.
 ///
 /// # Errors
-/// Something cannot be removed, or is mounted there.
+/// Something cannot be removed, or is a mount point.
 pub(super) fn remove(target_path: &Path) -> io::Result<()> {
     let directory = match open(rustix::fs::CWD, target_path) {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
@@ -68,16 +68,16 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-    use crate::volume::SOCKET;
+    use crate::model::volume::SOCKET;
 
     #[test]
-    fn selinux_is_known_by_its_file_system() {
+    fn selinux_is_detected_by_its_file_system() {
         assert!(has_selinux("nodev\tsysfs\nnodev\tselinuxfs\n\text4\n"));
         assert!(!has_selinux("nodev\tsysfs\nnodev\tsecurityfs\n\text4\n"));
     }
 
     #[test]
-    fn a_directory_is_made_once_and_removed_with_all_that_a_pod_has_left_there() {
+    fn a_directory_is_removed_with_its_content() {
         let scratch = tempfile::tempdir().unwrap();
         let (target, elsewhere) = (scratch.path().join("mount"), scratch.path().join("elsewhere"));
         make(&target).unwrap();
@@ -101,15 +101,15 @@ mod tests {
         fs::write(&target, "").unwrap();
         assert!(make(&target).is_err());
         remove(&target).unwrap();
-        assert!(target.exists(), "a file there is nobody's volume");
+        assert!(target.exists(), "a file is not a volume");
         fs::remove_file(&target).unwrap();
         symlink(&elsewhere, &target).unwrap();
         remove(&target).unwrap();
-        assert!(elsewhere.join("file").exists(), "nor is where a link leads");
+        assert!(elsewhere.join("file").exists(), "the target of a link is not a volume");
     }
 
     #[test]
-    fn where_something_is_mounted_nothing_is_removed() {
+    fn a_mount_point_is_not_removed() {
         assert!(remove(Path::new("/proc")).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! A directory emptied of whatever somebody has put there, however much and deep. No symbolic link is followed, and no
-//! mount point entered. What lies in a directory is brought up before that is removed: two are open at most.
+//! Empties a directory of any size and depth. Follows no symbolic link and enters no mount point. Subdirectories are moved up
+//! before their parent is removed, so at most two directories are open.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -9,13 +9,13 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, StatxAttributes, StatxFlags, openat
 use rustix::io::Errno;
 use rustix::path::Arg;
 
-/// So many names are kept at a time.
-const NAMES_MOST: usize = 1024;
+/// Number of names read at a time.
+const NAMES_MAX: usize = 1024;
 
-/// Opens the directory of this name.
+/// Opens a directory.
 ///
 /// # Errors
-/// It cannot be opened, or something is mounted there, which is nobody's to empty.
+/// It cannot be opened, or is a mount point.
 pub(super) fn open(at: impl AsFd, name: impl Arg) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = openat(at, name, flags, Mode::empty())?;
@@ -26,26 +26,26 @@ pub(super) fn open(at: impl AsFd, name: impl Arg) -> io::Result<OwnedFd> {
     Ok(directory)
 }
 
-/// Removes all that lies in a directory.
+/// Removes everything in a directory.
 ///
 /// # Errors
 /// Something cannot be removed.
 pub(super) fn empty(directory: &OwnedFd) -> io::Result<()> {
     let mut fresh = 0;
-    for_all_in(directory, |name| {
-        if removed(directory, name)? {
+    for_each_name(directory, |name| {
+        if try_remove(directory, name)? {
             return Ok(());
         }
         let below = open(directory, name)?;
-        for_all_in(&below, |name| match removed(&below, name)? {
+        for_each_name(&below, |name| match try_remove(&below, name)? {
             true => Ok(()),
-            false => bring_up(&below, name, directory, &mut fresh),
+            false => move_up(&below, name, directory, &mut fresh),
         })
     })
 }
 
-/// Does something with each name until there are none.
-fn for_all_in(directory: &OwnedFd, mut act: impl FnMut(&CStr) -> io::Result<()>) -> io::Result<()> {
+/// Calls `act` for each name until the directory is empty.
+fn for_each_name(directory: &OwnedFd, mut act: impl FnMut(&CStr) -> io::Result<()>) -> io::Result<()> {
     loop {
         let names = names(directory)?;
         if names.is_empty() {
@@ -60,11 +60,11 @@ fn for_all_in(directory: &OwnedFd, mut act: impl FnMut(&CStr) -> io::Result<()>)
 fn names(directory: &OwnedFd) -> io::Result<Vec<CString>> {
     let names = Dir::read_from(directory)?.map(|entry| entry.map(|entry| entry.file_name().to_owned()));
     let names = names.filter(|name| !name.as_ref().is_ok_and(|name| [c".", c".."].contains(&name.as_c_str())));
-    Ok(names.take(NAMES_MOST).collect::<Result<_, _>>()?)
+    Ok(names.take(NAMES_MAX).collect::<Result<_, _>>()?)
 }
 
-/// Is it gone now? Only a directory that is not empty stays.
-fn removed(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
+/// Removes an entry. False if it is a directory that is not empty.
+fn try_remove(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
     let result = match unlinkat(directory, name, AtFlags::empty()) {
         Err(Errno::ISDIR) => unlinkat(directory, name, AtFlags::REMOVEDIR),
         other => other,
@@ -76,8 +76,8 @@ fn removed(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
     }
 }
 
-/// Moves a directory into another, under the first name that nothing else has.
-fn bring_up(from: &OwnedFd, name: &CStr, to: &OwnedFd, fresh: &mut u64) -> io::Result<()> {
+/// Moves a directory into another, under an unused name.
+fn move_up(from: &OwnedFd, name: &CStr, to: &OwnedFd, fresh: &mut u64) -> io::Result<()> {
     loop {
         *fresh += 1;
         match renameat(from, name, to, format!(".up-{fresh}")) {

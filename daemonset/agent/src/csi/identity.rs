@@ -1,4 +1,4 @@
-//! Who the driver is.
+//! The CSI identity service.
 
 use tonic::{Request, Response, Status};
 use virtiofs_crds::volume::DRIVER;

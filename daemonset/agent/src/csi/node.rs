@@ -1,4 +1,4 @@
-//! What the driver does on a node: the calls, as they come from the kubelet.
+//! The CSI node service: the kubelet's calls.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ impl node_server::Node for Node {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
-        request::present("volume_id", &request.volume_id)?;
-        request::present("target_path", &request.target_path)?;
+        request::required("volume_id", &request.volume_id)?;
+        request::required("target_path", &request.target_path)?;
         self.publisher.unpublish(Path::new(&request.target_path)).await?;
         Ok(Response::new(NodeUnpublishVolumeResponse {}))
     }
@@ -48,16 +48,16 @@ impl node_server::Node for Node {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        request::present("volume_id", &request.volume_id)?;
-        request::present("volume_path", &request.volume_path)?;
+        request::required("volume_id", &request.volume_id)?;
+        request::required("volume_path", &request.volume_path)?;
         let volume = self.publisher.registry.at(Path::new(&request.volume_path));
         let volume = volume.filter(|volume| volume.volume_id == request.volume_id).ok_or_else(|| {
             Status::not_found(format!("volume {} is not published at {}", request.volume_id, request.volume_path))
         })?;
-        // What the loop found last: nothing is asked of the source now, which may hang.
-        let space = self.publisher.turns.borrow().spaces.get(&volume.share).copied();
+        // From the last pass: the source may hang, so it is not read now.
+        let space = self.publisher.passes.borrow().spaces.get(&volume.share).copied();
         let usage = stats::usage(space).ok_or_else(|| {
-            Status::unavailable(format!("how much room share {} has is not known at the moment", volume.share))
+            Status::unavailable(format!("the space of share {} is unknown at the moment", volume.share))
         })?;
         Ok(Response::new(NodeGetVolumeStatsResponse { usage }))
     }

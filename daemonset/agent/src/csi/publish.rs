@@ -1,4 +1,4 @@
-//! A volume brought about, and taken away. The loop does it; here it is permitted, remembered and waited for.
+//! Publishes and unpublishes volumes: checks permission, stores the volume, and waits for the reconcile loop to serve it.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,20 +9,20 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::{Code, Status};
+use virtiofs_client::notice::{Notice, NoticeReason};
+use virtiofs_client::report::ShareState;
 use virtiofs_contract::preflight::Reason;
 use virtiofs_crds::{ExportMode, VirtiofsExport};
 
-use super::refusals::{self, Refusals};
 use super::registry::Registry;
+use super::rejections::{self, Rejections};
 use super::request::KubeletDir;
 use super::{consumers, directory};
 use crate::kubernetes::Exports;
-use crate::notice::Notice;
-use crate::reconcile::Turn;
-use crate::report::ShareState;
-use crate::volume::{Standing, Volume};
+use crate::model::pass::Pass;
+use crate::model::volume::{Volume, VolumeState};
 
-/// How long a socket may take to be there, or to be gone. The kubelet asks again.
+/// How long a socket may take to appear or to disappear. The kubelet repeats its call after an error.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Publishes volumes.
@@ -31,41 +31,41 @@ pub(super) struct Publisher {
     pub(super) kubelet: KubeletDir,
     pub(super) client: Client,
     pub(super) exports: watch::Receiver<Exports>,
-    pub(super) turns: watch::Receiver<Turn>,
+    pub(super) passes: watch::Receiver<Pass>,
     pub(super) registry: Arc<Registry>,
-    pub(super) refusals: Refusals,
+    pub(super) rejections: Rejections,
     pub(super) busy: Busy,
 }
 
 impl Publisher {
-    /// Has a volume served in its directory. Doing it twice is doing it once.
+    /// Publishes a volume. Idempotent.
     ///
     /// # Errors
-    /// `UNAVAILABLE` is tried again by the kubelet, and so is `ABORTED`. All else is final; nothing is left of the volume
-    /// then that was not there before.
-    pub(super) async fn publish(&self, asked: Volume) -> Result<(), Status> {
-        let _busy = self.busy.take(&asked.target_path)?;
-        let known = self.registry.at(&asked.target_path);
+    /// The kubelet repeats the call after `UNAVAILABLE` and `ABORTED`. Other errors are terminal and leave nothing of a new
+    /// volume behind.
+    pub(super) async fn publish(&self, requested: Volume) -> Result<(), Status> {
+        let _busy = self.busy.take(&requested.target_path)?;
+        let known = self.registry.at(&requested.target_path);
         let volume = match &known {
-            Some(known) => same(known, &asked)?.clone(),
-            None => asked,
+            Some(known) => same(known, &requested)?.clone(),
+            None => requested,
         };
-        if let Err(status) = self.may(&volume, known.is_none()).await {
-            if known.is_some() && !stays(&volume, true, &status) {
+        if let Err(status) = self.check(&volume, known.is_none()).await {
+            if known.is_some() && !remains(&volume, true, &status) {
                 self.withdraw(&volume.target_path).await?;
             }
             return Err(status);
         }
-        let Err(status) = self.bring_about(&volume).await else { return Ok(()) };
+        let Err(status) = self.serve(&volume).await else { return Ok(()) };
         tracing::warn!(share = volume.share, pod = pod(&volume), %status, "volume not published");
-        if !stays(&volume, known.is_some(), &status) {
+        if !remains(&volume, known.is_some(), &status) {
             self.withdraw(&volume.target_path).await?;
         }
         Err(status)
     }
 
-    /// May it be published now? What has been, may.
-    async fn may(&self, volume: &Volume, new: bool) -> Result<(), Status> {
+    /// Checks whether a volume may be published now. A volume that was published before keeps its permission.
+    async fn check(&self, volume: &Volume, new: bool) -> Result<(), Status> {
         if !volume.published {
             self.permit(volume).await?;
         }
@@ -75,7 +75,7 @@ impl Publisher {
         }
     }
 
-    async fn bring_about(&self, volume: &Volume) -> Result<(), Status> {
+    async fn serve(&self, volume: &Volume) -> Result<(), Status> {
         let since = self.prepare(volume).map_err(|error| {
             Status::internal(format!("directory {} of the volume: {error}", volume.target_path.display()))
         })?;
@@ -87,7 +87,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// Takes a volume away, with all sessions of it. One that is not there has been taken away, whatever it was of.
+    /// Unpublishes a volume and ends its sessions. Idempotent.
     ///
     /// # Errors
     /// `ABORTED`: it is being published. `INTERNAL`: its directory cannot be removed.
@@ -115,25 +115,25 @@ impl Publisher {
             tracing::warn!(share = volume.share, pod = pod(&volume), "sessions of the volume are still ending");
         }
         let directory = target_path.to_path_buf();
-        // A pod may have put a lot there.
+        // On a blocking thread: a pod may have left many files there.
         let removed = tokio::task::spawn_blocking(move || directory::remove(&directory)).await;
         removed.map_err(std::io::Error::other).flatten().map_err(internal)
     }
 
-    /// May the pod's namespace use the share, as far as this node knows?
+    /// Checks whether the pod's namespace may use the share.
     async fn permit(&self, volume: &Volume) -> Result<(), Status> {
         let (share, namespace) = (volume.share.as_str(), volume.namespace.as_str());
         let export = self.export(share).inspect_err(|status| {
             if status.code() == Code::NotFound {
-                self.refusals.refuse(None, volume, refusals::Reason::UnknownShare);
+                self.rejections.record(None, volume, rejections::Reason::UnknownShare);
             }
         })?;
         if consumers::admits(&self.client, &export.spec.consumers, namespace).await? {
             return Ok(());
         }
-        self.refusals.refuse(Some(&export), volume, refusals::Reason::NotAConsumer);
+        self.rejections.record(Some(&export), volume, rejections::Reason::NotAConsumer);
         Err(Status::permission_denied(format!(
-            "pods of namespace {namespace} may not use share {share}: have an admin add the namespace to \
+            "pods of namespace {namespace} may not use share {share}: let an admin add the namespace to \
              spec.consumers.namespaces.matchNames of VirtiofsShare {share}"
         )))
     }
@@ -146,23 +146,23 @@ impl Publisher {
         let node = &self.node;
         if exports.old {
             return Err(Status::unavailable(format!(
-                "node {node} has not heard from the API server yet which shares it has; {share} is not among those that \
-                 it knows of"
+                "node {node} has not received its shares from the API server yet; share {share} is not among the last known \
+                 ones"
             )));
         }
         Err(Status::not_found(format!(
-            "node {node} has no share {share}: see `kubectl get virtiofsshares` for its name, and have the pod run where \
-             it is, with nodeSelector share.virtiofs.dev/{share}: \"true\""
+            "node {node} has no share {share}: check its name with `kubectl get virtiofsshares`, and schedule the pod to \
+             a node that serves it, with nodeSelector share.virtiofs.dev/{share}: \"true\""
         )))
     }
 
-    /// Can a VM connect to the share at the moment?
+    /// Checks whether a VM can connect to the share now.
     fn ready(&self, share: &str) -> Result<(), Status> {
         if self.export(share)?.spec.mode == ExportMode::Drain {
             return Err(Status::unavailable(format!("share {share} is being withdrawn from node {}", self.node)));
         }
-        let turn = self.turns.borrow();
-        let report = turn.report.shares.iter().find(|it| it.name == share);
+        let pass = self.passes.borrow();
+        let report = pass.report.shares.iter().find(|it| it.name == share);
         match report {
             Some(report) if report.admits() => Ok(()),
             Some(report) if report.state == ShareState::NotReady || report.state.serves() => {
@@ -177,12 +177,12 @@ impl Publisher {
         }
     }
 
-    /// Makes the directory, and has the loop know; since when it does.
+    /// Creates the directory and wakes the reconcile loop. Returns when.
     fn prepare(&self, volume: &Volume) -> std::io::Result<Instant> {
         directory::make(&volume.target_path)?;
         let since = Instant::now();
         match self.registry.at(&volume.target_path) {
-            Some(known) if known == *volume => self.registry.look(),
+            Some(known) if known == *volume => self.registry.wake(),
             _ => self.registry.put(volume)?,
         }
         Ok(since)
@@ -190,20 +190,25 @@ impl Publisher {
 
     async fn until_listening(&self, volume: &Volume, since: Instant) -> Result<(), Status> {
         let name = volume.endpoint_name();
-        let mut turns = self.turns.clone();
-        let standing = timeout(PATIENCE, async {
+        let mut passes = self.passes.clone();
+        let listening = timeout(PATIENCE, async {
             loop {
-                // What is refused now may have been so by an attempt of earlier.
-                match standing(&turns.borrow_and_update(), &name, since) {
-                    Some(Standing::Listening) => return Ok(()),
-                    Some(Standing::Refused(notice)) => {
-                        tracing::warn!(endpoint = name, reason = notice.reason, why = notice.message, "volume refused");
+                // A rejection may come from an earlier attempt.
+                match volume_state(&passes.borrow_and_update(), &name, since) {
+                    Some(VolumeState::Listening) => return Ok(()),
+                    Some(VolumeState::Rejected(notice)) => {
+                        tracing::warn!(
+                            endpoint = name,
+                            reason = notice.reason.as_str(),
+                            why = notice.message,
+                            "volume rejected"
+                        );
                         return Err(for_the_pod(&notice, volume.sub_path.as_deref()));
                     }
                     _ => {}
                 }
-                if turns.changed().await.is_err() {
-                    return Err("the agent ends".to_owned());
+                if passes.changed().await.is_err() {
+                    return Err("the agent is ending".to_owned());
                 }
             }
         });
@@ -212,62 +217,60 @@ impl Publisher {
                 volume.sub_path.as_ref().map(|path| format!("subPath {} of ", path.display())).unwrap_or_default();
             Status::unavailable(format!("{what}share {} is not served on node {}: {why}", volume.share, self.node))
         };
-        match standing.await {
+        match listening.await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(why)) => Err(failed(&why)),
-            Err(_) => Err(failed("it takes long; it is tried again")),
+            Err(_) => Err(failed("not ready in time; trying again")),
         }
     }
 
-    /// Says whether nothing of the volume is left.
+    /// Waits until nothing of the volume is left. False if that takes too long.
     async fn until_gone(&self, volume: &Volume, since: Instant) -> bool {
         let name = volume.endpoint_name();
-        let mut turns = self.turns.clone();
-        let gone = |turn: &Turn| {
-            // Of a broker that does not answer nothing is left, or it tells when it does again.
-            let known = turn.at.is_some_and(|at| at >= since);
-            known && (!turn.report.broker || !turn.volumes.contains_key(&name))
+        let mut passes = self.passes.clone();
+        let gone = |pass: &Pass| {
+            // A broker that does not answer has ended, or reports the volume when it answers again.
+            let known = pass.at.is_some_and(|at| at >= since);
+            known && (!pass.report.broker || !pass.volumes.contains_key(&name))
         };
-        timeout(PATIENCE, turns.wait_for(gone)).await.is_ok()
+        timeout(PATIENCE, passes.wait_for(gone)).await.is_ok()
     }
 }
 
-/// Why there is no volume, for whoever wrote the pod. They can name a share, and are not to learn where it lies.
+/// Why a volume is not served, for the author of the pod, who must not learn paths of the node.
 fn for_the_pod(notice: &Notice, sub_path: Option<&Path>) -> String {
-    let reason = notice.reason.as_str();
-    let of = |known: Reason| sub_path.is_some() && reason == known.as_str();
-    let why = if of(Reason::SourceMissing) {
-        "the share has no such directory"
-    } else if of(Reason::SourceNotDirectory) {
-        "that is not a directory"
-    } else if of(Reason::SourceForbidden) {
-        "it leads through a symbolic link, or may not be shared"
-    } else {
-        "an admin sees why in the status of the share's export (kubectl get vfe)"
+    let why = match (notice.reason, sub_path) {
+        (NoticeReason::Finding(Reason::SourceMissing), Some(_)) => "the share has no such directory",
+        (NoticeReason::Finding(Reason::SourceNotDirectory), Some(_)) => "that is not a directory",
+        (NoticeReason::Finding(Reason::SourceForbidden), Some(_)) => {
+            "it leads through a symbolic link, or may not be shared"
+        }
+        _ => "an admin sees why in the status of the share's export (kubectl get vfe)",
     };
-    format!("{reason}: {why}")
+    format!("{}: {why}", notice.reason.as_str())
 }
 
-fn standing(turn: &Turn, name: &str, since: Instant) -> Option<Standing> {
-    let fresh = turn.at.is_some_and(|at| at >= since);
-    fresh.then(|| turn.volumes.get(name).cloned()).flatten()
+/// The state of a volume in a pass that began after `since`.
+fn volume_state(pass: &Pass, name: &str, since: Instant) -> Option<VolumeState> {
+    let fresh = pass.at.is_some_and(|at| at >= since);
+    fresh.then(|| pass.volumes.get(name).cloned()).flatten()
 }
 
-/// Does a volume stay that was not published with this answer? `known`: it was there before it was asked for. After an
-/// answer that is final the kubelet believes that there is nothing, and never takes it away.
-fn stays(volume: &Volume, known: bool, status: &Status) -> bool {
-    let tried_again = matches!(status.code(), Code::Unavailable | Code::Aborted);
-    volume.published || (known && tried_again)
+/// True if a volume remains after a failed publish call. `known`: it existed before the call. After a terminal error the
+/// kubelet assumes that there is no volume and never unpublishes it.
+fn remains(volume: &Volume, known: bool, status: &Status) -> bool {
+    let repeated = matches!(status.code(), Code::Unavailable | Code::Aborted);
+    volume.published || (known && repeated)
 }
 
 fn pod(volume: &Volume) -> String {
     format!("{}/{}", volume.namespace, volume.pod)
 }
 
-/// What was published in a directory, if that is what is asked for.
-fn same<'a>(known: &'a Volume, asked: &Volume) -> Result<&'a Volume, Status> {
+/// The volume published in a directory, if it is the requested one.
+fn same<'a>(known: &'a Volume, requested: &Volume) -> Result<&'a Volume, Status> {
     let of = |volume: &Volume| (volume.volume_id.clone(), volume.share.clone(), volume.sub_path.clone());
-    if of(known) == of(asked) {
+    if of(known) == of(requested) {
         return Ok(known);
     }
     Err(Status::already_exists(format!(
@@ -278,24 +281,27 @@ fn same<'a>(known: &'a Volume, asked: &Volume) -> Result<&'a Volume, Status> {
     )))
 }
 
-/// Directories that somebody is at work on.
+/// Directories of running calls.
 #[derive(Default)]
 pub(super) struct Busy(Arc<Mutex<BTreeSet<PathBuf>>>);
 
-/// Held while somebody works on one.
-pub(super) struct Taken(Arc<Mutex<BTreeSet<PathBuf>>>, PathBuf);
+/// Held while a call works on a directory.
+pub(super) struct BusyGuard(Arc<Mutex<BTreeSet<PathBuf>>>, PathBuf);
 
 impl Busy {
-    fn take(&self, target_path: &Path) -> Result<Taken, Status> {
+    fn take(&self, target_path: &Path) -> Result<BusyGuard, Status> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !taken.insert(target_path.to_path_buf()) {
-            return Err(Status::aborted(format!("{} is being worked on; ask again", target_path.display())));
+            return Err(Status::aborted(format!(
+                "another call for {} is running; repeat this one later",
+                target_path.display()
+            )));
         }
-        Ok(Taken(self.0.clone(), target_path.to_path_buf()))
+        Ok(BusyGuard(self.0.clone(), target_path.to_path_buf()))
     }
 }
 
-impl Drop for Taken {
+impl Drop for BusyGuard {
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
     }

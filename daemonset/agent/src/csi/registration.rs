@@ -1,4 +1,4 @@
-//! How the kubelet gets to know the driver.
+//! The kubelet's plugin registration.
 
 use std::path::PathBuf;
 

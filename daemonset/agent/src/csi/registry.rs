@@ -1,5 +1,5 @@
-//! Which volumes there are: remembered in the kubelet's directory, so that they outlast agents, brokers and reboots. The
-//! kubelet publishes a volume again after its own restarts and reboots; it is then what it was.
+//! The published volumes, stored in the kubelet's directory, so that they outlive agents, brokers and reboots. The kubelet
+//! publishes a volume again after its own restarts and reboots; it then keeps its attributes.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -12,27 +12,27 @@ use anyhow::Context;
 use tokio::sync::watch;
 
 use super::socket::make_directory;
-use crate::volume::{Volume, Volumes};
+use crate::model::volume::{Volume, Volumes};
 
-/// The volumes, a file each.
+/// The volumes, one state file each.
 pub(crate) struct Registry {
     directory: PathBuf,
     volumes: watch::Sender<Volumes>,
 }
 
 impl Registry {
-    /// Reads what is remembered.
+    /// Reads the state files.
     ///
     /// # Errors
-    /// The directory cannot be made or read.
+    /// The directory cannot be created or read.
     pub(crate) fn open(directory: PathBuf) -> anyhow::Result<Self> {
         let volumes = make_directory(&directory).and_then(|()| read(&directory));
         let volumes = volumes.with_context(|| format!("volumes in {}", directory.display()))?;
-        tracing::info!(volumes = volumes.by_endpoint.len(), "volumes that are remembered");
+        tracing::info!(volumes = volumes.by_endpoint.len(), "volume state files read");
         Ok(Registry { directory, volumes: watch::Sender::new(volumes) })
     }
 
-    /// The volumes, now and later.
+    /// The volumes, as they change.
     pub(crate) fn follow(&self) -> watch::Receiver<Volumes> {
         self.volumes.subscribe()
     }
@@ -47,7 +47,10 @@ impl Registry {
         self.volumes.borrow().by_endpoint.values().cloned().collect()
     }
 
-    /// Remembers a volume, whole or not at all, whatever happens to the node, and has the loop look at it.
+    /// Stores a volume atomically, also if the node loses power, and wakes the reconcile loop.
+    ///
+    /// # Errors
+    /// The state file cannot be written.
     pub(super) fn put(&self, volume: &Volume) -> io::Result<()> {
         self.write(volume)?;
         self.volumes.send_modify(|volumes| {
@@ -61,14 +64,14 @@ impl Registry {
         let path = self.path(&volume.target_path);
         let new = path.with_extension("new");
         if let Err(error) = write_durably(&new, &serde_json::to_vec(volume)?) {
-            // On a disk that is full, say. The next one truncates what cannot be removed.
+            // For example on a full disk. The next write truncates a remaining file.
             let _ = fs::remove_file(&new);
             return Err(error);
         }
         fs::rename(new, path)
     }
 
-    /// Notes that a volume has been served. That is no news for the loop.
+    /// Notes that a volume has been served. The reconcile loop need not know.
     pub(super) fn note_published(&self, volume: &Volume) -> io::Result<()> {
         let volume = Volume { published: true, ..volume.clone() };
         self.write(&volume)?;
@@ -79,12 +82,15 @@ impl Registry {
         Ok(())
     }
 
-    /// Has the loop look at its volumes.
-    pub(super) fn look(&self) {
+    /// Wakes the reconcile loop.
+    pub(super) fn wake(&self) {
         self.volumes.send_modify(|_| {});
     }
 
-    /// Forgets the volume in a directory.
+    /// Removes the volume in a directory.
+    ///
+    /// # Errors
+    /// The state file cannot be removed.
     pub(super) fn remove(&self, target_path: &Path) -> io::Result<()> {
         remove_file(&self.path(target_path))?;
         self.volumes.send_modify(|volumes| {
@@ -99,7 +105,7 @@ impl Registry {
     }
 }
 
-/// Without that a node that loses power may be left with the new name of an empty file.
+/// Writes and syncs: without the sync, a node that loses power may be left with an empty file under the new name.
 fn write_durably(path: &Path, text: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options.create(true).write(true).truncate(true).mode(0o600).open(path)?;
@@ -107,7 +113,7 @@ fn write_durably(path: &Path, text: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// What is not there is removed.
+/// Removes a file. Idempotent.
 fn remove_file(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -125,8 +131,8 @@ fn read(directory: &Path) -> io::Result<Volumes> {
         let key = path.file_stem().and_then(OsStr::to_str).unwrap_or_default();
         let text = fs::read(&path);
         if text.as_ref().is_ok_and(Vec::is_empty) {
-            // Of a node that lost power: nothing of the volume is left, and the kubelet publishes it again if its pod is.
-            tracing::warn!(path = %path.display(), "an empty file is removed");
+            // The node lost power. If the pod still exists, the kubelet publishes the volume again.
+            tracing::warn!(path = %path.display(), "removing an empty volume state file");
             remove_file(&path)?;
             continue;
         }
@@ -135,8 +141,8 @@ fn read(directory: &Path) -> io::Result<Volumes> {
                 volumes.by_endpoint.insert(volume.endpoint_name(), volume);
             }
             other => {
-                let error = other.err().map_or("it is of another volume".to_owned(), |error| error.to_string());
-                tracing::error!(path = %path.display(), error, "a volume is remembered in a way that makes no sense");
+                let error = other.err().map_or("it belongs to another volume".to_owned(), |error| error.to_string());
+                tracing::error!(path = %path.display(), error, "invalid volume state file");
                 volumes.unreadable.insert(key.to_owned());
             }
         }
@@ -147,10 +153,10 @@ fn read(directory: &Path) -> io::Result<Volumes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::tests::volume;
+    use crate::fixtures::volume;
 
     #[test]
-    fn volumes_are_remembered_and_what_makes_no_sense_is_left_alone() {
+    fn volumes_are_read_back_and_invalid_files_stay() {
         let scratch = tempfile::tempdir().unwrap();
         let open = || Registry::open(scratch.path().join("volumes")).unwrap();
         let (one, two) = (volume("images", "one"), volume("images", "two"));

@@ -1,5 +1,4 @@
-//! What a kubelet asks for, parsed: pure. What is wrong with it is said to whoever wrote the pod, in whose events it
-//! appears.
+//! Parses a publish request: pure. Errors appear in the pod's events and are written for the author of the pod.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -10,11 +9,11 @@ use virtiofs_csi::v1::NodePublishVolumeRequest;
 use virtiofs_csi::v1::volume_capability::AccessType;
 use virtiofs_csi::v1::volume_capability::access_mode::Mode;
 
-use crate::volume::Volume;
+use crate::model::volume::Volume;
 
-/// What the kubelet adds to a volume's attributes begins like this.
+/// Prefix of the attributes that the kubelet adds.
 const KUBELET: &str = "csi.storage.k8s.io/";
-/// What it adds.
+/// Attributes that the kubelet adds.
 const ADDED: [&str; 6] =
     ["pod.name", "pod.namespace", "pod.uid", "serviceAccount.name", "serviceAccount.tokens", "ephemeral"];
 /// Longest path below a share, in bytes.
@@ -30,23 +29,22 @@ impl KubeletDir {
         KubeletDir(path)
     }
 
-    /// What the plugin has of its own there.
+    /// The plugin's own directory.
     pub(crate) fn plugin(&self) -> PathBuf {
         self.0.join("plugins").join(DRIVER)
     }
 
-    /// The socket by which the kubelet gets to know the plugin. The kubelet takes the whole path for the name of a host;
-    /// the end of this one is a name that passes for it.
+    /// The registration socket. The kubelet treats the path as a host name, for which the end of this one is valid.
     pub(crate) fn registration(&self) -> PathBuf {
         self.0.join("plugins_registry").join(format!("{DRIVER}-reg.sock@localhost"))
     }
 
-    /// Where pods have their directories.
+    /// Directory of the pods.
     pub(super) fn pods(&self) -> PathBuf {
         self.0.join("pods")
     }
 
-    /// The pod's uid, if a path is that of a volume's directory: `pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
+    /// The pod's uid if this is the path of a volume's directory: `pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
     pub(super) fn pod_of<'a>(&self, target_path: &'a Path) -> Option<&'a str> {
         let below = target_path.strip_prefix(self.pods()).ok()?;
         let parts: Option<Vec<&str>> = below
@@ -56,7 +54,7 @@ impl KubeletDir {
                 _ => None,
             })
             .collect();
-        // A path with `//` or `/./` has the same parts, but is not the name of the same volume.
+        // A path with `//` or `/./` has the same components, but identifies another volume.
         let normal = target_path.components().collect::<PathBuf>().as_os_str() == target_path.as_os_str();
         match parts?.as_slice() {
             [uid, "volumes", "kubernetes.io~csi", _, "mount"] if normal => Some(uid),
@@ -65,41 +63,43 @@ impl KubeletDir {
     }
 }
 
-/// Says so if a field is empty.
-pub(super) fn present(field: &str, value: &str) -> Result<(), Status> {
+/// An error if a field is empty.
+pub(super) fn required(field: &str, value: &str) -> Result<(), Status> {
     match value {
         "" => Err(Status::invalid_argument(format!("{field} is missing"))),
         _ => Ok(()),
     }
 }
 
-/// The volume that is asked for.
+/// The requested volume.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, with the field and what would be right.
 pub(super) fn publish(request: &NodePublishVolumeRequest, kubelet: &KubeletDir) -> Result<Volume, Status> {
-    present("volume_id", &request.volume_id)?;
-    present("target_path", &request.target_path)?;
+    required("volume_id", &request.volume_id)?;
+    required("target_path", &request.target_path)?;
     let mount_group = capability(request)?;
     if !request.readonly && !is_for_readers(request) {
-        return Err(wrong(
-            "the volume must be readOnly: true, or a PersistentVolume with accessModes: [ReadOnlyMany]. That is about the \
-             directory with the socket, which nobody is to change; whether a VM may write is for the share's spec.access to \
-             say",
+        return Err(invalid(
+            "the volume must be readOnly: true, or a PersistentVolume with accessModes: [ReadOnlyMany]. This concerns \
+             the directory with the socket; the share's spec.access says whether a VM may write",
         ));
     }
     let target_path = PathBuf::from(&request.target_path);
     let uid = kubelet.pod_of(&target_path).ok_or_else(|| {
         let pods = kubelet.pods();
-        wrong(&format!("target_path {} is not that of a volume of a pod below {}", request.target_path, pods.display()))
+        invalid(&format!(
+            "target_path {} is not that of a volume of a pod below {}",
+            request.target_path,
+            pods.display()
+        ))
     })?;
     let pod = pod(request, uid)?;
     known_attributes(request)?;
-    let share = request
-        .volume_context
-        .get(SHARE)
-        .ok_or_else(|| wrong("the volume's attributes name no share: add share: NAME, the name of a VirtiofsShare"))?;
-    let share = ShareName::parse(share).map_err(|refusal| wrong(&format!("attribute share: {}", refusal.message)))?;
+    let share = request.volume_context.get(SHARE).ok_or_else(|| {
+        invalid("the volume's attributes name no share: add share: NAME, the name of a VirtiofsShare")
+    })?;
+    let share = ShareName::parse(share).map_err(|refusal| invalid(&format!("attribute share: {}", refusal.message)))?;
     Ok(Volume {
         volume_id: request.volume_id.clone(),
         target_path,
@@ -113,31 +113,31 @@ pub(super) fn publish(request: &NodePublishVolumeRequest, kubelet: &KubeletDir) 
     })
 }
 
-/// Is it a PersistentVolume that is for reading only? Some who use a claim cannot say `readOnly` of it, such as KubeVirt
-/// for its hooks, and the kubelet does not pass on what the PersistentVolume says.
+/// True for a read-only PersistentVolume. Some users of a claim cannot set `readOnly` on it, such as KubeVirt for its hooks,
+/// and the kubelet does not pass on what the PersistentVolume declares.
 fn is_for_readers(request: &NodePublishVolumeRequest) -> bool {
     let mode = request.volume_capability.as_ref().and_then(|capability| capability.access_mode);
     mode.is_some_and(|mode| mode.mode() == Mode::MultiNodeReaderOnly)
 }
 
-/// The group that is to have access.
+/// The group of the volume.
 fn capability(request: &NodePublishVolumeRequest) -> Result<Option<u32>, Status> {
-    let capability = request.volume_capability.as_ref().ok_or_else(|| wrong("volume_capability is missing"))?;
+    let capability = request.volume_capability.as_ref().ok_or_else(|| invalid("volume_capability is missing"))?;
     let mount = match &capability.access_type {
         Some(AccessType::Mount(mount)) => mount,
         Some(AccessType::Block(_)) => {
-            return Err(wrong("a share is no block device: write volumeMode: Filesystem, or leave it out"));
+            return Err(invalid("a share is no block device: set volumeMode: Filesystem, or omit it"));
         }
-        None => return Err(wrong("volume_capability.access_type is missing")),
+        None => return Err(invalid("volume_capability.access_type is missing")),
     };
     if !mount.mount_flags.is_empty() {
-        return Err(wrong("mountOptions have no effect here, as nothing is mounted on the node: remove them"));
+        return Err(invalid("mountOptions have no effect, because nothing is mounted on the node: remove them"));
     }
     if mount.volume_mount_group.is_empty() {
         return Ok(None);
     }
     let group = mount.volume_mount_group.parse();
-    group.map(Some).map_err(|_| wrong(&format!("fsGroup {:?} is not the number of a group", mount.volume_mount_group)))
+    group.map(Some).map_err(|_| invalid(&format!("fsGroup {:?} is not a group number", mount.volume_mount_group)))
 }
 
 struct Pod {
@@ -146,32 +146,34 @@ struct Pod {
     uid: String,
 }
 
-/// The pod, as the kubelet says.
+/// The pod, from the kubelet's attributes.
 fn pod(request: &NodePublishVolumeRequest, uid: &str) -> Result<Pod, Status> {
-    let said = |what: &str| {
+    let attribute = |what: &str| {
         let value = request.volume_context.get(&format!("{KUBELET}{what}")).filter(|value| !value.is_empty());
         value.cloned().ok_or_else(|| {
-            wrong(&format!("the kubelet does not say {what}: the CSIDriver {DRIVER} must have podInfoOnMount: true"))
+            invalid(&format!("the kubelet does not pass {what}: the CSIDriver {DRIVER} must have podInfoOnMount: true"))
         })
     };
-    let pod = Pod { name: said("pod.name")?, namespace: said("pod.namespace")?, uid: said("pod.uid")? };
+    let pod = Pod { name: attribute("pod.name")?, namespace: attribute("pod.namespace")?, uid: attribute("pod.uid")? };
     if pod.uid != uid {
-        return Err(wrong(&format!("pod.uid {} is not that of target_path {}", pod.uid, request.target_path)));
+        return Err(invalid(&format!("pod.uid {} is not that of target_path {}", pod.uid, request.target_path)));
     }
     Ok(pod)
 }
 
-/// An attribute that is not known may be one that was meant to restrict something.
+/// Unknown attributes are rejected: one may be meant to restrict something.
 fn known_attributes(request: &NodePublishVolumeRequest) -> Result<(), Status> {
     for key in request.volume_context.keys() {
         match key.strip_prefix(KUBELET) {
             Some(added) if ADDED.contains(&added) => {}
-            Some(_) => return Err(wrong(&format!("attribute {key}: {KUBELET}* is the kubelet's own; remove it"))),
+            Some(_) => {
+                return Err(invalid(&format!("attribute {key}: {KUBELET}* is reserved for the kubelet; remove it")));
+            }
             None if key == SHARE || key == SUB_PATH => {}
             None => {
                 let guess = nearest(key, [SHARE, SUB_PATH]);
                 let guess = guess.map(|near| format!(" Did you mean {near}?")).unwrap_or_default();
-                return Err(wrong(&format!("attribute {key:?} is not known; there are share and subPath.{guess}")));
+                return Err(invalid(&format!("attribute {key:?} is unknown; use share and subPath.{guess}")));
             }
         }
     }
@@ -182,15 +184,15 @@ fn sub_path(given: Option<&String>) -> Result<Option<PathBuf>, Status> {
     let Some(given) = given else { return Ok(None) };
     let plain = given.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if !plain || given.len() > SUB_PATH_MAX || given.contains(char::is_control) {
-        return Err(wrong(&format!(
-            "attribute subPath: {given:?} is not a path below the share, such as images/base: without . and .., // and \
-             a / at either end"
+        return Err(invalid(&format!(
+            "attribute subPath: {given:?} is not a relative path such as images/base, without . and .., without // and \
+             without / at either end"
         )));
     }
     Ok(Some(given.into()))
 }
 
-fn wrong(message: &str) -> Status {
+fn invalid(message: &str) -> Status {
     Status::invalid_argument(message)
 }
 
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_understood() {
+    fn a_request_is_parsed() {
         let mut request = good();
         request.volume_context.insert("subPath".into(), "a/b".into());
         request.volume_capability.as_mut().unwrap().access_type =
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_for_reading_by_its_use_or_by_its_access_mode() {
+    fn a_volume_is_read_only_by_use_or_by_access_mode() {
         let modes = [
             (None, false),
             (Some(Mode::MultiNodeReaderOnly), true),
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_the_field() {
+    fn an_invalid_request_is_rejected_with_its_field() {
         let capability = |access_type| Some(VolumeCapability { access_type, access_mode: None });
         let mount = |mount| capability(Some(AccessType::Mount(mount)));
         type Change = Box<dyn Fn(&mut NodePublishVolumeRequest)>;
@@ -290,9 +292,9 @@ mod tests {
             (without("csi.storage.k8s.io/pod.namespace"), "podInfoOnMount"),
             (without("csi.storage.k8s.io/pod.uid"), "podInfoOnMount"),
             (put("csi.storage.k8s.io/pod.uid", "u-2"), "pod.uid u-2 is not that of target_path"),
-            (put("csi.storage.k8s.io/anything", "x"), "the kubelet's own"),
+            (put("csi.storage.k8s.io/anything", "x"), "reserved for the kubelet"),
             (put("subpath", "a"), "Did you mean subPath?"),
-            (put("hostPath", "/"), "attribute \"hostPath\" is not known"),
+            (put("hostPath", "/"), "attribute \"hostPath\" is unknown"),
             (without("share"), "add share: NAME"),
             (put("share", "Images"), "attribute share"),
             (put("share", "../x"), "attribute share"),

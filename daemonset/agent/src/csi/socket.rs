@@ -1,4 +1,4 @@
-//! The plugin's own sockets, of which the kubelet knows where they are.
+//! The plugin's sockets, at paths that the kubelet knows.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -11,20 +11,20 @@ use tokio::net::UnixListener;
 use tokio::time::sleep;
 use tokio_stream::wrappers::UnixListenerStream;
 
-/// How often it is tried to become the only plugin.
-const TRY_EVERY: Duration = Duration::from_millis(200);
+/// Time between two attempts to become the only plugin.
+const LOCK_EVERY: Duration = Duration::from_millis(200);
 
-/// Held by the one plugin of a node. The kernel gives it up with the process, however that ends.
-pub(super) struct Only {
+/// Held by the only plugin of a node. The kernel releases it when the process ends.
+pub(super) struct PluginLock {
     _file: File,
 }
 
-impl Only {
-    /// Waits until no other agent is the plugin. Of two agents of one node, one serves and the other stands by; were
-    /// both to register, the end of either would take the driver away.
+impl PluginLock {
+    /// Waits until no other agent is the plugin. If two agents of one node registered, the end of either would unregister the
+    /// driver.
     ///
     /// # Errors
-    /// The directory or the file cannot be made.
+    /// The directory or the lock file cannot be created.
     pub(super) async fn take(directory: &Path) -> anyhow::Result<Self> {
         make_directory(directory).with_context(|| format!("directory {}", directory.display()))?;
         let path = directory.join("agent.lock");
@@ -34,35 +34,34 @@ impl Only {
         let mut waits = false;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Only { _file: file }),
+                Ok(()) => return Ok(PluginLock { _file: file }),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error).with_context(failed),
             }
             if !std::mem::replace(&mut waits, true) {
                 tracing::info!("another agent serves the kubelet; standing by");
             }
-            sleep(TRY_EVERY).await;
+            sleep(LOCK_EVERY).await;
         }
     }
 }
 
-/// A directory for which the kubelet's own permissions are the model.
+/// Creates a directory with the mode that the kubelet uses.
 pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
 }
 
-/// A socket of ours. Dropped, it is taken away if it is still there.
+/// A listening socket. Dropping it removes the file if it is still the same.
 pub(super) struct Bound {
     path: PathBuf,
     identity: (u64, u64),
 }
 
 impl Bound {
-    /// Listens at a path, where a socket of an agent before this one may be left: this is the only one that works here.
-    /// Also returns the connections, as a server takes them.
+    /// Listens at a path and replaces the socket of an earlier agent. Also returns the stream of connections.
     ///
     /// # Errors
-    /// Something else is there, or it cannot be made.
+    /// The path is no socket, or the socket cannot be created.
     pub(super) fn at(path: &Path) -> anyhow::Result<(Self, UnixListenerStream)> {
         Self::bind(path).with_context(|| format!("socket {}", path.display()))
     }
@@ -73,7 +72,7 @@ impl Bound {
         }
         match fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,
-            Ok(_) => return Err(io::Error::other("something is there that is not a socket")),
+            Ok(_) => return Err(io::Error::other("not a socket")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -82,7 +81,7 @@ impl Bound {
         Ok((bound, UnixListenerStream::new(listener)))
     }
 
-    /// Is it still there?
+    /// True if the file is still this socket.
     pub(super) fn in_place(&self) -> bool {
         identity(&self.path).is_ok_and(|found| found == self.identity)
     }
@@ -91,7 +90,7 @@ impl Bound {
 impl Drop for Bound {
     fn drop(&mut self) {
         if self.in_place() {
-            // Whoever comes next replaces what is left.
+            // The next agent replaces a remaining file.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -1,11 +1,11 @@
-//! How full a volume is: as full as the file system of its share.
+//! Usage of a volume: that of its share's file system.
 
 use virtiofs_csi::v1::VolumeUsage;
 use virtiofs_csi::v1::volume_usage::Unit;
 
-use crate::source::Space;
+use crate::model::source::Space;
 
-/// Bytes and inodes; none where nothing is known.
+/// Bytes and inodes; `None` if unknown.
 pub(super) fn usage(space: Option<Space>) -> Option<Vec<VolumeUsage>> {
     let space = space?;
     let of = |unit: Unit, (total, free): (u64, u64)| {
@@ -21,10 +21,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_told_in_bytes_and_inodes() {
+    fn usage_is_in_bytes_and_inodes() {
         assert_eq!(usage(None), None);
-        let told = usage(Some(Space { bytes: (100, 30), inodes: (7, 9) })).unwrap();
-        let told: Vec<_> = told.iter().map(|it| (it.unit(), it.total, it.used, it.available)).collect();
-        assert_eq!(told, [(Unit::Bytes, 100, 70, 30), (Unit::Inodes, 7, 0, 9)]);
+        let usage = usage(Some(Space { bytes: (100, 30), inodes: (7, 9) })).unwrap();
+        let usage: Vec<_> = usage.iter().map(|it| (it.unit(), it.total, it.used, it.available)).collect();
+        assert_eq!(usage, [(Unit::Bytes, 100, 70, 30), (Unit::Inodes, 7, 0, 9)]);
     }
 }

@@ -1,4 +1,4 @@
-//! Volumes whose pods are gone without anybody having said so: their directories were removed while no agent ran, say.
+//! Removes volumes whose pods ended without an unpublish call, for example while no agent ran.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,18 +10,18 @@ use tokio::time::sleep;
 
 use super::publish::Publisher;
 
-/// How often it is looked for them.
+/// Time between two sweeps.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
-/// Looks for them from time to time, and at once.
+/// Sweeps at once and then periodically.
 pub(super) async fn run(publisher: Arc<Publisher>) {
     loop {
         let pods = publisher.kubelet.pods();
         for volume in publisher.registry.all() {
             if is_gone(&pods, &volume.pod_uid) {
-                tracing::info!(share = volume.share, pod = volume.pod, "the volume's pod is gone");
+                tracing::info!(share = volume.share, pod = volume.pod, "removing the volume of a pod that ended");
                 if let Err(status) = publisher.unpublish(&volume.target_path).await {
-                    tracing::warn!(%status, "a volume whose pod is gone is not taken away yet");
+                    tracing::warn!(%status, "volume of a pod that ended not removed; trying again");
                 }
             }
         }
@@ -29,7 +29,7 @@ pub(super) async fn run(publisher: Arc<Publisher>) {
     }
 }
 
-/// Has the pod no directory any more? Where that of all pods cannot be seen, nothing is known of any.
+/// True if the pod has no directory any more. If no pod has one, the directory is probably not mounted: false.
 fn is_gone(pods: &Path, uid: &str) -> bool {
     let missing = fs::symlink_metadata(pods.join(uid)).is_err_and(|error| error.kind() == ErrorKind::NotFound);
     missing && fs::read_dir(pods).is_ok_and(|mut pods| pods.next().is_some())
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_gone_only_where_others_can_be_seen() {
+    fn a_pod_is_gone_only_if_others_are_seen() {
         let scratch = tempfile::tempdir().unwrap();
         let pods = scratch.path().join("pods");
         assert!(!is_gone(&pods, "u"));

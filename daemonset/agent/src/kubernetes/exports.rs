@@ -1,26 +1,27 @@
-//! This node's exports, and what they ask to be served. Plain data and a pure function.
+//! This node's exports, and the desired state that follows from them: plain data and a pure function.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use kube::ResourceExt;
+use virtiofs_client::report::Problem;
 use virtiofs_crds::export::share_of;
 use virtiofs_crds::{ExportMode, VirtiofsExport};
 
-use crate::desired::{Desired, Problem};
+use crate::model::desired::Desired;
 
 /// This node's exports.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Exports {
-    /// Each by its name, with the moment since when it has been asked what it is.
+    /// Each by its name, with the time of its last change.
     pub(crate) known: BTreeMap<String, (VirtiofsExport, Instant)>,
-    /// Is this what an earlier agent knew? There may be others then, and nothing is withdrawn.
+    /// True if these were read from an earlier agent's file. There may be others then, and nothing is withdrawn.
     pub(crate) old: bool,
 }
 
 impl Exports {
-    /// Takes in an export as it is now.
+    /// Adds or updates an export.
     pub(crate) fn put(&mut self, export: VirtiofsExport, now: Instant) {
         let name = export.name_any();
         let same = |(known, _): &&(VirtiofsExport, Instant)| known.spec == export.spec && known.uid() == export.uid();
@@ -28,7 +29,7 @@ impl Exports {
         self.known.insert(name, (export, since));
     }
 
-    /// Takes in that an export is gone.
+    /// Removes an export.
     pub(crate) fn remove(&mut self, export: &VirtiofsExport) {
         self.known.remove(&export.name_any());
     }
@@ -38,8 +39,8 @@ impl Exports {
         self.known.values().map(|(export, _)| export)
     }
 
-    /// What is to be served. An export that drains is not; the broker then lets its sessions run out. One that makes no
-    /// sense keeps what its share was last served with, which `before` has.
+    /// The desired state. An export that drains is not in it; its sessions continue in the broker. An invalid export keeps the
+    /// share of `before`.
     pub(crate) fn desired(&self, before: &Desired) -> Desired {
         let mut desired = Desired { partial: self.old, ..Desired::default() };
         for export in self.all().filter(|export| export.spec.mode == ExportMode::Serve) {
@@ -86,7 +87,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_serves_is_desired_and_what_drains_is_not() {
+    fn a_draining_export_is_not_desired() {
         let mut exports = Exports::default();
         let now = Instant::now();
         exports.put(export("a", json!({})), now);
@@ -101,7 +102,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_export_that_makes_no_sense_keeps_what_was_served() {
+    fn an_invalid_export_keeps_its_last_share() {
         let mut exports = Exports::default();
         exports.put(export("a", json!({})), Instant::now());
         let before = exports.desired(&Desired::default());
@@ -113,7 +114,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_export_has_been_asked_the_same_since_its_spec_last_changed() {
+    fn the_time_of_an_export_is_that_of_its_last_change() {
         let (mut exports, start) = (Exports::default(), Instant::now());
         let later = start + std::time::Duration::from_secs(1);
         exports.put(export("a", json!({})), start);

@@ -1,5 +1,5 @@
-//! The exports that were known last, in a file beside the broker's socket: an agent that starts while the API server is
-//! away goes on with them. The file goes where the broker's state goes, at the next boot.
+//! The last known exports, in a file in the runtime directory: an agent that starts while the API server is unreachable
+//! continues with them. The file is lost at a reboot, as is the broker's state.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use virtiofs_crds::VirtiofsExport;
 /// Name of the file in the runtime directory.
 const FILE: &str = "exports.json";
 
-/// What the file holds.
+/// Content of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Content {
@@ -28,18 +28,21 @@ pub(crate) struct LastGood {
 }
 
 impl LastGood {
-    /// The file in this runtime directory; what it says of another node is not believed.
+    /// The file in this runtime directory. Content of another node is ignored.
     pub(crate) fn of(runtime_dir: &Path, node: &str) -> Self {
         LastGood { path: runtime_dir.join(FILE), node: node.to_owned() }
     }
 
-    /// What was known last; nothing where nothing was, or nothing that can be understood.
+    /// The last known exports; empty if there is no valid file.
     pub(crate) fn read(&self) -> Vec<VirtiofsExport> {
         let content = fs::read(&self.path).ok().and_then(|text| serde_json::from_slice::<Content>(&text).ok());
         content.filter(|content| content.node == self.node).map(|content| content.exports).unwrap_or_default()
     }
 
-    /// Remembers what is known now, as a whole or not at all. A status is not remembered: it is made anew.
+    /// Replaces the file atomically. Status is left out: it is made again.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub(crate) fn write<'a>(&self, exports: impl Iterator<Item = &'a VirtiofsExport>) -> io::Result<()> {
         let bare = |export: &VirtiofsExport| VirtiofsExport { status: None, ..export.clone() };
         let content = Content { node: self.node.clone(), exports: exports.map(bare).collect() };
@@ -58,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_remembered_is_read_back_by_the_agent_of_that_node() {
+    fn exports_are_read_back_by_an_agent_of_the_same_node() {
         let folder = tempfile::tempdir().unwrap();
         let file = LastGood::of(folder.path(), "n1");
         assert_eq!(file.read(), []);

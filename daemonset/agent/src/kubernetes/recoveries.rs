@@ -1,10 +1,10 @@
-//! How often engines were recovered lately.
+//! Recent recoveries of engines.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// What counts as lately.
-const LATELY: Duration = Duration::from_secs(600);
+/// What counts as recent.
+const RECENT: Duration = Duration::from_secs(600);
 
 /// Counts of recoveries by share, and when they rose.
 #[derive(Debug, Default)]
@@ -20,8 +20,8 @@ struct History {
 }
 
 impl Recoveries {
-    /// Records a count of recoveries; returns how many of them are recent. The first count of a share tells nothing about
-    /// when it rose.
+    /// Records a count of recoveries; returns how many of them are recent. It is unknown when the first count of a
+    /// share rose.
     pub(crate) fn count(&mut self, share: &str, total: u64, now: Instant) -> i64 {
         let known = self.shares.contains_key(share);
         let history = self.shares.entry(share.to_owned()).or_default();
@@ -30,7 +30,7 @@ impl Recoveries {
             history.rises.push_back((now, rise));
         }
         history.total = total;
-        while history.rises.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > LATELY) {
+        while history.rises.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > RECENT) {
             history.rises.pop_front();
         }
         i64::try_from(history.rises.iter().map(|(_, rise)| rise).sum::<u64>()).unwrap_or(i64::MAX)

@@ -1,7 +1,6 @@
-//! Writes the status of this node's exports: only what has changed, and numbers alone not all the time.
+//! Writes the status of this node's exports, only if it changed; numbers alone are written less often.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -15,34 +14,31 @@ use virtiofs_contract::control::{Endpoint, SessionStatus};
 use virtiofs_crds::schema::API_VERSION;
 use virtiofs_crds::{VirtiofsExport, VirtiofsExportStatus};
 
-use super::answer::{Known, answer};
+use super::export_status::{Known, export_status};
 use super::exports::Exports;
 use super::recoveries::Recoveries;
-use crate::broker::observer::{Observation, Observer};
-use crate::reconcile::Turn;
+use crate::model::pass::Pass;
 
-/// Whom the fields belong to that agents apply. An export has one agent at a time.
+/// Owner of the fields that agents apply. An export has one agent at a time.
 const FIELD_MANAGER: &str = "virtiofs-agent";
-/// Between two rounds; what happens in between is written together.
+/// Time between two rounds; changes in between are written together.
 const ROUND: Duration = Duration::from_secs(1);
-/// Numbers that rise, and messages that repeat them, are written this often while nothing else changes.
+/// Numbers, and messages with numbers, are written this often while nothing else changes.
 const NUMBERS_EVERY: Duration = Duration::from_secs(30);
-/// The first and the longest wait after the API server has refused or not answered.
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The first and the longest wait after a failed write.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Writes statuses.
 pub(crate) struct Sink {
     /// The API server.
     pub(crate) client: Client,
-    /// What was asked.
+    /// The exports.
     pub(crate) exports: watch::Receiver<Exports>,
-    /// How shares do.
-    pub(crate) turns: watch::Receiver<Turn>,
-    /// What the broker says.
-    pub(crate) observer: Arc<Observer>,
+    /// State of the shares.
+    pub(crate) passes: watch::Receiver<Pass>,
 }
 
-/// What was written last.
+/// The last written status.
 struct Written {
     at: Instant,
     uid: Option<String>,
@@ -50,35 +46,34 @@ struct Written {
 }
 
 impl Sink {
-    /// Writes until the loop that turns ends.
+    /// Writes until the reconcile loop ends.
     pub(crate) async fn run(mut self) {
         let mut written: HashMap<String, Written> = HashMap::new();
         let mut recoveries = Recoveries::default();
-        let mut trouble: Option<Duration> = None;
+        let mut failing: Option<Duration> = None;
         loop {
             tokio::select! {
-                changed = self.turns.changed() => if changed.is_err() { return },
+                changed = self.passes.changed() => if changed.is_err() { return },
                 changed = self.exports.changed() => if changed.is_err() { return },
             }
             let exports = self.exports.borrow_and_update().clone();
-            let turn = self.turns.borrow_and_update().clone();
-            let observation = self.observer.observe().await;
+            let pass = self.passes.borrow_and_update().clone();
             written.retain(|name, _| exports.known.contains_key(name));
-            let due = due(&exports, &turn, &observation, &mut recoveries, &written);
+            let due = due(&exports, &pass, &mut recoveries, &written);
             match self.write(due, &mut written).await {
                 Ok(()) => {
-                    if trouble.take().is_some() {
-                        tracing::info!("statuses are written again");
+                    if failing.take().is_some() {
+                        tracing::info!("status is written again");
                     }
                     sleep(ROUND).await;
                 }
                 Err(error) => {
-                    if trouble.is_none() {
-                        tracing::warn!(%error, "a status cannot be written; trying again");
+                    if failing.is_none() {
+                        tracing::warn!(%error, "status not written; trying again");
                     }
-                    let wait = trouble.map_or(PATIENCE.0, |wait| (wait * 2).min(PATIENCE.1));
-                    trouble = Some(wait);
-                    // Agents of a thousand nodes have lost the same API server at the same moment.
+                    let wait = failing.map_or(RETRY_AFTER.0, |wait| (wait * 2).min(RETRY_AFTER.1));
+                    failing = Some(wait);
+                    // Agents of a thousand nodes lose the same API server at the same moment.
                     sleep(wait.mul_f64(0.5 + jitter())).await;
                 }
             }
@@ -106,7 +101,7 @@ impl Sink {
                 Ok(_) => {
                     written.insert(name, Written { at: Instant::now(), uid: export.uid(), status });
                 }
-                // Gone, or another one by now: the watch will tell.
+                // Deleted or replaced meanwhile: the watch reports it.
                 Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
                 Err(error) => return Err(error),
             }
@@ -115,52 +110,51 @@ impl Sink {
     }
 }
 
-/// Which exports' status is to be written now.
+/// The statuses to write now. They come from one pass, so report and counts are of the same moment.
 fn due(
     exports: &Exports,
-    turn: &Turn,
-    observation: &Observation,
+    pass: &Pass,
     recoveries: &mut Recoveries,
     written: &HashMap<String, Written>,
 ) -> Vec<(VirtiofsExport, VirtiofsExportStatus)> {
-    // Of a broker that does not answer nothing is known; what was said before stands until the loop says otherwise.
-    let endpoints = observation.status.as_ref().map(|status| status.endpoints.as_slice()).unwrap_or_default();
-    let report = &turn.report;
-    if observation.status.is_err() && !report.silent {
+    // While the broker is silent only briefly, the last status stays.
+    let endpoints = pass.endpoints.as_deref().unwrap_or_default();
+    let report = &pass.report;
+    if pass.endpoints.is_none() && !report.silent {
         return Vec::new();
     }
     let (now, time) = (Instant::now(), Time(Timestamp::now()));
     let mut due = Vec::new();
     for (export, since) in exports.known.values() {
         let share = &export.spec.share_name;
-        let recovered = observation.totals.get(share).map_or(0, |it| it.totals.replacements.recoveries.count);
+        let recovered = pass.totals.get(share).map_or(0, |it| it.totals.replacements.recoveries.count);
         let known = Known {
             report: report.shares.iter().find(|it| it.name == *share),
             staleness: report.staleness.get(share),
-            amended: turn.amended.get(share),
+            amended: pass.amended.get(share),
             endpoints,
             recent_recoveries: recoveries.count(share, recovered, now),
-            asked_since: *since,
+            changed_at: *since,
             user,
         };
-        // What was written a moment ago may not have come back yet.
+        // The last write may not have come back by the watch yet.
         let last = written.get(&export.name_any()).filter(|it| it.uid == export.uid());
         let mut current = export.clone();
         if let Some(last) = last {
             current.status = Some(last.status.clone());
         }
-        let Some(status) = answer(&current, &known, (now, &time)) else { continue };
+        let Some(status) = export_status(&current, &known, (now, &time)) else { continue };
         let rested = last.is_none_or(|last| now.saturating_duration_since(last.at) >= NUMBERS_EVERY);
-        if is_news(current.status.as_ref(), &status, rested) {
+        if must_write(current.status.as_ref(), &status, rested) {
             due.push((export.clone(), status));
         }
     }
     due
 }
 
-/// Is a status worth a write? Numbers that nobody acts upon wait until the last write is some time ago, and so does how a
-/// condition is told: for how long a source has been hanging, or how many inodes a guest holds, is new every second.
-fn is_news(before: Option<&VirtiofsExportStatus>, status: &VirtiofsExportStatus, rested: bool) -> bool {
+/// True if a status must be written. Numbers, and the messages of conditions, are written only if the last write is some
+/// time ago: how long a source has been hanging, or how many inodes a guest holds, changes every second.
+fn must_write(before: Option<&VirtiofsExportStatus>, status: &VirtiofsExportStatus, rested: bool) -> bool {
     let Some(before) = before else { return true };
     let without_numbers = |status: &VirtiofsExportStatus| {
         let mut status = VirtiofsExportStatus { recent_recoveries: None, ..status.clone() };
@@ -170,7 +164,7 @@ fn is_news(before: Option<&VirtiofsExportStatus>, status: &VirtiofsExportStatus,
     if rested { before != status } else { without_numbers(before) != without_numbers(status) }
 }
 
-/// A session's VM, as far as the node knows it.
+/// Name of a session's VM, as far as the node knows it.
 fn user(endpoint: &Endpoint, session: &SessionStatus) -> String {
     if let Some(consumer) = &endpoint.consumer {
         return consumer.clone();
@@ -192,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_nobody_acts_upon_waits_and_the_rest_does_not() {
+    fn numbers_wait_and_everything_else_is_written_at_once() {
         let status = |reason: &str, message: &str, recoveries| -> VirtiofsExportStatus {
             let degraded = json!({"type": "Degraded", "status": "True", "reason": reason, "message": message,
                                   "lastTransitionTime": "2026-01-01T00:00:00Z"});
@@ -207,9 +201,9 @@ mod tests {
             ("something else", status("NearLimit", "a request has been waiting for 12 s", 1), true, true),
             ("one more VM", VirtiofsExportStatus { sessions: Some(2), ..before.clone() }, true, true),
         ] {
-            assert_eq!(is_news(Some(&before), &now, false), news, "{what}");
-            assert_eq!(is_news(Some(&before), &now, true), news_when_rested, "{what}");
+            assert_eq!(must_write(Some(&before), &now, false), news, "{what}");
+            assert_eq!(must_write(Some(&before), &now, true), news_when_rested, "{what}");
         }
-        assert!(is_news(None, &before, false));
+        assert!(must_write(None, &before, false));
     }
 }

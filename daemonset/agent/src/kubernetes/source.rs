@@ -1,4 +1,4 @@
-//! This node's exports, followed.
+//! Follows this node's exports.
 
 use std::path::Path;
 use std::time::Instant;
@@ -13,18 +13,17 @@ use virtiofs_crds::VirtiofsExport;
 
 use super::exports::Exports;
 use super::last_good::LastGood;
-use crate::desired::Desired;
+use crate::model::desired::Desired;
 
-/// What is declared for this node, now and later.
+/// The declarations for this node.
 pub(crate) struct Source {
-    /// What is to be served.
+    /// The desired state.
     pub(crate) desired: watch::Receiver<Desired>,
-    /// The exports that say so.
+    /// The exports it follows from.
     pub(crate) exports: watch::Receiver<Exports>,
 }
 
-/// Follows the exports of a node. Until the API server has answered, and whenever it does not, what was known last is
-/// in force.
+/// Follows the exports of a node. While the API server does not answer, the last known exports stay active.
 pub(crate) fn follow(client: Client, node: &str, runtime_dir: &Path) -> Source {
     let last_good = LastGood::of(runtime_dir, node);
     let mut exports = Exports { old: true, ..Exports::default() };
@@ -33,12 +32,12 @@ pub(crate) fn follow(client: Client, node: &str, runtime_dir: &Path) -> Source {
     }
     let desired = exports.desired(&Desired::default());
     if !desired.shares.is_empty() {
-        tracing::info!(shares = desired.shares.len(), "going on with what was known last");
+        tracing::info!(shares = desired.shares.len(), "continuing with the last known exports");
     }
     let (desired_sender, desired) = watch::channel(desired);
     let (exports_sender, followed) = watch::channel(exports.clone());
-    // Served from the API server's cache: a thousand agents that come back at once do not ask its storage. Only this
-    // node's objects are sent.
+    // Served from the API server's cache: a thousand agents that reconnect at once do not load its storage. Only objects of
+    // this node are sent.
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}")).any_semantic();
     tokio::spawn(async move {
         let events = watch_objects(Api::<VirtiofsExport>::all(client), config).modify(strip).default_backoff();
@@ -49,30 +48,30 @@ pub(crate) fn follow(client: Client, node: &str, runtime_dir: &Path) -> Source {
             match event {
                 Ok(Event::Init) => listed = Exports::default(),
                 Ok(Event::InitApply(export)) => {
-                    // Since when it has been asked is known from before.
+                    // The time of its last change is known from before.
                     let since = exports.known.get(&export.name_any()).filter(|(it, _)| it.spec == export.spec);
                     listed.put(export, since.map_or_else(Instant::now, |(_, since)| *since));
                     continue;
                 }
                 Ok(Event::InitDone) => {
                     exports = std::mem::take(&mut listed);
-                    tracing::info!(exports = exports.known.len(), "the API server has told what is to be served");
+                    tracing::info!(exports = exports.known.len(), "exports received from the API server");
                     broken = false;
                 }
                 Ok(Event::Apply(export)) => exports.put(export, Instant::now()),
                 Ok(Event::Delete(export)) => exports.remove(&export),
                 Err(error) => {
                     if !std::mem::replace(&mut broken, true) {
-                        tracing::warn!(%error, "the API server does not answer; what was known last stays in force");
+                        tracing::warn!(%error, "the API server does not answer; the last known exports stay active");
                     }
                     continue;
                 }
             }
             if let Err(error) = last_good.write(exports.all()) {
-                tracing::warn!(%error, "what is known cannot be remembered for the next agent");
+                tracing::warn!(%error, "exports not stored for the next agent");
             }
             let next = exports.desired(&desired_sender.borrow());
-            // The exports first: who learns of what is desired must find out why.
+            // The exports first: a receiver of the desired state must find the exports it follows from.
             exports_sender.send_replace(exports.clone());
             desired_sender.send_if_modified(|desired| {
                 let differs = *desired != next;

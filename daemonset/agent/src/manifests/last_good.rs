@@ -1,25 +1,26 @@
-//! An invalid document never takes away what an earlier, valid one declared.
+//! An invalid document keeps what its last valid version declared.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use virtiofs_client::report::Problem;
 use virtiofs_crds::validate::validate;
 use virtiofs_crds::{Document, Manifests, Origin, Refusal};
 
-use crate::desired::{Desired, Problem};
+use crate::model::desired::Desired;
 
-/// The last good version of each share, and where it stood.
+/// The last valid version of each share, and its document.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LastGood {
     documents: BTreeMap<String, Document>,
 }
 
 impl LastGood {
-    /// Takes in what was read now, and says what is desired from now on.
+    /// Takes in the documents that were read. Returns the desired state.
     ///
-    /// - A share that was accepted replaces its last version, unless the difference is not allowed.
-    /// - A share that was refused keeps its last version.
-    /// - A document that cannot be told to be about one share keeps every share that its file declared.
-    /// - What is in no document is gone.
+    /// - A valid share replaces its last version, unless the difference is not allowed.
+    /// - A rejected share keeps its last version.
+    /// - A document that names no share keeps every share that its file declared.
+    /// - A share in no document is removed.
     pub(crate) fn take(&mut self, read: Manifests) -> Desired {
         let mut refusals = read.refusals;
         let mut next = BTreeMap::new();
@@ -36,7 +37,7 @@ impl LastGood {
         }
         for (name, document) in std::mem::take(&mut self.documents) {
             if !next.contains_key(&name)
-                && let Some(origin) = stands_in(&name, &document.origin, &refusals)
+                && let Some(origin) = rejected_origin(&name, &document.origin, &refusals)
             {
                 next.insert(name, Document { origin: origin.clone(), ..document });
             }
@@ -45,20 +46,20 @@ impl LastGood {
         self.desired(&refusals)
     }
 
-    /// Takes in what an earlier agent had accepted, where nothing newer is known.
-    pub(crate) fn recall(&mut self, documents: Vec<Document>) {
+    /// Adds the documents of an earlier agent, unless a newer version is known.
+    pub(crate) fn load(&mut self, documents: Vec<Document>) {
         for document in documents {
             self.documents.entry(document.share.name.to_string()).or_insert(document);
         }
     }
 
-    /// The last good version of each share.
+    /// The last valid version of each share.
     pub(crate) fn documents(&self) -> &BTreeMap<String, Document> {
         &self.documents
     }
 
-    /// Nothing can be read at all: everything stays.
-    pub(crate) fn keep(&self, problem: Problem) -> Desired {
+    /// The desired state if nothing can be read: unchanged.
+    pub(crate) fn unreadable(&self, problem: Problem) -> Desired {
         Desired { problems: vec![problem], ..self.desired(&[]) }
     }
 
@@ -72,8 +73,8 @@ impl LastGood {
     }
 }
 
-/// Where the document stands, now refused, that declares this share; it may have been moved there. None: nowhere.
-fn stands_in<'a>(name: &str, before: &'a Origin, refusals: &'a [Refusal]) -> Option<&'a Origin> {
+/// Origin of the rejected document that declares this share; it may have been moved there. `None`: no document does.
+fn rejected_origin<'a>(name: &str, before: &'a Origin, refusals: &'a [Refusal]) -> Option<&'a Origin> {
     let mut own = refusals.iter().filter(|refusal| refusal.share.as_deref() == Some(name));
     if let Some(refusal) = own.next() {
         return Some(refusal.origin.as_ref().unwrap_or(before));
@@ -83,7 +84,7 @@ fn stands_in<'a>(name: &str, before: &'a Origin, refusals: &'a [Refusal]) -> Opt
     nameless.filter_map(|refusal| refusal.origin.as_ref()).any(in_its_file).then_some(before)
 }
 
-/// What must not change while a share exists.
+/// Changes that are not allowed while a share exists.
 fn forbidden_change(old: &Document, new: &Document) -> Vec<Refusal> {
     let (Ok(before), Ok(after)) = (serde_json::to_value(&old.object), serde_json::to_value(&new.object)) else {
         return Vec::new();
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_turns_bad_keeps_its_last_version() {
+    fn an_invalid_document_keeps_its_last_version() {
         let mut good = LastGood::default();
         good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
         let bad = document("a", "{source: {hostPath: {path: /srv/a}}, access: Sometimes}");
@@ -122,12 +123,12 @@ mod tests {
         assert_eq!(desired.problems.len(), 1);
         assert_eq!(desired.problems[0].field, "spec.access");
 
-        let mended = good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
-        assert_eq!(mended.problems, []);
+        let corrected = good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
+        assert_eq!(corrected.problems, []);
     }
 
     #[test]
-    fn a_file_that_is_no_yaml_any_more_keeps_all_it_declared() {
+    fn an_invalid_file_keeps_all_its_shares() {
         let mut good = LastGood::default();
         let both = document("a", GOOD) + &document("b", "{source: {hostPath: {path: /srv/b}}}");
         good.take(read_text(Path::new("both.yaml"), &both));
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_that_was_moved_and_turned_bad_is_kept_for_its_new_place() {
+    fn a_moved_invalid_document_keeps_its_share() {
         let elsewhere = "{source: {hostPath: {path: /srv/elsewhere}}}";
         for bad in ["{source: {hostPath: {path: /srv/a}}, access: Sometimes}", elsewhere] {
             let mut good = LastGood::default();
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_is_declared_nowhere_is_gone_and_a_bad_one_elsewhere_does_not_hold_it() {
+    fn an_undeclared_share_is_removed() {
         let mut good = LastGood::default();
         good.take(read_text(Path::new("a.yaml"), &document("a", GOOD)));
         let desired = good.take(read_text(Path::new("b.yaml"), "{{{"));
@@ -158,18 +159,18 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_never_was_good_is_not_served() {
+    fn a_share_that_was_never_valid_is_not_served() {
         let desired = LastGood::default().take(read_text(Path::new("a.yaml"), &document("a", "{}")));
         assert_eq!(names(&desired), [] as [&str; 0]);
         assert_eq!(desired.problems[0].share.as_deref(), Some("a"));
     }
 
     #[test]
-    fn what_an_earlier_agent_had_accepted_stands_in_for_what_is_bad_and_for_nothing_else() {
+    fn an_earlier_agents_documents_replace_only_invalid_ones() {
         let accepted =
             |file: &str, name: &str, spec: &str| read_text(Path::new(file), &document(name, spec)).documents.remove(0);
         let mut good = LastGood::default();
-        good.recall(vec![accepted("a.yaml", "a", GOOD), accepted("b.yaml", "b", GOOD), accepted("c.yaml", "c", GOOD)]);
+        good.load(vec![accepted("a.yaml", "a", GOOD), accepted("b.yaml", "b", GOOD), accepted("c.yaml", "c", GOOD)]);
         let mut now = read_text(Path::new("a.yaml"), &document("a", "{access: Sometimes}"));
         let newer = "{source: {hostPath: {path: /srv/a}}, content: Immutable}";
         now.documents.push(accepted("b.yaml", "b", newer));

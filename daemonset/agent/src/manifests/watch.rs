@@ -1,4 +1,4 @@
-//! Follows a directory: reads it at once, and again whenever something in it has changed and then rested.
+//! Follows a directory: reads it at once, and again after each change, once no further change follows.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -13,24 +13,25 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use thiserror::Error;
 use tokio::sync::watch;
+use virtiofs_client::report::Problem;
 use virtiofs_crds::read_directory;
 
+use super::document_store::DocumentStore;
 use super::last_good::LastGood;
-use super::memory::Memory;
-use crate::desired::{Desired, Problem};
+use crate::model::desired::Desired;
 
-/// How long a directory must rest before it is read: whoever writes several files is done by then.
-const REST: Duration = Duration::from_millis(150);
+/// How long a directory must be without changes before it is read: several files may be written together.
+const QUIET: Duration = Duration::from_millis(150);
 
-/// How long reading is put off at most while the directory does not rest.
-const PUT_OFF_AT_MOST: Duration = Duration::from_secs(2);
+/// How long a read is deferred at most while changes continue.
+const DEFER_AT_MOST: Duration = Duration::from_secs(2);
 
-/// How often the directory is read without being told of a change: files may be links to elsewhere, and not
-/// every file system tells.
+/// Time between two reads without a reported change: files may be links to elsewhere, and not every file system reports
+/// changes.
 const READ_EVERY: Duration = Duration::from_secs(10);
 
-/// How often the broker is asked to remember while it does not.
-const REMEMBER_EVERY: Duration = Duration::from_millis(300);
+/// Time between two attempts to store documents with the broker.
+const STORE_EVERY: Duration = Duration::from_millis(300);
 
 /// Why a directory cannot be followed.
 #[derive(Debug, Error)]
@@ -38,37 +39,45 @@ pub(crate) enum WatchError {
     /// The directory cannot be read.
     #[error("shares directory {path}: {error}")]
     Directory { path: PathBuf, error: io::Error },
-    /// The kernel gives no inotify instance, or the thread could not be started.
+    /// The kernel has no inotify instance left, or the thread could not be started.
     #[error("cannot watch the shares directory: {0}")]
-    Resources(#[from] io::Error),
+    Resources(io::Error),
+}
+
+impl From<io::Error> for WatchError {
+    fn from(error: io::Error) -> Self {
+        WatchError::Resources(error)
+    }
 }
 
 /// A directory that is followed.
 #[derive(Debug)]
 pub(crate) struct Manifests {
-    /// What it declares. It is followed for as long as there is a receiver.
+    /// What it declares. It is followed while there is a receiver.
     pub(crate) desired: watch::Receiver<Desired>,
-    /// Asks for a reading at once.
+    /// Requests a read at once.
     nudge: Arc<EventFd>,
-    /// Counts the readings that were asked for.
+    /// Counts the requested reads.
     nudged: watch::Receiver<u64>,
 }
 
 impl Manifests {
-    /// Has the directory read now, whatever the kernel tells of changes, and waits until it was.
+    /// Requests a read at once and waits until it is done.
     pub(crate) async fn read_again(&mut self) {
         self.nudged.mark_unchanged();
         if let Err(errno) = self.nudge.write(1) {
-            tracing::warn!(error = errno.desc(), "cannot ask for a reading of the shares directory");
+            tracing::warn!(error = errno.desc(), "cannot request a read of the shares directory");
             return;
         }
-        // An error means that nobody reads any more.
+        // An error means that the follower has ended.
         _ = self.nudged.changed().await;
     }
 }
 
-/// Reads the directory and keeps on following it.
-/// `broker` is the control socket of the one that keeps what must outlive this agent.
+/// Reads the directory and follows it. `broker` is the control socket of the broker that stores documents.
+///
+/// # Errors
+/// The directory cannot be read or watched.
 pub(crate) fn follow(directory: &Path, broker: &Path) -> Result<Manifests, WatchError> {
     let nudge = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map_err(io::Error::from)?;
     let nudge = Arc::new(nudge);
@@ -80,8 +89,8 @@ pub(crate) fn follow(directory: &Path, broker: &Path) -> Result<Manifests, Watch
         nudge: nudge.clone(),
         readings,
         last_good: LastGood::default(),
-        memory: Memory::at(broker.to_path_buf()),
-        is_kept: false,
+        store: DocumentStore::at(broker.to_path_buf()),
+        is_stored: false,
     };
     follower.arm();
     let first = follower.read().map_err(|error| WatchError::Directory { path: directory.to_path_buf(), error })?;
@@ -96,17 +105,17 @@ struct Follower {
     nudge: Arc<EventFd>,
     readings: watch::Sender<u64>,
     last_good: LastGood,
-    memory: Memory,
-    /// Does the broker keep all of it?
-    is_kept: bool,
+    store: DocumentStore,
+    /// True if the broker stores all documents.
+    is_stored: bool,
 }
 
-/// What the follower was woken by.
+/// What woke the follower.
 #[derive(Clone, Copy, Debug, Default)]
 struct Woken {
     /// Something has changed.
     change: bool,
-    /// Somebody wants a reading.
+    /// A read was requested.
     nudge: bool,
 }
 
@@ -114,18 +123,18 @@ impl Follower {
     fn run(mut self, sender: &watch::Sender<Desired>) {
         let mut read_at = Instant::now();
         while !sender.is_closed() {
-            let mut woken = self.wait(if self.is_kept { READ_EVERY } else { REMEMBER_EVERY });
+            let mut woken = self.wait(if self.is_stored { READ_EVERY } else { STORE_EVERY });
             if woken.change && !woken.nudge {
-                woken.nudge = self.let_rest();
+                woken.nudge = self.wait_until_quiet();
             }
             let is_due = woken.change || woken.nudge || read_at.elapsed() >= READ_EVERY;
-            if !is_due && self.memory.is_recalled() {
-                self.is_kept = self.memory.keep(self.last_good.documents());
+            if !is_due && self.store.is_loaded() {
+                self.is_stored = self.store.store(self.last_good.documents());
                 continue;
             }
             self.arm();
-            let desired = self.read().unwrap_or_else(|error| self.last_good.keep(self.unreadable(&error)));
-            let desired = Desired { partial: !self.memory.is_recalled(), ..desired };
+            let desired = self.read().unwrap_or_else(|error| self.last_good.unreadable(self.unreadable(&error)));
+            let desired = Desired { partial: !self.store.is_loaded(), ..desired };
             read_at = Instant::now();
             sender.send_if_modified(|current| {
                 let changed = *current != desired;
@@ -140,21 +149,21 @@ impl Follower {
         }
     }
 
-    /// What an earlier agent knew comes first: only then can be told what has turned bad meanwhile. What is known
-    /// now is kept for the next one.
+    /// Loads the documents of an earlier agent first, so that documents that became invalid meanwhile keep their version.
+    /// Stores the present ones for the next agent.
     fn read(&mut self) -> io::Result<Desired> {
-        if !self.memory.is_recalled()
-            && let Some(documents) = self.memory.recall()
+        if !self.store.is_loaded()
+            && let Some(documents) = self.store.load()
         {
-            self.last_good.recall(documents);
+            self.last_good.load(documents);
         }
         let desired = self.last_good.take(read_directory(&self.directory)?);
-        let desired = Desired { partial: !self.memory.is_recalled(), ..desired };
-        self.is_kept = self.memory.is_recalled() && self.memory.keep(self.last_good.documents());
+        let desired = Desired { partial: !self.store.is_loaded(), ..desired };
+        self.is_stored = self.store.is_loaded() && self.store.store(self.last_good.documents());
         Ok(desired)
     }
 
-    /// Watches the directory that is there now; for the one that was already watched this changes nothing.
+    /// Watches the present directory; no change if it is watched already.
     fn arm(&self) {
         let events = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_CREATE
@@ -166,15 +175,15 @@ impl Follower {
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
         if let Err(errno) = self.inotify.add_watch(&self.directory, events) {
-            tracing::debug!(directory = %self.directory.display(), error = errno.desc(), "not watched; it is read anyway");
+            tracing::debug!(directory = %self.directory.display(), error = errno.desc(), "directory not watched; it is read periodically");
         }
     }
 
-    /// Waits until nothing changes any more. Does somebody want a reading meanwhile?
-    fn let_rest(&self) -> bool {
+    /// Waits until no further change follows. True if a read was requested meanwhile.
+    fn wait_until_quiet(&self) -> bool {
         let begun = Instant::now();
-        while begun.elapsed() < PUT_OFF_AT_MOST {
-            let woken = self.wait(REST);
+        while begun.elapsed() < DEFER_AT_MOST {
+            let woken = self.wait(QUIET);
             if woken.nudge || !woken.change {
                 return woken.nudge;
             }
@@ -182,7 +191,7 @@ impl Follower {
         false
     }
 
-    /// Waits for events and takes them.
+    /// Waits for events and consumes them.
     fn wait(&self, longest: Duration) -> Woken {
         let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
         let mut polled =
@@ -204,7 +213,7 @@ impl Follower {
     fn take_events(&self) -> bool {
         match self.inotify.read_events() {
             Ok(events) => !events.is_empty(),
-            // The queue has overflowed or is empty after all: reading once too often does no harm.
+            // The queue has overflowed or is empty: an additional read does no harm.
             Err(_) => true,
         }
     }
@@ -215,7 +224,7 @@ impl Follower {
             document: 0,
             share: None,
             field: String::new(),
-            message: format!("the directory cannot be read: {error}; every share stays as it was"),
+            message: format!("the directory cannot be read: {error}; every share stays as it is"),
         }
     }
 }
@@ -241,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn additions_changes_and_removals_are_seen() {
+    async fn additions_changes_and_removals_are_followed() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a.yaml"), manifest("a")).unwrap();
         let mut desired = follow(folder.path(), NO_BROKER.as_ref()).unwrap().desired;
@@ -258,7 +267,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_directory_that_goes_takes_nothing_with_it_and_may_come_back() {
+    async fn a_missing_directory_removes_no_share() {
         let folder = tempfile::tempdir().unwrap();
         let directory = folder.path().join("shares");
         fs::create_dir(&directory).unwrap();
@@ -272,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_reading_that_is_asked_for_is_done_when_it_is_said_to_be() {
+    async fn a_requested_read_is_done_when_it_returns() {
         let folder = tempfile::tempdir().unwrap();
         let mut manifests = follow(folder.path(), NO_BROKER.as_ref()).unwrap();
         for round in 1..=20 {
@@ -283,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_an_error_at_the_start() {
+    fn a_missing_directory_is_an_error_at_the_start() {
         let error = follow(Path::new("/nowhere/shares"), NO_BROKER.as_ref()).unwrap_err();
         assert!(error.to_string().contains("/nowhere/shares"), "{error}");
     }

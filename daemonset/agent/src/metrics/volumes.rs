@@ -1,36 +1,36 @@
-//! Volumes, and pods that were refused one.
+//! Metrics of volumes and of rejected volume requests.
 
 use std::collections::BTreeMap;
 
 use prometheus::proto::MetricFamily;
+use virtiofs_client::endpoint::share_of;
+use virtiofs_client::metrics::Family;
 
-use super::sample::Family;
-use crate::csi::RefusalCounts;
-use crate::offer::share_name;
-use crate::volume::Standing;
+use crate::csi::RejectionCounts;
+use crate::model::volume::VolumeState;
 
-/// Families of an agent that serves volumes; others have none.
-pub(super) fn families(volumes: &BTreeMap<String, Standing>, refusals: &RefusalCounts) -> Vec<MetricFamily> {
+/// The families; empty for an agent that does not serve volumes.
+pub(super) fn families(volumes: &BTreeMap<String, VolumeState>, rejections: &RejectionCounts) -> Vec<MetricFamily> {
     let mut counts: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for (endpoint, standing) in volumes.iter().filter(|(_, standing)| **standing != Standing::Leaving) {
-        let (all, listening) = counts.entry(share_name(endpoint)).or_default();
+    for (endpoint, state) in volumes.iter().filter(|(_, state)| **state != VolumeState::Terminating) {
+        let (all, listening) = counts.entry(share_of(endpoint)).or_default();
         *all += 1;
-        *listening += u64::from(*standing == Standing::Listening);
+        *listening += u64::from(*state == VolumeState::Listening);
     }
     let mut all = Family::gauge("virtiofs_volumes", "Volumes of pods on this node.");
-    let mut listening = Family::gauge("virtiofs_volumes_listening", "Those of them at which a VM may connect.");
+    let mut listening = Family::gauge("virtiofs_volumes_listening", "Volumes of pods at which a VM may connect.");
     for (share, (count, served)) in counts {
         all.value(&[("share", share)], count as f64);
         listening.value(&[("share", share)], served as f64);
     }
-    let mut refused = Family::counter(
-        "virtiofs_volume_refusals_total",
-        "Requests of pods for a share that were refused; shares that the node does not have are counted together.",
+    let mut rejected = Family::counter(
+        "virtiofs_volume_rejections_total",
+        "Rejected volume requests of pods; requests for unknown shares are counted together.",
     );
-    for ((share, reason), count) in refusals.all() {
-        refused.count(&[("share", &share), ("reason", reason.as_str())], count);
+    for ((share, reason), count) in rejections.all() {
+        rejected.count(&[("share", &share), ("reason", reason.as_str())], count);
     }
-    [all, listening, refused].into_iter().filter_map(Family::finish).collect()
+    [all, listening, rejected].into_iter().filter_map(Family::finish).collect()
 }
 
 #[cfg(test)]
@@ -42,13 +42,13 @@ mod tests {
     #[test]
     fn volumes_are_counted_by_share() {
         let volumes = [
-            ("a.v-1", Standing::Listening),
-            ("a.v-2", Standing::Waiting),
-            ("a.v-3", Standing::Leaving),
-            ("b.v-1", Standing::Leaving),
+            ("a.volume.1", VolumeState::Listening),
+            ("a.volume.2", VolumeState::Waiting),
+            ("a.volume.3", VolumeState::Terminating),
+            ("b.volume.1", VolumeState::Terminating),
         ];
-        let volumes = volumes.into_iter().map(|(name, standing)| (name.to_owned(), standing)).collect();
-        let text = TextEncoder::new().encode_to_string(&families(&volumes, &RefusalCounts::default())).unwrap();
+        let volumes = volumes.into_iter().map(|(name, state)| (name.to_owned(), state)).collect();
+        let text = TextEncoder::new().encode_to_string(&families(&volumes, &RejectionCounts::default())).unwrap();
         let values: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(values, ["virtiofs_volumes{share=\"a\"} 2", "virtiofs_volumes_listening{share=\"a\"} 1"]);
     }

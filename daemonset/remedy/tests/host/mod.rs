@@ -1,4 +1,4 @@
-//! A host in plain data: what the broker would report, and what it would do.
+//! A simulated host: the broker's reports and its actions.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use virtiofs_config::{Access, EngineConfig, InodeFileHandles, Sandbox};
 use virtiofs_contract::preflight::{HandleOutcome, MountPreflight, Preflight};
-use virtiofs_remedy::ladder::Obstacle;
 use virtiofs_remedy::*;
 
 /// A policy that heals.
@@ -20,7 +19,7 @@ pub(crate) fn policy(threshold: u32, window_s: u64, budget: u32) -> Policy {
     }
 }
 
-/// What an engine finds here.
+/// What a trial engine finds.
 pub(crate) fn preflight(handles: HandleOutcome, wanted: InodeFileHandles, open_files: u64) -> Preflight {
     let works = handles == HandleOutcome::Works;
     let document = serde_json::json!({
@@ -49,21 +48,21 @@ pub(crate) struct Host {
     pub policy: Policy,
     pub declared: EngineConfig,
     pub content: Content,
-    /// Whether file handles work when they are asked for.
+    /// Whether file handles work.
     pub handles: HandleOutcome,
     pub hard_limit: u64,
     pub broker: u32,
     pub counts: BTreeMap<Cause, u64>,
     pub vms: Vec<Vm>,
     pub root: Root,
-    /// Do orders reach engines?
+    /// True if commands reach the engines.
     pub obeys: bool,
-    /// Do trial engines answer?
+    /// True if checks return a result.
     pub answers: bool,
     pub now: Moment,
     pub history: History,
-    /// When remedies were begun.
-    pub begun: Vec<(Moment, Cause, Rung)>,
+    /// When remedies were started.
+    pub started: Vec<(Moment, Cause, Remedy)>,
     pub hand_overs: u64,
 }
 
@@ -91,37 +90,37 @@ impl Host {
             answers: true,
             now: Moment::from_millis(5_000_000),
             history: History::default(),
-            begun: Vec::new(),
+            started: Vec::new(),
             hand_overs: 0,
         }
     }
 
-    /// So many more events.
+    /// Adds events.
     pub(crate) fn events(&mut self, cause: Cause, events: u64) {
         *self.counts.entry(cause).or_default() += events;
     }
 
-    /// Lets time pass, then does one round of what an agent does.
+    /// Lets time pass, then does one round of the agent's work.
     pub(crate) fn after(&mut self, span: Duration) -> Decision {
         self.now = self.now + span;
         let decision = self.decide();
-        for change in &decision.changes {
+        for change in &decision.transitions {
             match change {
-                Change::Begun { cause, rung } => self.begun.push((self.now, *cause, *rung)),
-                Change::Ordered { cause, rung: Rung::HandOver } => {
-                    self.begun.push((self.now, *cause, Rung::HandOver));
+                Transition::Started { cause, remedy } => self.started.push((self.now, *cause, *remedy)),
+                Transition::Applying { cause, remedy: Remedy::HandOver } => {
+                    self.started.push((self.now, *cause, Remedy::HandOver));
                 }
                 _ => {}
             }
         }
-        // As it is kept while an agent is not there.
+        // As it is stored while no agent runs.
         self.history = serde_json::from_str(&serde_json::to_string(&decision.history).unwrap()).unwrap();
-        if decision.act == Some(Act::HandOver) && self.obeys {
+        if decision.command == Some(Command::HandOver) && self.obeys {
             self.hand_over();
         }
-        if let (Some((rung, config)), true) = (self.history.question(&self.declared), self.answers) {
-            let answer = self.trial(rung, &config);
-            self.history = self.history.answer(rung, answer, &self.declared, self.now).0;
+        if let (Some((remedy, config)), true) = (self.history.pending_check(&self.declared), self.answers) {
+            let answer = self.attempt(remedy, &config);
+            self.history = self.history.finish_check(remedy, answer, &self.declared, self.now).0;
         }
         let wanted = self.history.amended(&self.declared);
         for vm in self.vms.iter_mut().filter(|vm| self.obeys && vm.engine != wanted) {
@@ -134,14 +133,14 @@ impl Host {
         self.after(Duration::from_secs(seconds))
     }
 
-    /// Several rounds of two seconds; all that changed.
-    pub(crate) fn for_seconds(&mut self, seconds: u64) -> Vec<Change> {
-        (0..seconds.div_ceil(2)).flat_map(|_| self.seconds(2).changes).collect()
+    /// Rounds of two seconds; returns all transitions.
+    pub(crate) fn for_seconds(&mut self, seconds: u64) -> Vec<Transition> {
+        (0..seconds.div_ceil(2)).flat_map(|_| self.seconds(2).transitions).collect()
     }
 
-    fn trial(&self, rung: Rung, config: &EngineConfig) -> Result<(), Obstacle> {
+    fn attempt(&self, remedy: Remedy, config: &EngineConfig) -> Result<(), Blocker> {
         let before = preflight(self.handles, self.declared.inode_file_handles, self.limit(&self.vms[0].engine));
-        rung.holds(&before, &preflight(self.handles, config.inode_file_handles, self.limit(config)))
+        remedy.check(&before, &preflight(self.handles, config.inode_file_handles, self.limit(config)))
     }
 
     fn limit(&self, config: &EngineConfig) -> u64 {
@@ -159,7 +158,7 @@ impl Host {
     fn decide(&self) -> Decision {
         let found: Vec<_> = self.vms.iter().map(|vm| self.found(&vm.engine)).collect();
         let general = self.found(&self.declared);
-        let seen = Observation {
+        let observation = Observation {
             broker: self.broker,
             counts: self.counts.clone(),
             declared: &self.declared,
@@ -168,7 +167,7 @@ impl Host {
             sessions: self.vms.iter().zip(&found).map(|(vm, found)| session(vm, found)).collect(),
             root: self.root,
         };
-        decide(&self.policy, &self.history, &seen, self.now)
+        decide(&self.policy, &self.history, &observation, self.now)
     }
 
     fn found(&self, config: &EngineConfig) -> Preflight {

@@ -59,7 +59,7 @@ fn demo(arguments: &Arguments) -> Result<()> {
     printer.say(&format!("the guest is up after {took:.1} s ({how})"));
 
     let counts = work(&mut guest, &mut node, &subject, &printer).with_context(|| node.log_tail())?;
-    printer.say("what virtiofs-agent status says now:");
+    printer.say("what virtiofsctl status says now:");
     printer.show(table(&node.status(&[])?));
     let metrics = node.metrics()?;
     printer.say("powering the guest off, stopping agent and broker");

@@ -30,7 +30,7 @@ pub(crate) fn cause(node: &mut Node, subject: &Subject, printer: &Printer) -> Re
         report(node, printer, "reconfigured", || node.reconfigure(&subject.declaration(engine)))?;
     }
 
-    printer.say("under that load: another engine binary is installed, and virtiofs-agent handover");
+    printer.say("under that load: another engine binary is installed, and virtiofsctl handover");
     report(node, printer, "upgraded", || node.exchange_binary(NAME))?;
 
     printer.say("under that load: SIGKILL for the agent; a new one takes over");

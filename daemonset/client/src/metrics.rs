@@ -1,0 +1,8 @@
+//! Metrics in Prometheus' text format.
+
+mod families;
+mod sample;
+mod staleness;
+
+pub use families::{families, page};
+pub use sample::{Family, Labels};

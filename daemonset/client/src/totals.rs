@@ -1,0 +1,250 @@
+//! Counts that never go backwards when a broker restarts and its counters reset to zero, or when a share is removed and
+//! declared again. They reset only if agent and broker end at the same time.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use virtiofs_contract::control::{EndpointStatus, Status};
+use virtiofs_contract::counters::Totals;
+
+use crate::endpoint::{is_own, share_of};
+
+/// Counts of one share, summed over brokers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ShareTotals {
+    /// Requests, errors, bytes.
+    pub totals: Totals,
+    /// Sessions that began.
+    pub sessions: u64,
+    /// Engines that were started.
+    pub engines: u64,
+    /// Connections that did not become a session.
+    pub rejected_connections: u64,
+    /// Those of them that an exclusive share refused.
+    #[serde(default)]
+    pub rejected_exclusive: u64,
+}
+
+impl ShareTotals {
+    fn add(&mut self, other: &ShareTotals) {
+        self.totals.add(&other.totals);
+        self.sessions += other.sessions;
+        self.engines += other.engines;
+        self.rejected_connections += other.rejected_connections;
+        self.rejected_exclusive += other.rejected_exclusive;
+    }
+}
+
+/// Counts of all shares.
+#[derive(Debug, Default)]
+pub struct RunningTotals {
+    /// By endpoint.
+    shares: BTreeMap<String, Share>,
+    /// True once the counts that an earlier agent stored have been read.
+    loaded: bool,
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    /// Process id of the broker that the last counts came from.
+    broker: u32,
+    /// Sum over the brokers before that one.
+    before: ShareTotals,
+    /// Counts of that broker.
+    last: ShareTotals,
+    /// Process id of the broker that stores `before`.
+    stored_by: Option<u32>,
+}
+
+/// The part that the broker stores, for the next agent.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    broker: u32,
+    before: ShareTotals,
+}
+
+impl RunningTotals {
+    /// Adds the counts of a broker's status.
+    pub fn observe(&mut self, status: &Status) {
+        for endpoint in &status.endpoints {
+            self.shares.entry(endpoint.endpoint.name.clone()).or_default().observe(status.pid, counted(endpoint));
+        }
+        self.fold(status);
+    }
+
+    /// Moves the counts of removed sockets and volumes to their share: their number is not bounded over time.
+    fn fold(&mut self, status: &Status) {
+        let known = |name: &str| status.endpoints.iter().any(|it| it.endpoint.name == name);
+        let gone = self.shares.keys().filter(|name| !is_own(name) && !known(name));
+        for name in gone.cloned().collect::<Vec<_>>() {
+            if let Some(counted) = self.shares.remove(&name) {
+                let share = self.shares.entry(share_of(&name).to_owned()).or_default();
+                share.before.add(&counted.sum());
+                share.stored_by = None;
+            }
+        }
+    }
+
+    /// True once the counts that an earlier agent stored have been read.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded
+    }
+
+    /// Takes over the counts that an earlier agent stored, by share. Counts that this one has already are newer.
+    pub fn load(&mut self, stored: Vec<(String, String)>) {
+        self.loaded = true;
+        for (share, text) in stored {
+            if let Ok(Stored { broker, before }) = serde_json::from_str(&text) {
+                self.shares.entry(share).or_insert(Share { broker, before, ..Share::default() });
+            }
+        }
+    }
+
+    /// The values that this broker does not store yet, by share: the sums over earlier brokers, which rarely change.
+    pub fn to_store(&self, broker: u32) -> Vec<(String, String)> {
+        let missing = self.shares.iter().filter(|(_, share)| share.stored_by != Some(broker));
+        let changed = missing.filter(|(_, share)| share.before != ShareTotals::default());
+        let text =
+            |share: &Share| serde_json::to_string(&Stored { broker: share.broker, before: share.before.clone() }).ok();
+        changed.filter_map(|(name, share)| Some((name.clone(), text(share)?))).collect()
+    }
+
+    /// Notes that this broker stores the value of this endpoint.
+    pub fn note_stored(&mut self, endpoint: &str, broker: u32) {
+        if let Some(share) = self.shares.get_mut(endpoint) {
+            share.stored_by = Some(broker);
+        }
+    }
+
+    /// The counts so far, by share.
+    pub fn all(&self) -> BTreeMap<String, ShareTotals> {
+        let mut all: BTreeMap<String, ShareTotals> = BTreeMap::new();
+        for (name, share) in &self.shares {
+            all.entry(share_of(name).to_owned()).or_default().add(&share.sum());
+        }
+        all
+    }
+}
+
+impl Share {
+    fn observe(&mut self, broker: u32, counted: ShareTotals) {
+        // A share that was withdrawn and declared again starts from zero in the same broker.
+        if broker != self.broker || less(&counted, &self.last) {
+            self.before = self.sum();
+            self.stored_by = None;
+        }
+        self.broker = broker;
+        self.last = counted;
+    }
+
+    fn sum(&self) -> ShareTotals {
+        let mut sum = self.before.clone();
+        sum.add(&self.last);
+        sum
+    }
+}
+
+fn counted(endpoint: &EndpointStatus) -> ShareTotals {
+    ShareTotals {
+        totals: endpoint.totals.clone(),
+        sessions: endpoint.sessions_started,
+        engines: endpoint.engines_started,
+        rejected_connections: endpoint.rejected_connections,
+        rejected_exclusive: endpoint.rejected_exclusive,
+    }
+}
+
+/// True if any count has gone down.
+fn less(new: &ShareTotals, old: &ShareTotals) -> bool {
+    let requests = |totals: &Totals, opcode| {
+        totals.operations.iter().find(|it| it.opcode == opcode).map_or(0, |operation| operation.requests)
+    };
+    new.sessions < old.sessions
+        || new.engines < old.engines
+        || new.rejected_connections < old.rejected_connections
+        || new.rejected_exclusive < old.rejected_exclusive
+        || new.totals.bytes_read < old.totals.bytes_read
+        || new.totals.bytes_written < old.totals.bytes_written
+        || new.totals.malformed < old.totals.malformed
+        || old.totals.stale.iter().any(|it| new.totals.stale(it.cause) < it.events)
+        || replacements(&new.totals).iter().zip(replacements(&old.totals)).any(|(new, old)| *new < old)
+        || old.totals.operations.iter().any(|it| requests(&new.totals, it.opcode) < it.requests)
+}
+
+fn replacements(totals: &Totals) -> [u64; 4] {
+    let it = &totals.replacements;
+    [it.hand_overs.count, it.aborted, it.recoveries.count, it.abandoned]
+}
+
+#[cfg(test)]
+mod tests {
+    use virtiofs_contract::counters::OperationTotals;
+
+    use super::*;
+
+    fn counts(requests: u64) -> ShareTotals {
+        let lookup = OperationTotals { opcode: 1, requests, errors: 0, nanoseconds: 0, latency: vec![requests] };
+        ShareTotals { totals: Totals { operations: vec![lookup], ..Totals::default() }, ..ShareTotals::default() }
+    }
+
+    #[test]
+    fn counts_continue_over_brokers_and_over_a_redeclared_share() {
+        let mut share = Share::default();
+        for (broker, requests, sum) in [(1, 3, 3), (1, 5, 5), (2, 0, 5), (2, 4, 9), (2, 1, 10), (2, 2, 11)] {
+            share.observe(broker, counts(requests));
+            assert_eq!(share.sum().totals.requests(), sum, "broker {broker} at {requests}");
+        }
+    }
+
+    #[test]
+    fn counts_of_earlier_brokers_outlive_the_agent() {
+        let with = |broker: u32, requests| {
+            let mut running = RunningTotals::default();
+            running.load(Vec::new());
+            running.shares.entry("a".into()).or_default().observe(broker, counts(requests));
+            running
+        };
+        let mut first = with(1, 3);
+        assert_eq!(first.to_store(1), [], "the broker itself knows");
+        first.shares.get_mut("a").unwrap().observe(2, counts(4));
+        let stored = first.to_store(2);
+        assert_eq!(stored.len(), 1);
+        first.note_stored("a", 2);
+        assert_eq!(first.to_store(2), []);
+        assert_eq!(first.to_store(3).len(), 1, "another broker stores nothing yet");
+
+        let mut second = RunningTotals::default();
+        assert!(!second.is_loaded());
+        second.load(stored);
+        second.shares.get_mut("a").unwrap().observe(2, counts(5));
+        assert_eq!(second.all()["a"].totals.requests(), 8);
+    }
+
+    #[test]
+    fn counts_of_a_removed_socket_stay_with_the_share() {
+        use crate::fixtures::{counting, status};
+        let mut running = RunningTotals::default();
+        let mut sum = |endpoints: &[(&str, u64)]| {
+            let endpoints = endpoints.iter().map(|(name, requests)| counting(name, counts(*requests).totals)).collect();
+            running.observe(&status(1, endpoints));
+            let all = running.all();
+            assert_eq!(all.keys().collect::<Vec<_>>(), ["a"]);
+            all["a"].totals.requests()
+        };
+        assert_eq!(sum(&[("a", 5), ("a.vm-1", 3)]), 8);
+        assert_eq!(sum(&[("a", 6)]), 9, "the socket is gone");
+        assert_eq!(sum(&[("a", 6), ("a.vm-1", 1)]), 10, "another of that name");
+    }
+
+    #[test]
+    fn replacement_counts_continue() {
+        let mut share = Share::default();
+        let mut counts = ShareTotals::default();
+        counts.totals.replacements.recoveries.record(1);
+        share.observe(1, counts.clone());
+        share.observe(1, ShareTotals::default());
+        counts.totals.replacements.abandoned = 2;
+        share.observe(1, counts);
+        assert_eq!(replacements(&share.sum().totals), [0, 0, 2, 2]);
+    }
+}
