@@ -43,6 +43,9 @@ docs/status.schema.json *
 CONTRIBUTING.md tell
 CONTRIBUTING.md ladder
 e2e/tests/api/agent.rs goes on
+e2e/tests/guest_memory.rs told
+e2e/tests/host/* goes on
+e2e/setup/host-root.sh anew
 '
 
 allowed() { # FILE WORD
