@@ -88,10 +88,10 @@ impl Broker {
             Err(error) => return Response::Refused { finding: no_socket(&error) },
         };
         // The slow part, which may hang with the source, runs before anything is locked.
-        let place = SourceLocation { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
+        let location = SourceLocation { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
         let preflight = match self.found_at(reuse_preflight_of, &spec) {
             Some(preflight) => preflight,
-            None => match self.starter.preflight(&place, &spec.engine) {
+            None => match self.starter.preflight(&location, &spec.engine) {
                 Ok(preflight) => preflight,
                 Err(finding) => return Response::Refused { finding },
             },
@@ -130,7 +130,7 @@ impl Broker {
             if other.name == spec.name {
                 let same = (&other.source, &other.sub_path) == (&spec.source, &spec.sub_path);
                 if !same && sessions > 0 {
-                    let source_now = endpoint.place().path().display().to_string();
+                    let source_now = endpoint.location().path().display().to_string();
                     return Err(InvalidEndpoint::SourceInUse { name: other.name, source_now, sessions });
                 }
             } else if other.socket.path == spec.socket.path && endpoint.is_listening() {
@@ -142,7 +142,7 @@ impl Broker {
     }
 
     pub(crate) fn preflight(&self, source: PathBuf, sub_path: Option<PathBuf>, config: &EngineConfig) -> Response {
-        if let Err(invalid) = check_place(&source, sub_path.as_deref()) {
+        if let Err(invalid) = check_location(&source, sub_path.as_deref()) {
             return Response::InvalidRequest { message: invalid.to_string() };
         }
         match self.starter.preflight(&SourceLocation { source, sub_path }, config) {
@@ -204,7 +204,7 @@ impl Broker {
 
     pub(crate) fn resume(&self, name: &str) -> Result<Response, InvalidRequest> {
         let endpoint = self.endpoint(name)?;
-        if let Err(finding) = self.starter.check_source(&endpoint.place(), endpoint.mounted_at()) {
+        if let Err(finding) = self.starter.check_source(&endpoint.location(), endpoint.mounted_at()) {
             return Ok(Response::Refused { finding });
         }
         endpoint.resume();
@@ -271,7 +271,7 @@ fn check(spec: &Spec, descriptors: usize) -> Result<(), InvalidEndpoint> {
     if spec.name.is_empty() || spec.name.len() > 253 || !spec.name.chars().all(allowed) {
         return Err(InvalidEndpoint::Name(spec.name.clone()));
     }
-    check_place(&spec.source, spec.sub_path.as_deref())?;
+    check_location(&spec.source, spec.sub_path.as_deref())?;
     if !spec.socket.path.is_absolute() {
         return Err(InvalidEndpoint::Socket(spec.socket.path.display().to_string()));
     }
@@ -284,7 +284,7 @@ fn check(spec: &Spec, descriptors: usize) -> Result<(), InvalidEndpoint> {
     Ok(())
 }
 
-fn check_place(source: &Path, sub_path: Option<&Path>) -> Result<(), InvalidEndpoint> {
+fn check_location(source: &Path, sub_path: Option<&Path>) -> Result<(), InvalidEndpoint> {
     if !source.is_absolute() {
         return Err(InvalidEndpoint::Source(source.display().to_string()));
     }

@@ -20,7 +20,7 @@ use virtiofs_contract::preflight::Preflight;
 use crate::channel::{Receiver, Sender, channel};
 use crate::endpoints::Endpoints;
 use crate::engine::mount_point::MountPoint;
-use crate::engine::root::{Root, departed};
+use crate::engine::root::{Root, moved_to};
 use crate::engine::source::{SourceLocation, Sources};
 use crate::engine::start::Starter;
 use crate::listen::{BoundSocket, Directory, ListenError};
@@ -155,7 +155,7 @@ impl Endpoint {
         let inner = self.inner();
         for (id, root) in served {
             if let Some(live) = inner.sessions.get(id) {
-                live.shared.source_moved(*root, departed(*root, found));
+                live.shared.source_moved(*root, moved_to(*root, found));
             }
         }
     }
@@ -268,8 +268,8 @@ impl Endpoint {
         self.starter.sources.clone()
     }
 
-    pub(crate) fn place(&self) -> SourceLocation {
-        self.inner().place()
+    pub(crate) fn location(&self) -> SourceLocation {
+        self.inner().location()
     }
 
     fn listen(self: &Arc<Self>, spec: &Spec, directory: Option<Directory>) -> Result<Listening, ListenError> {
@@ -401,7 +401,7 @@ impl Endpoint {
         let service = Service {
             starter: self.starter.clone(),
             endpoint: inner.spec.name.clone(),
-            place: inner.place(),
+            location: inner.location(),
             config: inner.spec.engine.clone(),
             released_until: inner.released().map(|released| released.until),
         };
@@ -439,7 +439,7 @@ impl Endpoint {
 }
 
 impl Inner {
-    fn place(&self) -> SourceLocation {
+    fn location(&self) -> SourceLocation {
         SourceLocation { source: self.spec.source.clone(), sub_path: self.spec.sub_path.clone() }
     }
 

@@ -112,7 +112,7 @@ impl From<ConnectionError> for End {
 pub(crate) struct Service {
     pub(crate) starter: Arc<Starter>,
     pub(crate) endpoint: String,
-    pub(crate) place: SourceLocation,
+    pub(crate) location: SourceLocation,
     pub(crate) config: EngineConfig,
     /// The source is released until then.
     pub(crate) released_until: Option<Instant>,

@@ -19,7 +19,7 @@ pub(crate) fn begin(endpoint: Weak<Endpoint>) -> std::io::Result<()> {
 
 fn watch(endpoint: &Weak<Endpoint>, mounts: &Mounts) {
     // Hold no reference to the endpoint while the file system is checked.
-    while let Some(path) = endpoint.upgrade().map(|endpoint| endpoint.place().path()) {
+    while let Some(path) = endpoint.upgrade().map(|endpoint| endpoint.location().path()) {
         // The result does not apply to sessions that serve another directory by then.
         let served = endpoint.upgrade().map_or_else(Vec::new, |endpoint| endpoint.served());
         // A source without sessions may be about to be unmounted, so it is not opened.

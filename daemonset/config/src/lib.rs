@@ -13,7 +13,7 @@ pub const DEFAULT_MAX_INODES: u64 = 4_000_000;
 /// Number of request queues that an engine serves.
 pub const REQUEST_QUEUES: usize = 1;
 
-/// May the guest change the share?
+/// Access of the guest to the share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Access {
     /// Every change is refused with `EROFS`.

@@ -248,7 +248,7 @@ mod tests {
     use crate::engine::ToEngine;
 
     #[test]
-    fn a_datagram_carries_its_descriptors() {
+    fn datagram_carries_descriptors() {
         let (a, b) = PacketChannel::pair().unwrap();
         let (mut reader, writer) = std::io::pipe().unwrap();
         a.send(&ToEngine::Quiesce, &[writer.as_fd()]).unwrap();
@@ -280,14 +280,14 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_channel_says_so() {
+    fn closed_channel_is_reported() {
         let (a, b) = PacketChannel::pair().unwrap();
         drop(a);
         assert!(matches!(b.receive::<ToEngine>(), Err(ChannelError::Closed)));
     }
 
     #[test]
-    fn a_frame_with_an_absurd_length_is_refused_unread() {
+    fn oversized_frame_is_refused_unread() {
         let (mut a, b) = UnixStream::pair().unwrap();
         a.write_all(&u32::MAX.to_le_bytes()).unwrap();
         assert!(matches!(FramedStream::new(b).receive::<u32>(), Err(ChannelError::TooLarge(_))));

@@ -52,7 +52,7 @@ impl Endpoint {
     ) -> Result<(Vec<String>, u64), Finding> {
         let _one_at_a_time = self.releasing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let released = Released::lasting(longest);
-        self.starter.bar_preflights(&self.place(), released.until);
+        self.starter.bar_preflights(&self.location(), released.until);
         let waiting = self.request_release(released, force);
         let result = self.await_release(waiting, released.until, engines);
         match &result {
@@ -91,13 +91,13 @@ impl Endpoint {
                 Err(RecvTimeoutError::Disconnected) => {}
             }
         }
-        let (name, place) = (self.spec().name, self.place());
+        let (name, location) = (self.spec().name, self.location());
         // After the release time, sessions start engines again.
         let longest = || GONE_DEADLINE.min(until.saturating_duration_since(Instant::now()));
-        if !self.starter.wait_for_preflight(&place, longest()) {
+        if !self.starter.wait_for_preflight(&location, longest()) {
             return Err(stuck("a preflight of it is still running"));
         }
-        match engines.wait_until_gone(&[Purpose::Endpoint(name), Purpose::Preflight(place.path())], longest()) {
+        match engines.wait_until_gone(&[Purpose::Endpoint(name), Purpose::Preflight(location.path())], longest()) {
             0 => Ok(sessions),
             left => Err(stuck(&format!("{left} engines are still ending"))),
         }
@@ -107,7 +107,7 @@ impl Endpoint {
     pub(crate) fn resume(&self) {
         let mut inner = self.inner();
         inner.released = None;
-        self.starter.unbar_preflights(&inner.place());
+        self.starter.unbar_preflights(&inner.location());
         for live in inner.sessions.values() {
             live.sender.send(Command::Resume);
         }

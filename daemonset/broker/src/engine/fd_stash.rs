@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lower_limit_decides() {
+    fn lower_limit_decides() {
         let bounds = Bounds { session: 4, total: 8 };
         for (session, total, room) in [(0, 0, true), (3, 7, true), (4, 4, false), (0, 8, false), (3, 9, false)] {
             assert_eq!(bounds.have_room(session, total), room, "{session} of this session, {total} in total");

@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_an_error_and_no_process() {
+    fn missing_program_is_an_error() {
         let (spawner, processes) = spawner("/nonexistent/virtiofs-engine");
         let (result, _) = spawn_with(&spawner);
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::NotFound);
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_has_the_control_channel_and_nothing_else() {
+    fn child_has_only_the_control_channel() {
         let scratch = tempfile::tempdir().unwrap();
         let script = scratch.path().join("engine");
         let list = "for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && printf '%s ' $n; done; echo";

@@ -43,7 +43,7 @@ impl Root {
 }
 
 /// Where a path that led to `served` leads now; none: still to `served`.
-pub(crate) fn departed(served: Root, found: Result<Root, Errno>) -> Option<String> {
+pub(crate) fn moved_to(served: Root, found: Result<Root, Errno>) -> Option<String> {
     match found {
         Ok(found) if found == served => None,
         Ok(found) if found.device != served.device => Some("another file system is there now".into()),
@@ -85,7 +85,7 @@ mod tests {
             (Err(Errno::NOENT), Some("nothing")),
             (Err(Errno::IO), Some("not accessible")),
         ] {
-            let said = departed(served, found);
+            let said = moved_to(served, found);
             match expected {
                 None => assert_eq!(said, None),
                 Some(words) => assert!(said.as_ref().is_some_and(|said| said.contains(words)), "{found:?}: {said:?}"),
@@ -105,8 +105,8 @@ mod tests {
         std::fs::rename(root.join("a"), root.join("b")).unwrap();
         assert_eq!(at("a"), Err(Errno::NOENT));
         std::fs::create_dir(root.join("a")).unwrap();
-        assert!(departed(served, at("a")).is_some());
+        assert!(moved_to(served, at("a")).is_some());
         std::os::unix::fs::symlink("b", root.join("link")).unwrap();
-        assert!(departed(served, at("link")).is_some(), "engines are not started there either");
+        assert!(moved_to(served, at("link")).is_some(), "engines are not started there either");
     }
 }

@@ -44,9 +44,9 @@ impl Sources {
             let why = format!("lies below {kernel}");
             return Some(forbidden(path, &why, "share a directory of an ordinary file system"));
         }
-        let overlaps = |place: &Path| place.starts_with(path) || path.starts_with(place);
-        if let Some((what, place)) = self.reserved.iter().find(|(_, place)| overlaps(place)) {
-            let why = format!("overlaps {what} {}", place.display());
+        let overlaps = |location: &Path| location.starts_with(path) || path.starts_with(location);
+        if let Some((what, location)) = self.reserved.iter().find(|(_, location)| overlaps(location)) {
+            let why = format!("overlaps {what} {}", location.display());
             return Some(forbidden(path, &why, "share a directory beside it, or move it out of the share"));
         }
         let anywhere = self.allowed.is_empty() && self.root == Path::new("/");
@@ -79,13 +79,13 @@ impl SourceLocation {
 }
 
 /// Opens the directory (`O_PATH`), or returns a finding.
-pub(crate) fn open_source(place: &SourceLocation, sources: &Sources) -> Result<OwnedFd, Finding> {
-    let path = &place.path();
+pub(crate) fn open_source(location: &SourceLocation, sources: &Sources) -> Result<OwnedFd, Finding> {
+    let path = &location.path();
     if let Some(finding) = sources.forbids(path) {
         return Err(finding);
     }
-    let mut fd = sources.open(&place.source).map_err(|errno| not_opened(&place.source, errno))?;
-    if let Some(sub_path) = &place.sub_path {
+    let mut fd = sources.open(&location.source).map_err(|errno| not_opened(&location.source, errno))?;
+    if let Some(sub_path) = &location.sub_path {
         // Guests that have the whole source can replace any component of the path.
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         fd = openat2(&fd, sub_path, flags, Mode::empty(), NO_LINKS | ResolveFlags::BENEATH)
@@ -95,7 +95,7 @@ pub(crate) fn open_source(place: &SourceLocation, sources: &Sources) -> Result<O
     if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
         return Err(not_a_directory(path));
     }
-    check_place(path, fd.as_fd(), &stat)?;
+    check_location(path, fd.as_fd(), &stat)?;
     // An O_PATH open does not check read permission, so open it again as the engine will.
     openat(&fd, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| not_opened(path, errno))?;
@@ -103,7 +103,7 @@ pub(crate) fn open_source(place: &SourceLocation, sources: &Sources) -> Result<O
 }
 
 /// Detects forbidden directories under other names (bind mounts).
-fn check_place(path: &Path, fd: BorrowedFd<'_>, found: &Stat) -> Result<(), Finding> {
+fn check_location(path: &Path, fd: BorrowedFd<'_>, found: &Stat) -> Result<(), Finding> {
     let magic = fstatfs(fd).map_err(|errno| not_opened(path, errno))?.f_type as u64;
     let is_dev = stat("/dev").is_ok_and(|dev| (dev.st_dev, dev.st_ino) == (found.st_dev, found.st_ino));
     if KERNEL_FILE_SYSTEMS.contains(&magic) || is_dev {
@@ -170,8 +170,8 @@ mod tests {
     }
 
     fn reason_below(path: &Path, sub_path: Option<&str>, runtime_dir: &Path) -> Option<Reason> {
-        let place = SourceLocation { source: path.into(), sub_path: sub_path.map(PathBuf::from) };
-        open_source(&place, &sources(runtime_dir)).err().map(|finding| finding.reason)
+        let location = SourceLocation { source: path.into(), sub_path: sub_path.map(PathBuf::from) };
+        open_source(&location, &sources(runtime_dir)).err().map(|finding| finding.reason)
     }
 
     fn sources(runtime_dir: &Path) -> Sources {
@@ -201,8 +201,8 @@ mod tests {
             ("/var/lib", Some(Reason::SourceForbidden)),
             ("/var/nothing", Some(Reason::SourceMissing)),
         ] {
-            let place = SourceLocation { source: path.into(), sub_path: None };
-            let found = open_source(&place, &sources);
+            let location = SourceLocation { source: path.into(), sub_path: None };
+            let found = open_source(&location, &sources);
             assert_eq!(found.as_ref().err().map(|finding| finding.reason), reason, "{path}");
             if let Err(finding) = found {
                 assert!(!finding.message.contains("host"), "{finding}");
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_that_denies_openat2_is_named() {
+    fn denied_openat2_is_reported() {
         let finding = not_opened(Path::new("/srv/data"), Errno::NOSYS);
         assert_eq!(finding.reason, Reason::SourceUnreadable);
         assert!(finding.message.contains("openat2") && finding.remedy.contains("RestrictSUIDSGID"), "{finding}");

@@ -68,7 +68,7 @@ pub(crate) struct Job {
     pub(crate) session: String,
     /// Name of its endpoint.
     pub(crate) endpoint: String,
-    pub(crate) place: SourceLocation,
+    pub(crate) location: SourceLocation,
     pub(crate) config: EngineConfig,
     /// Generation of the configuration.
     pub(crate) generation: u64,
@@ -123,7 +123,7 @@ impl Starter {
 
     /// Starts an engine. Blocks while the source hangs, so call it from a thread of its own.
     pub(crate) fn start(&self, job: &Job, persistent: &PersistentState) -> Result<Engine, Finding> {
-        let source = open_source(&job.place, &self.sources)?;
+        let source = open_source(&job.location, &self.sources)?;
         let mounted_at = MountPoint::of(&source);
         mount_point::check(persistent.mounted_at().as_ref(), mounted_at.as_ref())?;
         let (listener, connection) = self.connected_pair().map_err(|error| not_started(&error))?;
@@ -159,20 +159,20 @@ impl Starter {
     /// [`START_DEADLINE`]; later callers are refused at once while that preflight is stuck.
     pub(crate) fn preflight(
         self: &Arc<Self>,
-        place: &SourceLocation,
+        location: &SourceLocation,
         config: &EngineConfig,
     ) -> Result<Preflight, Finding> {
-        self.begin_preflight(place)?;
-        let (starter, tried, config) = (self.clone(), place.clone(), config.clone());
+        self.begin_preflight(location)?;
+        let (starter, tried, config) = (self.clone(), location.clone(), config.clone());
         let result = aside("preflight", 2 * START_DEADLINE, move || {
             let result = starter.run_preflight(&tried, config);
             starter.end_preflight(&tried);
             result
         });
         match result {
-            Ok(result) => result.unwrap_or_else(|| Err(hung(&place.path()))),
+            Ok(result) => result.unwrap_or_else(|| Err(hung(&location.path()))),
             Err(error) => {
-                self.end_preflight(place);
+                self.end_preflight(location);
                 Err(not_started(&error))
             }
         }
@@ -180,68 +180,72 @@ impl Starter {
 
     /// Checks that the directory exists, and that its file system is mounted where it was. Takes at most
     /// [`START_DEADLINE`].
-    pub(crate) fn check_source(&self, place: &SourceLocation, mounted_at: Option<MountPoint>) -> Result<(), Finding> {
-        let (sources, checked) = (self.sources.clone(), place.clone());
+    pub(crate) fn check_source(
+        &self,
+        location: &SourceLocation,
+        mounted_at: Option<MountPoint>,
+    ) -> Result<(), Finding> {
+        let (sources, checked) = (self.sources.clone(), location.clone());
         let check = aside("source-check", START_DEADLINE, move || {
             let source = open_source(&checked, &sources)?;
             mount_point::check(mounted_at.as_ref(), MountPoint::of(&source).as_ref())
         });
-        check.map_err(|error| not_started(&error))?.unwrap_or_else(|| Err(hung(&place.path())))
+        check.map_err(|error| not_started(&error))?.unwrap_or_else(|| Err(hung(&location.path())))
     }
 
     fn preflights(&self) -> MutexGuard<'_, Preflights> {
         self.preflights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin_preflight(&self, place: &SourceLocation) -> Result<(), Finding> {
+    fn begin_preflight(&self, location: &SourceLocation) -> Result<(), Finding> {
         let mut preflights = self.preflights();
         loop {
             let now = Instant::now();
             preflights.barred.retain(|_, until| *until > now);
-            if preflights.barred.contains_key(&place.source) {
-                return Err(released(&place.path()));
+            if preflights.barred.contains_key(&location.source) {
+                return Err(released(&location.path()));
             }
-            let Some(since) = preflights.running.get(place).copied() else {
-                preflights.running.insert(place.clone(), now);
+            let Some(since) = preflights.running.get(location).copied() else {
+                preflights.running.insert(location.clone(), now);
                 return Ok(());
             };
             // Another preflight runs on it. Wait, unless it has run for too long.
             let left = HUNG_PREFLIGHT.saturating_sub(now.saturating_duration_since(since));
             if left.is_zero() {
-                return Err(hung(&place.path()));
+                return Err(hung(&location.path()));
             }
             let waited = self.preflight_ended.wait_timeout(preflights, left);
             preflights = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    fn end_preflight(&self, place: &SourceLocation) {
-        self.preflights().running.remove(place);
+    fn end_preflight(&self, location: &SourceLocation) {
+        self.preflights().running.remove(location);
         self.preflight_ended.notify_all();
     }
 
     /// Prevents new preflights on this source until then.
-    pub(crate) fn bar_preflights(&self, place: &SourceLocation, until: Instant) {
-        self.preflights().barred.insert(place.source.clone(), until);
+    pub(crate) fn bar_preflights(&self, location: &SourceLocation, until: Instant) {
+        self.preflights().barred.insert(location.source.clone(), until);
     }
 
     /// Undoes [`Starter::bar_preflights`].
-    pub(crate) fn unbar_preflights(&self, place: &SourceLocation) {
-        self.preflights().barred.remove(&place.source);
+    pub(crate) fn unbar_preflights(&self, location: &SourceLocation) {
+        self.preflights().barred.remove(&location.source);
     }
 
     /// Waits until no preflight runs on this directory, at most this long. Returns true if none does.
-    pub(crate) fn wait_for_preflight(&self, place: &SourceLocation, longest: Duration) -> bool {
-        let running = |preflights: &mut Preflights| preflights.running.contains_key(place);
+    pub(crate) fn wait_for_preflight(&self, location: &SourceLocation, longest: Duration) -> bool {
+        let running = |preflights: &mut Preflights| preflights.running.contains_key(location);
         let waited = self.preflight_ended.wait_timeout_while(self.preflights(), longest, running);
-        !waited.unwrap_or_else(PoisonError::into_inner).0.running.contains_key(place)
+        !waited.unwrap_or_else(PoisonError::into_inner).0.running.contains_key(location)
     }
 
-    fn run_preflight(&self, place: &SourceLocation, config: EngineConfig) -> Result<Preflight, Finding> {
-        let source = open_source(place, &self.sources)?;
+    fn run_preflight(&self, location: &SourceLocation, config: EngineConfig) -> Result<Preflight, Finding> {
+        let source = open_source(location, &self.sources)?;
         let limits = config.limits.clone();
         let first = ToEngine::Preflight { version: VERSION, config };
-        self.begin(Purpose::Preflight(place.path()), &limits, &first, &[source.as_fd()])?.await_ready("preflight")
+        self.begin(Purpose::Preflight(location.path()), &limits, &first, &[source.as_fd()])?.await_ready("preflight")
     }
 
     /// Spawns a process, sets its limits and sends the first message. The first descriptor is the source.

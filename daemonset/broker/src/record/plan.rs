@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_ring_starts_again() {
+    fn stopped_ring_starts_again() {
         let mut record = record_after(set_up());
         let mut sent = SentState::default();
         sync(&mut sent, &mut record);

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_begins_at_its_group() {
+    fn container_mount_begins_at_its_group() {
         let is_top = |mounts, own| hierarchy(Controller::Cpu, mounts, own, &|_| Some("cpu".into())).map(|it| it.is_top);
         assert_eq!(is_top(CONTAINER, "0::/kube/pod1/c1\n"), Some(true));
         assert_eq!(is_top(UNIFIED, "0::/\n"), Some(true));
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_has_the_parent_that_the_kernel_says() {
+    fn parent_process_is_found() {
         assert_eq!(parent_of(std::process::id()), Some(std::os::unix::process::parent_id()));
         assert_eq!(parent_of(0), None);
     }

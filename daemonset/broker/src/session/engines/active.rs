@@ -194,7 +194,7 @@ impl Active {
             && starting.deadline <= now
         {
             starting.overdue = true;
-            let finding = hung(&common.service.place.path());
+            let finding = hung(&common.service.location.path());
             tracing::warn!(session = common.session, %finding, "engine start overdue");
             common.finding = Some(finding);
         }

@@ -24,7 +24,7 @@ impl Active {
         let job = Job {
             session: common.session.clone(),
             endpoint: common.service.endpoint.clone(),
-            place: common.service.place.clone(),
+            location: common.service.location.clone(),
             config,
             generation,
             predecessor: policy::predecessor_of_next(self.serving().is_some(), common.history.predecessor),

@@ -45,7 +45,7 @@ fn request() -> impl Strategy<Value = Request<u16>> {
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_decoded(request in request(), need_reply: bool) {
+    fn messages_round_trip(request in request(), need_reply: bool) {
         let (bytes, fds) = request.encode(need_reply);
         let (header, payload) = split(&bytes);
         prop_assert_eq!(header.payload_len().unwrap(), payload.len());
@@ -69,7 +69,7 @@ proptest! {
     }
 
     #[test]
-    fn a_descriptor_too_many_is_refused(request in request()) {
+    fn excess_descriptor_is_refused(request in request()) {
         let (bytes, fds) = request.encode(false);
         let (header, payload) = split(&bytes);
         let mut fds: Vec<u16> = fds.into_iter().copied().collect();
