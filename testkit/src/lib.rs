@@ -32,6 +32,7 @@ pub mod memory;
 pub mod model;
 pub mod processes;
 pub mod server;
+pub mod skip;
 pub mod vhost;
 pub mod virtio;
 pub mod workload;

@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::host::{self, has_reason, manifest, prepare, signalled};
 use testkit::processes::descendants;
+use testkit::skip::require_that;
 
 #[test]
 fn valid_shares_are_served_next_to_invalid_ones() {
@@ -104,8 +105,8 @@ fn an_invalid_edit_keeps_the_last_valid_version() {
 fn missing_capabilities_are_reported() {
     let tried =
         Command::new("setpriv").args(["--bounding-set", "-dac_override", "true"]).stderr(Stdio::null()).status();
-    if !nix::unistd::geteuid().is_root() || !tried.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: this place does not permit giving capabilities up one by one");
+    let permitted = nix::unistd::geteuid().is_root() && tried.is_ok_and(|status| status.success());
+    if !require_that("root and setpriv, to drop single capabilities", permitted) {
         return;
     }
     let host = prepare();

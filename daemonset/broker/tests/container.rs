@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use common::{Broker, boot, read_hello, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use testkit::skip::require_that;
 use virtiofs_contract::control::SessionState;
 
 /// The host's process id of process `inner` in the PID namespace of the child of `outer`.
@@ -37,8 +38,7 @@ fn children(parent: u32) -> Vec<u32> {
 fn vmm_outside_the_pid_namespace_is_served() {
     let tried =
         Command::new("unshare").args(["--pid", "--fork", "--mount-proc", "true"]).stderr(Stdio::null()).status();
-    if !tried.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: this place does not permit making PID namespaces");
+    if !require_that("the right to create PID namespaces", tried.is_ok_and(|status| status.success())) {
         return;
     }
     let broker = Broker::start_in_pid_namespace();

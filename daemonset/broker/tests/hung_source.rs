@@ -12,6 +12,7 @@ use common::{Broker, boot, read_hello, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+use testkit::skip::require;
 use virtiofs_contract::control::{Endpoint, OldestRequest, SessionState};
 use virtiofs_contract::counters::OPERATION_NAMES;
 use virtiofs_contract::preflight::Reason;
@@ -20,10 +21,8 @@ use virtiofs_contract::preflight::Reason;
 fn hanging_endpoint(broker: &Broker, hangs: Hangs) -> Option<(Endpoint, HangingMount)> {
     let endpoint = broker.endpoint("hung");
     let mount = HangingMount::at(&endpoint.source, hangs);
-    if mount.is_none() {
-        eprintln!("skipped: this place does not permit mounting a FUSE file system");
-    }
-    Some((endpoint, mount?))
+    let mount = require("the right to mount a FUSE file system", mount)?;
+    Some((endpoint, mount))
 }
 
 /// True if the process has a thread that is not a zombie.

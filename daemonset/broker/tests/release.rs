@@ -16,6 +16,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::Guest;
+use testkit::skip::{require, require_that};
 use virtiofs_config::InodeFileHandles;
 use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
 use virtiofs_contract::preflight::{Finding, Reason};
@@ -55,8 +56,7 @@ impl Volume {
 
     fn with(medium: Medium, source: &Path) -> Option<Self> {
         let volume = Volume { medium, source: source.into() };
-        if !volume.mount() {
-            eprintln!("skipped: this place does not permit such a mount");
+        if !require_that("the right to mount", volume.mount()) {
             return None;
         }
         std::fs::write(source.join("hello"), "from the host\n").unwrap();
@@ -294,10 +294,8 @@ fn new_sessions_wait_while_released() {
 fn one_session_that_does_not_quiesce_aborts_the_release() {
     let broker = Broker::start();
     let endpoint = broker.endpoint("data");
-    let Some(mount) = HangingMount::at(&endpoint.source, Hangs::Nothing) else {
-        eprintln!("skipped: this place does not permit mounting a FUSE file system");
-        return;
-    };
+    let mount = HangingMount::at(&endpoint.source, Hangs::Nothing);
+    let Some(mount) = require("the right to mount a FUSE file system", mount) else { return };
     broker.control().apply(&endpoint).unwrap();
     let (stuck, other) = (boot(&endpoint), boot(&endpoint));
     read_hello(&other);

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::Guest;
+use testkit::skip::require_that;
 use virtiofs_config::{Access, CachePolicy};
 use virtiofs_contract::control::{Endpoint, ReplacementOutcome, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
@@ -302,8 +303,7 @@ fn engine_without_ring_positions_is_killed() {
     let mut guest = Holding::on(&endpoint);
     let engine = engine_of(&broker);
     until("there is a standby engine", || broker.status_of("data").engines_started == 2);
-    if !stop_thread(engine, "vhost-user") {
-        eprintln!("skipped: this place does not permit stopping a thread of another process");
+    if !require_that("the right to stop a thread of another process", stop_thread(engine, "vhost-user")) {
         return;
     }
     hand_over(&broker);

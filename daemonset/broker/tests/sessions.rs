@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::{Guest, GuestConfig};
 use testkit::processes::Holdings;
+use testkit::skip::require_that;
 use virtiofs_config::{Access, Sandbox};
 use virtiofs_contract::control::SessionState;
 use virtiofs_contract::preflight::Reason;
@@ -227,8 +228,7 @@ fn kernel_file_systems_are_not_shared() {
     let places = ["a dir/proc", "tmp", "tmp/sys"].map(|place| endpoint.source.join(place));
     let [proc, tmp, sys] = places.each_ref();
     let mounts = [(proc, "proc"), (tmp, "tmpfs"), (sys, "sysfs")].map(|(at, kind)| Mounted::at(at.clone(), kind));
-    if mounts.iter().any(Option::is_none) {
-        eprintln!("skipped: this place does not permit mounting");
+    if !require_that("the right to mount", mounts.iter().all(Option::is_some)) {
         return;
     }
     fs::write(tmp.join("kept"), "").unwrap();
