@@ -228,7 +228,7 @@ pub fn condition_of<'a>(object: &'a Value, kind: &str) -> &'a Value {
 
 fn start_kwok(tools: &Path, admin: &Kubectl, dir: &Path, more: &[&str]) -> Result<Process> {
     let stages = dir.join("kwok.yaml");
-    let documents = [&[include_str!("kwok.yaml")], more].concat().join("---\n");
+    let documents = [&[include_str!("cluster/kwok.yaml")], more].concat().join("---\n");
     std::fs::write(&stages, documents).context("writing what kwok is to do")?;
     let mut command = Command::new(tools.join("kwok"));
     // No file of whoever runs this is read.

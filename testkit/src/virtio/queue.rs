@@ -1,19 +1,29 @@
-//! Requests in flight on one ring: buffers, completion, waiting.
+//! A virtqueue with requests in flight.
 //!
-//! Any number of threads submit and wait. Of those that wait, one polls the call eventfd and hands
-//! out what it finds to the others, so that a lone thread pays for no switch to a third one.
+//! Any number of threads submit and wait. One of the waiting threads polls the call eventfd and wakes the others, so a
+//! single thread needs no other thread to wait.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+mod error;
+mod eventfd;
+mod segments;
+mod state;
+
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 use zerocopy::IntoBytes;
 
-use super::ring::{DESCRIPTOR_SIZE, Descriptor, INDIRECT, Layout, NEXT, Ring, WRITE};
-use crate::memory::{Carver, GuestMemory, MemoryError, PAGE};
+use super::ring::{DESCRIPTOR_SIZE, Descriptor, INDIRECT, Layout, Ring, WRITE};
+use crate::memory::{Carver, GuestMemory, PAGE};
 use crate::vhost::front_end::RingSetup;
+
+pub use error::{QueueError, RingState};
+use eventfd::{Woken, eventfd, wait_readable};
+use segments::{Segments, linked};
+pub use state::Violation;
+use state::{Buffers, Progress, State};
 
 /// How long a call may stay behind the used ring before it counts as lost.
 const CALL_GRACE: Duration = Duration::from_millis(200);
@@ -21,95 +31,6 @@ const CALL_GRACE: Duration = Duration::from_millis(200);
 const REQUEST_ROOM: u64 = 24 * PAGE;
 /// Room for the part of a reply that is not payload.
 const REPLY_ROOM: u64 = PAGE;
-/// Spare entries of an indirect table: header and struct in both directions.
-const FIXED_SEGMENTS: u64 = 8;
-
-/// Why a request was not served.
-#[derive(Debug, thiserror::Error)]
-pub enum QueueError {
-    /// The device put the request on the used ring but did not call: a guest would wait for ever.
-    #[error("lost wake-up on ring {ring}: used.idx moved, but no call came for {waited:?}")]
-    LostWakeup {
-        /// Number of the ring.
-        ring: u32,
-        /// How long the driver waited.
-        waited: Duration,
-    },
-    /// The device did not return the request in time.
-    #[error("ring {ring} hung for {waited:?}: {state}")]
-    Hung {
-        /// Number of the ring.
-        ring: u32,
-        /// How long the driver waited.
-        waited: Duration,
-        /// Both indexes and the device's wish, for the post-mortem.
-        state: RingState,
-    },
-    /// The back-end hung up while the request was in flight.
-    #[error("the back-end hung up with a request in flight on ring {ring}")]
-    Disconnected {
-        /// Number of the ring.
-        ring: u32,
-    },
-    /// The guest reset the device while the request was in flight.
-    #[error("ring {ring} was reset with the request in flight")]
-    Reset {
-        /// Number of the ring.
-        ring: u32,
-    },
-    /// The request does not fit its buffers.
-    #[error("{what} of {len} bytes does not fit into {room}")]
-    TooLong {
-        /// Which part of the request.
-        what: &'static str,
-        /// Its length.
-        len: u64,
-        /// The room there is.
-        room: u64,
-    },
-    /// All descriptors or buffers stayed in use until the deadline.
-    #[error("ring {ring} has no free buffers: {in_flight} requests in flight")]
-    Full {
-        /// Number of the ring.
-        ring: u32,
-        /// Requests in flight.
-        in_flight: usize,
-    },
-    /// Guest memory was addressed wrongly.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// An eventfd failed.
-    #[error("{what}: {source}")]
-    Event {
-        /// What was tried.
-        what: &'static str,
-        /// What the kernel said.
-        source: nix::Error,
-    },
-}
-
-/// Where both sides stand in a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingState {
-    /// avail.idx.
-    pub available: u16,
-    /// used.idx.
-    pub used: u16,
-    /// How far the driver has taken chains back.
-    pub last_used: u16,
-    /// Where the device wants the next kick.
-    pub avail_event: u16,
-}
-
-impl std::fmt::Display for RingState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "avail.idx {}, used.idx {}, taken back {}, avail_event {}",
-            self.available, self.used, self.last_used, self.avail_event
-        )
-    }
-}
 
 /// How a queue drives its ring.
 #[derive(Debug, Clone, Copy)]
@@ -149,48 +70,6 @@ impl Message<'_> {
     fn arguments_len(&self) -> u64 {
         self.arguments.iter().map(|part| part.len() as u64).sum()
     }
-}
-
-/// Guest addresses of the buffers of one request.
-#[derive(Debug, Clone, Copy)]
-struct Buffers {
-    table: u64,
-    request: u64,
-    reply: u64,
-    payload: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    InFlight,
-    Done(u32),
-    /// Nobody waits any more; the device may still write to the buffers.
-    Abandoned,
-}
-
-#[derive(Debug)]
-struct Flight {
-    serial: u64,
-    buffers: Buffers,
-    descriptors: Vec<u16>,
-    writable: u64,
-    progress: Progress,
-}
-
-/// A chain on the used ring that the driver did not expect.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation(pub String);
-
-#[derive(Debug)]
-struct State {
-    ring: Ring,
-    free_descriptors: Vec<u16>,
-    free_buffers: Vec<Buffers>,
-    flights: Vec<Option<Flight>>,
-    serial: u64,
-    polled: bool,
-    hung_up: bool,
-    violations: Vec<Violation>,
 }
 
 /// A request in flight. Dropped without waiting, it stays in flight but nobody asks for it.
@@ -303,7 +182,7 @@ impl Queue {
         let mut state = self.lock();
         let layout = *state.ring.layout();
         state.ring = Ring::new(Arc::clone(&self.memory), layout, self.event_idx)?;
-        let ended: Vec<Flight> = state.flights.iter_mut().filter_map(Option::take).collect();
+        let ended: Vec<_> = state.flights.iter_mut().filter_map(Option::take).collect();
         for flight in ended {
             state.recycle(flight);
         }
@@ -550,196 +429,6 @@ impl Drop for Ticket {
             }
         }
     }
-}
-
-impl Buffers {
-    fn carve(carver: &mut Carver, config: &QueueConfig) -> Result<Self, MemoryError> {
-        let pieces = config.payload.div_ceil(config.segment) + FIXED_SEGMENTS;
-        Ok(Self {
-            table: carver.take(pieces * DESCRIPTOR_SIZE)?,
-            request: carver.take(REQUEST_ROOM)?,
-            reply: carver.take(REPLY_ROOM)?,
-            payload: carver.take(config.payload)?,
-        })
-    }
-}
-
-impl State {
-    fn new(ring: Ring, free_buffers: Vec<Buffers>) -> Self {
-        let size = ring.layout().size;
-        Self {
-            ring,
-            free_descriptors: (0..size).rev().collect(),
-            free_buffers,
-            flights: (0..size).map(|_| None).collect(),
-            serial: 0,
-            polled: false,
-            hung_up: false,
-            violations: Vec::new(),
-        }
-    }
-
-    fn ring_state(&self) -> Result<RingState, MemoryError> {
-        Ok(RingState {
-            available: self.ring.next_available(),
-            used: self.ring.used_index()?,
-            last_used: self.ring.last_used(),
-            avail_event: self.ring.avail_event()?,
-        })
-    }
-
-    fn take_buffers(&mut self) -> Option<Buffers> {
-        self.free_buffers.pop()
-    }
-
-    fn take_descriptors(&mut self, count: usize) -> Option<Vec<u16>> {
-        let rest = self.free_descriptors.len().checked_sub(count)?;
-        Some(self.free_descriptors.split_off(rest))
-    }
-
-    fn take_off(&mut self, head: u16, buffers: Buffers, descriptors: Vec<u16>, segments: &[Descriptor]) -> u64 {
-        self.serial += 1;
-        let writable = segments.iter().filter(|s| s.flags & WRITE != 0);
-        self.flights[head as usize] = Some(Flight {
-            serial: self.serial,
-            buffers,
-            descriptors,
-            writable: writable.map(|s| u64::from(s.len)).sum(),
-            progress: Progress::InFlight,
-        });
-        self.serial
-    }
-
-    /// Takes all used chains back; true if there were any.
-    fn harvest(&mut self, ring: u32) -> Result<bool, MemoryError> {
-        let mut any = false;
-        while let Some(used) = self.ring.pop_used()? {
-            any = true;
-            if let Err(what) = self.land(used.head, used.len) {
-                self.violations.push(Violation(format!("ring {ring}: {what}")));
-            }
-        }
-        Ok(any)
-    }
-
-    fn land(&mut self, head: u32, len: u32) -> Result<(), String> {
-        let flight = self.flights.get_mut(head as usize).ok_or_else(|| format!("used head {head} is no descriptor"))?;
-        let Some(current) = flight else {
-            return Err(format!("used head {head} was not in flight (done twice?)"));
-        };
-        match current.progress {
-            Progress::InFlight => current.progress = Progress::Done(len),
-            Progress::Done(_) => return Err(format!("head {head} was used twice")),
-            Progress::Abandoned => {
-                if let Some(flight) = flight.take() {
-                    self.recycle(flight);
-                }
-                return Ok(());
-            }
-        }
-        if u64::from(len) > current.writable {
-            return Err(format!("head {head}: {len} bytes written where {} fit", current.writable));
-        }
-        Ok(())
-    }
-
-    fn recycle(&mut self, flight: Flight) {
-        self.free_descriptors.extend(flight.descriptors);
-        self.free_buffers.push(flight.buffers);
-    }
-
-    fn flight(&mut self, ticket: &Ticket) -> Option<&mut Flight> {
-        self.flights[ticket.head as usize].as_mut().filter(|flight| flight.serial == ticket.serial)
-    }
-
-    /// `Some(None)` if the request was lost in a reset.
-    fn outcome(&mut self, ticket: &Ticket) -> Option<Option<u32>> {
-        match self.flight(ticket) {
-            None => Some(None),
-            Some(flight) => match flight.progress {
-                Progress::Done(len) => Some(Some(len)),
-                Progress::InFlight | Progress::Abandoned => None,
-            },
-        }
-    }
-
-    /// What to say of a request that did not come back in time.
-    fn post_mortem(&self, ring: u32, waited: Duration) -> QueueError {
-        match self.ring_state() {
-            Ok(state) if state.used != state.last_used => QueueError::LostWakeup { ring, waited },
-            Ok(state) => QueueError::Hung { ring, waited, state },
-            Err(error) => error.into(),
-        }
-    }
-}
-
-/// Descriptors of a request before they are linked.
-struct Segments {
-    piece: u64,
-    list: Vec<Descriptor>,
-}
-
-impl Segments {
-    fn new(piece: u64) -> Self {
-        Self { piece, list: Vec::with_capacity(8) }
-    }
-
-    fn add(&mut self, address: u64, len: u64, flags: u16) {
-        if len > 0 {
-            self.list.push(Descriptor { address, len: len as u32, flags, next: 0 });
-        }
-    }
-
-    fn add_pieces(&mut self, address: u64, len: u64, flags: u16) {
-        for offset in (0..len).step_by(self.piece as usize) {
-            self.add(address + offset, self.piece.min(len - offset), flags);
-        }
-    }
-}
-
-/// The segments as a chain in which `next(i)` follows segment `i`.
-fn linked(segments: &[Descriptor], next: impl Fn(usize) -> u16) -> impl Iterator<Item = Descriptor> {
-    let last = segments.len().saturating_sub(1);
-    segments.iter().enumerate().map(move |(i, segment)| {
-        let mut segment = *segment;
-        if i < last {
-            segment.flags |= NEXT;
-            segment.next = next(i);
-        }
-        segment
-    })
-}
-
-/// Why a poll returned; neither if its time was up.
-#[derive(Debug, Clone, Copy)]
-struct Woken {
-    called: bool,
-    hung_up: bool,
-}
-
-/// Waits for `fd` to be readable or for the socket to hang up.
-fn wait_readable(fd: BorrowedFd<'_>, socket: Option<BorrowedFd<'_>>, patience: Duration) -> Result<Woken, QueueError> {
-    let mut fds = vec![PollFd::new(fd, PollFlags::POLLIN)];
-    if let Some(socket) = socket {
-        // A hang-up is reported whatever is asked for; data is the front-end's business.
-        fds.push(PollFd::new(socket, PollFlags::empty()));
-    }
-    // Rounded up, or the last fraction of a millisecond would be spun away.
-    let millis = patience.as_millis().saturating_add(1).min(1 << 30) as i32;
-    let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
-    match poll(&mut fds, timeout) {
-        Ok(_) | Err(nix::Error::EINTR) => {}
-        Err(source) => {
-            return Err(QueueError::Event { what: "waiting for the call", source });
-        }
-    }
-    let any = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
-    Ok(Woken { called: any(&fds[0]), hung_up: fds.get(1).is_some_and(any) })
-}
-
-fn eventfd() -> Result<EventFd, QueueError> {
-    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    EventFd::from_value_and_flags(0, flags).map_err(|source| QueueError::Event { what: "creating an eventfd", source })
 }
 
 /// A thread that panicked in a test must not make all others panic in its wake.
