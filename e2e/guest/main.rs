@@ -1,6 +1,6 @@
 //! guest-load: works on file systems inside a guest and counts what went wrong there.
 //!
-//! `guest-load [--read DIR] [--list FILE] [--most FILES] [--write DIR] (--rounds N | --until FILE)` prints one line of
+//! `guest-load [--read DIR] [--list FILE] [--most FILES] [--write DIR] [--sparse DIR] (--rounds N | --until FILE)` prints one line of
 //! JSON.
 //! The count is taken where it matters: a virtiofs engine's own counters do not see the errors that a guest kernel
 //! makes up by itself.
@@ -12,11 +12,13 @@ use std::path::{Path, PathBuf};
 mod listed;
 mod pattern;
 mod reader;
+mod sparse;
 mod tally;
 mod writer;
 
 use listed::Listed;
 use reader::Reader;
+use sparse::Sparse;
 use tally::Tally;
 use writer::Writer;
 
@@ -39,12 +41,14 @@ struct Arguments {
     list: Option<PathBuf>,
     most: u64,
     write: Option<PathBuf>,
+    sparse: Option<PathBuf>,
     end: End,
 }
 
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut parsed = Self { read: None, list: None, most: u64::MAX, write: None, end: End::Rounds(1) };
+        let mut parsed =
+            Self { read: None, list: None, most: u64::MAX, write: None, sparse: None, end: End::Rounds(1) };
         while let Some(option) = words.next() {
             let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
             match option.as_str() {
@@ -52,9 +56,14 @@ impl Arguments {
                 "--list" => parsed.list = Some(value.into()),
                 "--most" => parsed.most = number(&option, &value)?,
                 "--write" => parsed.write = Some(value.into()),
+                "--sparse" => parsed.sparse = Some(value.into()),
                 "--rounds" => parsed.end = End::Rounds(number(&option, &value)?),
                 "--until" => parsed.end = End::Until(value.into()),
-                _ => return Err(format!("{option} is none of --read, --list, --most, --write, --rounds, --until")),
+                _ => {
+                    return Err(format!(
+                        "{option} is none of --read, --list, --most, --write, --sparse, --rounds, --until"
+                    ));
+                }
             }
         }
         Ok(parsed)
@@ -79,6 +88,7 @@ fn run() -> Result<(), String> {
     let reader = arguments.read.map(|dir| Reader::enter(&dir, most).map_err(|e| enter(&dir, e))).transpose()?;
     let listed = arguments.list.map(|list| Listed::enter(&list, most).map_err(|e| enter(&list, e))).transpose()?;
     let mut writer = arguments.write.map(|dir| Writer::enter(&dir).map_err(|e| enter(&dir, e))).transpose()?;
+    let sparse = arguments.sparse.map(|dir| Sparse::enter(&dir).map_err(|e| enter(&dir, e))).transpose()?;
 
     let (mut tally, mut rounds) = (Tally::default(), 0);
     while !arguments.end.reached(rounds) {
@@ -90,6 +100,9 @@ fn run() -> Result<(), String> {
         }
         if let Some(writer) = &mut writer {
             writer.round(rounds, &mut tally);
+        }
+        if let Some(sparse) = &sparse {
+            sparse.round(rounds, &mut tally);
         }
         rounds += 1;
     }

@@ -36,6 +36,8 @@ pub struct Device {
 pub struct GuestSpec {
     /// MiB of memory, all of it shared with the file servers.
     pub memory: u32,
+    /// MiB of memory that can be plugged in later.
+    pub pluggable: u32,
     /// Virtual processors.
     pub processors: u32,
     /// Its virtiofs devices.
@@ -44,7 +46,7 @@ pub struct GuestSpec {
 
 impl Default for GuestSpec {
     fn default() -> Self {
-        Self { memory: 512, processors: 1, devices: Vec::new() }
+        Self { memory: 512, pluggable: 0, processors: 1, devices: Vec::new() }
     }
 }
 
@@ -152,6 +154,29 @@ impl Guest {
             lower.join(":")
         ))?;
         Ok(at)
+    }
+
+    /// Plugs in memory that QEMU cannot share (`memory-backend-ram`), as much as the spec allows. The guest uses it for
+    /// movable pages: page cache and programs, but not its kernel's structures.
+    ///
+    /// # Errors
+    /// When QEMU does not do it, or the guest does not find the memory.
+    pub fn plug_unshared_memory(&mut self, mib: u32) -> Result<()> {
+        let blocks = "ls -d /sys/devices/system/memory/memory[0-9]* | wc -l";
+        let online = "echo online_movable >/sys/devices/system/memory/auto_online_blocks";
+        let before = self.must(&format!("{online} && {blocks}"))?;
+        let size = u64::from(mib) << 20;
+        self.command("object-add", &json!({"qom-type": "memory-backend-ram", "id": "unshared", "size": size}))?;
+        self.command("device_add", &json!({"driver": "pc-dimm", "id": "dimm", "memdev": "unshared"}))?;
+        let script = format!(
+            "for turn in $(seq 200); do
+                 [ $({blocks}) -gt {} ] && ! grep -qs offline /sys/devices/system/memory/memory[0-9]*/state && exit 0
+                 sleep 0.1
+             done
+             exit 1",
+            before.trim()
+        );
+        self.must(&script).map(drop)
     }
 
     /// Stops the VM: its processors, then its devices.
@@ -262,7 +287,13 @@ pub(crate) fn qemu_arguments(
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     option("-machine", "q35,memory-backend=ram".to_owned());
     option("-smp", spec.processors.to_string());
-    option("-m", spec.memory.to_string());
+    option(
+        "-m",
+        match spec.pluggable {
+            0 => spec.memory.to_string(),
+            more => format!("{},slots=1,maxmem={}M", spec.memory, spec.memory + more),
+        },
+    );
     option("-object", format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory));
     option("-kernel", kernel.display().to_string());
     option("-initrd", initramfs.display().to_string());

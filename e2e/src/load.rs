@@ -22,6 +22,8 @@ pub struct Load {
     pub most: Option<u32>,
     /// A directory it makes and removes files and directories in.
     pub write: Option<String>,
+    /// A directory it writes files with holes in, and copies them by their holes before they are closed.
+    pub sparse: Option<String>,
 }
 
 impl Load {
@@ -40,6 +42,11 @@ impl Load {
         Self { write: Some(directory.to_owned()), ..Self::default() }
     }
 
+    /// A load that writes files with holes and copies them by their holes before they are closed.
+    pub fn copying_by_holes(directory: &str) -> Self {
+        Self { sparse: Some(directory.to_owned()), ..Self::default() }
+    }
+
     /// The same, walking and reading this directory as well.
     #[must_use]
     pub fn and_reading(self, directory: &str) -> Self {
@@ -54,7 +61,13 @@ impl Load {
 
     fn command(&self) -> String {
         let most = self.most.map(|files| files.to_string());
-        let options = [("read", &self.read), ("list", &self.list), ("most", &most), ("write", &self.write)];
+        let options = [
+            ("read", &self.read),
+            ("list", &self.list),
+            ("most", &most),
+            ("write", &self.write),
+            ("sparse", &self.sparse),
+        ];
         options
             .iter()
             .filter_map(|(name, value)| Some((name, value.as_ref()?)))
