@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # host-root.sh: makes the root of a Debian host with systemd in the cache, and prints its directory. Such a host boots as
-# a VM from it. It is made anew when the list of its packages or this script changes.
+# a VM from it. It is created again when the list of its packages or this script changes.
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

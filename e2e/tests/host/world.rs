@@ -34,7 +34,7 @@ impl suite::World for World {
         self.host.explain()
     }
 
-    /// The next test finds no share, no guest and no mount. Services go on, as on a host.
+    /// The next test finds no share, no guest and no mount. Services keep running, as on a host.
     fn clean_up(&mut self) {
         let cleaned = self.host.must(
             "systemctl stop 'up*.service' 'up*.scope' 'guest*.service'

@@ -121,7 +121,7 @@ fn a_share_with_an_active_remedy_is_served() {
     let known = Known { amended: Some(&amended), ..known(Some(&report), &endpoints) };
     let served = "r1 Ready=True:Serving Degraded=True:RemedyActive";
     assert_eq!(words(&status_after(&asked, &known, Duration::ZERO).unwrap()), served);
-    // That a remedy was for what was asked before says nothing of what is asked now.
+    // A remedy for the earlier revision does not count for the present one.
     let next = export("a", json!({"revision": "r2", "content": "Immutable"}));
     let waits = "- Ready=False:RemedyActive Degraded=True:RemedyActive";
     assert_eq!(words(&status_after(&next, &known, Duration::ZERO).unwrap()), waits);
