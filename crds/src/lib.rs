@@ -31,6 +31,7 @@ pub mod refusal;
 pub mod resolve;
 pub mod schema;
 pub mod share;
+mod share_name;
 mod structural;
 pub mod v1alpha1;
 pub mod validate;
@@ -42,7 +43,8 @@ pub use manifest::{Document, Manifests, read_directory, read_files, read_text};
 pub use quantity::{InvalidQuantity, Quantity};
 pub use refusal::{Origin, Refusal, nearest};
 pub use resolve::resolve;
-pub use share::{Share, ShareName, SocketSpec, SourcePath, StalenessPolicy};
+pub use share::{Share, SocketSpec, SourcePath, StalenessPolicy};
+pub use share_name::ShareName;
 pub use v1alpha1::{
     Content, ExportMode, Remedy, VirtiofsExport, VirtiofsExportSpec, VirtiofsExportStatus, VirtiofsShare,
     VirtiofsShareSpec, VirtiofsShareStatus,

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::refusal::Refusal;
 use crate::schema;
-use crate::share::ShareName;
+use crate::share_name::ShareName;
 use crate::structural;
 
 thread_local! {
