@@ -15,7 +15,7 @@ use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::MAX_RATE;
 
 use crate::endpoint::Endpoint;
-use crate::endpoints::Endpoints;
+use crate::endpoints::{Endpoints, Member};
 use crate::engine::finding;
 use crate::engine::process::ProcessTable;
 use crate::engine::source::SourceLocation;
@@ -33,7 +33,7 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Broker {
     starter: Arc<Starter>,
     engines: Arc<ProcessTable>,
-    endpoints: Arc<Endpoints>,
+    endpoints: Arc<Endpoints<Endpoint>>,
     /// Held while endpoints change, never while a preflight runs or anything is awaited.
     changing: Mutex<()>,
     /// Values stored by the agent.

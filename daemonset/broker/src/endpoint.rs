@@ -5,7 +5,7 @@ mod release;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -18,7 +18,7 @@ use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
 use crate::channel::{Receiver, Sender, channel};
-use crate::endpoints::Endpoints;
+use crate::endpoints::{Endpoints, Member};
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, moved_to};
 use crate::engine::source::{SourceLocation, Sources};
@@ -27,9 +27,9 @@ use crate::listen::{BoundSocket, Directory, ListenError};
 use crate::poll::{Interest, wait_readable};
 use crate::session::shared::Shared;
 use crate::session::{Command, End, Service, Session};
-use crate::source_watch;
+use crate::source_watch::{self, Watched};
 use crate::vhost_user::socket::VmmSocket;
-pub(crate) use release::Released;
+use release::Released;
 
 /// Most sessions of one socket. Each costs an engine process.
 const MAX_SESSIONS: usize = 256;
@@ -61,7 +61,7 @@ pub(crate) struct Endpoint {
     /// Held while its source is being released.
     releasing: Mutex<()>,
     /// All endpoints of the broker.
-    others: Weak<Endpoints>,
+    others: Weak<Endpoints<Endpoint>>,
 }
 
 #[derive(Debug)]
@@ -116,7 +116,12 @@ from_cause!(RejectReason::SetUp(io::Error));
 
 impl Endpoint {
     /// Creates an endpoint that does not listen yet.
-    pub(crate) fn new(spec: Spec, preflight: Preflight, starter: Arc<Starter>, others: &Arc<Endpoints>) -> Arc<Self> {
+    pub(crate) fn new(
+        spec: Spec,
+        preflight: Preflight,
+        starter: Arc<Starter>,
+        others: &Arc<Endpoints<Endpoint>>,
+    ) -> Arc<Self> {
         // A source that is released at another endpoint is not used at this one.
         let released = others.release_of(&spec.source);
         let endpoint = Arc::new(Endpoint {
@@ -144,22 +149,6 @@ impl Endpoint {
         endpoint
     }
 
-    /// The directories that sessions are served from.
-    pub(crate) fn served(&self) -> Vec<(String, Root)> {
-        let inner = self.inner();
-        inner.sessions.iter().filter_map(|(id, live)| Some((id.clone(), live.shared.view().root?))).collect()
-    }
-
-    /// Records where the path of the source leads. `served`: the directories that were served when it was checked.
-    pub(crate) fn path_leads_to(&self, found: Result<Root, Errno>, served: &[(String, Root)]) {
-        let inner = self.inner();
-        for (id, root) in served {
-            if let Some(live) = inner.sessions.get(id) {
-                live.shared.source_moved(*root, moved_to(*root, found));
-            }
-        }
-    }
-
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -174,29 +163,6 @@ impl Endpoint {
 
     pub(crate) fn is_listening(&self) -> bool {
         self.inner().listening.is_some()
-    }
-
-    /// True if it does not listen and has no session.
-    pub(crate) fn is_over(&self) -> bool {
-        let inner = self.inner();
-        inner.listening.is_none() && inner.sessions.is_empty()
-    }
-
-    pub(crate) fn sessions(&self) -> usize {
-        self.inner().sessions.len()
-    }
-
-    /// Number of its sessions if it is exclusive and serves this source, else 0.
-    pub(crate) fn exclusive_sessions(&self, source: &Path) -> usize {
-        let inner = self.inner();
-        let counts = inner.spec.exclusive && inner.spec.source == source;
-        if counts { inner.sessions.len() } else { 0 }
-    }
-
-    /// Its release, if it serves this source.
-    pub(crate) fn release_of(&self, source: &Path) -> Option<Released> {
-        let inner = self.inner();
-        inner.released().filter(|_| inner.spec.source == source)
     }
 
     /// Changes the endpoint to this specification. A socket that is in place stays, and so do sessions; they are handed
@@ -261,11 +227,6 @@ impl Endpoint {
     /// Mount point of its source when an engine was last started.
     pub(crate) fn mounted_at(&self) -> Option<MountPoint> {
         self.inner().sessions.values().find_map(|live| live.shared.persistent.mounted_at())
-    }
-
-    /// Where sources are and which are forbidden.
-    pub(crate) fn sources(&self) -> Sources {
-        self.starter.sources.clone()
     }
 
     pub(crate) fn location(&self) -> SourceLocation {
@@ -435,6 +396,54 @@ impl Endpoint {
         // Dropped after the lock: closing a stashed file in a hung file system may block for ever.
         drop(inner);
         drop(live);
+    }
+}
+
+impl Member for Endpoint {
+    type Release = Released;
+
+    fn is_over(&self) -> bool {
+        let inner = self.inner();
+        inner.listening.is_none() && inner.sessions.is_empty()
+    }
+
+    fn sessions(&self) -> usize {
+        self.inner().sessions.len()
+    }
+
+    fn exclusive_sessions(&self, source: &Path) -> usize {
+        let inner = self.inner();
+        let counts = inner.spec.exclusive && inner.spec.source == source;
+        if counts { inner.sessions.len() } else { 0 }
+    }
+
+    fn release_of(&self, source: &Path) -> Option<Released> {
+        let inner = self.inner();
+        inner.released().filter(|_| inner.spec.source == source)
+    }
+}
+
+impl Watched for Endpoint {
+    fn path(&self) -> PathBuf {
+        self.location().path()
+    }
+
+    fn sources(&self) -> Sources {
+        self.starter.sources.clone()
+    }
+
+    fn served(&self) -> Vec<(String, Root)> {
+        let inner = self.inner();
+        inner.sessions.iter().filter_map(|(id, live)| Some((id.clone(), live.shared.view().root?))).collect()
+    }
+
+    fn path_leads_to(&self, found: Result<Root, Errno>, served: &[(String, Root)]) {
+        let inner = self.inner();
+        for (id, root) in served {
+            if let Some(live) = inner.sessions.get(id) {
+                live.shared.source_moved(*root, moved_to(*root, found));
+            }
+        }
     }
 }
 
