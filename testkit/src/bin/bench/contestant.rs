@@ -1,7 +1,7 @@
 //! A server under test with a guest on it.
 
 use std::any::Any;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::json;
@@ -11,23 +11,12 @@ use testkit::guest::{Guest, GuestConfig};
 use testkit::server::{Server, ServerCommand};
 
 use crate::material::{FEW, MANY, Material, name};
-use crate::options::Options;
+use crate::options::{Options, Peer};
 
 /// The share's name with our agent.
 const SHARE: &str = "bench";
 /// Nodes in one BATCH_FORGET.
 const BATCH: usize = 1_000;
-
-/// Which server.
-#[derive(Debug, Clone)]
-pub(crate) enum Peer {
-    /// Stock virtiofsd.
-    Stock(PathBuf),
-    /// Our agent with its broker and engine.
-    Agent(PathBuf),
-    /// Something else, as a command line.
-    Command(String),
-}
 
 /// A mounted guest and the nodes all cases start from.
 pub(crate) struct Contestant {

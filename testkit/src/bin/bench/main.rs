@@ -23,10 +23,10 @@ use anyhow::Context;
 use clap::Parser;
 
 use crate::cases::Case;
-use crate::contestant::{Contestant, Peer};
+use crate::contestant::Contestant;
 use crate::figure::Figure;
 use crate::material::Material;
-use crate::options::{Arguments, Options};
+use crate::options::{Arguments, Options, Peer};
 
 fn main() -> anyhow::Result<()> {
     let options = Options::from(Arguments::parse())?;

@@ -11,10 +11,10 @@ use testkit::fuse::wire::{EntryOut, ROOT};
 use testkit::guest::{Guest, GuestConfig};
 use testkit::server::Server;
 
-use crate::contestant::{Content, Peer, command};
+use crate::contestant::{Content, command};
 use crate::figure::{Aim, Figure};
 use crate::material::Material;
-use crate::options::Options;
+use crate::options::{Options, Peer};
 use crate::quantiles::{quantile, sorted};
 use crate::report::print_section;
 

@@ -6,10 +6,19 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use testkit::server::stock_binary;
 
-use crate::contestant::Peer;
-
 /// What `--quick` makes of the numbers of rounds and events.
 const QUICK: usize = 8;
+
+/// Which server.
+#[derive(Debug, Clone)]
+pub(crate) enum Peer {
+    /// Stock virtiofsd.
+    Stock(PathBuf),
+    /// Our agent with its broker and engine.
+    Agent(PathBuf),
+    /// Something else, as a command line.
+    Command(String),
+}
 
 /// Throughput, pauses and sizes, against stock virtiofsd.
 #[derive(Debug, clap::Parser)]
