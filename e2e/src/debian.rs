@@ -26,7 +26,7 @@ const MEMORY: u32 = 1536;
 const APPEND: &str = "console=ttyS0 panic=-1 no_timer_check root=rootfs rootfstype=virtiofs rw apparmor=1 \
                       security=apparmor systemd.show_status=false";
 /// What explains a failed step: units that failed, and what was logged.
-const EXPLAIN: &str = "systemctl --failed --no-legend; virtiofsctl status 2>&1 | head -40; \
+const EXPLAIN: &str = "systemctl --failed --no-legend; /root/virtiofs-operator/target/release/virtiofsctl status 2>&1 | head -40; \
                        journalctl --no-pager --boot --lines 120 --output short-monotonic";
 
 /// A host that is up. Dropped, its VM is killed.

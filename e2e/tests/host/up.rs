@@ -28,7 +28,7 @@ pub(crate) fn an_ordinary_user_serves_a_share(world: &mut World) -> Result<()> {
     world.declare("/home/ann/shares", "data", spec)?;
     // A session, as a login makes it: with a runtime directory.
     world.host.must(
-        "install -m 755 target/release/virtiofs-* /usr/local/bin/
+        "install -m 755 target/release/virtiofs* /usr/local/bin/
          systemd-run --quiet --unit up-user --uid ann --property=PAMName=login \
              --property=StandardOutput=file:/run/up-user.log \
              /usr/local/bin/virtiofs-agent up --shares /home/ann/shares",
@@ -44,7 +44,7 @@ pub(crate) fn an_ordinary_user_serves_a_share(world: &mut World) -> Result<()> {
     let status: serde_json::Value = serde_json::from_str(&status).context("status -o json")?;
     let preflight = &status["shares"][0]["active"]["preflight"];
     ensure!(preflight["sandbox"] == "Namespace" && preflight["userNamespace"] == true, "{preflight:#}");
-    world.host.must("systemctl stop up-user; rm /usr/local/bin/virtiofs-*")?;
+    world.host.must("systemctl stop up-user; rm /usr/local/bin/virtiofs*")?;
     Ok(())
 }
 

@@ -102,9 +102,9 @@ impl World {
 
     /// Waits until a share is in a state, and returns its part of the status.
     pub(crate) fn until_state(&self, share: &str, state: &str) -> Result<serde_json::Value> {
-        let agent = "/root/virtiofs-operator/target/release/virtiofs-agent";
+        let ctl = "/root/virtiofs-operator/target/release/virtiofsctl";
         let script = format!(
-            "{agent} status {share} -o json >/run/status.json && grep -q '\"state\": *\"{state}\"' /run/status.json \
+            "{ctl} status {share} -o json >/run/status.json && grep -q '\"state\": *\"{state}\"' /run/status.json \
              && cat /run/status.json || {{ cat /run/status.json; false; }}"
         );
         let status = self.host.until(&format!("{share} is {state}"), PATIENCE, &script)?;
