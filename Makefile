@@ -81,17 +81,17 @@ api: setup-build tools-kubernetes ## the operator against a real API server; KUB
 	@cargo build $(LOCKED) -q -p virtiofs-operator --features die-at-write
 	@cargo build $(LOCKED) -q -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
 	@$(if $(filter oldest,$(KUBERNETES)),export KUBERNETES_CONTROL_PLANE=$$($(SETUP)/kubernetes-tools.sh tools-oldest) &&) \
-	    KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) $(SETUP)/some-test.sh cargo test $(LOCKED) -p e2e --test api -- $(API)
+	    KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
 
 node: setup tools-kubernetes ## all of it on a real node: kubelet, containerd, VMs in pods (root); NODE='name' for some tests
 	@$(MAKE) --no-print-directory image PROFILE=debug
 	$(call STEP,node)
-	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) $(SETUP)/some-test.sh cargo test $(LOCKED) -p e2e --test node -- $(NODE)
+	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test node -- $(NODE)
 
 host: setup build ## a Debian host with systemd as a VM (root): the README and the manual done word for word; HOST='name' for some tests
 	$(call STEP,host)
 	@cargo build $(LOCKED) -q -p testkit --bin workload
-	@HOST_ROOT=$$($(SETUP)/host-root.sh) $(SETUP)/some-test.sh cargo test $(LOCKED) -p e2e --test host -- $(HOST)
+	@HOST_ROOT=$$($(SETUP)/host-root.sh) cargo test $(LOCKED) -p e2e --test host -- $(HOST)
 
 scale: setup-build tools-kubernetes ## figures of the operator with 1000 nodes and 10 shares; SCALE='--nodes 100 --quiet 60' for less
 	$(call STEP,scale)

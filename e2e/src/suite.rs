@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 /// What tests share.
 pub trait World: Sized {
@@ -32,15 +32,17 @@ pub type Test<W> = (&'static str, fn(&mut W) -> Result<()>);
 /// passed?
 ///
 /// # Errors
-/// When their world cannot be made.
+/// When no name matches, or when their world cannot be made.
 pub fn run<W: World>(tests: &[Test<W>]) -> Result<bool> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
+    let chosen: Vec<_> = tests.iter().filter(|(name, _)| is_wanted(name)).collect();
+    ensure!(!chosen.is_empty(), "no test's name contains any of {wanted:?}");
     let began = Instant::now();
     let mut world = W::start()?;
     println!("set up in {:.0} s", began.elapsed().as_secs_f64());
     let (mut passed, mut failed) = (0, 0);
-    for (name, test) in tests.iter().filter(|(name, _)| is_wanted(name)) {
+    for (name, test) in chosen {
         let began = Instant::now();
         let result = world.ready().and_then(|()| test(&mut world));
         let took = began.elapsed().as_secs_f64();
