@@ -36,7 +36,6 @@ ALLOWED='
 LICENSE *
 Cargo.lock *
 CHANGELOG.md *
-e2e/tests/guest_memory.rs told
 '
 
 allowed() { # FILE WORD

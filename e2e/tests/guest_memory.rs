@@ -78,7 +78,7 @@ fn read(guest: &mut Guest, file: &str, options: &str) -> Result<Reads> {
     Ok(Reads { right, failed, wrong_bytes })
 }
 
-/// Writes files of nothing but `y`; returns which of them the guest was told are on the disk.
+/// Writes files of nothing but `y`; returns the ones whose fsync succeeded in the guest.
 fn write(guest: &mut Guest, directory: &str) -> Result<Vec<String>> {
     let written = guest.must(&format!(
         "for name in $(seq {WRITES}); do
@@ -139,7 +139,7 @@ fn a_copy_by_holes_is_whole_under_writeback() -> Result<()> {
         let at = guest.mount(SHARE)?;
         let copies = guest.work(&Load::copying_by_holes(&at), 50)?;
         copies.must_be_clean()?;
-        // An engine that was told what the guest has agreed on.
+        // An engine that received the replayed INIT.
         host.node.kill_engine(SHARE)?;
         guest.work(&Load::copying_by_holes(&at), 50)?.must_be_clean()?;
         guest.shutdown()
