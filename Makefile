@@ -41,14 +41,14 @@ tools-node:
 tools-kubernetes: tools-node ## a Kubernetes node: packages, and its programs from Go modules (9 minutes on 2 cores, once)
 	@$(SETUP)/kubernetes-tools.sh
 
-build: setup-build ## release binaries of agent, broker, engine and virtiofsctl in target/release
+build: setup-build ## release binaries of agent, broker, keeper, engine and virtiofsctl in target/release
 	$(call STEP,build)
-	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine -p virtiofsctl
+	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofsctl
 
 image: setup-build tools-node ## container image of all programs in target/image, from local files; PROFILE=debug for tests
 	$(call STEP,image)
 	@cargo build $(LOCKED) -q $(if $(filter debug,$(PROFILE)),,--release) \
-	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine -p virtiofsctl -p virtiofs-kubevirt-hook
+	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofsctl -p virtiofs-kubevirt-hook
 	@$(SETUP)/image.sh $(if $(filter debug,$(PROFILE)),debug,release)
 
 check: setup ## format, lints, words, unit and component tests, generated files, dependencies
@@ -79,7 +79,7 @@ api: setup-build tools-kubernetes ## the operator against a real API server; KUB
 	@tools=$$($(SETUP)/kubernetes-tools.sh) && "$$tools/helm" lint --strict charts/virtiofs-operator
 	$(call STEP,API server)
 	@cargo build $(LOCKED) -q -p virtiofs-operator --features die-at-write
-	@cargo build $(LOCKED) -q -p virtiofs-agent -p virtiofs-broker -p virtiofs-engine
+	@cargo build $(LOCKED) -q -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine
 	@$(if $(filter oldest,$(KUBERNETES)),export KUBERNETES_CONTROL_PLANE=$$($(SETUP)/kubernetes-tools.sh tools-oldest) &&) \
 	    KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
 

@@ -35,7 +35,18 @@ fn programs() -> &'static Path {
         // target/PROFILE/deps/TEST
         let folder = test.ancestors().nth(2).unwrap().to_path_buf();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "virtiofs-agent", "-p", "virtiofs-broker", "-p", "virtiofs-engine"]);
+        build.args([
+            "build",
+            "--quiet",
+            "-p",
+            "virtiofs-agent",
+            "-p",
+            "virtiofs-broker",
+            "-p",
+            "virtiofs-keeper",
+            "-p",
+            "virtiofs-engine",
+        ]);
         build.args(["-p", "virtiofsctl"]);
         if folder.ends_with("release") {
             build.arg("--release");

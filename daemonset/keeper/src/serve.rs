@@ -1,0 +1,200 @@
+//! The loop: stores, hands out, and drops what hangs up.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::process::{Pid, getpid};
+
+use crate::closing::Closer;
+use crate::message::{Message, parse};
+use crate::socket::{Received, receive, send};
+use crate::store::{Store, Token};
+
+/// Descriptors that are handed out in one message.
+const PER_MESSAGE: usize = 100;
+
+/// Longest wait for a client that does not read what it asked for.
+const SEND_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Most connections; a host has one broker, and one that stands by.
+const MAX_CLIENTS: usize = 8;
+
+/// Epoll data of the two sockets, and the bit that marks a client. Everything else is a token of the store.
+const STORE_SOCKET: u64 = u64::MAX;
+const FETCH_SOCKET: u64 = u64::MAX - 1;
+const CLIENT: u64 = 1 << 63;
+
+/// The request that a client sends to get everything.
+const FETCH: &[u8] = b"FETCH";
+
+/// The keeper.
+pub(crate) struct Keeper {
+    store: Store<OwnedFd>,
+    store_socket: OwnedFd,
+    fetch_socket: OwnedFd,
+    clients: BTreeMap<u64, OwnedFd>,
+    next_client: u64,
+    epoll: OwnedFd,
+    closer: Closer,
+    /// True once a refusal was logged, until something is removed.
+    full: bool,
+}
+
+impl Keeper {
+    pub(crate) fn new(store: Store<OwnedFd>, store_socket: OwnedFd, fetch_socket: OwnedFd) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for (socket, data) in [(&store_socket, STORE_SOCKET), (&fetch_socket, FETCH_SOCKET)] {
+            epoll::add(&epoll, socket, epoll::EventData::new_u64(data), epoll::EventFlags::IN)?;
+        }
+        let (clients, closer) = (BTreeMap::new(), Closer::start()?);
+        Ok(Keeper { store, store_socket, fetch_socket, clients, next_client: 0, epoll, closer, full: false })
+    }
+
+    /// Runs until an error that nothing can be done about.
+    pub(crate) fn run(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(64);
+        loop {
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            for event in events.drain(..) {
+                match event.data.u64() {
+                    STORE_SOCKET => self.take_messages()?,
+                    FETCH_SOCKET => self.accept(),
+                    client if client & CLIENT != 0 => self.client_request(client)?,
+                    token => self.hung_up(token),
+                }
+            }
+        }
+    }
+
+    fn take_messages(&mut self) -> io::Result<()> {
+        while let Some(received) = receive(&self.store_socket)? {
+            self.take_message(received);
+        }
+        Ok(())
+    }
+
+    fn take_message(&mut self, received: Received) {
+        if received.truncated {
+            return tracing::warn!("message too large; its descriptors are closed");
+        }
+        match parse(&received.bytes) {
+            Ok(Message::Store { name, poll }) => {
+                received.fds.into_iter().for_each(|fd| self.insert(&name, fd, poll));
+            }
+            Ok(Message::Remove { name }) => {
+                self.full = false;
+                for fd in self.store.remove(&name) {
+                    self.closer.close(fd);
+                }
+            }
+            Ok(Message::Other) => {}
+            Err(error) => tracing::warn!(%error, "invalid message"),
+        }
+    }
+
+    fn insert(&mut self, name: &str, fd: OwnedFd, poll: bool) {
+        match self.store.insert(name, fd, same_file) {
+            Ok(Some(token)) if poll => self.watch(token),
+            Ok(_) => {}
+            Err(error) if !self.full => {
+                self.full = true;
+                tracing::error!(name, %error, "descriptor not stored; its session does not survive the broker");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Files that epoll does not support, such as memfds, cannot hang up.
+    fn watch(&self, token: Token) {
+        if let Some(fd) = self.store.get(token)
+            && let Err(errno) =
+                epoll::add(&self.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::empty())
+            && errno != Errno::PERM
+        {
+            tracing::warn!(%errno, "descriptor not watched");
+        }
+    }
+
+    fn hung_up(&mut self, token: Token) {
+        let Some((group, fds)) = self.store.hang_up(token) else { return };
+        tracing::info!(group, descriptors = fds.len(), "hung up");
+        for fd in fds {
+            self.closer.close(fd);
+        }
+    }
+
+    fn accept(&mut self) {
+        let flags = SocketFlags::CLOEXEC;
+        let Ok(client) = rustix::net::accept_with(&self.fetch_socket, flags) else { return };
+        if self.clients.len() >= MAX_CLIENTS {
+            return tracing::warn!(limit = MAX_CLIENTS, "connection refused");
+        }
+        let data = CLIENT | self.next_client;
+        self.next_client += 1;
+        let watched = set_socket_timeout(&client, Timeout::Send, Some(SEND_DEADLINE))
+            .and_then(|()| epoll::add(&self.epoll, &client, epoll::EventData::new_u64(data), epoll::EventFlags::IN));
+        match watched {
+            Ok(()) => drop(self.clients.insert(data, client)),
+            Err(errno) => tracing::warn!(%errno, "connection not accepted"),
+        }
+    }
+
+    fn client_request(&mut self, data: u64) -> io::Result<()> {
+        let Some(client) = self.clients.get(&data) else { return Ok(()) };
+        match receive(client) {
+            Ok(None) => return Ok(()),
+            Ok(Some(received)) if received.bytes == FETCH => {
+                // What was sent to the store socket before is there.
+                self.take_messages()?;
+                match self.hand_out(data) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => tracing::warn!(%error, "descriptors not handed out"),
+                }
+            }
+            // Closed, or a stranger.
+            Ok(Some(_)) | Err(_) => {}
+        }
+        self.clients.remove(&data);
+        Ok(())
+    }
+
+    /// Sends all descriptors with their names, and then the groups that hung up.
+    fn hand_out(&self, data: u64) -> io::Result<()> {
+        let Some(client) = self.clients.get(&data) else { return Ok(()) };
+        let all: Vec<(&str, BorrowedFd<'_>)> = self.store.all().map(|(name, fd)| (name, fd.as_fd())).collect();
+        for part in all.chunks(PER_MESSAGE) {
+            let mut text = String::from("FDS");
+            part.iter().for_each(|(name, _)| {
+                text.push('\n');
+                text.push_str(name);
+            });
+            let fds: Vec<BorrowedFd<'_>> = part.iter().map(|(_, fd)| *fd).collect();
+            send(client, text.as_bytes(), &fds)?;
+        }
+        let hung_up: Vec<&str> = self.store.hung_up().collect();
+        for part in hung_up.chunks(PER_MESSAGE) {
+            send(client, format!("HUNGUP\n{}", part.join("\n")).as_bytes(), &[])?;
+        }
+        let (descriptors, groups) = self.store.len();
+        tracing::info!(descriptors, groups, "handed out");
+        send(client, b"END", &[])
+    }
+}
+
+/// True if both are one open file, as kcmp(2) says.
+fn same_file(a: &OwnedFd, b: &OwnedFd) -> bool {
+    const KCMP_FILE: libc::c_long = 0;
+    let own = libc::c_long::from(Pid::as_raw(Some(getpid())));
+    let [a, b] = [a, b].map(|fd| libc::c_long::from(fd.as_raw_fd()));
+    // SAFETY: the call compares two numbers of this process and touches no memory.
+    unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, a, b) == 0 }
+}
