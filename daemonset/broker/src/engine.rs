@@ -5,7 +5,8 @@
 //! | [`source`] | opens the shared directory so that no guest can redirect it |
 //! | [`mount_point`] | the file system that the source is on |
 //! | [`root`] | detects that a path leads to another directory |
-//! | [`process`] | fork, exec, death |
+//! | [`fork`] | starts the program in a PID namespace of its own |
+//! | [`process`] | engine processes: start, detection of death, end |
 //! | [`limits`] | host resources that an engine may use |
 //! | [`log`] | log lines of an engine, read without blocking it |
 //! | [`start`] | from a configuration to an engine that is ready, or a finding |
@@ -15,6 +16,7 @@
 
 pub(crate) mod attached;
 pub(crate) mod fd_stash;
+mod fork;
 pub(crate) mod limits;
 pub(crate) mod log;
 pub(crate) mod mount_point;

@@ -19,7 +19,7 @@ fn as_seen_from_here(outer: u32, inner: u32) -> Option<Pid> {
     let is_inner = |pid: &u32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-        numbers.split_whitespace().next_back() == Some(&inner.to_string())
+        numbers.split_whitespace().any(|number| number == inner.to_string())
     };
     children(broker).into_iter().find(is_inner).map(|pid| Pid::from_raw(pid.cast_signed()))
 }

@@ -2,11 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,6 +16,7 @@ use rustix::process::{
 use virtiofs_contract::control::EngineBinary;
 use virtiofs_contract::engine::{CONTROL_FD, Predecessor};
 
+use super::fork::{Launch, Launched};
 use super::limits::cgroup::EngineGroups;
 use crate::poll::{Interest, wait_readable};
 
@@ -81,6 +80,7 @@ struct SpawnRequest {
     purpose: Purpose,
     control: OwnedFd,
     output: OwnedFd,
+    user_namespace: bool,
     reply: mpsc::Sender<io::Result<EngineProcess>>,
 }
 
@@ -94,98 +94,81 @@ pub(crate) struct Spawner {
 impl Spawner {
     pub(crate) fn start(engine: PathBuf, processes: Arc<ProcessTable>) -> io::Result<Self> {
         let (requests, queue) = mpsc::channel::<SpawnRequest>();
-        let occupied = occupy_control_fd()?;
+        let heritage = Heritage::new(engine)?;
         thread::Builder::new().name("spawner".into()).spawn(move || {
-            let _occupied = occupied;
-            for SpawnRequest { purpose, control, output, reply } in queue {
+            for request in queue {
                 // If the requester is gone, the process is dropped and thereby killed.
-                let _ = reply.send(spawn(&engine, purpose, &control, output, &processes));
+                let _ = request.reply.send(heritage.spawn(&request, &processes));
             }
         })?;
         Ok(Spawner { requests })
     }
 
     /// Spawns an engine process: `control` becomes its only descriptor above the standard ones, `output` its standard
-    /// output and standard error.
-    pub(crate) fn spawn(&self, purpose: Purpose, control: OwnedFd, output: OwnedFd) -> io::Result<EngineProcess> {
+    /// output and standard error. `user_namespace`: it makes a user namespace for itself anyway.
+    pub(crate) fn spawn(
+        &self,
+        purpose: Purpose,
+        control: OwnedFd,
+        output: OwnedFd,
+        user_namespace: bool,
+    ) -> io::Result<EngineProcess> {
         let (reply, replied) = mpsc::channel();
         let gone = |_| io::Error::other("the spawner thread has ended");
-        self.requests.send(SpawnRequest { purpose, control, output, reply }).map_err(|_| gone(()))?;
+        self.requests.send(SpawnRequest { purpose, control, output, user_namespace, reply }).map_err(|_| gone(()))?;
         replied.recv().map_err(|_| gone(()))?
     }
 }
 
-/// Keeps [`CONTROL_FD`] in use in this process. The standard library reports a failed exec through a pipe of its own; if
-/// that pipe had the number of the control channel, the report would go to the engine's channel.
-fn occupy_control_fd() -> io::Result<Vec<OwnedFd>> {
-    let mut occupied = vec![OwnedFd::from(std::fs::File::open("/dev/null")?)];
-    // Returns the lowest free number from CONTROL_FD on: CONTROL_FD itself, unless it is in use already.
-    occupied.push(rustix::io::fcntl_dupfd_cloexec(&occupied[0], CONTROL_FD)?);
-    Ok(occupied)
+/// What all engines inherit.
+struct Heritage {
+    engine: PathBuf,
+    /// Standard input.
+    null: OwnedFd,
+    /// A pidfd of this process.
+    broker: OwnedFd,
+    /// Keeps [`CONTROL_FD`] in use in this process, so that no other descriptor has the number of an engine's control
+    /// channel.
+    _occupied: OwnedFd,
 }
 
-fn spawn(
-    engine: &Path,
-    purpose: Purpose,
-    control: &OwnedFd,
-    output: OwnedFd,
-    processes: &Arc<ProcessTable>,
-) -> io::Result<EngineProcess> {
-    let mut command = Command::new(engine);
-    command.env_clear().stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    let control = control.as_raw_fd();
-    let broker = std::process::id();
-    // SAFETY: `prepare_child` makes system calls only; it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(move || prepare_child(control, broker)) };
-    let child = command.spawn()?;
-    processes.enter(purpose.clone());
-    let pid = child.id();
-    let pidfd =
-        Pid::from_raw(pid as i32).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-    match pidfd {
-        Ok(pidfd) => {
-            let processes = processes.clone();
-            Ok(EngineProcess {
-                pid,
-                pidfd: Some(pidfd),
-                threads: Default::default(),
-                purpose,
-                groups: EngineGroups::default(),
-                processes,
-            })
-        }
-        Err(errno) => {
-            let mut child = child;
-            let _ = child.kill();
-            let _ = child.wait();
-            processes.leave(&purpose);
-            Err(errno.into())
-        }
+impl Heritage {
+    fn new(engine: PathBuf) -> io::Result<Self> {
+        let null = OwnedFd::from(std::fs::File::open("/dev/null")?);
+        // Returns the lowest free number from CONTROL_FD on: CONTROL_FD itself, unless it is in use already.
+        let occupied = rustix::io::fcntl_dupfd_cloexec(&null, CONTROL_FD)?;
+        let broker = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+        Ok(Heritage { engine, null, broker, _occupied: occupied })
+    }
+
+    fn spawn(&self, request: &SpawnRequest, processes: &Arc<ProcessTable>) -> io::Result<EngineProcess> {
+        let launch = Launch {
+            program: &self.engine,
+            broker: self.broker.as_fd(),
+            input: self.null.as_fd(),
+            output: request.output.as_fd(),
+            control: request.control.as_fd(),
+            user_namespace: request.user_namespace,
+        };
+        let Launched { pid, pidfd } = launch.start()?;
+        processes.enter(request.purpose.clone());
+        Ok(EngineProcess {
+            pid,
+            pidfd: Some(pidfd),
+            binary: binary_of(pid),
+            threads: Default::default(),
+            purpose: request.purpose.clone(),
+            groups: EngineGroups::default(),
+            processes: processes.clone(),
+        })
     }
 }
 
-/// Runs in the child before exec. Closes descriptors that a library received without close-on-exec, such as guest memory
-/// of other VMs.
-fn prepare_child(control: RawFd, broker: u32) -> io::Result<()> {
-    // SAFETY: plain system calls on numbers; the signal set is initialised before it is used.
-    unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
-        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-        if libc::getppid() as u32 != broker {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
-        let range = libc::syscall(libc::SYS_close_range, CONTROL_FD, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        check(range as libc::c_int)?;
-        check(libc::dup2(control, CONTROL_FD))?;
-        // If the number was CONTROL_FD already, dup2 has left it close-on-exec.
-        check(libc::fcntl(CONTROL_FD, libc::F_SETFD, 0))
-    }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// The file that a process was started from.
+fn binary_of(pid: u32) -> Option<EngineBinary> {
+    let metadata = std::fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+    let modified = u64::try_from(metadata.mtime()).unwrap_or(0);
+    Some(EngineBinary { inode: metadata.ino(), size: metadata.size(), modified })
 }
 
 /// An engine process. Dropping it kills it; a thread reaps it.
@@ -194,6 +177,8 @@ pub(crate) struct EngineProcess {
     pid: u32,
     /// None once the reaper thread has it.
     pidfd: Option<OwnedFd>,
+    /// The file it was started from. Read at once: an engine hides its own entries in /proc later.
+    binary: Option<EngineBinary>,
     /// Pidfds of two of its threads.
     threads: [Option<OwnedFd>; 2],
     purpose: Purpose,
@@ -213,9 +198,7 @@ impl EngineProcess {
 
     /// The file it was started from.
     pub(crate) fn binary(&self) -> Option<EngineBinary> {
-        let metadata = std::fs::metadata(format!("/proc/{}/exe", self.pid)).ok()?;
-        let modified = u64::try_from(metadata.mtime()).unwrap_or(0);
-        Some(EngineBinary { inode: metadata.ino(), size: metadata.size(), modified })
+        self.binary.clone()
     }
 
     pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
@@ -372,6 +355,9 @@ fn stat_field(stat: &str, number: usize) -> Option<u64> {
 mod tests {
     use std::io::Read;
 
+    use rustix::process::geteuid;
+    use testkit::skip::require_that;
+
     use super::*;
 
     fn spawner(engine: &str) -> (Spawner, Arc<ProcessTable>) {
@@ -382,7 +368,7 @@ mod tests {
     fn spawn_with(spawner: &Spawner) -> (io::Result<EngineProcess>, io::PipeReader) {
         let (output, input) = io::pipe().unwrap();
         let (control, _) = io::pipe().unwrap();
-        (spawner.spawn(Purpose::Endpoint("test".into()), control.into(), input.into()), output)
+        (spawner.spawn(Purpose::Endpoint("test".into()), control.into(), input.into(), false), output)
     }
 
     #[test]
@@ -397,7 +383,7 @@ mod tests {
     fn child_has_only_the_control_channel() {
         let scratch = tempfile::tempdir().unwrap();
         let script = scratch.path().join("engine");
-        let list = "for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && printf '%s ' $n; done; echo";
+        let list = "for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/self/fd/$n ] && printf '%s ' $n; done; echo";
         std::fs::write(&script, format!("#!/bin/sh\n{list}\nsleep 60\n")).unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let (leaky, _other) = io::pipe().unwrap();
@@ -422,6 +408,22 @@ mod tests {
         assert_eq!(processes.wait_until_gone(&[Purpose::Endpoint("other".into())], Duration::ZERO), 0);
         drop(process);
         assert_eq!(processes.wait_until_gone(&ours, Duration::from_secs(10)), 0);
+    }
+
+    #[test]
+    fn engine_is_the_first_process_of_its_pid_namespace() {
+        if !require_that("the right to create PID namespaces", geteuid().is_root()) {
+            return;
+        }
+        let (spawner, _) = spawner("/bin/cat");
+        let (ours, theirs) = io::pipe().unwrap();
+        let (_output, input) = io::pipe().unwrap();
+        let process = spawner.spawn(Purpose::Endpoint("test".into()), ours.into(), input.into(), false).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap();
+        let numbers: Vec<&str> = numbers.split_whitespace().collect();
+        assert_eq!(numbers, [process.pid().to_string().as_str(), "1"]);
+        drop(theirs);
     }
 
     #[test]

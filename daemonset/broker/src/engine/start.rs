@@ -10,7 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use virtiofs_config::{EngineConfig, Limits};
+use rustix::process::geteuid;
+use virtiofs_config::{EngineConfig, Limits, Sandbox};
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
 use virtiofs_contract::control::EngineBinary;
@@ -142,7 +143,7 @@ impl Starter {
             engine_stash.as_fd(),
             persistent.trace_file.as_fd(),
         ];
-        let mut begun = self.begin(Purpose::Endpoint(job.endpoint.clone()), &job.config.limits, &first, &fds)?;
+        let mut begun = self.begin(Purpose::Endpoint(job.endpoint.clone()), &job.config, &first, &fds)?;
         // The engine has this end. If it stayed open here, the stash server would not see the engine exit.
         drop(engine_stash);
         let stash = StashServer::start(persistent.stash.clone(), stash_channel).map_err(|error| not_started(&error))?;
@@ -243,23 +244,25 @@ impl Starter {
 
     fn run_preflight(&self, location: &SourceLocation, config: EngineConfig) -> Result<Preflight, Finding> {
         let source = open_source(location, &self.sources)?;
-        let limits = config.limits.clone();
-        let first = ToEngine::Preflight { version: VERSION, config };
-        self.begin(Purpose::Preflight(location.path()), &limits, &first, &[source.as_fd()])?.await_ready("preflight")
+        let first = ToEngine::Preflight { version: VERSION, config: config.clone() };
+        self.begin(Purpose::Preflight(location.path()), &config, &first, &[source.as_fd()])?.await_ready("preflight")
     }
 
     /// Spawns a process, sets its limits and sends the first message. The first descriptor is the source.
     fn begin(
         &self,
         purpose: Purpose,
-        desired: &Limits,
+        config: &EngineConfig,
         first: &ToEngine,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Begun, Finding> {
         let (ours, theirs) = bounded_pair().map_err(|error| not_started(&error))?;
         let (log, output) = log::pipe().map_err(|error| not_started(&error))?;
-        let mut process = self.spawner.spawn(purpose, theirs.into(), output).map_err(|error| not_started(&error))?;
-        let Applied { limits, findings, groups } = limits::apply(desired, process.pid(), fds[0], &self.cgroups);
+        // What the engine's sandbox does with this configuration.
+        let user_namespace = !geteuid().is_root() && matches!(config.sandbox, Sandbox::Auto | Sandbox::Namespace);
+        let spawned = self.spawner.spawn(purpose, theirs.into(), output, user_namespace);
+        let mut process = spawned.map_err(|error| not_started(&error))?;
+        let Applied { limits, findings, groups } = limits::apply(&config.limits, process.pid(), fds[0], &self.cgroups);
         process.set_groups(groups);
         let mut begun = Begun { process, control: ours, log, limits, findings };
         // It fails only if the other end is closed, and there the reason is sent by how it ended.
