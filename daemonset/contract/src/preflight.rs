@@ -43,6 +43,8 @@ pub enum Reason {
     SourceReleased,
     /// The source cannot be released: guests have orphaned files open (no name leads to them) and would lose them.
     OrphanedFilesOpen,
+    /// The engine runs as an ordinary user: other users of a guest cannot create files.
+    GuestUsersRestricted,
     /// A configured limit is not active: the host's cgroups do not allow it.
     LimitUnavailable,
 }
@@ -68,6 +70,7 @@ impl Reason {
             Reason::EngineStuck => "EngineStuck",
             Reason::SourceReleased => "SourceReleased",
             Reason::OrphanedFilesOpen => "OrphanedFilesOpen",
+            Reason::GuestUsersRestricted => "GuestUsersRestricted",
             Reason::LimitUnavailable => "LimitUnavailable",
         }
     }

@@ -49,6 +49,11 @@ pub(crate) fn keep_needed(config: &EngineConfig, findings: &mut Vec<Finding>) ->
     verify(&keep)
 }
 
+/// True if the engine may act as other users and groups, by the names of the capabilities that it has.
+pub(crate) fn may_switch_users(held: &[String]) -> bool {
+    ["SETUID", "SETGID"].iter().all(|needed| held.iter().any(|name| name == needed))
+}
+
 fn drop_all_but(keep: &CapsHashSet) -> Result<(), Finding> {
     // Emptying the bounding set needs SETPCAP. Without it the set stays, which is harmless: the set matters only to
     // programs that are executed later, with no_new_privs they gain nothing, and the system call filter allows none.

@@ -10,6 +10,7 @@ mod guard;
 mod kernel_mounts;
 mod ledger;
 mod limits;
+mod mapped_ids;
 mod mountinfo;
 mod orphaned;
 mod passthrough;

@@ -31,6 +31,7 @@ use std::time::Duration;
 use rustix::fs::{OFlags, fcntl_getfl};
 use virtiofsd::filesystem::FsOptions;
 use virtiofsd::passthrough::{CachePolicy, Config};
+use virtiofsd::soft_idmap::{GuestGid, GuestUid};
 
 pub(crate) use attributes::SetattrBy;
 pub(crate) use contents::{CopyEnd, Write};
@@ -88,6 +89,16 @@ impl OrphanedFileServer {
     /// True if the guest keeps written data in its page cache and sends it later (FUSE_WRITEBACK_CACHE).
     pub(crate) fn writeback_agreed(&self) -> bool {
         self.writeback.load(Ordering::Relaxed)
+    }
+
+    /// The host's id of a guest's user; none if it may not be used.
+    pub(crate) fn host_uid(&self, uid: GuestUid) -> Option<u32> {
+        self.ids.host_uid(uid).ok()
+    }
+
+    /// The host's id of a guest's group; none if it may not be used.
+    pub(crate) fn host_gid(&self, gid: GuestGid) -> Option<u32> {
+        self.ids.host_gid(gid).ok()
     }
 
     /// Called first by every operation that changes something.

@@ -86,8 +86,9 @@ fn xattr_map(rules: &str) -> Result<XattrMap, Finding> {
 
 fn id_map(rule: &IdTranslation) -> Result<IdMap, Finding> {
     let IdTranslation { kind, from, to, count } = *rule;
+    let to_one_id = matches!(kind, IdTranslationKind::SquashGuest | IdTranslationKind::SquashHost);
     // The library adds without a check for overflow.
-    if from.checked_add(count).is_none() || to.checked_add(count).is_none() {
+    if from.checked_add(count).is_none() || !to_one_id && to.checked_add(count).is_none() {
         return Err(Finding {
             reason: Reason::EngineFailed,
             message: format!("a translation of {count} ids from {from} to {to} exceeds the last id"),
@@ -167,5 +168,9 @@ mod tests {
         let rule = |from, to, count| id_map(&IdTranslation { kind, from, to, count });
         assert!(rule(0, 100_000, 65536).is_ok());
         assert!(rule(u32::MAX - 1, 0, 2).is_err() && rule(0, u32::MAX, 1).is_err());
+        let squash =
+            |from| id_map(&IdTranslation { kind: IdTranslationKind::SquashGuest, from, to: 1000, count: u32::MAX });
+        assert!(squash(0).is_ok(), "all ids become one");
+        assert!(squash(1).is_err());
     }
 }

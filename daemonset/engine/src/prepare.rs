@@ -1,12 +1,15 @@
 //! Confines the process to its source and finds out what works there.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 
+use nix::unistd::geteuid;
 use virtiofs_config::{EngineConfig, Limits};
-use virtiofs_contract::preflight::{Finding, Preflight};
+use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofsd::passthrough::Config as LibraryConfig;
 
+use crate::mapped_ids::{IdMapFiles, MappedIds};
 use crate::{capabilities, limits, passthrough, preflight, sandbox};
 
 /// A confined process, ready to start the library.
@@ -17,6 +20,8 @@ pub(crate) struct Prepared {
     pub(crate) preflight: Preflight,
     /// Where files can be opened by file handle; empty: nowhere.
     pub(crate) mounts: Vec<File>,
+    /// The users and groups that exist here.
+    pub(crate) mapped_ids: MappedIds,
 }
 
 /// Confines this process for good (limits, sandbox, capabilities), then tries the features that the configuration needs.
@@ -28,8 +33,14 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
     limits::disable_core_dumps();
     limits::bound_memory(config.max_inodes);
     let open_files = limits::raise_open_files(config.open_files, &mut findings)?;
+    let id_maps = IdMapFiles::open().map_err(|error| unreadable_ids(&error))?;
     let jail = sandbox::enter(config, source)?;
+    let mapped_ids = id_maps.read().map_err(|error| unreadable_ids(&error))?;
+    drop(id_maps);
     let held = capabilities::keep_needed(config, &mut findings)?;
+    if !geteuid().is_root() {
+        findings.extend(mapped_ids.finding(config, capabilities::may_switch_users(&held)));
+    }
     let tried = preflight::try_features(config, &jail, &mut findings)?;
     let mounts = preflight::openable_mounts(&jail, &tried);
     let preflight = Preflight {
@@ -45,5 +56,13 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
     };
     let effective = EngineConfig { inode_file_handles: preflight.inode_file_handles, ..config.clone() };
     let library = passthrough::library_config(&effective, jail, open_files.guest)?;
-    Ok(Prepared { library, preflight, mounts })
+    Ok(Prepared { library, preflight, mounts, mapped_ids })
+}
+
+fn unreadable_ids(error: &io::Error) -> Finding {
+    Finding {
+        reason: Reason::EngineFailed,
+        message: format!("/proc/self/uid_map and gid_map cannot be read: {error}"),
+        remedy: "mount /proc where the broker runs".into(),
+    }
 }

@@ -131,7 +131,7 @@ fn start(
     let ledger =
         Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, unusable_ledger(&error)))?;
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
-    let Prepared { library, preflight, mounts } = prepare_or_report(&channel, config, fds.source)?;
+    let Prepared { library, preflight, mounts, mapped_ids } = prepare_or_report(&channel, config, fds.source)?;
     let root = root_stamp(Path::new(&library.root_dir)).map_err(ServeError::FileSystem)?;
     let shared = Arc::new(SharedState::new(ledger, FdStash::new(PacketChannel::from_fd(fds.stash)), root));
     let orphaned = OrphanedFileServer::new(&library, config.writable()).map_err(ServeError::FileSystem)?;
@@ -148,11 +148,13 @@ fn start(
     // The library opens its descriptors of /proc and of the root here, before the system call filter is installed.
     if config.writable() {
         let fs = StaleHandles::new(PassthroughFs::new(library).map_err(ServeError::FileSystem)?, by_handle);
-        let fs = SessionFs::new(fs, shared, counters, orphaned, config, mounts).map_err(ServeError::SetUp)?;
+        let fs =
+            SessionFs::new(fs, shared, counters, orphaned, config, mounts, mapped_ids).map_err(ServeError::SetUp)?;
         serve(session, fs, config)
     } else {
         let fs = StaleHandles::new(PassthroughFsRo::new(library).map_err(ServeError::FileSystem)?, by_handle);
-        let fs = SessionFs::new(fs, shared, counters, orphaned, config, mounts).map_err(ServeError::SetUp)?;
+        let fs =
+            SessionFs::new(fs, shared, counters, orphaned, config, mounts, mapped_ids).map_err(ServeError::SetUp)?;
         serve(session, fs, config)
     }
 }

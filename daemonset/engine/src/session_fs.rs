@@ -9,9 +9,10 @@
 //! | `operations` | the FUSE operations, in the guest's numbers |
 //! | `request` | the identity of the request, passed by value |
 //! | `state`: `nodes`, `handles`, `fd_stash`, `check_queue`, `takeover` | what this engine knows beyond the ledger; each part owns its state |
-//! | `resolve`, `names`, `opening`, `open_files`, `attributes`, `removed` | nodes, names, open files, changes of files |
+//! | `resolve`, `names`, `opening`, `open_files`, `attributes`, `file_capabilities`, `removed` | nodes, names, open files, changes of files |
 //! | `replay` | whether a repeated operation took effect the first time; pure functions |
 //! | `staleness`, `audit`, `orphan_scan` | what other processes did to what the guest holds |
+//! | `unmapped_ids` | errors of users and groups that this engine cannot act for |
 //! | `paths`, `library_io` | paths for people; access to the library's open files |
 
 mod attributes;
@@ -19,6 +20,7 @@ mod audit;
 mod check_queue;
 mod errors;
 mod fd_stash;
+mod file_capabilities;
 mod handles;
 mod library_io;
 mod names;
@@ -35,6 +37,7 @@ mod resolve;
 mod staleness;
 mod state;
 mod takeover;
+mod unmapped_ids;
 
 use std::fs::File;
 use std::io;
@@ -50,6 +53,7 @@ use virtiofsd::filesystem::FileSystem;
 
 use crate::ledger::{CompletionLog, Ledger, PriorState, RequestId, RequestStatus};
 use crate::limits::highest_for_guest;
+use crate::mapped_ids::MappedIds;
 use crate::orphaned::OrphanedFileServer;
 pub(crate) use audit::Audit;
 pub(crate) use fd_stash::FdStash;
@@ -166,8 +170,11 @@ pub(crate) struct SessionFs<F: FileSystem> {
     submounts_agreed: AtomicBool,
     /// Where files can be opened by their file handles: the share's root and its submounts. Empty: nowhere.
     mounts: Vec<File>,
+    mapped_ids: MappedIds,
     /// Highest descriptor number for files that the library does not count.
     highest_descriptor: u64,
+    /// True if names of extended attributes are translated.
+    xattr_names_mapped: bool,
     /// Stash each file when it is opened: nothing can be opened by file handle here, and others may remove files.
     stash_at_open: bool,
 }
@@ -180,6 +187,7 @@ impl<F: FileSystem> SessionFs<F> {
         orphaned: OrphanedFileServer,
         config: &EngineConfig,
         mounts: Vec<File>,
+        mapped_ids: MappedIds,
     ) -> io::Result<Self> {
         let immutable = !config.writable() && config.negative_timeout_ms > 0;
         Ok(SessionFs {
@@ -191,7 +199,9 @@ impl<F: FileSystem> SessionFs<F> {
             negative_timeout: Duration::from_millis(config.negative_timeout_ms),
             announce_submounts: config.announce_submounts,
             submounts_agreed: AtomicBool::new(false),
+            mapped_ids,
             highest_descriptor: highest_for_guest(),
+            xattr_names_mapped: config.xattr_map.is_some(),
             stash_at_open: mounts.is_empty() && !immutable,
             mounts,
         })

@@ -39,13 +39,16 @@ impl OrphanedFileServer {
         if self.clean_noatime {
             flags &= !libc::O_NOATIME;
         }
-        if !self.allow_direct_io {
-            flags &= !libc::O_DIRECT;
-        }
+        flags = self.without_refused_direct_io(flags as u32) as i32;
         if self.writeback_agreed() && flags & libc::O_ACCMODE == libc::O_WRONLY {
             flags = flags & !libc::O_ACCMODE | libc::O_RDWR;
         }
         Ok(flags)
+    }
+
+    /// Flags without `O_DIRECT` unless the configuration allows it. The guest bypasses its own cache all the same.
+    pub(crate) fn without_refused_direct_io(&self, flags: u32) -> u32 {
+        if self.allow_direct_io { flags } else { flags & !(libc::O_DIRECT as u32) }
     }
 
     /// Opens the same file again, which checks permission again.

@@ -143,6 +143,7 @@ impl<F: FileSystem> SessionFs<F> {
             }
             Target::Orphaned(file) => self.orphaned.removexattr(&file, name),
         };
+        let result = result.or_else(|denied| self.remove_file_capabilities(state, (request, ctx), slot, name, denied));
         match result {
             Err(error) if repeated && replay::attribute_removed(&prior, errno(&error)) => Ok(()),
             result => result,

@@ -31,6 +31,13 @@ fn reopen_flags(flags: u32) -> u32 {
     flags & !(OPEN_ONLY_FLAGS as u32)
 }
 
+/// True if a file cannot be opened again: no name leads to it, or its mode or state does not allow now what was allowed
+/// when the guest opened it. The guest keeps the rights that it opened it with, if an open descriptor is left.
+fn is_stale_or_denied(error: &io::Error) -> bool {
+    let denied = [libc::EACCES, libc::EPERM, libc::EROFS, libc::ETXTBSY];
+    error.raw_os_error().is_some_and(|errno| errno == libc::ESTALE || denied.contains(&errno))
+}
+
 impl<F: FileSystem> SessionFs<F> {
     /// The guest's handle, as the ledger knows it.
     ///
@@ -56,24 +63,29 @@ impl<F: FileSystem> SessionFs<F> {
         }
     }
 
+    /// Opens a file again in this engine; if that is denied, the stashed descriptor serves.
     fn reopen(&self, state: &mut State, request: RequestContext, opened: &Opened) -> io::Result<OpenFile> {
         let file = match self.target(state, request, opened.node) {
-            Ok(Target::Library(inode)) => self.reopen_same_file(state, inode, opened)?,
-            Ok(Target::Orphaned(_)) => None,
-            Err(gone) if gone.raw_os_error() == Some(libc::ESTALE) => None,
-            Err(other) => return Err(other),
+            Ok(Target::Library(inode)) => self.reopen_same_file(state, inode, opened),
+            Ok(Target::Orphaned(_)) => Err(error(libc::ESTALE)),
+            Err(other) => Err(other),
         };
         let file = match file {
-            Some(file) => file,
-            None => OpenFile::Orphaned(self.take_orphan(state, opened).ok_or_else(|| error(libc::ESTALE))?),
+            Ok(file) => file,
+            Err(failed) if is_stale_or_denied(&failed) => {
+                OpenFile::Orphaned(self.take_orphan(state, opened).ok_or(failed)?)
+            }
+            Err(other) => return Err(other),
         };
         state.handles.insert(opened.slot, file.clone());
         Ok(file)
     }
 
-    /// Opens the library's inode, if it is the file that the guest had open: its inode number may have been given to
-    /// another file meanwhile.
-    fn reopen_same_file(&self, state: &mut State, inode: u64, opened: &Opened) -> io::Result<Option<OpenFile>> {
+    /// Opens the library's inode.
+    ///
+    /// # Errors
+    /// `ESTALE` if it is not the file that the guest had open: its inode number has been given to another file.
+    fn reopen_same_file(&self, state: &mut State, inode: u64, opened: &Opened) -> io::Result<OpenFile> {
         let handle = match opened.kind {
             OpenKind::Directory => self.library.opendir(engine_context(), inode.into(), opened.flags)?.0,
             OpenKind::File => self.library.open(engine_context(), inode.into(), false, opened.flags)?.0,
@@ -81,12 +93,12 @@ impl<F: FileSystem> SessionFs<F> {
         let handle: u64 = handle.ok_or_else(|| error(libc::EBADF))?.into();
         if opened.kind == OpenKind::File && self.file_handle(state, inode, handle) != opened.file_handle {
             self.library.release(engine_context(), inode.into(), 0, handle.into(), false, false, None)?;
-            return Ok(None);
+            return Err(error(libc::ESTALE));
         }
-        Ok(Some(OpenFile::Library { inode, handle }))
+        Ok(OpenFile::Library { inode, handle })
     }
 
-    /// Takes over a file to which no name leads: from the fd stash, or by its kernel file handle.
+    /// Takes over a file that cannot be opened again by name: from the fd stash, or by its kernel file handle.
     pub(super) fn take_orphan(&self, state: &mut State, opened: &Opened) -> Option<Arc<OrphanedFile>> {
         if opened.kind == OpenKind::Directory {
             return None;

@@ -81,7 +81,7 @@ impl<F: FileSystem> SessionFs<F> {
         &self,
         ctx: Context,
         (parent, name): (u64, &CStr),
-        create: Create,
+        mut create: Create,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
         let (request, mut state) = self.operation();
         let at = self.name_ref(&mut state, request, parent, name)?;
@@ -90,6 +90,8 @@ impl<F: FileSystem> SessionFs<F> {
             state.ledger.room_for_handle().map_err(ledger_full)?;
         }
         state.name_changes.count();
+        // The library does this for OPEN alone.
+        create.flags = self.orphaned.without_refused_direct_io(create.flags);
         let (flags, label) = (create.flags, create.extensions.secctx.clone().filter(|_| repeated));
         let created = self.create_or_reopen(&mut state, request, ctx, at, create, &prior, repeated)?;
         self.reply_created(&mut state, request, at, flags, created, &prior, label)
@@ -110,6 +112,7 @@ impl<F: FileSystem> SessionFs<F> {
         let Create { mode, kill_priv, flags, umask, extensions } = create;
         let created =
             self.library.create(ctx, at.parent_inode.into(), at.name, mode, kill_priv, flags, umask, extensions);
+        let created = created.map_err(|failed| self.creation_failed(ctx, failed));
         let (entry, handle, options) = match created {
             Err(error) if repeated => {
                 let entry = self.entry_made_before(at, prior, error)?;

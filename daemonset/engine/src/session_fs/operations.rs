@@ -172,17 +172,18 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         let (request, mut state) = self.operation();
         let file = handle.map(|fh| self.open_file(&mut state, request, id, fh)).transpose()?;
         let slot = self.slot(&state, id)?;
-        let (attr, timeout) = match (file, self.target(&mut state, request, slot)?) {
-            (Some(OpenFile::Orphaned(file)), _) => self.orphaned.setattr(&file, attr, SetattrBy::Handle, valid)?,
-            (None, Target::Orphaned(file)) => self.orphaned.setattr(&file, attr, SetattrBy::Node, valid)?,
+        let changed = match (file, self.target(&mut state, request, slot)?) {
+            (Some(OpenFile::Orphaned(file)), _) => self.orphaned.setattr(&file, attr, SetattrBy::Handle, valid),
+            (None, Target::Orphaned(file)) => self.orphaned.setattr(&file, attr, SetattrBy::Node, valid),
             (Some(OpenFile::Library { inode, handle }), _) => {
-                self.library.setattr(ctx, inode.into(), attr, Some(handle.into()), valid)?
+                self.library.setattr(ctx, inode.into(), attr, Some(handle.into()), valid)
             }
             (None, Target::Library(inode)) => {
                 self.require_linked(&mut state, request, (slot, inode), ctx.pid)?;
-                self.library.setattr(ctx, inode.into(), attr, None, valid)?
+                self.library.setattr(ctx, inode.into(), attr, None, valid)
             }
         };
+        let (attr, timeout) = changed.map_err(|failed| self.setattr_failed(&attr, valid, failed))?;
         Ok((self.guest_attr(attr), timeout))
     }
 
@@ -205,7 +206,8 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         let at = self.name_ref(&mut state, request, parent, name)?;
         let parent = at.parent_inode.into();
         self.make_name(&mut state, request, at, extensions, |with| {
-            self.library.symlink(ctx, linkname, parent, name, with)
+            let made = self.library.symlink(ctx, linkname, parent, name, with);
+            made.map_err(|failed| self.creation_failed(ctx, failed))
         })
     }
 
@@ -223,7 +225,8 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         let at = self.name_ref(&mut state, request, parent, name)?;
         let parent = at.parent_inode.into();
         self.make_name(&mut state, request, at, extensions, |with| {
-            self.library.mknod(ctx, parent, name, mode, rdev, umask, with)
+            let made = self.library.mknod(ctx, parent, name, mode, rdev, umask, with);
+            made.map_err(|failed| self.creation_failed(ctx, failed))
         })
     }
 
@@ -240,7 +243,8 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         let at = self.name_ref(&mut state, request, parent, name)?;
         let parent = at.parent_inode.into();
         self.make_name(&mut state, request, at, extensions, |with| {
-            self.library.mkdir(ctx, parent, name, mode, umask, with)
+            let made = self.library.mkdir(ctx, parent, name, mode, umask, with);
+            made.map_err(|failed| self.creation_failed(ctx, failed))
         })
     }
 

@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod engine;
+mod file_capabilities;
 mod fixture;
 mod hostile;
 #[cfg(feature = "die-at-store")]

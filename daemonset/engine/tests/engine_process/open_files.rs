@@ -129,3 +129,23 @@ fn opens_of_orphaned_files_leave_descriptors_for_the_engine() {
     }
     expect_stashed(&mut fixture, 0);
 }
+
+/// Without `directIo` the host's file is an ordinary one, whatever the guest opens it with, before and after another
+/// engine opens it again.
+#[test]
+fn direct_io_that_is_off_is_off_for_created_files_too() {
+    let mut fixture = Fixture::new(config());
+    let contents = vec![b'x'; 5000];
+    let flags = libc::O_RDWR | libc::O_DIRECT;
+    let made = fixture.guest.fuse().create(ROOT, "made", flags | libc::O_EXCL, 0o600).unwrap();
+    fixture.write("found", "");
+    let found = fixture.guest.fuse().lookup(ROOT, "found").unwrap().nodeid;
+    let opened = fixture.guest.fuse().open(found, flags).unwrap();
+    let files = [(made.entry.nodeid, made.open.fh), (found, opened.fh)];
+    for round in 0..2 {
+        for (node, fh) in files {
+            assert_eq!(fixture.guest.fuse().write(node, fh, 1, &contents, flags).unwrap(), 5000, "round {round}");
+        }
+        fixture.kill();
+    }
+}
