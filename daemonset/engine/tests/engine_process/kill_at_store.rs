@@ -62,7 +62,7 @@ impl Dying {
     /// True if the engine is dead, or dies at once: the last stores follow the reply. On a busy machine they may be late, and
     /// only the round after the last store waits for nothing.
     fn dies_after_reply(&mut self) -> bool {
-        let patience = Instant::now() + Duration::from_millis(500);
+        let patience = Instant::now() + Duration::from_secs(3);
         while self.fixture.engine().is_running() && Instant::now() < patience {
             std::thread::sleep(Duration::from_micros(200));
         }
