@@ -138,15 +138,13 @@ fn describe(blocker: &Blocker) -> String {
 }
 
 /// What a person can do about a cause without automatic remedy, or with a policy that only reports.
-pub fn advice_for(cause: Cause, content: Content) -> &'static str {
+///
+/// Of `SourceReplaced` and `SourceRemoved` only violations of the declared content are reported.
+pub fn advice_for(cause: Cause) -> &'static str {
     match cause {
-        Cause::SourceReplaced | Cause::SourceRemoved if content != Content::Shared => {
+        Cause::SourceReplaced | Cause::SourceRemoved => {
             "stop changing the source, or declare content: Shared. Guests see the new content after echo 2 > \
              /proc/sys/vm/drop_caches, or a new mount"
-        }
-        Cause::SourceReplaced | Cause::SourceRemoved => {
-            "guests with overlayfs on the share do not support such changes: give them content that nobody changes; other \
-             guests see the new content by themselves"
         }
         Cause::SourceHung => "check the source's file system or its server; the guest continues when it answers",
         Cause::SourceGone => "mount the source again, or let engines be replaced with spec.staleness.policy: Heal",

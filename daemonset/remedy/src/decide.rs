@@ -56,8 +56,8 @@ pub enum Handling {
     Reported,
     /// Nothing: the cause has no automatic remedy.
     NoRemedy,
-    /// Nothing yet: no directory at the source's path could be served instead.
-    AwaitsSource,
+    /// Nothing yet: what is at the source's path, given here, cannot be served instead.
+    AwaitsSource(Root),
     /// A remedy is being tried.
     Trying {
         /// The remedy.
@@ -296,7 +296,7 @@ impl Pass<'_> {
         }
         match self.next.tracks.get(&cause).and_then(|track| track.failure.clone()) {
             Some(failure) => Handling::Failed(failure),
-            None if self.is_stale(cause) && self.awaits_source(cause) => Handling::AwaitsSource,
+            None if self.is_stale(cause) && self.awaits_source(cause) => Handling::AwaitsSource(self.observation.root),
             None => Handling::Subsiding,
         }
     }

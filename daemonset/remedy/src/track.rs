@@ -80,14 +80,16 @@ impl Track {
     }
 }
 
-/// The number of events within the window that is too many; `None`: any number is accepted.
+/// The number of events within the window that is too many; `None`: any number is accepted. Others may replace and remove
+/// files of `Shared` content: such events are counted, and the share serves as it promises.
 pub(crate) fn event_limit(cause: Cause, policy: &Policy, content: Content) -> Option<u64> {
     match cause {
         // The guest looks the path up again by itself.
         Cause::Fenced => None,
         Cause::SourceGone | Cause::SourceHung => Some(1),
-        _ if is_violation(cause, content) => Some(1),
-        _ => Some(u64::from(policy.threshold.get())),
+        Cause::SourceReplaced | Cause::SourceRemoved if content == Content::Shared => None,
+        Cause::SourceReplaced | Cause::SourceRemoved => Some(1),
+        Cause::FdExhausted | Cause::HandleStale => Some(u64::from(policy.threshold.get())),
     }
 }
 

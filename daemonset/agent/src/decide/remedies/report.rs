@@ -12,10 +12,10 @@ use virtiofs_crds::{Interval, Share};
 use virtiofs_remedy::advice::advice_for;
 use virtiofs_remedy::escalation::CURABLE;
 use virtiofs_remedy::history::RemedyRecord;
-use virtiofs_remedy::{Amendment, CauseStatus, Handling, History, Moment, Outcome, Remedy, Transition};
+use virtiofs_remedy::{Amendment, CauseStatus, Handling, History, Moment, Outcome, Remedy, Root, Transition};
 
 use super::RemedyEvent;
-use super::observation::{content, hangs};
+use super::observation::hangs;
 
 /// One share, with its sessions and remedies.
 pub(super) struct ShareView<'a> {
@@ -91,7 +91,10 @@ impl ShareView<'_> {
         };
         let handling = match &status.handling {
             Handling::Reported => "; policy Report: no remedy is applied",
-            Handling::AwaitsSource => "; engines keep serving what they have until a directory is there again",
+            Handling::AwaitsSource(Root::Bare) => {
+                "; that directory is empty and no file system is mounted on it, so engines keep serving what they have"
+            }
+            Handling::AwaitsSource(_) => "; engines keep serving what they have until a directory is there again",
             Handling::Trying { applied: false, .. } => "; a remedy is being tried",
             Handling::Trying { applied: true, .. } => "; a remedy is applied, and its effect is observed",
             Handling::NoRemedy | Handling::Failed(_) | Handling::Subsiding => "",
@@ -104,9 +107,8 @@ impl ShareView<'_> {
             Handling::Failed(failure) => failure.remedy.clone(),
             Handling::Trying { remedy, .. } => format!("wait: {}", remedy.as_str()),
             Handling::Subsiding => "none needed now".to_owned(),
-            Handling::Reported | Handling::NoRemedy | Handling::AwaitsSource => {
-                advice_for(status.cause, content(self.share.content)).to_owned()
-            }
+            Handling::AwaitsSource(root) => awaited(*root).to_owned(),
+            Handling::Reported | Handling::NoRemedy => advice_for(status.cause).to_owned(),
         }
     }
 
@@ -142,6 +144,17 @@ impl ShareView<'_> {
     fn last_event(&self, cause: Option<Cause>) -> Option<&StaleEvent> {
         let events = self.sessions.iter().flat_map(|session| &session.stale_events);
         events.filter(|event| cause.is_none_or(|cause| event.cause == cause)).max_by_key(|event| event.at_ms)
+    }
+}
+
+/// What a person can do while no directory can be served instead of the source.
+fn awaited(root: Root) -> &'static str {
+    match root {
+        Root::Bare => {
+            "mount the file system again; if the empty directory is the new source, put a file into it, or replace the \
+             engines with virtiofsctl handover"
+        }
+        Root::Missing | Root::Present => "make the directory again, or mount its file system",
     }
 }
 
