@@ -1,6 +1,7 @@
 //! Who may do what, with real tokens against the real API server.
 
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::Kubectl;
 use serde_json::json;
 
 use crate::world::{How, World, answer};
@@ -47,6 +48,65 @@ pub(crate) fn an_agent_writes_exports_of_its_own_node_only(world: &mut World) ->
     Ok(())
 }
 
+/// Neither somebody with every permission on the API group nor a cluster admin makes, changes or deletes an export.
+pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> {
+    world.served("closed", &["c1"], json!({}))?;
+    let export = world.exports("closed")?.remove("c1").unwrap_or_default();
+    let name = export["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    world.admin().apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "ServiceAccount",
+         "metadata": {"name": "editor", "namespace": e2e::cluster::NAMESPACE}},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "test-editor"},
+         "rules": [{"apiGroups": ["virtiofs.dev"], "verbs": ["*"], "resources": ["*"]}]},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+         "metadata": {"name": "test-editor"},
+         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "test-editor"},
+         "subjects": [{"kind": "ServiceAccount", "name": "editor", "namespace": e2e::cluster::NAMESPACE}]},
+    ]}))?;
+    let editor = world.cluster.service_account("editor")?;
+    let created = |kubectl: &Kubectl| {
+        // As good as an export of the operator, but for a directory of the caller's choice.
+        let mut foreign = export.clone();
+        foreign["metadata"] = json!({
+            "name": "closed-elsewhere", "ownerReferences": export["metadata"]["ownerReferences"],
+            "labels": export["metadata"]["labels"],
+        });
+        foreign["spec"]["source"] = json!({"hostPath": {"path": "/root"}});
+        kubectl.apply(&foreign)
+    };
+    let patch = |patch: &'static str| vec!["patch", "vfe", name.as_str(), "--type=merge", "-p", patch];
+    let words = "exports are written by system:serviceaccount:virtiofs-system:virtiofs-operator only";
+    for kubectl in [&editor, world.admin()] {
+        refused("creating an export", created(kubectl), words)?;
+        for arguments in [
+            patch(r#"{"spec":{"access":"ReadWrite"}}"#),
+            patch(r#"{"spec":{"consumers":{"namespaces":{"matchNames":["mine"]}}}}"#),
+            patch(r#"{"metadata":{"finalizers":["example.com/keep"]}}"#),
+            patch(r#"{"metadata":{"ownerReferences":null}}"#),
+            patch(r#"{"metadata":{"labels":{"virtiofs.dev/share":"other"}}}"#),
+            patch(r#"{"metadata":{"annotations":{"a":"b"}}}"#),
+            vec!["delete", "vfe", &name],
+        ] {
+            refused(&arguments.join(" "), kubectl.run(&arguments), words)?;
+        }
+        let status =
+            ["patch", "vfe", &name, "--subresource=status", "--type=merge", "-p", r#"{"status":{"sessions":9}}"#];
+        let words = "exports are written by system:serviceaccount:virtiofs-system:virtiofs-agent only";
+        refused("writing a status", kubectl.run(&status), words)?;
+        // A migration of storage writes every object back as it is.
+        let stored = serde_json::to_string(&world.admin().get("vfe", &name)?.context("the export is gone")?)?;
+        kubectl.run_with(&["replace", "-f", "-"], &stored)?;
+    }
+    // The controller manager deletes what belonged to a share, and removes owners.
+    world.admin().run(&["annotate", "vfs", "closed", "virtiofs.dev/force-delete=true"])?;
+    world.admin().run(&["delete", "vfs", "closed", "--cascade=orphan", "--timeout=60s"])?;
+    world.until_exports("closed", "gone", |exports| exports.is_empty())?;
+    for object in ["clusterrolebinding/test-editor", "clusterrole/test-editor"] {
+        world.admin().run(&["delete", object, "--wait=false"])?;
+    }
+    Ok(())
+}
+
 pub(crate) fn the_operator_has_minimal_permissions(world: &mut World) -> Result<()> {
     world.served("theirs", &["o1"], json!({}))?;
     let operator = world.cluster.service_account("virtiofs-operator")?;
@@ -63,6 +123,31 @@ pub(crate) fn the_operator_has_minimal_permissions(world: &mut World) -> Result<
             "labelling a node otherwise",
             vec!["label", "node", "o1", "node-role.kubernetes.io/control-plane="],
             "must not change anything of a node but its labels",
+        ),
+        (
+            "annotating a node",
+            vec!["annotate", "node", "o1", "example.com/a=b"],
+            "must not change anything of a node but its labels",
+        ),
+        (
+            "setting a finalizer of a node",
+            vec!["patch", "node", "o1", "--type=merge", "-p", r#"{"metadata":{"finalizers":["example.com/keep"]}}"#],
+            "must not change anything of a node but its labels",
+        ),
+        (
+            "labelling a share",
+            vec!["label", "vfs", "theirs", "a=b"],
+            "must not change anything in the metadata of a share but its finalizer",
+        ),
+        (
+            "forcing the deletion of a share",
+            vec!["annotate", "vfs", "theirs", "virtiofs.dev/force-delete=true"],
+            "must not change anything in the metadata of a share but its finalizer",
+        ),
+        (
+            "setting another finalizer of a share",
+            vec!["patch", "vfs", "theirs", "--type=merge", "-p", r#"{"metadata":{"finalizers":["example.com/keep"]}}"#],
+            "must not change anything in the metadata of a share but its finalizer",
         ),
         ("tainting a node", vec!["taint", "node", "o1", "a=b:NoExecute"], "must not change anything of a node"),
         (
