@@ -4,7 +4,7 @@
 # target/image/virtiofs-operator.tar. Does nothing when that is what it was made of. The image contains its bill of materials.
 #
 # image.lock has the Debian packages and hashes of the libraries of a release. A release image is built with exactly these, so
-# that it does not depend on whose machine builds it; `image.sh release --lock` writes the file anew, for a commit that says
+# that it does not depend on whose machine builds it; `image.sh release --lock` rewrites the file, for a commit that says
 # what has changed. An image for tests has the libraries of this machine.
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

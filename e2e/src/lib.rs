@@ -9,7 +9,7 @@ mod channel;
 pub mod cluster;
 pub mod debian;
 pub mod document;
-pub mod exchange;
+pub mod replacement;
 pub mod guest;
 mod initramfs;
 pub mod interrupt;

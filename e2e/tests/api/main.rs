@@ -42,6 +42,7 @@ const TESTS: &[Test<World>] = &[
     ("only_the_operator_writes_exports", permissions::only_the_operator_writes_exports),
     ("metrics_are_served_to_authorized_clients", monitoring::metrics_are_served_to_authorized_clients),
     ("an_agent_writes_exports_of_its_own_node_only", permissions::an_agent_writes_exports_of_its_own_node_only),
+    ("a_namespace_admin_reaches_no_share", permissions::a_namespace_admin_reaches_no_share),
     ("the_operator_has_minimal_permissions", permissions::the_operator_has_minimal_permissions),
     ("only_share_editors_set_consumer_labels", permissions::only_share_editors_set_consumer_labels),
     ("a_rollout_halts_and_continues", rollouts::a_rollout_halts_and_continues),

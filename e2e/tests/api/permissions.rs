@@ -1,10 +1,10 @@
 //! Who may do what, with real tokens against the real API server.
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::Kubectl;
+use e2e::cluster::{Kubectl, NAMESPACE};
 use serde_json::json;
 
-use crate::world::{How, World, answer};
+use crate::world::{How, World, answer, share};
 
 /// Does this fail, and for a reason that holds these words?
 pub(crate) fn refused(what: &str, result: Result<impl Sized>, words: &str) -> Result<()> {
@@ -39,6 +39,11 @@ pub(crate) fn an_agent_writes_exports_of_its_own_node_only(world: &mut World) ->
         ("changing a share's status", vec!["patch", "vfs", "mine", "--subresource=status", "--type=merge", "-p", "{}"]),
         ("reading shares", vec!["get", "vfs"]),
         ("reading secrets", vec!["get", "secrets", "-A"]),
+        ("reading pods", vec!["get", "pods", "-A"]),
+        ("running a pod", vec!["run", "any", "--image=any", "-n", NAMESPACE]),
+        ("a token of the operator", vec!["create", "token", "virtiofs-operator", "-n", NAMESPACE]),
+        ("a token of another node's agent", vec!["create", "token", "virtiofs-agent", "-n", NAMESPACE]),
+        ("reading leases", vec!["get", "leases", "-n", NAMESPACE]),
         ("labelling a node", vec!["label", "node", "p1", "share.virtiofs.dev/mine=false", "--overwrite"]),
     ] {
         refused(what, agent.run(&arguments), "orbidden")?;
@@ -55,13 +60,13 @@ pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> 
     let name = export["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     world.admin().apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "ServiceAccount",
-         "metadata": {"name": "editor", "namespace": e2e::cluster::NAMESPACE}},
+         "metadata": {"name": "editor", "namespace": NAMESPACE}},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "test-editor"},
          "rules": [{"apiGroups": ["virtiofs.dev"], "verbs": ["*"], "resources": ["*"]}]},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
          "metadata": {"name": "test-editor"},
          "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "test-editor"},
-         "subjects": [{"kind": "ServiceAccount", "name": "editor", "namespace": e2e::cluster::NAMESPACE}]},
+         "subjects": [{"kind": "ServiceAccount", "name": "editor", "namespace": NAMESPACE}]},
     ]}))?;
     let editor = world.cluster.service_account("editor")?;
     let created = |kubectl: &Kubectl| {
@@ -104,6 +109,44 @@ pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> 
     for object in ["clusterrolebinding/test-editor", "clusterrole/test-editor"] {
         world.admin().run(&["delete", object, "--wait=false"])?;
     }
+    Ok(())
+}
+
+/// Somebody with every permission in a namespace whose pods use a share: of shares they know the name, and nothing else.
+pub(crate) fn a_namespace_admin_reaches_no_share(world: &mut World) -> Result<()> {
+    world.served("given", &["v1"], json!({"consumers": {"namespaces": {"matchNames": ["test-tenant"]}}}))?;
+    let subject = json!({"kind": "ServiceAccount", "name": "namespace-admin", "namespace": NAMESPACE});
+    world.admin().apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "test-tenant"}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "namespace-admin", "namespace": NAMESPACE}},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+         "metadata": {"name": "all", "namespace": "test-tenant"},
+         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin"},
+         "subjects": [subject]},
+    ]}))?;
+    let tenant = world.cluster.service_account("namespace-admin")?;
+    // What they are given, so that the refusals below mean something.
+    tenant.run(&["-n", "test-tenant", "create", "configmap", "mine"])?;
+    let export = world.exports("given")?["v1"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let another = share("another", json!({"source": {"hostPath": {"path": "/etc"}}})).to_string();
+    let create = tenant.run_with(&["create", "-f", "-"], &another);
+    refused("declaring a share", create, "orbidden")?;
+    let consumers = r#"{"spec":{"consumers":{"namespaces":{"matchNames":["other"]}}}}"#;
+    for (what, arguments) in [
+        ("reading shares", vec!["get", "vfs"]),
+        ("reading exports", vec!["get", "vfe", &export]),
+        ("changing the consumers of a share", vec!["patch", "vfs", "given", "--type=merge", "-p", consumers]),
+        ("deleting a share", vec!["delete", "vfs", "given"]),
+        ("deleting an export", vec!["delete", "vfe", &export]),
+        ("labelling its namespace", vec!["label", "namespace", "test-tenant", "consumer.virtiofs.dev/images=true"]),
+        ("making a volume of a share for all", vec!["get", "pv"]),
+        ("reading secrets of the chart", vec!["get", "secrets", "-n", NAMESPACE]),
+        ("running a pod beside the agents", vec!["run", "any", "--image=any", "-n", NAMESPACE]),
+        ("a token of an agent", vec!["create", "token", "virtiofs-agent", "-n", NAMESPACE]),
+    ] {
+        refused(what, tenant.run(&arguments), "orbidden")?;
+    }
+    world.admin().run(&["delete", "namespace", "test-tenant", "--wait=false"])?;
     Ok(())
 }
 
@@ -169,19 +212,19 @@ pub(crate) fn only_share_editors_set_consumer_labels(world: &mut World) -> Resul
     // Somebody who may do everything to namespaces, and nothing to shares.
     admin.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "ServiceAccount",
-         "metadata": {"name": "tenant", "namespace": e2e::cluster::NAMESPACE}},
+         "metadata": {"name": "tenant", "namespace": NAMESPACE}},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "test-tenant"},
          "rules": [{"apiGroups": [""], "verbs": ["*"],
                     "resources": ["namespaces", "namespaces/status", "namespaces/finalize"]}]},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
          "metadata": {"name": "test-tenant"},
          "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "test-tenant"},
-         "subjects": [{"kind": "ServiceAccount", "name": "tenant", "namespace": e2e::cluster::NAMESPACE}]},
+         "subjects": [{"kind": "ServiceAccount", "name": "tenant", "namespace": NAMESPACE}]},
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "test-vms"}},
     ]}))?;
     let tenant = world.cluster.service_account("tenant")?;
     let label = ["label", "--overwrite", "namespace", "test-vms"];
-    let set = |kubectl: &e2e::cluster::Kubectl, value: &str| kubectl.run(&[&label[..], &[value]].concat());
+    let set = |kubectl: &Kubectl, value: &str| kubectl.run(&[&label[..], &[value]].concat());
     set(&tenant, "mine=yes")?;
     refused("admitting a namespace", set(&tenant, "consumer.virtiofs.dev/images=true"), "admit a namespace to shares")?;
     let status = ["patch", "namespace", "test-vms", "--subresource=status", "--type=merge", "-p"];

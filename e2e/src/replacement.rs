@@ -94,7 +94,7 @@ impl Node {
     ///
     /// # Errors
     /// When it is not handed over, or not to that binary.
-    pub fn exchange_binary(&self, share: &str) -> Result<Duration> {
+    pub fn replace_binary(&self, share: &str) -> Result<Duration> {
         let before = self.engine(share)?.binary;
         let installed = self.install_engine()?;
         let order = || self.hand_over(share).map(drop);
