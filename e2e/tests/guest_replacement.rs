@@ -7,11 +7,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::replacement::Series;
 use e2e::guest::{Guest, GuestSpec};
 use e2e::load::{Load, Running, Summary};
 use e2e::node::{Declaration, Node};
 use e2e::parts::Parts;
+use e2e::replacement::Series;
 use e2e::report::{self, AGAIN, FILES, LAYERS};
 use e2e::tree;
 use tempfile::TempDir;

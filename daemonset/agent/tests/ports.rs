@@ -18,7 +18,8 @@ const SOCKETS_MAX: usize = 64 + 32;
 
 /// Number of sockets that a process has open.
 fn sockets(pid: i32) -> usize {
-    let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+    let links =
+        fs::read_dir(format!("/proc/{pid}/fd")).unwrap().filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
     links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
 }
 

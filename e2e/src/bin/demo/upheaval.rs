@@ -4,8 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::replacement::Series;
 use e2e::node::Node;
+use e2e::replacement::Series;
 
 use crate::printer::Printer;
 use crate::subject::{NAME, Subject};
