@@ -10,6 +10,7 @@ use crate::fixture::{Fixture, ROOT, config, errno, walk};
 use crate::mounted::Mounted;
 use rand::{Rng, SeedableRng};
 use testkit::guest::{Guest, GuestConfig};
+use testkit::skip::require_that;
 use testkit::workload::{Config, Limit, Workload};
 use virtiofs_config::{CachePolicy, EngineConfig, InodeFileHandles};
 use virtiofs_contract::preflight::Reason;

@@ -1,4 +1,4 @@
-//! What a guest's kernel is told, on which the promises of docs/SEMANTICS.md rest.
+//! What a guest's kernel receives, on which the promises of docs/SEMANTICS.md rest.
 
 use testkit::fuse::init::InitFlags;
 use virtiofs_config::{CachePolicy, EngineConfig};
