@@ -55,7 +55,7 @@ fn half_requests_block_neither_metrics_nor_probes() {
     let last = halves.last_mut().unwrap();
     let ended = (0..40).any(|_| {
         std::thread::sleep(Duration::from_millis(250));
-        last.write_all(b"x").is_err() || last.set_nonblocking(true).is_ok() && matches!(last.read(&mut [0; 64]), Ok(_))
+        last.write_all(b"x").is_err() || last.set_nonblocking(true).is_ok() && last.read(&mut [0; 64]).is_ok()
     });
     assert!(ended, "a request that is never complete holds its connection");
 }
