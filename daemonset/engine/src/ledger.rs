@@ -9,6 +9,8 @@
 
 mod cells;
 mod change;
+#[cfg(test)]
+mod damage;
 #[cfg(feature = "die-at-store")]
 mod die_at_store;
 mod flight;
@@ -237,7 +239,6 @@ impl Ledger {
     pub(crate) fn names(&self, slot: Slot) -> Vec<(Slot, Vec<u8>)> {
         let change = Change::new(&self.words);
         self.name_cells(&change, slot)
-            .into_iter()
             .filter_map(|cell| Name::at(&self.geometry, cell))
             .map(|name| (name.parent(&change), name.bytes(&change, &self.words)))
             .collect()

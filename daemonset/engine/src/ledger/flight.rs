@@ -120,7 +120,7 @@ impl Flight {
 
     /// Records, in the change that counts it, a lookup to drop if the request is repeated.
     pub(super) fn record_ref(self, change: &mut Change<'_>, slot: Slot) {
-        let taken = change.get(self.at + REFS) as u32;
+        let taken = self.taken(change);
         if taken < MAX_REFS {
             change.set_half(self.at + FLIGHT_REFS, taken, slot);
             change.set(self.at + REFS, u64::from(taken) + 1);
@@ -129,13 +129,19 @@ impl Flight {
 
     /// The lookup that was recorded last and has not been dropped.
     pub(super) fn last_ref(self, change: &Change<'_>) -> Option<Slot> {
-        let taken = (change.get(self.at + REFS) as u32).min(MAX_REFS);
+        let taken = self.taken(change);
         (taken > 0).then(|| change.half(self.at + FLIGHT_REFS, taken - 1))
     }
 
     /// Removes the lookup that was recorded last.
     pub(super) fn drop_last_ref(self, change: &mut Change<'_>) {
-        change.subtract(self.at + REFS, 1);
+        let left = self.taken(change).saturating_sub(1);
+        change.set(self.at + REFS, left.into());
+    }
+
+    /// Number of recorded lookups. Never more than there is room for, whatever a damaged record says.
+    fn taken(self, change: &Change<'_>) -> u32 {
+        u32::try_from(change.get(self.at + REFS)).unwrap_or(MAX_REFS).min(MAX_REFS)
     }
 
     /// The request itself has dropped a lookup of `slot`.

@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use super::words::Words;
 
 thread_local! {
+    static LOADS_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
     static STORES_LEFT: Cell<Option<u64>> = const { Cell::new(None) };
     static LOG: RefCell<Option<Vec<(u32, u64)>>> = const { RefCell::new(None) };
 }
@@ -47,4 +48,27 @@ pub(super) fn killed_after(stores: u64, work: impl FnOnce()) -> bool {
         Err(cause) if cause.is::<Killed>() => true,
         Err(cause) => panic::resume_unwind(cause),
     }
+}
+
+/// Called before each load from a ledger.
+pub(super) fn before_load() {
+    LOADS_LEFT.with(|left| match left.get() {
+        None => {}
+        Some(0) => {
+            left.set(None);
+            panic!("more loads than allowed")
+        }
+        Some(n) => left.set(Some(n - 1)),
+    });
+}
+
+/// Runs `work`, which may load so many words.
+///
+/// # Panics
+/// If it loads more.
+pub(super) fn within_loads<T>(loads: u64, work: impl FnOnce() -> T) -> T {
+    LOADS_LEFT.with(|left| left.set(Some(loads)));
+    let result = work();
+    LOADS_LEFT.with(|left| left.set(None));
+    result
 }

@@ -3,6 +3,7 @@
 use std::hash::Hasher;
 
 use siphasher::sip::SipHasher13;
+use smallvec::SmallVec;
 
 use super::change::Change;
 use super::flight::Flight;
@@ -89,12 +90,16 @@ impl Ledger {
 
     pub(super) fn take_from_node(&self, change: &mut Change<'_>, slot: Slot, cell: u32) {
         let Some(node) = Node::at(&self.geometry, slot) else { return };
-        let cells = self.name_cells(change, slot);
-        let Some(at) = cells.iter().position(|known| *known == cell) else { return };
-        let next = cells.get(at + 1).copied().unwrap_or(0);
-        match at.checked_sub(1).and_then(|before| Name::at(&self.geometry, cells[before])) {
-            Some(before) => before.set_next_of_node(change, next),
-            None => node.set_names(change, next),
+        let Some(name) = Name::at(&self.geometry, cell) else { return };
+        let next = name.next_of_node(change);
+        if node.names(change) == cell {
+            return node.set_names(change, next);
+        }
+        let is_before =
+            |known: &u32| Name::at(&self.geometry, *known).is_some_and(|known| known.next_of_node(change) == cell);
+        let before = self.name_cells(change, slot).find(is_before);
+        if let Some(before) = before.and_then(|before| Name::at(&self.geometry, before)) {
+            before.set_next_of_node(change, next);
         }
     }
 
@@ -126,14 +131,12 @@ impl Ledger {
     }
 
     /// The cells of a node's names, bounded against damaged lists.
-    pub(super) fn name_cells(&self, change: &Change<'_>, slot: Slot) -> Vec<u32> {
+    pub(super) fn name_cells<'c>(&'c self, change: &'c Change<'_>, slot: Slot) -> impl Iterator<Item = u32> + 'c {
         const MAX_LINKS: usize = 65536;
-        let Some(node) = Node::at(&self.geometry, slot) else { return Vec::new() };
-        let first = Some(node.names(change));
+        let first = Node::at(&self.geometry, slot).map(|node| node.names(change));
         std::iter::successors(first, |cell| Name::at(&self.geometry, *cell).map(|name| name.next_of_node(change)))
-            .take_while(|cell| Name::at(&self.geometry, *cell).is_some_and(|name| name.node(change) == slot))
+            .take_while(move |cell| Name::at(&self.geometry, *cell).is_some_and(|name| name.node(change) == slot))
             .take(MAX_LINKS)
-            .collect()
     }
 
     pub(super) fn find_cell(&self, change: &Change<'_>, parent: Slot, name: &[u8]) -> Option<u32> {
@@ -188,7 +191,9 @@ impl Ledger {
         if slot == ROOT || !node.is_used(&change) || !node.is_idle(&change) {
             return false;
         }
-        let cells = self.name_cells(&change, slot);
+        // No more than are dropped, and one to know whether any is left: a file may have thousands of names.
+        let cells: SmallVec<[u32; NAMES_PER_CHANGE + 1]> =
+            self.name_cells(&change, slot).take(NAMES_PER_CHANGE + 1).collect();
         let mut freed = Vec::new();
         for cell in cells.iter().take(NAMES_PER_CHANGE) {
             candidates.extend(Name::at(&self.geometry, *cell).map(|name| name.parent(&change)));

@@ -28,23 +28,23 @@ fn memory_of(bytes: u64) -> OwnedFd {
     file.into()
 }
 
-fn attach(fd: &OwnedFd) -> Ledger {
+pub(super) fn attach(fd: &OwnedFd) -> Ledger {
     let mut ledger = Ledger::map(fd, 1_000_000).unwrap();
     ledger.take_over(Predecessor::Killed);
     ledger
 }
 
-fn fresh() -> (OwnedFd, Ledger) {
+pub(super) fn fresh() -> (OwnedFd, Ledger) {
     let fd = memory();
     let ledger = attach(&fd);
     (fd, ledger)
 }
 
-fn ticket(unique: u64) -> RequestId {
+pub(super) fn ticket(unique: u64) -> RequestId {
     RequestId { position: unique as u16, unique }
 }
 
-fn ident(ino: u64) -> Identity {
+pub(super) fn ident(ino: u64) -> Identity {
     Identity { ino, domain: 7 }
 }
 

@@ -52,6 +52,8 @@ impl Words {
 
     /// The word at `at`; 0 outside the mapping, to which a damaged ledger may point.
     pub(super) fn get(&self, at: u32) -> u64 {
+        #[cfg(test)]
+        super::harness::before_load();
         self.word(at).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
