@@ -31,16 +31,20 @@ const OWN_MEMORY: u64 = 1 << 30;
 const MEMORY_PER_INODE: u64 = 2048;
 
 /// Limits private memory to what `most_inodes` inodes of the guest can cost. Guest memory is shared and does not count.
+///
+/// The broker may have set a lower limit. It stays, although this process may have the right to raise it.
 pub(crate) fn bound_memory(most_inodes: u64) {
-    let limit = most_memory(most_inodes);
-    if let Err(error) = setrlimit(Resource::RLIMIT_DATA, limit, limit) {
-        // A lower limit is set already.
-        tracing::debug!("setting RLIMIT_DATA: {error}");
+    let lower = |(_, hard): (u64, u64)| {
+        let limit = memory_limit(most_inodes, hard);
+        setrlimit(Resource::RLIMIT_DATA, limit, limit)
+    };
+    if let Err(error) = getrlimit(Resource::RLIMIT_DATA).and_then(lower) {
+        tracing::warn!("setting RLIMIT_DATA: {error}");
     }
 }
 
-fn most_memory(most_inodes: u64) -> u64 {
-    most_inodes.saturating_mul(MEMORY_PER_INODE).saturating_add(OWN_MEMORY)
+fn memory_limit(most_inodes: u64, hard: u64) -> u64 {
+    most_inodes.saturating_mul(MEMORY_PER_INODE).saturating_add(OWN_MEMORY).min(hard)
 }
 
 /// The highest descriptor for files of the guest that the library does not count. The kernel returns the lowest free one,
@@ -97,9 +101,14 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_by_the_guests_inodes() {
-        assert_eq!(most_memory(0), 1 << 30);
-        assert_eq!(most_memory(1 << 22), (1 << 30) + (8 << 30));
-        assert_eq!(most_memory(u64::MAX), u64::MAX);
+        assert_eq!(memory_limit(0, u64::MAX), 1 << 30);
+        assert_eq!(memory_limit(1 << 22, u64::MAX), (1 << 30) + (8 << 30));
+        assert_eq!(memory_limit(u64::MAX, u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn memory_limit_of_the_broker_is_not_raised() {
+        assert_eq!(memory_limit(1 << 22, 64 << 20), 64 << 20);
     }
 
     #[test]
