@@ -32,7 +32,7 @@ fn refusal(text: &str) -> String {
 }
 
 #[test]
-fn documents_of_one_file_are_independent() {
+fn several_documents_to_a_file_each_on_its_own() {
     let bad = share("b").replace("spec:", "sepc: {}\nspec:");
     let read = read(&[share("a"), bad, share("c")].join("---\n"));
     assert_eq!(names(&read), ["a", "c"]);
@@ -41,7 +41,7 @@ fn documents_of_one_file_are_independent() {
 }
 
 #[test]
-fn empty_documents_are_ignored() {
+fn empty_documents_are_nothing() {
     assert_eq!(names(&read("")), Vec::<&str>::new());
     let read = read(&format!("# a comment\n---\n---\n# another\n---\n{}---\n", share("a")));
     assert_eq!(names(&read), ["a"]);
@@ -49,14 +49,14 @@ fn empty_documents_are_ignored() {
 }
 
 #[test]
-fn json_documents_are_read() {
+fn json_is_yaml() {
     let text = r#"{"apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsShare",
         "metadata": {"name": "a"}, "spec": {"source": {"hostPath": {"path": "/srv/a"}}}}"#;
     assert_eq!(names(&read(text)), ["a"]);
 }
 
 #[test]
-fn output_of_kubectl_is_accepted() {
+fn what_kubectl_prints_can_be_read_back() {
     let text = share("a").replace(
         "metadata: {name: a}",
         "metadata: {name: a, uid: 6f1c, resourceVersion: \"7\", generation: 2, creationTimestamp: \"2026-01-01T00:00:00Z\",\n  labels: {a: b}, annotations: {c: d}, finalizers: [virtiofs.dev/in-use]}\nstatus: {sessions: 3}",
@@ -157,7 +157,7 @@ fn a_huge_file_is_not_read() {
 }
 
 #[test]
-fn yaml_errors_name_the_line() {
+fn what_is_not_yaml_says_where() {
     let broken = read(&[share("a"), "spec: [\n".to_owned()].join("---\n"));
     assert_eq!(names(&broken), ["a"]);
     assert!(refusals(&broken)[0].starts_with("shares.yaml, document 2: is not valid YAML: "), "{:?}", broken.refusals);
@@ -166,7 +166,7 @@ fn yaml_errors_name_the_line() {
 }
 
 #[test]
-fn expanding_documents_are_rejected() {
+fn bombs_do_not_go_off() {
     let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..10 {
         let inner = vec![format!("*a{}", level - 1); 10].join(", ");
@@ -187,7 +187,7 @@ fn expanding_documents_are_rejected() {
 }
 
 #[test]
-fn harmless_aliases_are_followed() {
+fn aliases_that_mean_no_harm_are_followed() {
     let text = "apiVersion: virtiofs.dev/v1alpha1\nkind: VirtiofsShare\nmetadata: {name: &name a}\nspec: {source: {hostPath: {path: /srv/a}}, nodes: {selector: {matchLabels: {share: *name}}}}\n";
     assert_eq!(refusals(&read(text)), Vec::<String>::new());
 }

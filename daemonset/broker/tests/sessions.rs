@@ -243,7 +243,9 @@ fn kernel_file_systems_are_not_shared() {
     inside(tmp, "kept").unwrap();
 
     endpoint.engine.sandbox = Sandbox::Chroot;
-    assert_eq!(broker.control().apply(&endpoint).unwrap_err().reason, Reason::SourceForbidden);
+    let found = broker.control().apply(&endpoint).unwrap();
+    assert!(found.findings.iter().all(|finding| finding.reason == Reason::SourceForbidden), "{found:?}");
+    assert_eq!(found.mounts.iter().map(|mount| mount.path.as_str()).collect::<Vec<_>>(), [".", "tmp"]);
 }
 
 #[test]

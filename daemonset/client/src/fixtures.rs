@@ -19,6 +19,7 @@ pub fn preflight(findings: Vec<Finding>) -> Preflight {
     Preflight {
         sandbox: Sandbox::Chroot,
         user_namespace: false,
+        confinement: Default::default(),
         capabilities: Vec::new(),
         inode_file_handles: InodeFileHandles::Prefer,
         mounts: Vec::new(),

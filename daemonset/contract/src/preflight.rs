@@ -29,6 +29,8 @@ pub enum Reason {
     DirectoryPositionsUnstable,
     /// The configured sandbox cannot be built here.
     SandboxUnavailable,
+    /// The sandbox hides other mounts of the broker from guests, but not from an engine that a guest has taken over.
+    SandboxWeak,
     /// The limit of open files leaves too few for the guest.
     OpenFileLimitTooLow,
     /// The socket could not be created at its path.
@@ -63,6 +65,7 @@ impl Reason {
             Reason::FileHandlesRequired => "FileHandlesRequired",
             Reason::DirectoryPositionsUnstable => "DirectoryPositionsUnstable",
             Reason::SandboxUnavailable => "SandboxUnavailable",
+            Reason::SandboxWeak => "SandboxWeak",
             Reason::OpenFileLimitTooLow => "OpenFileLimitTooLow",
             Reason::SocketUnavailable => "SocketUnavailable",
             Reason::RemountRequired => "RemountRequired",
@@ -121,6 +124,18 @@ pub struct MountPreflight {
     pub file_handles: HandleOutcome,
 }
 
+/// What confines an engine that a guest has taken over, besides the system call filter and the dropped capabilities.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Confinement {
+    /// True if it is the first process of a PID namespace of its own: it can name no other process.
+    pub pid_namespace: bool,
+    /// True if no file outside the source can be opened by a path, whatever descriptors it starts from.
+    pub source_only: bool,
+    /// Version of the kernel's Landlock that is enforced; 0: none.
+    pub landlock_abi: u32,
+}
+
 /// Result of a preflight. Everything in it was tried, not deduced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -129,6 +144,9 @@ pub struct Preflight {
     pub sandbox: Sandbox,
     /// True if the sandbox has a user namespace of its own (an engine without root).
     pub user_namespace: bool,
+    /// What else confines it.
+    #[serde(default)]
+    pub confinement: Confinement,
     /// Capabilities read back from the kernel after the others were dropped, by name without `CAP_`.
     pub capabilities: Vec<String>,
     /// How inodes are referred to, as tried.

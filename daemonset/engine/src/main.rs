@@ -4,10 +4,12 @@
 //! configuration arrives on that channel. The engine is not started by hand.
 
 mod capabilities;
+mod confinement;
 mod control;
 mod device;
 mod guard;
 mod kernel_mounts;
+mod landlock;
 mod ledger;
 mod limits;
 mod mapped_ids;

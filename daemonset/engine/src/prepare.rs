@@ -10,7 +10,7 @@ use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofsd::passthrough::Config as LibraryConfig;
 
 use crate::mapped_ids::{IdMapFiles, MappedIds};
-use crate::{capabilities, limits, passthrough, preflight, sandbox};
+use crate::{capabilities, confinement, limits, passthrough, preflight, sandbox};
 
 /// A confined process, ready to start the library.
 pub(crate) struct Prepared {
@@ -43,8 +43,10 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
     }
     let tried = preflight::try_features(config, &jail, &mut findings)?;
     let mounts = preflight::openable_mounts(&jail, &tried);
+    let confinement = confinement::complete(config, &jail, tried.inode_file_handles, &mut findings);
     let preflight = Preflight {
         sandbox: jail.mode,
+        confinement,
         user_namespace: jail.user_namespace,
         capabilities: held,
         inode_file_handles: tried.inode_file_handles,

@@ -4,23 +4,22 @@
 //! path, which a guest with write access above the share could have replaced. This one does neither: it works on the
 //! descriptor that the broker opened, in this process.
 
+mod by_child;
+mod own_mounts;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use nix::fcntl::{OFlag, open, openat, readlink};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::fcntl::{OFlag, open, readlink};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{Gid, chdir, chroot, fchdir, getegid, geteuid, getgroups, pivot_root, setgroups};
-use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, chdir, chroot, fchdir, geteuid, getgroups, setgroups};
 use virtiofs_config::{EngineConfig, Sandbox};
 use virtiofs_contract::preflight::{Finding, Reason};
 
-use crate::kernel_mounts;
-use crate::mountinfo::mount_points;
+use own_mounts::{OwnMounts, clone_tree, enter_user_namespace, reopen_in_namespace};
 
 /// What the library needs inside the sandbox, opened before it was entered.
 pub(crate) struct Jail {
@@ -40,6 +39,8 @@ pub(crate) struct Jail {
     pub(crate) mountinfo_prefix: Option<String>,
     /// Mount points below the root of kernel file systems that were hidden.
     pub(crate) hidden: Vec<String>,
+    /// Why other mounts than the source's are within reach; none: they are not.
+    pub(crate) weakness: Option<String>,
 }
 
 const DROP_GROUPS: &str = "drop supplementary groups";
@@ -67,7 +68,7 @@ pub(crate) fn enter(config: &EngineConfig, source: OwnedFd) -> Result<Jail, Find
     let root = geteuid().is_root();
     match config.sandbox {
         Sandbox::Namespace => namespace(config, &source, root).map_err(|e| unavailable("Namespace", &e)),
-        Sandbox::Chroot => chroot_only(&source).map_err(|e| unavailable("Chroot", &e)),
+        Sandbox::Chroot => chroot_only(config, &source).map_err(|e| unavailable("Chroot", &e)),
         Sandbox::None if root && in_initial_user_namespace() => Err(Finding {
             reason: Reason::SandboxUnavailable,
             message: "spec.engine.sandbox None is refused for root".into(),
@@ -76,7 +77,7 @@ pub(crate) fn enter(config: &EngineConfig, source: OwnedFd) -> Result<Jail, Find
         Sandbox::None => none(&source).map_err(|e| unavailable("None", &e)),
         // Decided before anything is changed: a half-built namespace cannot be left again.
         Sandbox::Auto if root && !may(caps::Capability::CAP_SYS_ADMIN) => {
-            chroot_only(&source).map_err(|e| unavailable("Chroot", &e))
+            chroot_only(config, &source).map_err(|e| unavailable("Chroot", &e))
         }
         Sandbox::Auto => namespace(config, &source, root).map_err(|e| unavailable("Namespace", &e)),
     }
@@ -126,91 +127,24 @@ fn namespace(config: &EngineConfig, source: &OwnedFd, root: bool) -> Result<Jail
         enter_user_namespace(others | CloneFlags::CLONE_NEWNS)?;
         clone_tree(reopen_in_namespace(source)?.as_fd())?
     };
-    let proc_self = open("/proc/self", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).step("open /proc/self")?;
-    // A detached mount of its own: `..` of its root is its root.
-    let proc_self_fd =
-        open_tree(CWD, "/proc/self/fd", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-            .step("clone /proc/self/fd")?;
-    restrict(&tree, config.writable())?;
+    let mounts = OwnMounts::enter(&tree, "/proc/self/fd", config.writable())?;
     drop_groups(root)?;
-    make_root(&tree)?;
-    let mountinfo =
-        openat(&proc_self, "mountinfo", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).step("open mountinfo")?;
-    let mountinfo = File::from(mountinfo);
-    let hidden = kernel_mounts::hide(|| mount_points(&mountinfo)).step("read mountinfo")?;
+    let OwnMounts { proc_self_fd, mountinfo, hidden } = mounts;
     Ok(Jail {
         mode: Sandbox::Namespace,
         user_namespace: !root,
         initial_user_namespace,
         root_dir: "/".into(),
-        proc_self_fd: proc_self_fd.into(),
+        proc_self_fd,
         mountinfo,
         mountinfo_prefix: None,
         hidden,
+        weakness: None,
     })
-}
-
-fn clone_tree(source: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, StepError> {
-    open_tree(
-        source,
-        "",
-        OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH
-            | OpenTreeFlags::AT_RECURSIVE,
-    )
-    .step("clone the source's mounts")
-}
-
-fn enter_user_namespace(others: CloneFlags) -> Result<(), StepError> {
-    let (uid, gid) = (geteuid(), getegid());
-    unshare(CloneFlags::CLONE_NEWUSER | others).step("new user namespace")?;
-    std::fs::write("/proc/self/setgroups", "deny").step("write setgroups")?;
-    std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1")).step("write uid_map")?;
-    std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1")).step("write gid_map")
-}
-
-fn reopen_in_namespace(source: &OwnedFd) -> Result<OwnedFd, StepError> {
-    let path = path_of(source)?;
-    let again = open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-        .step("open the source in the namespace")?;
-    let (before, after) = (fstat(source).step("stat the source")?, fstat(&again).step("stat the source")?);
-    if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino) {
-        Ok(again)
-    } else {
-        Err(io::Error::other("it has been replaced")).step("open the source in the namespace")
-    }
 }
 
 fn path_of(fd: &OwnedFd) -> Result<PathBuf, StepError> {
     readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_str()).map(PathBuf::from).step("path of the source")
-}
-
-/// Sets restrictive attributes on the whole tree, submounts included. The read-only flag of a bind mount alone would leave
-/// submounts writable.
-///
-/// The clone of a shared mount is its peer, and systemd makes all mounts of a host shared. `pivot_root` refuses a shared
-/// root, and what is unmounted in a peer is unmounted on the host. A slave receives the host's mounts and unmounts below
-/// the source and sends none.
-fn restrict(tree: &OwnedFd, writable: bool) -> Result<(), StepError> {
-    let mut attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    if !writable {
-        attributes |= libc::MOUNT_ATTR_RDONLY;
-    }
-    let change = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: libc::MS_SLAVE, userns_fd: 0 };
-    // SAFETY: the descriptor is open, the path is empty and NUL-terminated, and `change` outlives the call and has the
-    // size that is passed.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const change,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()).step("mount_setattr") }
 }
 
 /// Drops the broker's supplementary groups, which would give guest users access to files of those groups. Without any, no
@@ -222,39 +156,31 @@ fn drop_groups(root: bool) -> Result<(), StepError> {
     setgroups(&[] as &[Gid]).step(DROP_GROUPS)
 }
 
-fn make_root(tree: &OwnedFd) -> Result<(), StepError> {
-    // Mounts that the host adds below the source must still appear here; mounts made here must not appear on the host.
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
-        .step("detach mount propagation")?;
-    // Any existing directory can be the mount point: it is gone two steps later.
-    move_mount(tree, "", CWD, "/proc", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("mount the source")?;
-    fchdir(tree).step("enter the source")?;
-    pivot_root(".", ".").step("pivot_root")?;
-    umount2(".", MntFlags::MNT_DETACH).step("detach the old root")?;
-    chdir("/").step("enter the new root")
-}
-
-/// `Chroot`: the share as root directory.
-fn chroot_only(source: &OwnedFd) -> Result<Jail, StepError> {
-    let (proc_self_fd, mountinfo) = open_proc()?;
+/// `Chroot`: the share as root directory, in a mount namespace of which a child of this process makes it the only mount.
+/// Where no child can, the root directory is all that hides the rest.
+fn chroot_only(config: &EngineConfig, source: &OwnedFd) -> Result<Jail, StepError> {
     let initial_user_namespace = in_initial_user_namespace();
-    let prefix = path_of(source)?;
     drop_groups(true)?;
-    fchdir(source).step("enter the source")?;
+    let mut jail = match by_child::build(source, config.writable()) {
+        Ok(built) => {
+            fchdir(&built.root).step("enter the source")?;
+            let OwnMounts { proc_self_fd, mountinfo, hidden } = built.mounts;
+            by_child::keep_alive(&mountinfo)?;
+            Jail { proc_self_fd, mountinfo, hidden, weakness: None, ..none(source)? }
+        }
+        Err(error) => {
+            let jail = none(source)?;
+            fchdir(source).step("enter the source")?;
+            Jail { mountinfo_prefix: Some(jail.root_dir.clone()), weakness: Some(error.to_string()), ..jail }
+        }
+    };
     chroot(".").step("chroot")?;
     chdir("/").step("enter the new root")?;
-    Ok(Jail {
-        mode: Sandbox::Chroot,
-        user_namespace: false,
-        initial_user_namespace,
-        root_dir: "/".into(),
-        proc_self_fd,
-        mountinfo,
-        mountinfo_prefix: Some(prefix.to_string_lossy().into_owned()),
-        hidden: Vec::new(),
-    })
+    (jail.mode, jail.root_dir, jail.initial_user_namespace) = (Sandbox::Chroot, "/".into(), initial_user_namespace);
+    Ok(jail)
 }
 
+/// `None`: nothing but what [`crate::confinement`] adds.
 fn none(source: &OwnedFd) -> Result<Jail, StepError> {
     let (proc_self_fd, mountinfo) = open_proc()?;
     Ok(Jail {
@@ -266,6 +192,7 @@ fn none(source: &OwnedFd) -> Result<Jail, StepError> {
         mountinfo,
         mountinfo_prefix: None,
         hidden: Vec::new(),
+        weakness: Some("it changes nothing".into()),
     })
 }
 

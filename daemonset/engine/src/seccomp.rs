@@ -1,9 +1,13 @@
 //! The system call filter: allows only what serving files needs.
 //!
-//! There are two filters, and the kernel applies the stricter result. The first kills the process on any call that is not
-//! listed. The second answers `clone3` with `ENOSYS`, because its flags are in memory, which no filter can read. glibc then
-//! uses `clone`, whose flags are checked: threads are allowed, new namespaces, in which an engine would have all
-//! capabilities, are not.
+//! Several filters are installed, and the kernel applies the strictest result. The last one kills the process on any call
+//! that is not listed, and on listed calls whose arguments would reach beyond the engine: it may signal only itself, start
+//! only threads, and map no executable memory. The others answer with an error what the C library or the virtiofsd library
+//! tries first and can do without. Arguments in memory cannot be read by a filter: `clone3` is therefore answered with
+//! `ENOSYS`, so that glibc uses `clone`, and so is `openat2` for a read-only share, so that the library uses `openat`.
+//!
+//! The calls of reading and writing data have no rules for arguments: the kernel then allows them by a bitmap, without
+//! running the filters.
 
 use std::collections::BTreeMap;
 
@@ -75,8 +79,6 @@ const READING: &[c_long] = &[
     SYS_open_by_handle_at,
     SYS_openat,
     SYS_openat2,
-    #[cfg(target_arch = "x86_64")]
-    SYS_open,
     SYS_prctl,
     SYS_pread64,
     SYS_preadv,
@@ -133,35 +135,112 @@ const WRITING: &[c_long] = &[
     SYS_renameat,
 ];
 
-const NEW_NAMESPACES: u64 =
-    (CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUSER | CLONE_NEWUTS) as u64;
+/// What glibc passes to `clone` for a thread, and what it may add to it.
+const THREAD: u64 = (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM) as u64;
+const THREAD_OPTIONS: u64 =
+    (CLONE_SETTLS | CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID | CLONE_DETACHED) as u64;
+
+/// Flags of `open` that create or change a file, or permit to. Each is one bit (`O_TMPFILE` has another one too).
+const WRITING_FLAGS: [c_int; 5] = [O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_TMPFILE & !O_DIRECTORY];
+
+/// Prevents files from being opened for writing, by this thread and all threads that it starts. For read-only shares, and
+/// before the library is started: it finds out at its start that there is no `openat2`.
+pub(crate) fn forbid_writing() -> Result<(), SeccompError> {
+    let architecture = architecture()?;
+    let no_openat2 = BTreeMap::from([(SYS_openat2, Vec::new())]);
+    apply(&compile(no_openat2, SeccompAction::Allow, SeccompAction::Errno(ENOSYS as u32), architecture)?)?;
+    let for_writing = |flags: u8| WRITING_FLAGS.map(|flag| rule(&[(flags, Masked(flag as u64), flag as u64)]));
+    let rules = BTreeMap::from([
+        (SYS_openat, for_writing(2).into_iter().collect::<Result<_, _>>()?),
+        (SYS_open_by_handle_at, for_writing(2).into_iter().collect::<Result<_, _>>()?),
+    ]);
+    apply(&compile(rules, SeccompAction::Allow, SeccompAction::Errno(EROFS as u32), architecture)?)
+}
 
 /// Installs the filters for this thread and all threads that it starts.
 pub(crate) fn install(writable: bool) -> Result<(), SeccompError> {
-    let architecture = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SeccompError::Architecture)?;
+    let architecture = architecture()?;
     // In this order: the closed list does not allow installing another filter.
-    apply_filter(&without_clone3(architecture)?).map_err(SeccompError::Install)?;
-    apply_filter(&closed_list(writable, architecture)?).map_err(SeccompError::Install)?;
-    Ok(())
+    let no_clone3 = BTreeMap::from([(SYS_clone3, Vec::new())]);
+    apply(&compile(no_clone3, SeccompAction::Allow, SeccompAction::Errno(ENOSYS as u32), architecture)?)?;
+    apply(&closed_list(writable, std::process::id(), architecture)?)
 }
 
-fn closed_list(writable: bool, architecture: TargetArch) -> Result<BpfProgram, SeccompError> {
+fn architecture() -> Result<TargetArch, SeccompError> {
+    TargetArch::try_from(std::env::consts::ARCH).map_err(|_| SeccompError::Architecture)
+}
+
+fn apply(filter: &BpfProgram) -> Result<(), SeccompError> {
+    apply_filter(filter).map_err(SeccompError::Install)
+}
+
+/// The filter that kills. `process`: this process's number in its own PID namespace.
+fn closed_list(writable: bool, process: u32, architecture: TargetArch) -> Result<BpfProgram, SeccompError> {
     let more = if writable { WRITING } else { &[] };
     let mut rules: BTreeMap<_, _> = READING.iter().chain(more).map(|call| (*call, Vec::new())).collect();
-    rules.insert(SYS_clone, vec![in_the_same_namespaces()?]);
+    rules.extend(by_argument(process)?);
     compile(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)
 }
 
-/// Allows `clone` without new namespaces.
-fn in_the_same_namespaces() -> Result<SeccompRule, SeccompError> {
-    let flags = SeccompCmpOp::MaskedEq(NEW_NAMESPACES);
-    let condition = SeccompCondition::new(0, SeccompCmpArgLen::Qword, flags, 0).map_err(SeccompError::Compile)?;
-    SeccompRule::new(vec![condition]).map_err(SeccompError::Compile)
+/// Listed calls that are allowed with some arguments only.
+fn by_argument(process: u32) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, SeccompError> {
+    let command = |command: c_int| (1, Equal, command as u64);
+    let option = |option: c_int| (0, Equal, option as u64);
+    // A shared eventfd stays non-blocking, and no signal is sent when it is ready.
+    let non_blocking = (2, Masked((O_NONBLOCK | O_ASYNC) as u64), O_NONBLOCK as u64);
+    let not_executable = (2, Masked(PROT_EXEC as u64), 0);
+    Ok(BTreeMap::from([
+        (SYS_clone, vec![rule(&[(0, MaskedLong(!THREAD_OPTIONS), THREAD)])?]),
+        (SYS_tgkill, vec![rule(&[(0, Equal, process.into())])?]),
+        (
+            SYS_fcntl,
+            vec![
+                rule(&[command(F_DUPFD_CLOEXEC)])?,
+                rule(&[command(F_GETFD)])?,
+                rule(&[command(F_SETFD)])?,
+                rule(&[command(F_GETFL)])?,
+                rule(&[command(F_SETFL), non_blocking])?,
+            ],
+        ),
+        (
+            SYS_prctl,
+            vec![
+                rule(&[option(PR_SET_NAME)])?,
+                // The library reads its capabilities before it changes the effective ones.
+                rule(&[option(PR_CAPBSET_READ)])?,
+                rule(&[option(PR_CAP_AMBIENT), (1, Equal, PR_CAP_AMBIENT_IS_SET as u64)])?,
+            ],
+        ),
+        (SYS_mmap, vec![rule(&[not_executable])?]),
+        (SYS_mprotect, vec![rule(&[not_executable])?]),
+    ]))
 }
 
-fn without_clone3(architecture: TargetArch) -> Result<BpfProgram, SeccompError> {
-    let rules = BTreeMap::from([(SYS_clone3, Vec::new())]);
-    compile(rules, SeccompAction::Allow, SeccompAction::Errno(ENOSYS as u32), architecture)
+/// How an argument is compared.
+#[derive(Clone, Copy)]
+enum Comparison {
+    /// Its lower half.
+    Equal,
+    /// These bits of its lower half.
+    Masked(u64),
+    /// These bits.
+    MaskedLong(u64),
+}
+
+use Comparison::{Equal, Masked, MaskedLong};
+
+/// A rule that is met if all arguments, by number, compare equal to their values.
+fn rule(conditions: &[(u8, Comparison, u64)]) -> Result<SeccompRule, SeccompError> {
+    let condition = |(argument, comparison, value): &(u8, Comparison, u64)| {
+        let (length, operator) = match comparison {
+            Equal => (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq),
+            Masked(mask) => (SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(*mask)),
+            MaskedLong(mask) => (SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(*mask)),
+        };
+        SeccompCondition::new(*argument, length, operator, *value)
+    };
+    let conditions = conditions.iter().map(condition).collect::<Result<_, _>>().map_err(SeccompError::Compile)?;
+    SeccompRule::new(conditions).map_err(SeccompError::Compile)
 }
 
 /// A filter with `matched` for the calls in `rules`, and `other` for all others.
@@ -176,11 +255,18 @@ fn compile(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use nix::sys::signal::Signal;
-    use nix::sys::wait::{WaitStatus, waitpid};
-    use nix::unistd::{ForkResult, fork};
+
+    /// Denies new namespaces to this process, as the seccomp profile of a container runtime does.
+    pub(crate) fn deny_user_namespaces() {
+        let rules = BTreeMap::from([
+            (SYS_unshare, Vec::new()),
+            (SYS_clone, vec![rule(&[(0, MaskedLong(CLONE_NEWUSER as u64), CLONE_NEWUSER as u64)]).unwrap()]),
+        ]);
+        let denied = SeccompAction::Errno(EPERM as u32);
+        apply(&compile(rules, SeccompAction::Allow, denied, architecture().unwrap()).unwrap()).unwrap();
+    }
 
     #[test]
     fn a_read_only_engine_cannot_change_files() {
@@ -189,54 +275,26 @@ mod tests {
         }
     }
 
+    /// The kernel runs no filter for calls that all filters allow whatever the arguments are.
     #[test]
-    fn no_engine_may_execute_connect_or_mount() {
-        for call in [SYS_execve, SYS_socket, SYS_connect, SYS_ptrace, SYS_mount, SYS_unshare, SYS_setns, SYS_chroot] {
-            assert!(!READING.contains(&call) && !WRITING.contains(&call));
+    fn calls_on_the_path_of_data_have_no_argument_rules() {
+        let by_argument = by_argument(1).unwrap();
+        let hot = [
+            SYS_futex,
+            SYS_preadv,
+            SYS_preadv2,
+            SYS_pwritev,
+            SYS_pwritev2,
+            SYS_read,
+            SYS_write,
+            SYS_newfstatat,
+            SYS_statx,
+            SYS_getdents64,
+            SYS_epoll_wait,
+        ];
+        for call in hot {
+            assert!(!by_argument.contains_key(&call), "{call}");
+            assert!(READING.contains(&call) || WRITING.contains(&call), "{call}");
         }
-    }
-
-    /// How a child process ends that installs the filter and then calls `act`.
-    fn end_of_a_child(act: fn()) -> WaitStatus {
-        let filter = closed_list(false, TargetArch::try_from(std::env::consts::ARCH).unwrap()).unwrap();
-        // SAFETY: the child only makes system calls before it ends itself; the filter was made before the fork.
-        let forked = unsafe { fork() };
-        match forked.unwrap() {
-            ForkResult::Child => {
-                if apply_filter(&filter).is_ok() {
-                    act();
-                }
-                // SAFETY: ends the process at once.
-                unsafe { _exit(7) }
-            }
-            ForkResult::Parent { child } => waitpid(child, None).unwrap(),
-        }
-    }
-
-    fn clone_with(flags: c_int) {
-        // SAFETY: like fork: no memory is shared, and the new process ends at once.
-        let pid = unsafe { syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0) };
-        if pid == 0 {
-            // SAFETY: as above.
-            unsafe { _exit(0) }
-        }
-    }
-
-    #[test]
-    fn new_namespaces_are_denied() {
-        assert!(matches!(end_of_a_child(|| clone_with(0)), WaitStatus::Exited(_, 7)));
-        for act in [|| clone_with(CLONE_NEWUSER), || clone_with(CLONE_NEWNS), || clone_with(CLONE_NEWPID | CLONE_FS)] {
-            let end = end_of_a_child(act);
-            assert!(matches!(end, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{end:?}");
-        }
-    }
-
-    #[test]
-    fn both_filters_compile() {
-        let architecture = TargetArch::try_from(std::env::consts::ARCH).unwrap();
-        for writable in [false, true] {
-            assert!(!closed_list(writable, architecture).unwrap().is_empty());
-        }
-        assert!(!without_clone3(architecture).unwrap().is_empty());
     }
 }

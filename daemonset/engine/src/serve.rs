@@ -132,6 +132,9 @@ fn start(
         Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, unusable_ledger(&error)))?;
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
     let Prepared { library, preflight, mounts, mapped_ids } = prepare_or_report(&channel, config, fds.source)?;
+    if !config.writable() {
+        seccomp::forbid_writing().map_err(ServeError::Seccomp)?;
+    }
     let root = root_stamp(Path::new(&library.root_dir)).map_err(ServeError::FileSystem)?;
     let shared = Arc::new(SharedState::new(ledger, FdStash::new(PacketChannel::from_fd(fds.stash)), root));
     let orphaned = OrphanedFileServer::new(&library, config.writable()).map_err(ServeError::FileSystem)?;

@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_operations_are_violations() {
+    fn what_is_done_twice_is_a_violation() {
         let queue = queue(true);
         let ticket = queue.submit(&MESSAGE).unwrap();
         device_returns(&queue, ticket.head.into(), 16);
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn oversized_arguments_are_rejected() {
+    fn what_does_not_fit_is_refused() {
         let queue = queue(true);
         let long = vec![0; 8193];
         let message = Message { payload: &long, ..MESSAGE };

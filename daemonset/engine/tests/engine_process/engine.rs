@@ -272,6 +272,7 @@ fn no_preflight() -> Preflight {
     Preflight {
         sandbox: virtiofs_config::Sandbox::Auto,
         user_namespace: false,
+        confinement: Default::default(),
         capabilities: Vec::new(),
         inode_file_handles: virtiofs_config::InodeFileHandles::Never,
         mounts: Vec::new(),

@@ -14,7 +14,6 @@ mod nodes;
 mod open_files;
 mod removed;
 mod replacement;
-mod semantics;
 mod single_engine;
 mod staleness;
 mod unreachable;
