@@ -21,7 +21,7 @@ export RUST_LIB_BACKTRACE := 0
 export VIRTIOFS_SKIPPED := $(CURDIR)/target/skipped-tests
 
 .NOTPARALLEL:
-.PHONY: help forget-skips setup setup-build setup-go tools-node tools-kubernetes image api node host scale build check words kills test guest rules demo bench chaos generate
+.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image api node host scale build check words kills test guest rules demo bench chaos generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -45,7 +45,7 @@ build: setup-build ## release binaries of agent, broker, keeper, engine and virt
 	$(call STEP,build)
 	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofsctl
 
-image: setup-build tools-node ## container image of all programs in target/image, from local files; PROFILE=debug for tests
+image: setup-build tools-node ## container image of all programs and its SBOM in target/image; PROFILE=debug for tests
 	$(call STEP,image)
 	@cargo build $(LOCKED) -q $(if $(filter debug,$(PROFILE)),,--release) \
 	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofsctl -p virtiofs-kubevirt-hook
@@ -55,10 +55,12 @@ check: setup ## format, lints, words, unit and component tests, generated files,
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
-	@shellcheck $(SETUP)/*.sh e2e/host/shell e2e/host/serve-root .ci/run .ci/words.sh
+	@shellcheck $(SETUP)/*.sh e2e/host/shell e2e/host/serve-root .ci/run .ci/words.sh .ci/imports.sh
 	@cargo clippy $(LOCKED) --workspace --all-targets --features virtiofs-engine/die-at-store,virtiofs-operator/die-at-write -- -D warnings
 	$(call STEP,words)
 	@$(MAKE) --no-print-directory words
+	$(call STEP,imports)
+	@.ci/imports.sh
 	$(call STEP,unit and component tests)
 	@$(STOCK) cargo test $(LOCKED) --workspace --exclude e2e
 	@cargo test $(LOCKED) -p e2e --lib
@@ -66,6 +68,10 @@ check: setup ## format, lints, words, unit and component tests, generated files,
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen -- --check
 	$(call STEP,dependencies)
 	@deny=$$($(SETUP)/cargo-tool.sh cargo-deny 0.20.2) && "$$deny" --log-level warn check bans licenses sources
+
+advisories: setup-build ## dependencies with known vulnerabilities; needs github.com, where the RustSec database is
+	$(call STEP,advisories)
+	@deny=$$($(SETUP)/cargo-tool.sh cargo-deny 0.20.2) && "$$deny" --log-level warn check advisories
 
 words: ## fails on words of the project's former private vocabulary; .ci/words.sh --count counts them
 	@.ci/words.sh
@@ -82,6 +88,12 @@ api: setup-build tools-kubernetes ## the operator against a real API server; KUB
 	@cargo build $(LOCKED) -q -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine
 	@$(if $(filter oldest,$(KUBERNETES)),export KUBERNETES_CONTROL_PLANE=$$($(SETUP)/kubernetes-tools.sh tools-oldest) &&) \
 	    KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
+
+# What depends on the API server: its rules, its admission, and what the operator may write.
+OLDEST := validates documented immutable accepts_the_chart writes_exports consumer_labels minimal_permissions exports_and_a_status
+
+api-oldest: ## part of it on the oldest supported Kubernetes, 1.32, which is built once
+	@$(MAKE) --no-print-directory api KUBERNETES=oldest API='$(OLDEST)'
 
 node: setup tools-kubernetes ## all of it on a real node: kubelet, containerd, VMs in pods (root); NODE='name' for some tests
 	@$(MAKE) --no-print-directory image PROFILE=debug
@@ -112,7 +124,7 @@ rules: tools-kubernetes ## alerts are valid, as files and out of the chart, and 
 	    "$$tools/promtool" check rules target/rendered-alerts.yaml && \
 	    "$$tools/promtool" test rules e2e/rules/alerts.test.yaml
 
-test: forget-skips setup-go setup check kills guest host api node rules ## everything that CI runs
+test: forget-skips setup-go setup check kills guest host api api-oldest node rules ## everything that CI runs
 	@touch $(VIRTIOFS_SKIPPED)
 	@cat $(VIRTIOFS_SKIPPED)
 	@echo "skipped tests: $$(wc -l <$(VIRTIOFS_SKIPPED))"

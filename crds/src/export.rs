@@ -5,6 +5,7 @@
 
 use std::hash::Hasher;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use kube::core::ObjectMeta;
 use serde_json::{Value, json};
@@ -12,10 +13,14 @@ use siphasher::sip::SipHasher24;
 
 use crate::Share;
 use crate::refusal::Refusal;
+use crate::schema::{GROUP, KIND};
 use crate::v1alpha1::{
     Consumers, EngineOptions, ExportMode, Nodes, Rollout, VirtiofsExport, VirtiofsExportSpec, VirtiofsShare,
     VirtiofsShareSpec,
 };
+
+/// The label of exports that names their share.
+pub const SHARE_LABEL: &str = "virtiofs.dev/share";
 
 /// How many characters of the names of share and node are repeated in the name of an export, for people.
 const SHARE_PART: usize = 28;
@@ -109,6 +114,35 @@ pub fn share_of(export: &VirtiofsExport) -> Result<Share, Vec<Refusal>> {
         .map_err(|refusals| refusals.into_iter().map(|it| it.of(Some(&export.name_any()))).collect())
 }
 
+/// The reference to the share that controls an export. Every export of the operator has one, and a name that follows from
+/// share and node; without either, somebody else has written the export, and it must not be served.
+///
+/// Whether that share exists is not checked here.
+///
+/// # Errors
+/// The field that the operator writes differently.
+pub fn controller_of(export: &VirtiofsExport) -> Result<&OwnerReference, Refusal> {
+    let spec = &export.spec;
+    let (name, expected) = (export.name_any(), export_name(&spec.share_name, &spec.node_name));
+    if name != expected {
+        let message =
+            format!("{name}: the operator names the export of this share and node {expected}; delete this one");
+        return Err(Refusal::new("metadata.name", message).of(Some(&name)));
+    }
+    let is_share = |owner: &OwnerReference| {
+        let group = owner.api_version.split_once('/').map(|(group, _)| group);
+        owner.controller == Some(true) && group == Some(GROUP) && owner.kind == KIND && owner.name == spec.share_name
+    };
+    match export.owner_references() {
+        [owner] if is_share(owner) && !owner.uid.is_empty() => Ok(owner),
+        _ => {
+            let message =
+                format!("not only share {} owns the export; the operator did not write it, delete it", spec.share_name);
+            Err(Refusal::new("metadata.ownerReferences", message).of(Some(&name)))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -187,6 +221,36 @@ mod tests {
         let mut older = serde_json::to_value(&admits).unwrap();
         older.as_object_mut().unwrap().remove("consumers");
         assert_eq!(names(&serde_json::from_value(older).unwrap()), None);
+    }
+
+    #[test]
+    fn only_the_operators_exports_have_a_controller() {
+        let owner = json!({"apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsShare", "name": "images", "uid": "u",
+                           "controller": true, "blockOwnerDeletion": true});
+        let change = |field: &str, value: Value| {
+            let mut owner = owner.clone();
+            owner[field] = value;
+            json!([owner])
+        };
+        let name = export_name("images", "n1");
+        for (name, owners, field) in [
+            (name.as_str(), json!([owner]), None),
+            (name.as_str(), change("apiVersion", json!("virtiofs.dev/v1beta1")), None),
+            ("images-n1", json!([owner]), Some("metadata.name")),
+            (&export_name("images", "n2"), json!([owner]), Some("metadata.name")),
+            (&name, json!([]), Some("metadata.ownerReferences")),
+            (&name, json!([owner, owner]), Some("metadata.ownerReferences")),
+            (&name, change("controller", json!(false)), Some("metadata.ownerReferences")),
+            (&name, change("kind", json!("VirtiofsExport")), Some("metadata.ownerReferences")),
+            (&name, change("name", json!("other")), Some("metadata.ownerReferences")),
+            (&name, change("apiVersion", json!("example.com/v1")), Some("metadata.ownerReferences")),
+            (&name, change("uid", json!("")), Some("metadata.ownerReferences")),
+        ] {
+            let mut export = VirtiofsExport::new(name, VirtiofsExportSpec { node_name: "n1".into(), ..spec("") });
+            export.metadata.owner_references = serde_json::from_value(owners.clone()).unwrap();
+            let found = controller_of(&export).map(|owner| owner.uid.as_str());
+            assert_eq!(found.as_ref().err().map(|it| it.field.as_str()), field, "{name} {owners}");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ fn refusal(text: &str) -> String {
 }
 
 #[test]
-fn several_documents_to_a_file_each_on_its_own() {
+fn documents_of_one_file_are_independent() {
     let bad = share("b").replace("spec:", "sepc: {}\nspec:");
     let read = read(&[share("a"), bad, share("c")].join("---\n"));
     assert_eq!(names(&read), ["a", "c"]);
@@ -41,7 +41,7 @@ fn several_documents_to_a_file_each_on_its_own() {
 }
 
 #[test]
-fn empty_documents_are_nothing() {
+fn empty_documents_are_ignored() {
     assert_eq!(names(&read("")), Vec::<&str>::new());
     let read = read(&format!("# a comment\n---\n---\n# another\n---\n{}---\n", share("a")));
     assert_eq!(names(&read), ["a"]);
@@ -49,14 +49,14 @@ fn empty_documents_are_nothing() {
 }
 
 #[test]
-fn json_is_yaml() {
+fn json_documents_are_read() {
     let text = r#"{"apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsShare",
         "metadata": {"name": "a"}, "spec": {"source": {"hostPath": {"path": "/srv/a"}}}}"#;
     assert_eq!(names(&read(text)), ["a"]);
 }
 
 #[test]
-fn what_kubectl_prints_can_be_read_back() {
+fn output_of_kubectl_is_accepted() {
     let text = share("a").replace(
         "metadata: {name: a}",
         "metadata: {name: a, uid: 6f1c, resourceVersion: \"7\", generation: 2, creationTimestamp: \"2026-01-01T00:00:00Z\",\n  labels: {a: b}, annotations: {c: d}, finalizers: [virtiofs.dev/in-use]}\nstatus: {sessions: 3}",
@@ -157,7 +157,7 @@ fn a_huge_file_is_not_read() {
 }
 
 #[test]
-fn what_is_not_yaml_says_where() {
+fn yaml_errors_name_the_line() {
     let broken = read(&[share("a"), "spec: [\n".to_owned()].join("---\n"));
     assert_eq!(names(&broken), ["a"]);
     assert!(refusals(&broken)[0].starts_with("shares.yaml, document 2: is not valid YAML: "), "{:?}", broken.refusals);
@@ -166,7 +166,7 @@ fn what_is_not_yaml_says_where() {
 }
 
 #[test]
-fn bombs_do_not_go_off() {
+fn expanding_documents_are_rejected() {
     let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..10 {
         let inner = vec![format!("*a{}", level - 1); 10].join(", ");
@@ -187,7 +187,7 @@ fn bombs_do_not_go_off() {
 }
 
 #[test]
-fn aliases_that_mean_no_harm_are_followed() {
+fn harmless_aliases_are_followed() {
     let text = "apiVersion: virtiofs.dev/v1alpha1\nkind: VirtiofsShare\nmetadata: {name: &name a}\nspec: {source: {hostPath: {path: /srv/a}}, nodes: {selector: {matchLabels: {share: *name}}}}\n";
     assert_eq!(refusals(&read(text)), Vec::<String>::new());
 }

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # image.sh PROFILE: builds the container image of the programs in target/PROFILE (`release` or `debug`) with podman, from
 # files of this host only, as localhost/virtiofs-operator:VERSION, and writes it as an OCI archive to
-# target/image/virtiofs-operator.tar. Does nothing when that is what it was made of.
+# target/image/virtiofs-operator.tar. Does nothing when that is what it was made of. The image contains its bill of materials.
+#
+# image.lock has the Debian packages and hashes of the libraries of a release. A release image is built with exactly these, so
+# that it does not depend on whose machine builds it; `image.sh release --lock` rewrites the file, for a commit that says
+# what has changed. An image for tests has the libraries of this machine.
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -9,6 +13,7 @@ programs=(virtiofs-operator virtiofs-agent virtiofs-broker virtiofs-keeper virti
 built=$tree/target/${1:-release}
 out=$tree/target/image
 archive=$out/virtiofs-operator.tar
+lock=$setup_dir/image.lock
 version=$(sed -n 's/^appVersion: //p' "$tree/charts/virtiofs-operator/Chart.yaml")
 image=localhost/virtiofs-operator:$version
 
@@ -25,6 +30,19 @@ put_together() {
     done
 }
 
+check_libraries() {
+    local found
+    found=$("$setup_dir/sbom.sh" --libraries "$1")
+    if [[ ${2:-} == --lock ]]; then
+        echo "$found" >"$lock"
+    elif [[ $(<"$lock") != "$found" ]]; then
+        diff -u --label image.lock --label "this machine" "$lock" - <<<"$found" >&2 || true
+        [[ $built == */debug ]] || fail "other libraries than e2e/setup/image.lock has; build with its packages, or update it:
+    e2e/setup/image.sh release --lock"
+        say "the image for tests has libraries of this machine"
+    fi
+}
+
 key() {
     (cd "$1" && find . -type f -print0 | sort -z | xargs -0 sha256sum; sha256sum <"$tree/Containerfile"; echo "$image")
 }
@@ -37,6 +55,10 @@ main() {
     # shellcheck disable=SC2064 # this very directory
     trap "rm -rf '$context'" EXIT
     put_together "$context/root"
+    check_libraries "$context/root" "${1:-}"
+    mkdir -p "$context/root/usr/share/doc/virtiofs-operator"
+    "$setup_dir/sbom.sh" "$context/root" "$version" >"$context/root/usr/share/doc/virtiofs-operator/sbom.spdx.json"
+    cp "$context/root/usr/share/doc/virtiofs-operator/sbom.spdx.json" "$out/"
     if [[ -e $archive && $(key "$context/root") == "$(cat "$out/key" 2>/dev/null)" ]]; then
         return
     fi
@@ -48,4 +70,4 @@ main() {
     say "$image: $(du -h "$archive" | cut -f1) in $archive"
 }
 
-main
+main "${2:-}"

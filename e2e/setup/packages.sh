@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 packages_of() {
     case $1 in
     build) echo gcc libc6-dev make pkg-config libseccomp-dev libcap-ng-dev ;;
-    check) echo shellcheck systemd ;;
+    check) echo shellcheck systemd openssl ;;
     guest) echo qemu-system-x86 busybox-static xz-utils kmod ;;
     host) echo mmdebstrap util-linux ;;
     node) echo openssl containerd runc podman containernetworking-plugins iptables kmod iproute2 util-linux ;;

@@ -255,13 +255,19 @@ fn install(parts: &Parts, directory: &Path) -> Result<PathBuf> {
 }
 
 /// A port that was free a moment ago.
-pub(crate) fn free_port() -> Result<SocketAddr> {
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
     listener.local_addr().context("looking for a free port")
 }
 
-/// HTTP/1.0, where the end of the connection is the end of the answer.
-pub(crate) fn scrape(server: SocketAddr) -> Result<String> {
+/// The page at /metrics, by HTTP/1.0, where the end of the connection is the end of the answer.
+///
+/// # Errors
+/// When nobody answers, or not with a page.
+pub fn scrape(server: SocketAddr) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&server, SCRAPE)?;
     stream.set_read_timeout(Some(SCRAPE))?;
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;

@@ -85,7 +85,7 @@ fn mount_layers(guest: &mut Guest) -> Result<()> {
 }
 
 #[test]
-fn an_engine_out_of_files_is_handed_over_to_file_handles_by_policy() -> Result<()> {
+fn policy_heal_hands_over_to_file_handles() -> Result<()> {
     Host::visit(|host| {
         report::plant(host.source.path())?;
         let mut guest = host.guest("Shared", SCARCE, HEAL)?;
@@ -109,7 +109,7 @@ fn an_engine_out_of_files_is_handed_over_to_file_handles_by_policy() -> Result<(
 }
 
 #[test]
-fn with_report_it_is_counted_and_nothing_is_touched() -> Result<()> {
+fn policy_report_counts_and_changes_nothing() -> Result<()> {
     Host::visit(|host| {
         report::plant(host.source.path())?;
         let mut guest = host.guest("Shared", SCARCE, REPORT)?;
@@ -157,7 +157,7 @@ impl Drop for Tmpfs<'_> {
 }
 
 #[test]
-fn a_source_that_is_unmounted_and_another_in_its_place_is_followed_by_a_guest_that_stays_mounted() -> Result<()> {
+fn a_mounted_guest_follows_a_replaced_source() -> Result<()> {
     Host::visit(|host| {
         let first = Tmpfs::mount(host.source.path(), "first")?;
         let mut guest = host.guest("Shared", "{}", HEAL)?;
@@ -181,7 +181,7 @@ fn a_source_that_is_unmounted_and_another_in_its_place_is_followed_by_a_guest_th
 }
 
 #[test]
-fn a_file_that_was_not_to_change_is_named_and_no_engine_is_exchanged_for_it() -> Result<()> {
+fn a_content_violation_names_the_file_and_replaces_no_engine() -> Result<()> {
     Host::visit(|host| {
         fs::create_dir(host.source.path().join("etc"))?;
         for number in 0..50 {

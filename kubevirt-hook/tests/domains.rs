@@ -158,7 +158,7 @@ fn private_memory_is_rejected() {
 }
 
 #[test]
-fn other_documents_and_taken_tags_are_rejected() {
+fn other_documents_and_used_tags_are_rejected() {
     for (domain, says) in [
         ("<domain>", "the domain is not XML"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><domain>&b;</domain>", "the domain is not XML"),

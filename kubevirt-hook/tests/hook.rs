@@ -128,7 +128,7 @@ fn output(command: &mut Command) -> (Output, String) {
 }
 
 #[test]
-fn as_a_program_it_prints_the_domain() {
+fn the_program_prints_the_domain() {
     let (printed, said) = output(hook().args(["--vmi", MACHINE, "--domain", DOMAIN]));
     assert!(printed.status.success(), "{said}");
     let domain = String::from_utf8(printed.stdout).unwrap();

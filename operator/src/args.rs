@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Args, Parser, Subcommand};
+use virtiofs_http::AccessArgs;
 use virtiofs_logging::LogFormat;
 
 /// Serves the VirtiofsShares of a cluster on its nodes. Finds the API server as kubectl does: by KUBECONFIG,
@@ -29,6 +30,12 @@ pub(crate) struct Arguments {
     /// Serve /metrics, /healthz and /readyz at this address, such as 0.0.0.0:8080.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
+    /// Serve /healthz and /readyz at this address, too: without TLS, such as 0.0.0.0:8081.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) probes: Option<SocketAddr>,
+    /// Who may read the metrics.
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
     /// Filter of log lines, such as `info` or `warn,virtiofs_operator=debug`.
     #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
     pub(crate) log: String,

@@ -8,6 +8,7 @@ mod cluster;
 #[cfg(feature = "die-at-write")]
 mod die_at_write;
 mod error;
+mod foreign;
 mod http;
 mod leadership;
 mod metrics;

@@ -1,4 +1,4 @@
-//! Runs the operator: leadership, watches, and the reconcile loops of shares and nodes.
+//! Runs the operator: leadership, watches, and the reconcile loops of shares, exports and nodes.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use kube::runtime::{applier, controller};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
-use virtiofs_crds::VirtiofsShare;
+use virtiofs_crds::{VirtiofsExport, VirtiofsShare};
 
 use crate::args::{Arguments, Command};
 use crate::backoff::Backoff;
@@ -20,10 +20,12 @@ use crate::cluster::{Recent, watch};
 use crate::metrics::Metrics;
 use crate::throttle::Throttle;
 use crate::writer::{FIELD_MANAGER, Writer};
-use crate::{http, leadership, node, share, uninstall};
+use crate::{foreign, http, leadership, node, share, uninstall};
 
 /// Number of concurrent reconciles of shares.
 const CONCURRENT_SHARES: u16 = 4;
+/// Number of concurrent reconciles of exports.
+const CONCURRENT_EXPORTS: u16 = 4;
 /// Number of concurrent reconciles of nodes.
 const CONCURRENT_NODES: u16 = 8;
 
@@ -43,9 +45,7 @@ async fn operate(arguments: Arguments) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let client = Client::try_default().await.context("cannot configure the client of the API server")?;
     let mut tasks = JoinSet::new();
-    if let Some(address) = arguments.metrics {
-        tasks.spawn(http::serve(http::bind(address).await?, metrics.clone()));
-    }
+    http::start(&arguments, &client, &metrics, &mut tasks).await?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "waiting for the lease");
     let acquired = async {
         let version = client.apiserver_version().await.context("the API server does not answer")?;
@@ -73,7 +73,7 @@ async fn operate(arguments: Arguments) -> anyhow::Result<()> {
     outcome
 }
 
-/// Reconciles shares and nodes for ever.
+/// Reconciles shares, exports and nodes for ever.
 async fn reconcile(
     arguments: &Arguments,
     client: Client,
@@ -97,9 +97,16 @@ async fn reconcile(
         exports_written: Recent::default(),
     });
     let (throttle, backoff) = (Throttle::default(), Backoff::default());
+    let exports = Arc::new(foreign::Context {
+        cluster: cluster.clone(),
+        writer: writer.clone(),
+        metrics: metrics.clone(),
+        backoff: Backoff::default(),
+    });
     let nodes = Arc::new(node::Context { cluster, writer, metrics, throttle, backoff });
     tokio::select! {
         () = reconcile_shares(shares, requests.shares) => {}
+        () = reconcile_exports(exports, requests.exports) => {}
         () = reconcile_nodes(nodes, requests.nodes) => {}
     }
     bail!("the watches have ended")
@@ -111,6 +118,13 @@ async fn reconcile_shares(context: Arc<share::Context>, requests: UnboundedRecei
     let reconcile = |share, context| Box::pin(share::reconcile(share, context));
     // `retry` logs failures; a share that was deleted is none.
     applier(reconcile, share::retry, context, store, queue(requests), config).for_each(|_| async {}).await;
+}
+
+async fn reconcile_exports(context: Arc<foreign::Context>, requests: UnboundedReceiver<ObjectRef<VirtiofsExport>>) {
+    let config = controller::Config::default().concurrency(CONCURRENT_EXPORTS);
+    let store = context.cluster.export_store();
+    let reconcile = |export, context| Box::pin(foreign::reconcile(export, context));
+    applier(reconcile, foreign::retry, context, store, queue(requests), config).for_each(|_| async {}).await;
 }
 
 async fn reconcile_nodes(context: Arc<node::Context>, requests: UnboundedReceiver<ObjectRef<Node>>) {

@@ -42,7 +42,9 @@ use crate::writer::Writer;
 
 pub(crate) use self::apply::identity;
 pub(crate) use self::deletion::FINALIZER;
+pub(crate) use self::exports::foreign_finalizers_removed;
 pub(crate) use self::health::is_ready;
+pub(crate) use self::observe::is_own;
 
 /// Shortest time between two reconciles of a share. Changes of its exports in between are seen by the next.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -131,8 +133,10 @@ async fn run(context: &Context, observed: &Observed) -> Result<bool, StepError> 
     // The status first: an operator that dies after it has left a record of what is changing.
     let status = status::status(object, &desired, &placement, &rollout, &Deletion::NotRequested, &observed.now);
     let wrote = write_status(context, observed, &status).await?;
+    let corrections = exports::corrections(object, &placement);
+    apply::corrections(context, &corrections).await?;
     apply::exports(context, object, &changes).await?;
-    Ok(wrote || changes.len() > 0)
+    Ok(wrote || changes.len() + corrections.len() > 0)
 }
 
 /// Drains the exports of a share that is being deleted, and removes the finalizer when no VM uses it any more.
@@ -149,6 +153,7 @@ async fn delete(context: &Context, observed: &Observed, desired: Option<&Desired
         let status = status::status(object, desired, &placement, &Rollout::default(), &deletion, &observed.now);
         write_status(context, observed, &status).await?;
     }
+    apply::corrections(context, &exports::corrections(object, &placement)).await?;
     apply::exports(context, object, &changes).await?;
     Ok(true)
 }

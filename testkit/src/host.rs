@@ -325,6 +325,11 @@ impl Host {
         }
     }
 
+    /// Address of the agent's HTTP server.
+    pub fn metrics_address(&self) -> SocketAddr {
+        self.metrics
+    }
+
     /// Status code and body of a page of the agent's HTTP server.
     pub fn get(&self, page: &str) -> (u16, String) {
         let mut stream = self.wait("the metrics address", || TcpStream::connect(self.metrics).ok());

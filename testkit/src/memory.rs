@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn untouched_memory_takes_no_room() {
+    fn untouched_memory_is_not_resident() {
         use std::os::unix::fs::MetadataExt;
         let memory = GuestMemory::create(4 << 30, None).unwrap();
         assert_eq!(memory.file.metadata().unwrap().blocks(), 0);

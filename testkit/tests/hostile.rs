@@ -62,7 +62,7 @@ fn a_chain_made_by_hand_is_served() {
 }
 
 #[test]
-fn memory_cut_short_ends_stock() {
+fn truncated_memory_ends_stock() {
     let mut stock = Stock::start(&[]);
     let guest = impatient(&stock);
     // Far below the last buffer, above the rings and the first buffers.
@@ -79,7 +79,7 @@ fn memory_cut_short_ends_stock() {
 }
 
 #[test]
-fn half_a_header_and_silence_are_waited_out() {
+fn half_a_header_times_out() {
     let stock = Stock::start(&[]);
     let connection = Connection::connect(stock.socket(), Duration::from_millis(200)).unwrap();
     let mut stream = connection.stream();

@@ -67,7 +67,7 @@ fn requests_made_while_paused_are_served_after_resume() {
 }
 
 #[test]
-fn a_reboot_starts_from_nothing() {
+fn a_reboot_starts_with_an_empty_session() {
     let stock = Stock::start(&[]);
     let guest = stock.guest();
     let before = guest.fuse().mkdir(ROOT, "d", 0o755).unwrap();
@@ -80,7 +80,7 @@ fn a_reboot_starts_from_nothing() {
 }
 
 #[test]
-fn a_killed_server_is_a_disconnect_not_a_hang() {
+fn a_killed_server_is_a_disconnect() {
     let mut stock = Stock::start(&[]);
     let guest = stock.guest();
     let pid = stock.server().pid();
@@ -95,7 +95,7 @@ fn a_killed_server_is_a_disconnect_not_a_hang() {
 }
 
 #[test]
-fn another_server_is_taken_up_where_the_used_ring_ends() {
+fn another_server_resumes_at_the_used_index() {
     let (first, second) = (Stock::start(&[]), Stock::start(&[]));
     let guest = first.guest();
     guest.fuse().write_file("f", b"first").unwrap();

@@ -219,7 +219,7 @@ fn files_belong_to_the_caller_and_its_groups_count() {
 }
 
 #[test]
-fn what_stock_lacks_it_says_so() {
+fn missing_features_of_stock_are_reported() {
     let stock = Stock::start(&[]);
     let guest = stock.guest();
     let refused = guest.fuse().tmpfile(ROOT, libc::O_RDWR, 0o600).unwrap_err();

@@ -106,7 +106,7 @@ fn a_script_continues_over_a_pause_and_a_reboot() {
 }
 
 #[test]
-fn what_goes_wrong_behind_the_guest_is_found() {
+fn changes_behind_the_guest_are_found() {
     let stock = Stock::start(&[]);
     let guest = stock.guest();
     let mut workload = Workload::start(Config::new(0).host(stock.share()), &[guest.fuse()]);

@@ -73,6 +73,36 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
+{{/* Options, mount and volume of the certificate of metrics. */}}
+{{- define "virtiofs.metrics-access" -}}
+{{- if .Values.metrics.tlsSecret -}}
+- --metrics-tls-cert=/etc/virtiofs/metrics/tls.crt
+- --metrics-tls-key=/etc/virtiofs/metrics/tls.key
+{{- if .Values.metrics.authorization }}
+- --metrics-authorization
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "virtiofs.metrics-mount" -}}
+{{- if .Values.metrics.tlsSecret -}}
+- {name: metrics-certificate, mountPath: /etc/virtiofs/metrics, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "virtiofs.metrics-volume" -}}
+{{- if .Values.metrics.tlsSecret -}}
+- name: metrics-certificate
+  secret: {secretName: {{ .Values.metrics.tlsSecret }}, defaultMode: 0444}
+{{- end }}
+{{- end }}
+
+{{/* CEL: this field of an object's metadata is as it was. */}}
+{{- define "virtiofs.metadata-kept" -}}
+&& (has(object.metadata.{{ . }}) ? has(oldObject.metadata.{{ . }}) && object.metadata.{{ . }} == oldObject.metadata.{{ . }}
+: !has(oldObject.metadata.{{ . }}))
+{{- end }}
+
 {{/* Mounts of the host's directories in a container; dict "root" . "readOnly" BOOL. */}}
 {{- define "virtiofs.source-mounts" -}}
 {{- $readOnly := .readOnly }}

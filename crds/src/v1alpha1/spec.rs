@@ -97,7 +97,8 @@ pub struct VirtiofsShareSpec {
     #[serde(default = "read_only")]
     pub access: Access,
     /// What is true of the data while guests use it. `Immutable`: nobody changes it. `Exclusive`: only one guest changes
-    /// it, and a second VM on the node is refused. `Shared`: anyone may change it. Caching follows from this field, so
+    /// it, and a second VM on the node is refused. `Shared`: anyone may change it; file locks are kept inside each guest, so
+    /// they do not coordinate guests with each other or with the host. Caching follows from this field, so
     /// with a wrong value guests see old data.
     #[serde(default)]
     pub content: Content,

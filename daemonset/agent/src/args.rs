@@ -5,7 +5,10 @@ use std::path::{Component, Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use virtiofs_client::runtime_dir::default_root;
+use virtiofs_http::AccessArgs;
 use virtiofs_logging::LogFormat;
+
+use crate::csi::VolumeLimits;
 
 /// Shares directories of this host with VMs over virtiofs, as VirtiofsShare documents declare.
 ///
@@ -78,9 +81,18 @@ pub(crate) struct NodeArgs {
     /// Directory that sources may be in; can be repeated [default: anywhere; nowhere with --source-root].
     #[arg(long = "allowed-source", value_name = "PREFIX", value_parser = absolute)]
     pub(crate) allowed_sources: Vec<PathBuf>,
-    /// Serve /metrics, /healthz and /readyz at this address, such as 127.0.0.1:9090.
+    /// How many volumes may exist.
+    #[command(flatten)]
+    pub(crate) limits: VolumeLimits,
+    /// Serve /metrics, /healthz and /readyz at this address, such as 0.0.0.0:9090.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
+    /// Serve /healthz and /readyz at this address, too: without TLS, such as 0.0.0.0:9091.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) probes: Option<SocketAddr>,
+    /// Who may read the metrics.
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
 }
 
 /// An absolute path without a slash at its end.

@@ -12,6 +12,7 @@ mod csi_node;
 mod directory;
 mod empty;
 mod identity;
+mod limits;
 mod node;
 mod publish;
 mod registration;
@@ -35,6 +36,7 @@ use virtiofs_csi::v1::node_server::NodeServer;
 use crate::kubernetes::Exports;
 use crate::model::pass::Pass;
 use identity::Identity;
+pub(crate) use limits::VolumeLimits;
 use node::Node;
 use publish::Publisher;
 use registration::Registration;
@@ -59,6 +61,8 @@ pub(crate) struct Plugin {
     pub(crate) registry: Arc<Registry>,
     /// Rejected volume requests.
     pub(crate) rejections: RejectionCounts,
+    /// How many volumes may exist.
+    pub(crate) limits: VolumeLimits,
 }
 
 impl Plugin {
@@ -77,6 +81,7 @@ impl Plugin {
             registry: self.registry.clone(),
             rejections: rejections::Rejections::start(&self.client, &self.node, self.rejections),
             client: self.client.clone(),
+            limits: self.limits,
             busy: publish::Busy::default(),
         });
         tokio::spawn(sweep::run(publisher.clone()));

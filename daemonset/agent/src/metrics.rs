@@ -3,4 +3,4 @@
 mod server;
 mod volumes;
 
-pub(crate) use server::{Serving, Standby, bind, serve};
+pub(crate) use server::{Access, Addresses, Listeners, Serving, Standby, start};

@@ -13,6 +13,7 @@ use crate::announce::{self, Output};
 use crate::args::NodeArgs;
 use crate::csi::{self, KubeletDir, Plugin, Registry, RejectionCounts};
 use crate::kubernetes::{self, Sink};
+use crate::metrics::{Access, Addresses};
 use crate::probe::Sources;
 
 /// Runs until a signal.
@@ -26,8 +27,10 @@ pub(crate) fn node(args: &NodeArgs) -> anyhow::Result<()> {
 async fn work(args: &NodeArgs) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let addresses = Addresses { metrics: args.metrics, probes: args.probes };
+    let certificate = args.access.certificate().context("--metrics-tls-cert, --metrics-tls-key")?;
     let claim = tokio::select! {
-        claim = Claim::wait_for(&args.runtime_dir, args.metrics) => claim?,
+        claim = Claim::wait_for(&args.runtime_dir, addresses) => claim?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -42,6 +45,7 @@ async fn work(args: &NodeArgs) -> anyhow::Result<()> {
         rejections: rejections.clone(),
         shares_dir: None,
         sources: Sources { root: args.source_root.clone(), allowed: args.allowed_sources.clone() },
+        access: Access { certificate, reviewer: args.access.reviewer(&client) },
     };
     let running = agent::start(claim, inputs);
     tracing::info!(node = args.node, runtime_dir = %running.runtime_dir.root().display(), "agent started");
@@ -55,6 +59,7 @@ async fn work(args: &NodeArgs) -> anyhow::Result<()> {
         passes: running.passes.clone(),
         registry,
         rejections,
+        limits: args.limits,
     });
     let plugin = async move {
         match plugin {

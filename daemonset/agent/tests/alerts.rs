@@ -12,7 +12,11 @@ use serde_json::Value;
 const ALERTS: &str = "charts/virtiofs-operator/files/alerts.yaml";
 const DASHBOARD: &str = "charts/virtiofs-operator/files/dashboard.json";
 const TESTS: &str = "e2e/rules/alerts.test.yaml";
-const EXPORTS: [&str; 2] = ["daemonset/client/src/metrics/families.rs", "daemonset/client/src/metrics/staleness.rs"];
+const EXPORTS: [&str; 3] = [
+    "daemonset/client/src/metrics/families.rs",
+    "daemonset/client/src/metrics/staleness.rs",
+    "operator/src/metrics.rs",
+];
 
 fn path(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "..", "..", name].iter().collect()

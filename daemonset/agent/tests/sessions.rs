@@ -227,7 +227,7 @@ fn a_share_with_another_source_waits_for_old_vms() {
     std::fs::remove_file(host.path("shares/a.yaml")).unwrap();
     host.until("a", "draining", |it| it["state"] == "Draining");
     host.declare("a.yaml", &manifest("a", &new, ""));
-    host.until_not_ready("a", "BrokerRefused");
+    host.until_not_ready("a", "BrokerRejected");
     work(&guest);
     drop(guest);
     let share = host.until_ready("a");

@@ -10,7 +10,6 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs, readlink};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::record::SessionRecord;
 use crate::vhost_user::codec::{Layout, Region, Request};
 
 /// `HUGETLBFS_MAGIC` and `TMPFS_MAGIC` of linux/magic.h; a memfd is a file of one of them.
@@ -82,16 +81,16 @@ pub(crate) struct Numbering {
 }
 
 impl Numbering {
-    /// Checks the descriptors of a request. A memory file that the record has already becomes the same descriptor: a VMM
+    /// Checks the descriptors of a request. A memory file of a region that is `known` already becomes the same descriptor: a VMM
     /// may send one memfd for two regions, and sends all of them again with every change.
     pub(crate) fn admit(
         &mut self,
-        record: &SessionRecord<Descriptor>,
+        known: &[Region<Descriptor>],
         request: Request<OwnedFd>,
     ) -> Result<Request<Descriptor>, InvalidDescriptor> {
         Ok(match request {
-            Request::SetMemTable(regions) => Request::SetMemTable(self.table(record, regions)?),
-            Request::AddMemReg(region) => Request::AddMemReg(self.region(&record.regions, region)?),
+            Request::SetMemTable(regions) => Request::SetMemTable(self.table(known, regions)?),
+            Request::AddMemReg(region) => Request::AddMemReg(self.region(known, region)?),
             Request::SetVringKick { ring, fd } => Request::SetVringKick { ring, fd: self.event(fd)? },
             Request::SetVringCall { ring, fd } => Request::SetVringCall { ring, fd: self.event(fd)? },
             Request::SetVringErr { ring, fd } => Request::SetVringErr { ring, fd: self.event(fd)? },
@@ -115,10 +114,10 @@ impl Numbering {
 
     fn table(
         &mut self,
-        record: &SessionRecord<Descriptor>,
+        known: &[Region<Descriptor>],
         regions: Vec<Region<OwnedFd>>,
     ) -> Result<Vec<Region<Descriptor>>, InvalidDescriptor> {
-        let mut known = record.regions.clone();
+        let mut known = known.to_vec();
         let mut table = Vec::with_capacity(regions.len());
         for region in regions {
             let region = self.region(&known, region)?;
@@ -209,7 +208,7 @@ mod tests {
     }
 
     fn admit(request: Request<OwnedFd>) -> Result<Request<Descriptor>, InvalidDescriptor> {
-        Numbering::default().admit(&SessionRecord::default(), request)
+        Numbering::default().admit(&[], request)
     }
 
     fn add(file: OwnedFd, layout: Layout) -> Request<OwnedFd> {
@@ -281,11 +280,10 @@ mod tests {
             region(memory(4096), 0),
         ]);
         let mut numbering = Numbering::default();
-        let Ok(Request::SetMemTable(regions)) = numbering.admit(&SessionRecord::default(), twice) else { panic!() };
+        let Ok(Request::SetMemTable(regions)) = numbering.admit(&[], twice) else { panic!() };
         let numbers: Vec<u32> = regions.iter().map(|region| region.file.number()).collect();
         assert_eq!(numbers, [1, 1, 2]);
-        let record = SessionRecord { regions, ..SessionRecord::default() };
-        let again = numbering.admit(&record, add(file, layout(4096, 0))).unwrap();
+        let again = numbering.admit(&regions, add(file, layout(4096, 0))).unwrap();
         assert!(matches!(again, Request::AddMemReg(region) if region.file.number() == 1));
     }
 }

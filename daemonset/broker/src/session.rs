@@ -229,7 +229,7 @@ impl Session {
     fn vmm_message(&mut self) -> Result<(), End> {
         let peeked = self.vmm.peek()?;
         let (number, length) = (peeked.request.number(), peeked.length());
-        let request = self.numbering.admit(&self.record, peeked.request)?;
+        let request = self.numbering.admit(&self.record.regions, peeked.request)?;
         let answer = apply(&mut self.record, request)?;
         let acknowledge = peeked.need_reply && self.record.protocol_features & features::REPLY_ACK != 0;
         self.record.reply_owed = owed(number, answer, acknowledge);

@@ -26,6 +26,24 @@ fn hello(socket: &Path) -> String {
 }
 
 #[test]
+fn a_persons_socket_named_like_a_volume_is_no_volume() {
+    let broker = Broker::start();
+    let source = broker.source("data");
+    let scratch = tempfile::tempdir().unwrap();
+    for name in ["data.v-x", "data.v-0123456789abcdef", "data.volume"] {
+        let endpoint = Endpoint { kind: EndpointKind::Socket, source: source.clone(), ..broker.endpoint(name) };
+        let mut control = broker.control();
+        // A volume needs the directory of its pod, a socket must not have one.
+        let request = Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None };
+        let response = control.request_with(&request, &fs::File::open(scratch.path()).unwrap());
+        assert!(matches!(response, Response::InvalidRequest { .. }), "{name}: {response:?}");
+        control.apply(&endpoint).unwrap();
+        assert_eq!(hello(&endpoint.socket.path), "from the host\n");
+        assert_eq!(broker.status_of(name).endpoint.kind, EndpointKind::Socket);
+    }
+}
+
+#[test]
 fn socket_is_bound_in_the_passed_directory() {
     let broker = Broker::start();
     let scratch = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use common::{Broker, boot, read_hello, runs, until};
-use testkit::skip::require_that;
+use testkit::skip::{require, require_that};
 use virtiofs_config::Limits;
 use virtiofs_contract::control::SessionState;
 use virtiofs_contract::preflight::Reason;
@@ -56,15 +56,12 @@ fn limits_are_active_or_reported() {
     let data = memory.lines().find(|line| line.starts_with("Max data size")).unwrap();
     assert!(data.contains(&(512u64 << 20).to_string()), "{data}");
     let groups = groups_of(engine);
-    if let Some(millis) = found.limits.cpu_millis {
-        let quota = groups.iter().find_map(|group| {
-            let one = fs::read_to_string(group.join("cpu.cfs_quota_us"));
-            one.or_else(|_| fs::read_to_string(group.join("cpu.max"))).ok()
-        });
-        assert!(quota.unwrap().starts_with(&(millis * 100).to_string()));
-    } else {
-        eprintln!("no control groups here: {:?}", found.findings);
-    }
+    let Some(millis) = require("control groups that the broker can create", found.limits.cpu_millis) else { return };
+    let quota = groups.iter().find_map(|group| {
+        let one = fs::read_to_string(group.join("cpu.cfs_quota_us"));
+        one.or_else(|_| fs::read_to_string(group.join("cpu.max"))).ok()
+    });
+    assert!(quota.unwrap().starts_with(&(millis * 100).to_string()));
     let adjusted = fs::read_to_string(format!("/proc/{engine}/oom_score_adj")).unwrap();
     let own = fs::read_to_string(format!("/proc/{}/oom_score_adj", broker.pid())).unwrap();
     assert!(adjusted.trim().parse::<i32>().unwrap() > own.trim().parse::<i32>().unwrap().min(999));

@@ -46,7 +46,7 @@ pub enum ClientError {
     Invalid(String),
     /// The broker rejected the request for this reason; nothing was changed.
     #[error("{}: {}\n    -> {}", .0.reason.as_str(), .0.message, .0.remedy)]
-    Refused(Finding),
+    Rejected(Finding),
     /// The response does not belong to the request.
     #[error("unexpected response from the broker")]
     Unexpected,
@@ -243,7 +243,7 @@ fn milliseconds(duration: Duration) -> u64 {
 fn unexpected(response: Response) -> ClientError {
     match response {
         Response::InvalidRequest { message } => ClientError::Invalid(message),
-        Response::Refused { finding } => ClientError::Refused(finding),
+        Response::Refused { finding } => ClientError::Rejected(finding),
         _ => ClientError::Unexpected,
     }
 }

@@ -31,7 +31,7 @@ pub enum NoticeReason {
     /// The broker does not answer.
     BrokerUnavailable,
     /// The broker rejects the share in its present state.
-    BrokerRefused,
+    BrokerRejected,
     /// A session has no engine.
     SessionFailed,
     /// A guest is near a limit of what it may hold.
@@ -39,7 +39,7 @@ pub enum NoticeReason {
     /// A guest puts requests into memory that its VMM does not share.
     GuestMemoryUnreachable,
     /// A second VM was refused a share that one VM at a time may use.
-    ExclusiveRefused,
+    ExclusiveRejected,
     /// A remedy against staleness has changed the configuration.
     RemedyActive,
     /// No remedy against staleness is left.
@@ -53,11 +53,11 @@ impl NoticeReason {
     const OWN: [NoticeReason; 10] = [
         NoticeReason::ManifestInvalid,
         NoticeReason::BrokerUnavailable,
-        NoticeReason::BrokerRefused,
+        NoticeReason::BrokerRejected,
         NoticeReason::SessionFailed,
         NoticeReason::NearLimit,
         NoticeReason::GuestMemoryUnreachable,
-        NoticeReason::ExclusiveRefused,
+        NoticeReason::ExclusiveRejected,
         NoticeReason::RemedyActive,
         NoticeReason::RemedyFailed,
         NoticeReason::NotServed,
@@ -70,11 +70,11 @@ impl NoticeReason {
             NoticeReason::Stale(cause) => cause.name(),
             NoticeReason::ManifestInvalid => "ManifestInvalid",
             NoticeReason::BrokerUnavailable => "BrokerUnavailable",
-            NoticeReason::BrokerRefused => "BrokerRefused",
+            NoticeReason::BrokerRejected => "BrokerRejected",
             NoticeReason::SessionFailed => "SessionFailed",
             NoticeReason::NearLimit => "NearLimit",
             NoticeReason::GuestMemoryUnreachable => "GuestMemoryUnreachable",
-            NoticeReason::ExclusiveRefused => "ExclusiveRefused",
+            NoticeReason::ExclusiveRejected => "ExclusiveRejected",
             NoticeReason::RemedyActive => "RemedyActive",
             NoticeReason::RemedyFailed => "RemedyFailed",
             NoticeReason::NotServed => "NotServed",

@@ -7,7 +7,8 @@ use anyhow::{Context, ensure};
 use virtiofs_client::report::Problem;
 use virtiofs_client::text::{name, print};
 use virtiofs_config::{EngineConfig, LONG_TIMEOUT_MS};
-use virtiofs_crds::{Document, Manifests, read_directory, read_files};
+use virtiofs_crds::v1alpha1::Content;
+use virtiofs_crds::{Document, Manifests, Share, read_directory, read_files};
 
 use crate::args::CheckArgs;
 
@@ -56,18 +57,27 @@ fn with_share(problem: &Problem) -> String {
 
 fn accepted(document: &Document) -> String {
     let share = &document.share;
-    let exclusive = if share.exclusive { ", one VM at a time" } else { "" };
     format!(
-        "{}: share {:?} is valid\n    source  {}\n    content {}{exclusive}\n    socket  mode {:04o}{}{}\n    engine  {}\n",
+        "{}: share {:?} is valid\n    source  {}\n    content {}{}\n    socket  mode {:04o}{}{}\n    engine  {}\n",
         document.origin,
         share.name.as_str(),
         share.source,
         share.content.as_str(),
+        several_writers(share),
         share.socket.mode,
         share.socket.owner.map_or_else(String::new, |owner| format!(", owner {owner}")),
         share.socket.group.map_or_else(String::new, |group| format!(", group {group}")),
         summary(&share.engine),
     )
+}
+
+/// What the share means for several VMs that write.
+fn several_writers(share: &Share) -> &'static str {
+    match share.content {
+        _ if share.exclusive => ", one VM at a time",
+        Content::Shared if share.engine.writable() => ", file locks of one VM are unknown to other VMs and to the host",
+        _ => "",
+    }
 }
 
 /// The configuration in one line: first what follows from `content`, then what is switched on.

@@ -181,7 +181,7 @@ fn a_second_vm_of_an_exclusive_share_is_rejected() {
     let guest = guest_at(&host, "a");
     session(&host, "a");
     assert!(Guest::boot(GuestConfig::new(host.socket("a")).small()).is_err());
-    let share = host.until("a", "reported", |it| has_reason(it, "ExclusiveRefused"));
+    let share = host.until("a", "reported", |it| has_reason(it, "ExclusiveRejected"));
     assert_eq!(share["state"], "Degraded");
     assert_eq!(share["rejectedExclusive"], 1, "{share}");
     assert!(host.get("/metrics").1.contains("virtiofs_exclusive_rejections_total{share=\"a\"} 1\n"));

@@ -129,3 +129,39 @@ fn links_between_documents_exist() {
         }
     }
 }
+
+/// Texts in backquotes of the form `file::test`.
+fn cited_tests(text: &str) -> Vec<(String, String)> {
+    let word =
+        |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    let quoted = text.split('`').skip(1).step_by(2).filter_map(|quoted| quoted.split_once("::"));
+    quoted.filter(|(file, test)| word(file) && word(test)).map(|(file, test)| (file.into(), test.into())).collect()
+}
+
+/// The text of all tests whose file or folder has this name.
+fn tests_of(file: &str) -> String {
+    let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", ".."].iter().collect();
+    let mut folders = vec![root.join("daemonset"), root.join("e2e/tests"), root.join("operator"), root.join("crds")];
+    let mut text = String::new();
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension() == Some("rs".as_ref())
+                && path.iter().any(|part| part == file || part.to_str() == Some(&format!("{file}.rs")))
+            {
+                text.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    text
+}
+
+#[test]
+fn tests_that_documents_cite_exist() {
+    let cited = cited_tests(&document("docs/SEMANTICS.md"));
+    assert!(cited.len() > 5, "{cited:?}");
+    for (file, test) in cited {
+        assert!(tests_of(&file).contains(&format!("fn {test}(")), "docs/SEMANTICS.md cites {file}::{test}");
+    }
+}

@@ -24,6 +24,8 @@ pub struct NodeDaemons {
     kubeconfig: PathBuf,
     /// Does the agent serve a kubelet?
     volumes: bool,
+    /// More options of the agent.
+    options: Vec<String>,
     dir: TempDir,
 }
 
@@ -33,7 +35,7 @@ impl NodeDaemons {
     /// # Errors
     /// When they are not built or do not start.
     pub fn start(cluster: &Cluster, node: &str) -> Result<Self> {
-        Self::start_with(cluster, node, false)
+        Self::start_with(cluster, node, false, &[])
     }
 
     /// The same with an agent that serves a kubelet, whose directory is [`NodeDaemons::kubelet_dir`].
@@ -41,15 +43,24 @@ impl NodeDaemons {
     /// # Errors
     /// When they are not built or do not start.
     pub fn start_with_volumes(cluster: &Cluster, node: &str) -> Result<Self> {
-        Self::start_with(cluster, node, true)
+        Self::start_with(cluster, node, true, &[])
     }
 
-    fn start_with(cluster: &Cluster, node: &str, volumes: bool) -> Result<Self> {
+    /// The same with more options for the agent, and without volumes.
+    ///
+    /// # Errors
+    /// When they are not built or do not start.
+    pub fn start_with_options(cluster: &Cluster, node: &str, options: &[String]) -> Result<Self> {
+        Self::start_with(cluster, node, false, options)
+    }
+
+    fn start_with(cluster: &Cluster, node: &str, volumes: bool, options: &[String]) -> Result<Self> {
         // Sockets lie deep below it, and their paths must not be long.
         let dir = tempfile::Builder::new().prefix("n-").tempdir_in(cluster.dir());
         let dir = dir.context("making a directory for a node")?;
         let kubeconfig = cluster.agent_of(node)?.kubeconfig().to_owned();
-        let mut daemons = NodeDaemons { agent: None, broker: None, node: node.to_owned(), kubeconfig, volumes, dir };
+        let (node, options) = (node.to_owned(), options.to_vec());
+        let mut daemons = NodeDaemons { agent: None, broker: None, node, kubeconfig, volumes, options, dir };
         daemons.start_broker()?;
         daemons.start_agent()?;
         Ok(daemons)
@@ -109,6 +120,7 @@ impl NodeDaemons {
         let mut agent = Command::new(binary("virtiofs-agent")?);
         agent.env("KUBECONFIG", &self.kubeconfig);
         agent.args(["node", "--node", &self.node, "--runtime-dir"]).arg(self.runtime_dir());
+        agent.args(&self.options);
         if self.volumes {
             agent.arg("--kubelet-dir").arg(self.kubelet_dir());
         }

@@ -197,6 +197,8 @@ impl Place {
         manager.arg("--kubeconfig").arg(self.kubeconfig(ADMIN));
         manager.arg("--service-account-private-key-file").arg(self.signing_key());
         manager.args(["--leader-elect=false", "--secure-port=0"]);
+        // Each controller has an account of its own, as in real clusters: admission policies know the garbage collector by it.
+        manager.arg("--use-service-account-credentials=true");
         if self.nodes == Nodes::Fake {
             manager.arg(
                 "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller,\

@@ -1,11 +1,12 @@
 //! kubectl, as somebody.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// kubectl with the rights of one kubeconfig.
 #[derive(Clone, Debug)]
@@ -28,6 +29,35 @@ impl Kubectl {
     /// The kubeconfig.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// The same user at another server, whose certificate is not verified.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be read or written.
+    pub fn of_server(&self, server: SocketAddr) -> Result<Self> {
+        self.changed(&server.port().to_string(), |kubeconfig| {
+            kubeconfig["clusters"][0]["cluster"] =
+                json!({"server": format!("https://{server}"), "insecure-skip-tls-verify": true});
+        })
+    }
+
+    /// The same server for another bearer token.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be read or written.
+    pub fn with_token(&self, token: &str) -> Result<Self> {
+        self.changed(token, |kubeconfig| kubeconfig["users"][0]["user"] = json!({"token": token}))
+    }
+
+    fn changed(&self, suffix: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
+        let text = std::fs::read(&self.kubeconfig).context("reading a kubeconfig")?;
+        let mut kubeconfig: Value = serde_json::from_slice(&text).context("a kubeconfig that is not JSON")?;
+        change(&mut kubeconfig);
+        let name = self.kubeconfig.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let path = self.kubeconfig.with_file_name(format!("{name}-{suffix}.kubeconfig"));
+        std::fs::write(&path, kubeconfig.to_string()).context("writing a kubeconfig")?;
+        Ok(self.with(path))
     }
 
     /// Runs it and returns what it prints.

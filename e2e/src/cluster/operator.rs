@@ -41,6 +41,16 @@ impl Operator {
         })
     }
 
+    /// Starts one with more options.
+    ///
+    /// # Errors
+    /// When it is not built or does not start.
+    pub fn start_with_options(cluster: &Cluster, name: &str, options: &[String]) -> Result<Self> {
+        Self::start_with(cluster, name, |command| {
+            command.args(options);
+        })
+    }
+
     /// Starts one that dies before its write of this number.
     ///
     /// # Errors
@@ -57,8 +67,13 @@ impl Operator {
         let mut command = Command::new(binary()?);
         command.env("KUBECONFIG", access.kubeconfig());
         command.args(["--namespace", NAMESPACE, "--identity", name, "--lease-seconds", LEASE_SECONDS]);
-        command.args(["--metrics", &metrics.to_string(), "--log", "info,virtiofs_operator=debug"]);
+        command.args(["--log", "info,virtiofs_operator=debug"]);
         prepare(&mut command);
+        // An option that `prepare` gives takes its place.
+        let given = command.get_args().any(|argument| argument.to_string_lossy().starts_with("--metrics="));
+        if !given {
+            command.args(["--metrics", &metrics.to_string()]);
+        }
         let process = Process::start(command, &cluster.dir().join(format!("operator-{name}.log")), FAREWELL)?;
         Ok(Operator { process, metrics })
     }

@@ -16,6 +16,9 @@ const VALUES: &[&[&str]] = &[
     &["image.pullSecrets[0].name=registry", "image.tag=1.2.3", "image.pullPolicy=Always", "log.format=text"],
     &["resourceQuota.enabled=true", "resourceQuota.pods=20", "operator.tolerations[0].operator=Exists"],
     &["dashboard.enabled=true", "workloads.enabled=false"],
+    &["metrics.tlsSecret=virtiofs-metrics", "metrics.authorization=true"],
+    &["networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring"],
+    &["networkPolicy.enabled=false"],
 ];
 
 /// Values that are refused, and words of the refusal.
@@ -37,6 +40,9 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("broker.sandbox=chroot", &["/broker/sandbox", "'Chroot', 'Namespace'"]),
     ("broker.moreCapabilities={CAP_MKNOD}", &["/broker/moreCapabilities/0", "'MKNOD'"]),
     ("broker.resources.limits.memory=1Gi", &["broker.resources.limits.memory", "end all engines", "remove it"]),
+    ("metrics.authorization=true", &["metrics.authorization: clients would send", "set metrics.tlsSecret"]),
+    ("networkPolicy.metricsFrom=monitoring", &["/networkPolicy/metricsFrom", "want array"]),
+    ("volumes.perPod=0", &["/volumes/perPod", "want 1"]),
     ("operator.replicas=0", &["/operator/replicas", "want 1"]),
     ("image.pullSecrets={registry}", &["/image/pullSecrets/0", "want object"]),
     ("image.tag=2", &["/image/tag", "want string"]),

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{until, wait_for};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::world::{How, World};
 
@@ -95,17 +95,67 @@ pub(crate) fn two_shares_of_one_path_and_long_names(world: &mut World) -> Result
     Ok(())
 }
 
+/// Without the admission policy, which rejects all of this: the operator does not depend on it.
 pub(crate) fn changes_of_an_export_are_reverted(world: &mut World) -> Result<()> {
     world.served("whole", &["w1"], json!({}))?;
     let name = world.exports("whole")?["w1"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let patch = r#"{"spec":{"engine":{"maxInodes":1234},"access":"ReadWrite"}}"#;
-    world.admin().run(&["patch", "vfe", &name, "--type=merge", "-p", patch])?;
-    world.until_exports("whole", "as declared", |exports| {
-        let spec = &exports["w1"]["spec"];
-        spec["access"] == "ReadOnly" && spec["engine"]["maxInodes"] != 1234
-    })?;
-    world.admin().run(&["delete", "vfe", &name])?;
-    world
-        .until_exports("whole", "there again", |exports| exports.get("w1").is_some_and(|it| it["status"].is_null()))?;
-    Ok(())
+    world.without_export_policy(|| {
+        let admin = world.admin();
+        let patch = |patch: &str| admin.run(&["patch", "vfe", &name, "--type=merge", "-p", patch]);
+        patch(r#"{"spec":{"engine":{"maxInodes":1234},"access":"ReadWrite"}}"#)?;
+        world.until_exports("whole", "as declared", |exports| {
+            let spec = &exports["w1"]["spec"];
+            spec["access"] == "ReadOnly" && spec["engine"]["maxInodes"] != 1234
+        })?;
+        let owner = r#"{"apiVersion":"v1","kind":"Namespace","name":"default","uid":"0"}"#;
+        for metadata in [
+            r#"{"finalizers":["example.com/keep"]}"#,
+            &format!(r#"{{"ownerReferences":[{owner}]}}"#),
+            r#"{"labels":{"virtiofs.dev/share":"other"}}"#,
+        ] {
+            patch(&format!(r#"{{"metadata":{metadata}}}"#))?;
+            world.until_exports("whole", &format!("without {metadata}"), |exports| {
+                exports.get("w1").is_some_and(|export| is_the_operators(export, "whole"))
+            })?;
+        }
+        admin.run(&["delete", "vfe", &name])?;
+        world.until_exports("whole", "there again", |exports| {
+            exports.get("w1").is_some_and(|it| it["status"].is_null())
+        })?;
+        Ok(())
+    })
+}
+
+/// Has the metadata of an export what the operator writes, and nothing else that matters?
+fn is_the_operators(export: &Value, share: &str) -> bool {
+    let metadata = &export["metadata"];
+    let owners = metadata["ownerReferences"].as_array().map_or(&[][..], Vec::as_slice);
+    metadata["labels"]["virtiofs.dev/share"] == share
+        && metadata["finalizers"].is_null()
+        && matches!(owners, [owner] if owner["kind"] == "VirtiofsShare" && owner["name"] == share)
+}
+
+/// Without the admission policy: exports that somebody else makes are deleted, for a share that exists and for none.
+pub(crate) fn foreign_exports_are_deleted(world: &mut World) -> Result<()> {
+    world.served("genuine", &["g1"], json!({}))?;
+    let genuine = world.exports("genuine")?.remove("g1").unwrap_or_default();
+    world.without_export_policy(|| {
+        for share in ["genuine", "missing"] {
+            let mut foreign = json!({
+                "apiVersion": "virtiofs.dev/v1alpha1",
+                "kind": "VirtiofsExport",
+                "metadata": {"name": format!("foreign-{share}"), "finalizers": ["example.com/keep"]},
+                "spec": genuine["spec"],
+            });
+            foreign["spec"]["shareName"] = json!(share);
+            let name = format!("foreign-{share}");
+            world.admin().apply(&foreign)?;
+            wait_for("a foreign export to be deleted", || {
+                Ok(world.admin().get("vfe", &name)?.is_none().then_some(()))
+            })?;
+        }
+        let kept = world.exports("genuine")?.remove("g1").unwrap_or_default();
+        ensure!(kept["metadata"]["uid"] == genuine["metadata"]["uid"], "the share's own export was deleted too");
+        Ok(())
+    })
 }

@@ -1,8 +1,15 @@
 //! What the chart has for the Prometheus operator, whose kinds no API server here knows: its documents are read instead.
 
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::{Kubectl, NAMESPACE, NodeDaemons, Operator, wait_for};
+use e2e::node::free_port;
 use serde_json::{Value, json};
 
+use crate::permissions::refused;
 use crate::world::World;
 
 const VALUES: [&str; 10] = [
@@ -32,6 +39,75 @@ pub(crate) fn monitors_match_existing_objects(world: &mut World) -> Result<()> {
     let without_pods = documents_of_api_only(world)?;
     ensure!(of_kind(&without_pods, "PodMonitor").is_empty(), "monitors of pods that are not there");
     Ok(())
+}
+
+/// An operator and an agent with the chart's TLS and authorization options: the page is for accounts that are bound to the
+/// chart's role, probes are for everybody.
+pub(crate) fn metrics_are_served_to_authorized_clients(world: &mut World) -> Result<()> {
+    let chart = ["--set", "metrics.tlsSecret=any", "--set", "metrics.authorization=true"];
+    let permissions = documents(world, &[&chart[..], &["-s", "templates/metrics-rbac.yaml"]].concat())?;
+    for document in &permissions {
+        world.admin().apply(document)?;
+    }
+    let certificate = certificate(world.cluster.dir())?;
+    for account in ["prometheus", "nobody"] {
+        world.admin().apply(&json!({
+            "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": account, "namespace": NAMESPACE},
+        }))?;
+    }
+    world.admin().apply(&json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "test-metrics"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "virtiofs-metrics-reader"},
+        "subjects": [{"kind": "ServiceAccount", "name": "prometheus", "namespace": NAMESPACE}],
+    }))?;
+    world.cluster.add_node("scraped", &[])?;
+    let (operator, agent) = (free_port()?, free_port()?);
+    let options = |metrics: SocketAddr| -> Vec<String> {
+        let mut options = certificate.to_vec();
+        options.extend(["--metrics-authorization".to_owned(), format!("--metrics={metrics}")]);
+        options
+    };
+    let _operator = Operator::start_with_options(&world.cluster, "scraped", &options(operator))?;
+    let _daemons = NodeDaemons::start_with_options(&world.cluster, "scraped", &options(agent))?;
+    let prometheus = world.cluster.service_account("prometheus")?;
+    let nobody = world.cluster.service_account("nobody")?;
+    for (address, metric) in [(operator, "virtiofs_operator_leader"), (agent, "virtiofs_build_info")] {
+        let page = |kubectl: &Kubectl, path: &str| kubectl.of_server(address)?.run(&["get", "--raw", path]);
+        let text = wait_for("the metrics", || Ok(page(&prometheus, "/metrics").ok()))?;
+        ensure!(text.contains(metric), "no {metric} in\n{text}");
+        refused("reading metrics without the role", page(&nobody, "/metrics"), "orbidden")?;
+        let stranger = nobody.with_token("of-nobody")?;
+        refused("reading metrics with another token", page(&stranger, "/metrics"), "nauthorized")?;
+        page(&stranger, "/healthz")?;
+        let plain = e2e::node::scrape(address);
+        ensure!(!plain.unwrap_or_default().contains(metric), "served without TLS");
+    }
+    world.admin().run(&["delete", "clusterrolebinding", "test-metrics"])?;
+    for document in &permissions {
+        let (kind, name) = (&document["kind"], &document["metadata"]["name"]);
+        world.admin().run(&["delete", kind.as_str().unwrap_or_default(), name.as_str().unwrap_or_default()])?;
+    }
+    Ok(())
+}
+
+/// Makes a certificate, and returns the options that name it.
+fn certificate(dir: &Path) -> Result<[String; 2]> {
+    let (chain, key) = (dir.join("tls.crt"), dir.join("tls.key"));
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=test",
+    ]);
+    let output = openssl.arg("-keyout").arg(&key).arg("-out").arg(&chain).output().context("running openssl")?;
+    ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
+    Ok([format!("--metrics-tls-cert={}", chain.display()), format!("--metrics-tls-key={}", key.display())])
 }
 
 fn documents(world: &World, options: &[&str]) -> Result<Vec<Value>> {

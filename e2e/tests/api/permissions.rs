@@ -1,9 +1,10 @@
 //! Who may do what, with real tokens against the real API server.
 
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::{Kubectl, NAMESPACE};
 use serde_json::json;
 
-use crate::world::{How, World, answer};
+use crate::world::{How, World, answer, share};
 
 /// Does this fail, and for a reason that holds these words?
 pub(crate) fn refused(what: &str, result: Result<impl Sized>, words: &str) -> Result<()> {
@@ -38,12 +39,114 @@ pub(crate) fn an_agent_writes_exports_of_its_own_node_only(world: &mut World) ->
         ("changing a share's status", vec!["patch", "vfs", "mine", "--subresource=status", "--type=merge", "-p", "{}"]),
         ("reading shares", vec!["get", "vfs"]),
         ("reading secrets", vec!["get", "secrets", "-A"]),
+        ("reading pods", vec!["get", "pods", "-A"]),
+        ("running a pod", vec!["run", "any", "--image=any", "-n", NAMESPACE]),
+        ("a token of the operator", vec!["create", "token", "virtiofs-operator", "-n", NAMESPACE]),
+        ("a token of another node's agent", vec!["create", "token", "virtiofs-agent", "-n", NAMESPACE]),
+        ("reading leases", vec!["get", "leases", "-n", NAMESPACE]),
         ("labelling a node", vec!["label", "node", "p1", "share.virtiofs.dev/mine=false", "--overwrite"]),
     ] {
         refused(what, agent.run(&arguments), "orbidden")?;
     }
     let share = world.until_share("mine", "counted", |share| share["status"]["sessions"] == 1)?;
     ensure!(share["spec"]["access"] == "ReadOnly", "{share:#}");
+    Ok(())
+}
+
+/// Neither somebody with every permission on the API group nor a cluster admin makes, changes or deletes an export.
+pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> {
+    world.served("closed", &["c1"], json!({}))?;
+    let export = world.exports("closed")?.remove("c1").unwrap_or_default();
+    let name = export["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    world.admin().apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "ServiceAccount",
+         "metadata": {"name": "editor", "namespace": NAMESPACE}},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "test-editor"},
+         "rules": [{"apiGroups": ["virtiofs.dev"], "verbs": ["*"], "resources": ["*"]}]},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+         "metadata": {"name": "test-editor"},
+         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "test-editor"},
+         "subjects": [{"kind": "ServiceAccount", "name": "editor", "namespace": NAMESPACE}]},
+    ]}))?;
+    let editor = world.cluster.service_account("editor")?;
+    let created = |kubectl: &Kubectl| {
+        // As good as an export of the operator, but for a directory of the caller's choice.
+        let mut foreign = export.clone();
+        foreign["metadata"] = json!({
+            "name": "closed-elsewhere", "ownerReferences": export["metadata"]["ownerReferences"],
+            "labels": export["metadata"]["labels"],
+        });
+        foreign["spec"]["source"] = json!({"hostPath": {"path": "/root"}});
+        kubectl.apply(&foreign)
+    };
+    let patch = |patch: &'static str| vec!["patch", "vfe", name.as_str(), "--type=merge", "-p", patch];
+    let words = "exports are written by system:serviceaccount:virtiofs-system:virtiofs-operator only";
+    for kubectl in [&editor, world.admin()] {
+        refused("creating an export", created(kubectl), words)?;
+        for arguments in [
+            patch(r#"{"spec":{"access":"ReadWrite"}}"#),
+            patch(r#"{"spec":{"consumers":{"namespaces":{"matchNames":["mine"]}}}}"#),
+            patch(r#"{"metadata":{"finalizers":["example.com/keep"]}}"#),
+            patch(r#"{"metadata":{"ownerReferences":null}}"#),
+            patch(r#"{"metadata":{"labels":{"virtiofs.dev/share":"other"}}}"#),
+            patch(r#"{"metadata":{"annotations":{"a":"b"}}}"#),
+            vec!["delete", "vfe", &name],
+        ] {
+            refused(&arguments.join(" "), kubectl.run(&arguments), words)?;
+        }
+        let status =
+            ["patch", "vfe", &name, "--subresource=status", "--type=merge", "-p", r#"{"status":{"sessions":9}}"#];
+        let words = "exports are written by system:serviceaccount:virtiofs-system:virtiofs-agent only";
+        refused("writing a status", kubectl.run(&status), words)?;
+        // A migration of storage writes every object back as it is.
+        let stored = serde_json::to_string(&world.admin().get("vfe", &name)?.context("the export is gone")?)?;
+        kubectl.run_with(&["replace", "-f", "-"], &stored)?;
+    }
+    // The controller manager deletes what belonged to a share, and removes owners.
+    world.admin().run(&["annotate", "vfs", "closed", "virtiofs.dev/force-delete=true"])?;
+    world.admin().run(&["delete", "vfs", "closed", "--cascade=orphan", "--timeout=60s"])?;
+    world.until_exports("closed", "gone", |exports| exports.is_empty())?;
+    for object in ["clusterrolebinding/test-editor", "clusterrole/test-editor"] {
+        world.admin().run(&["delete", object, "--wait=false"])?;
+    }
+    Ok(())
+}
+
+/// Somebody with every permission in a namespace whose pods use a share: of shares they know the name, and nothing else.
+pub(crate) fn a_namespace_admin_reaches_no_share(world: &mut World) -> Result<()> {
+    world.served("given", &["v1"], json!({"consumers": {"namespaces": {"matchNames": ["test-tenant"]}}}))?;
+    let subject = json!({"kind": "ServiceAccount", "name": "namespace-admin", "namespace": NAMESPACE});
+    world.admin().apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "test-tenant"}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "namespace-admin", "namespace": NAMESPACE}},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+         "metadata": {"name": "all", "namespace": "test-tenant"},
+         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "admin"},
+         "subjects": [subject]},
+    ]}))?;
+    let tenant = world.cluster.service_account("namespace-admin")?;
+    // What they are given, so that the refusals below mean something.
+    tenant.run(&["-n", "test-tenant", "create", "configmap", "mine"])?;
+    let export = world.exports("given")?["v1"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let another = share("another", json!({"source": {"hostPath": {"path": "/etc"}}})).to_string();
+    let create = tenant.run_with(&["create", "-f", "-"], &another);
+    refused("declaring a share", create, "orbidden")?;
+    let consumers = r#"{"spec":{"consumers":{"namespaces":{"matchNames":["other"]}}}}"#;
+    for (what, arguments) in [
+        ("reading shares", vec!["get", "vfs"]),
+        ("reading exports", vec!["get", "vfe", &export]),
+        ("changing the consumers of a share", vec!["patch", "vfs", "given", "--type=merge", "-p", consumers]),
+        ("deleting a share", vec!["delete", "vfs", "given"]),
+        ("deleting an export", vec!["delete", "vfe", &export]),
+        ("labelling its namespace", vec!["label", "namespace", "test-tenant", "consumer.virtiofs.dev/images=true"]),
+        ("making a volume of a share for all", vec!["get", "pv"]),
+        ("reading secrets of the chart", vec!["get", "secrets", "-n", NAMESPACE]),
+        ("running a pod beside the agents", vec!["run", "any", "--image=any", "-n", NAMESPACE]),
+        ("a token of an agent", vec!["create", "token", "virtiofs-agent", "-n", NAMESPACE]),
+    ] {
+        refused(what, tenant.run(&arguments), "orbidden")?;
+    }
+    world.admin().run(&["delete", "namespace", "test-tenant", "--wait=false"])?;
     Ok(())
 }
 
@@ -63,6 +166,31 @@ pub(crate) fn the_operator_has_minimal_permissions(world: &mut World) -> Result<
             "labelling a node otherwise",
             vec!["label", "node", "o1", "node-role.kubernetes.io/control-plane="],
             "must not change anything of a node but its labels",
+        ),
+        (
+            "annotating a node",
+            vec!["annotate", "node", "o1", "example.com/a=b"],
+            "must not change anything of a node but its labels",
+        ),
+        (
+            "setting a finalizer of a node",
+            vec!["patch", "node", "o1", "--type=merge", "-p", r#"{"metadata":{"finalizers":["example.com/keep"]}}"#],
+            "must not change anything of a node but its labels",
+        ),
+        (
+            "labelling a share",
+            vec!["label", "vfs", "theirs", "a=b"],
+            "must not change anything in the metadata of a share but its finalizer",
+        ),
+        (
+            "forcing the deletion of a share",
+            vec!["annotate", "vfs", "theirs", "virtiofs.dev/force-delete=true"],
+            "must not change anything in the metadata of a share but its finalizer",
+        ),
+        (
+            "setting another finalizer of a share",
+            vec!["patch", "vfs", "theirs", "--type=merge", "-p", r#"{"metadata":{"finalizers":["example.com/keep"]}}"#],
+            "must not change anything in the metadata of a share but its finalizer",
         ),
         ("tainting a node", vec!["taint", "node", "o1", "a=b:NoExecute"], "must not change anything of a node"),
         (
@@ -84,19 +212,19 @@ pub(crate) fn only_share_editors_set_consumer_labels(world: &mut World) -> Resul
     // Somebody who may do everything to namespaces, and nothing to shares.
     admin.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "ServiceAccount",
-         "metadata": {"name": "tenant", "namespace": e2e::cluster::NAMESPACE}},
+         "metadata": {"name": "tenant", "namespace": NAMESPACE}},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "test-tenant"},
          "rules": [{"apiGroups": [""], "verbs": ["*"],
                     "resources": ["namespaces", "namespaces/status", "namespaces/finalize"]}]},
         {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
          "metadata": {"name": "test-tenant"},
          "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "test-tenant"},
-         "subjects": [{"kind": "ServiceAccount", "name": "tenant", "namespace": e2e::cluster::NAMESPACE}]},
+         "subjects": [{"kind": "ServiceAccount", "name": "tenant", "namespace": NAMESPACE}]},
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "test-vms"}},
     ]}))?;
     let tenant = world.cluster.service_account("tenant")?;
     let label = ["label", "--overwrite", "namespace", "test-vms"];
-    let set = |kubectl: &e2e::cluster::Kubectl, value: &str| kubectl.run(&[&label[..], &[value]].concat());
+    let set = |kubectl: &Kubectl, value: &str| kubectl.run(&[&label[..], &[value]].concat());
     set(&tenant, "mine=yes")?;
     refused("admitting a namespace", set(&tenant, "consumer.virtiofs.dev/images=true"), "admit a namespace to shares")?;
     let status = ["patch", "namespace", "test-vms", "--subresource=status", "--type=merge", "-p"];

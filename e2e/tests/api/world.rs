@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::{Cluster, Kubectl, Operator, condition_of, until};
+use e2e::cluster::{Cluster, Kubectl, Operator, condition_of, until, wait_for};
 use e2e::suite::{self, World as _};
 use serde_json::{Value, json};
 
@@ -39,7 +39,8 @@ impl suite::World for World {
         // What fails here shows in the next test, with an explanation.
         let _ = admin.run(&["annotate", "vfs", "--all", "virtiofs.dev/force-delete=true", "--overwrite"]);
         let _ = admin.run(&["delete", "vfs", "--all", "--timeout=60s"]);
-        let _ = admin.run(&["delete", "vfe", "--all", "--timeout=60s"]);
+        // Nobody but the operator and the garbage collector deletes exports.
+        let _ = wait_for("exports to be gone", || Ok(admin.list("vfe", &[])?.is_empty().then_some(())));
         let _ = admin.run(&["delete", "nodes", "--all", "--timeout=60s"]);
         self.agents.clear();
     }
@@ -113,6 +114,28 @@ impl World {
     /// Waits until a condition of a share has this reason.
     pub(crate) fn until_reason(&self, name: &str, condition: &str, reason: &str) -> Result<Value> {
         self.until_share(name, reason, |share| condition_of(share, condition)["reason"] == reason)
+    }
+
+    /// Does something while the admission policy that protects exports is not enforced, and enforces it again.
+    pub(crate) fn without_export_policy(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        const BINDING: [&str; 2] = ["validatingadmissionpolicybinding", "virtiofs-exports"];
+        let mut binding = self.admin().get(BINDING[0], BINDING[1])?.context("no such policy")?;
+        binding["metadata"] = json!({"name": BINDING[1]});
+        let tried = json!({
+            "apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsExport", "metadata": {"name": "tried"},
+            "spec": {"shareName": "s", "nodeName": "n", "revision": "1", "access": "ReadOnly", "content": "Shared",
+                     "source": {"hostPath": {"path": "/srv"}}},
+        });
+        let until_accepted = |accepted: bool| {
+            wait_for("the API server to follow a policy", || {
+                Ok((self.admin().try_text(&tried.to_string()).is_ok() == accepted).then_some(()))
+            })
+        };
+        self.admin().run(&["delete", BINDING[0], BINDING[1]])?;
+        let acted = until_accepted(true).and_then(|()| act());
+        self.admin().apply(&binding)?;
+        until_accepted(false)?;
+        acted
     }
 
     /// kubectl as the agent of a node.

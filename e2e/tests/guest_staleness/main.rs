@@ -24,7 +24,7 @@ use table::Table;
 const EXPIRY: Duration = Duration::from_secs(2);
 
 #[test]
-fn events_are_counted_if_and_only_if_the_guest_is_hurt() -> Result<()> {
+fn events_are_counted_only_if_the_guest_is_affected() -> Result<()> {
     Host::visit(|host| {
         let modes = Mode::all();
         let mut spec = GuestSpec::default();
@@ -75,7 +75,7 @@ fn events_are_counted_if_and_only_if_the_guest_is_hurt() -> Result<()> {
 
 /// The first table of the report: a guest that holds more than its engine may have open files. Smaller here.
 #[test]
-fn running_out_of_files_is_counted_if_and_only_if_it_hurts() -> Result<()> {
+fn missing_descriptors_are_counted_only_if_requests_fail() -> Result<()> {
     const FILES: u64 = 1500;
     let full = |share: &'static str, engine: &'static str, content: &'static str| (share, engine, content);
     let shares = [

@@ -21,7 +21,7 @@ const METRICS: &str = "/api/v1/nodes/node/proxy/metrics";
 const HOLDERS: usize = 3;
 
 /// "After some restarts of the kubelet the node has ten thousand mounts."
-pub(crate) fn restarts_multiply_nothing(world: &mut World) -> Result<()> {
+pub(crate) fn restarts_leave_no_mounts_or_sockets(world: &mut World) -> Result<()> {
     world.serve("many", json!({"access": "ReadWrite"}))?;
     let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "many"))?;
     let mounted = guest.mount("many")?;
@@ -85,7 +85,7 @@ pub(crate) fn after_a_reboot_who_stays_is_served_and_who_was_deleted_goes(world:
 }
 
 /// "The plugin's pod is Ready, but the node has no driver."
-pub(crate) fn of_two_agents_whoever_goes_the_driver_stays(world: &mut World) -> Result<()> {
+pub(crate) fn the_driver_stays_when_one_of_two_agents_ends(world: &mut World) -> Result<()> {
     world.serve("pair", json!({}))?;
     let copy = |world: &World| -> Result<()> {
         let agents = world.admin().get_in(NAMESPACE, "daemonset", "virtiofs-agent")?;
@@ -131,7 +131,7 @@ pub(crate) fn of_two_agents_whoever_goes_the_driver_stays(world: &mut World) -> 
 }
 
 /// "The driver went before its users, and they never end": helm is asked to.
-pub(crate) fn the_chart_does_not_go_before_its_users(world: &mut World) -> Result<()> {
+pub(crate) fn uninstall_waits_for_users(world: &mut World) -> Result<()> {
     world.serve("used", json!({"access": "ReadWrite"}))?;
     let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "used"))?;
     let mounted = guest.mount("used")?;
@@ -170,7 +170,7 @@ pub(crate) fn a_vm_that_ends_slowly_ends_without_the_daemons(world: &mut World) 
 }
 
 /// With nobody left the chart goes, and what it had on the node.
-pub(crate) fn the_chart_goes_and_leaves_nothing_behind(world: &mut World) -> Result<()> {
+pub(crate) fn uninstall_leaves_nothing_behind(world: &mut World) -> Result<()> {
     world.admin().run(&["delete", "vfs", "--all", "--timeout=60s"])?;
     world.cluster.shell("helm uninstall virtiofs --namespace virtiofs-system --wait --timeout 90s", "")?;
     until("the driver to be gone", || world.explain(), || Ok((!world.has_driver()?).then_some(())))?;

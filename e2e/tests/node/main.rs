@@ -18,7 +18,7 @@ use crate::world::World;
 
 // The last one takes away what all others use.
 const TESTS: &[Test<World>] = &[
-    ("a_pod_runs_and_goes", pods::a_pod_runs_and_goes),
+    ("a_pod_runs_and_is_deleted", pods::a_pod_runs_and_is_deleted),
     ("the_readme_leads_to_a_vm_with_a_share", readme::the_readme_leads_to_a_vm_with_a_share),
     ("a_vm_uses_a_share_and_leaves_nothing_behind", vms::a_vm_uses_a_share_and_leaves_nothing_behind),
     (
@@ -27,15 +27,15 @@ const TESTS: &[Test<World>] = &[
     ),
     ("agent_and_operator_are_replaced_under_a_vm", vms::agent_and_operator_are_replaced_under_a_vm),
     ("a_pod_of_another_namespace_sees_the_reason", vms::a_pod_of_another_namespace_sees_the_reason),
-    ("restarts_multiply_nothing", complaints::restarts_multiply_nothing),
+    ("restarts_leave_no_mounts_or_sockets", complaints::restarts_leave_no_mounts_or_sockets),
     (
         "after_a_reboot_who_stays_is_served_and_who_was_deleted_goes",
         complaints::after_a_reboot_who_stays_is_served_and_who_was_deleted_goes,
     ),
-    ("of_two_agents_whoever_goes_the_driver_stays", complaints::of_two_agents_whoever_goes_the_driver_stays),
+    ("the_driver_stays_when_one_of_two_agents_ends", complaints::the_driver_stays_when_one_of_two_agents_ends),
     ("a_vm_that_ends_slowly_ends_without_the_daemons", complaints::a_vm_that_ends_slowly_ends_without_the_daemons),
-    ("the_chart_does_not_go_before_its_users", complaints::the_chart_does_not_go_before_its_users),
-    ("the_chart_goes_and_leaves_nothing_behind", complaints::the_chart_goes_and_leaves_nothing_behind),
+    ("uninstall_waits_for_users", complaints::uninstall_waits_for_users),
+    ("uninstall_leaves_nothing_behind", complaints::uninstall_leaves_nothing_behind),
 ];
 
 fn main() -> ExitCode {

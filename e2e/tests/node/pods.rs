@@ -11,7 +11,7 @@ use testkit::guest::{Guest, GuestConfig};
 use crate::world::{VMS, World};
 
 /// The ground that all else stands on: an unprivileged pod of uid 107 runs QEMU, reaches the API server, and goes.
-pub(crate) fn a_pod_runs_and_goes(world: &mut World) -> Result<()> {
+pub(crate) fn a_pod_runs_and_is_deleted(world: &mut World) -> Result<()> {
     world.admin().apply(&json!({
         "apiVersion": "v1",
         "kind": "Pod",

@@ -36,6 +36,8 @@ pub(crate) struct Cluster {
 pub(crate) struct Requests {
     /// Of shares.
     pub(crate) shares: UnboundedReceiver<ObjectRef<VirtiofsShare>>,
+    /// Of exports.
+    pub(crate) exports: UnboundedReceiver<ObjectRef<VirtiofsExport>>,
     /// Of nodes.
     pub(crate) nodes: UnboundedReceiver<ObjectRef<Node>>,
 }
@@ -44,12 +46,17 @@ pub(crate) struct Requests {
 #[derive(Clone)]
 struct Requester {
     shares: UnboundedSender<ObjectRef<VirtiofsShare>>,
+    exports: UnboundedSender<ObjectRef<VirtiofsExport>>,
     nodes: UnboundedSender<ObjectRef<Node>>,
 }
 
 impl Requester {
     fn share(&self, name: &str) {
         let _ = self.shares.send(ObjectRef::new(name));
+    }
+
+    fn export(&self, name: &str) {
+        let _ = self.exports.send(ObjectRef::new(name));
     }
 
     fn node(&self, name: &str) {
@@ -69,21 +76,31 @@ pub(crate) fn watch(
     tasks: &mut JoinSet<()>,
 ) -> (Arc<Cluster>, Requests) {
     let (share_sender, share_requests) = unbounded_channel();
+    let (export_sender, export_requests) = unbounded_channel();
     let (node_sender, node_requests) = unbounded_channel();
-    let requester = Requester { shares: share_sender, nodes: node_sender };
+    let requester = Requester { shares: share_sender, exports: export_sender, nodes: node_sender };
     let all = watcher::Config::default();
-
-    let (shares, task) = follow(Api::all(client.clone()), all.clone(), metrics, trim::<VirtiofsShare>, {
-        let requester = requester.clone();
-        move |share, _| requester.share(&share.name_any())
-    });
-    tasks.spawn(task);
 
     let (exports, task) = follow(Api::all(client.clone()), all.clone(), metrics, trim::<VirtiofsExport>, {
         let requester = requester.clone();
         move |export, _| {
             requester.share(&export.spec.share_name);
+            requester.export(&export.name_any());
             requester.node(&export.spec.node_name);
+        }
+    });
+    tasks.spawn(task);
+
+    let (shares, task) = follow(Api::all(client.clone()), all.clone(), metrics, trim::<VirtiofsShare>, {
+        let (requester, exports) = (requester.clone(), exports.clone());
+        move |share, deleted| {
+            let name = share.name_any();
+            requester.share(&name);
+            if deleted {
+                // Exports that have lost their owner stay behind.
+                let left = exports.state_filter(|export: &VirtiofsExport| export.spec.share_name == name);
+                left.iter().for_each(|export| requester.export(&export.name_any()));
+            }
         }
     });
     tasks.spawn(task);
@@ -121,7 +138,8 @@ pub(crate) fn watch(
         tasks.spawn(task);
         agents
     });
-    (Arc::new(Cluster { shares, exports, nodes, agents }), Requests { shares: share_requests, nodes: node_requests })
+    let requests = Requests { shares: share_requests, exports: export_requests, nodes: node_requests };
+    (Arc::new(Cluster { shares, exports, nodes, agents }), requests)
 }
 
 fn trim<K: Resource>(object: &mut K) {
@@ -218,6 +236,11 @@ impl Cluster {
     /// The exports on a node.
     pub(crate) fn exports_on(&self, node: &str) -> Vec<Arc<VirtiofsExport>> {
         self.exports.state_filter(|export| export.spec.node_name == node)
+    }
+
+    /// The store of exports.
+    pub(crate) fn export_store(&self) -> Store<VirtiofsExport> {
+        self.exports.clone()
     }
 
     /// The store of nodes.

@@ -9,7 +9,7 @@ use futures::stream;
 use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
-use virtiofs_crds::export::export_name;
+use virtiofs_crds::export::{SHARE_LABEL, export_name};
 use virtiofs_crds::schema::{API_VERSION, KIND};
 use virtiofs_crds::v1alpha1::VirtiofsShareStatus;
 use virtiofs_crds::{VirtiofsExport, VirtiofsExportSpec, VirtiofsShare};
@@ -19,9 +19,6 @@ use super::deletion::FINALIZER;
 use super::exports::Changes;
 use super::observe::Written;
 use crate::error::{Step, StepError};
-
-/// The label that selects the exports of a share.
-const SHARE_LABEL: &str = "virtiofs.dev/share";
 
 /// Number of concurrent writes for one share.
 const CONCURRENT: usize = 16;
@@ -77,6 +74,21 @@ pub(crate) async fn exports(context: &Context, object: &VirtiofsShare, changes: 
     let all: Vec<BoxFuture<'_, Result<(), StepError>>> = create.chain(update).chain(delete).collect();
     let results: Vec<_> = stream::iter(all).buffer_unordered(CONCURRENT).collect().await;
     results.into_iter().collect()
+}
+
+/// Reverts what others have changed in the metadata of exports.
+///
+/// # Errors
+/// The first failure.
+pub(crate) async fn corrections(context: &Context, all: &[(Arc<VirtiofsExport>, Value)]) -> Result<(), StepError> {
+    for (export, patch) in all {
+        let name = export.name_any();
+        tracing::warn!(export = name, "metadata of an export was changed by another writer; it is reverted");
+        let written = context.writer.merge::<VirtiofsExport>(&name, patch).await;
+        let written = written.step(|| format!("correct the metadata of export {name}"))?;
+        context.exports_written.put(name, Written::Applied(Arc::new(written)), Instant::now());
+    }
+    Ok(())
 }
 
 fn write<'a>(

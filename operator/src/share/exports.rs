@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use virtiofs_crds::{ExportMode, VirtiofsExport, VirtiofsExportSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::{Resource, ResourceExt};
+use serde_json::{Value, json};
+use virtiofs_crds::export::SHARE_LABEL;
+use virtiofs_crds::{ExportMode, VirtiofsExport, VirtiofsExportSpec, VirtiofsShare};
 
 use super::desired::Desired;
 use super::health::{baseline, is_drained, never_reported};
@@ -62,6 +65,33 @@ fn next_spec(target: VirtiofsExportSpec, member: &Member, advances: bool, now: &
     }
     // A change of the consumers does not wait for the roll-out.
     VirtiofsExportSpec { consumers: target.consumers, ..current.clone() }
+}
+
+/// What other writers have changed in the metadata of a share's exports, as merge patches that revert it. Each export is
+/// owned by its share alone, has the label of the share, and no finalizer, which could keep it for ever.
+pub(crate) fn corrections(object: &VirtiofsShare, placement: &Placement) -> Vec<(Arc<VirtiofsExport>, Value)> {
+    let members = placement.members.values().chain(placement.leaving.values()).map(|member| &member.export);
+    let exports = members.chain(&placement.orphans);
+    exports.filter_map(|export| Some((export.clone(), correction(object, export)?))).collect()
+}
+
+fn correction(object: &VirtiofsShare, export: &VirtiofsExport) -> Option<Value> {
+    let (share, owners) = (object.name_any(), object.controller_owner_ref(&()).map(|owner| vec![owner]));
+    let finalizers = foreign_finalizers_removed(&export.metadata);
+    let correct = export.metadata.owner_references == owners
+        && export.labels().get(SHARE_LABEL) == Some(&share)
+        && export.finalizers() == finalizers;
+    (!correct).then(|| {
+        json!({"metadata": {
+            "uid": export.uid(), "ownerReferences": owners, "labels": {SHARE_LABEL: share}, "finalizers": finalizers,
+        }})
+    })
+}
+
+/// The finalizers of an object without those that neither the operator nor the garbage collector uses.
+pub(crate) fn foreign_finalizers_removed(metadata: &ObjectMeta) -> Vec<String> {
+    let finalizers = metadata.finalizers.iter().flatten();
+    finalizers.filter(|it| matches!(it.as_str(), "foregroundDeletion" | "orphan")).cloned().collect()
 }
 
 /// Drains an export whose node is not selected any more, and deletes it when its last session has ended.

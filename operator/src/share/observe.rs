@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
+use virtiofs_crds::export::export_name;
 use virtiofs_crds::{VirtiofsExport, VirtiofsShare};
 
 use super::Context;
@@ -47,8 +48,8 @@ pub(crate) fn observe(context: &Context, object: Arc<VirtiofsShare>) -> Observed
     let Overlaid { exports, unconfirmed, confirmed } = overlay(watched, written);
     // From here on the watch is right about them, also about their deletion.
     confirmed.iter().for_each(|name| context.exports_written.remove(name));
-    // The garbage collector deletes exports of an earlier share of this name.
-    let own = |export: &Arc<VirtiofsExport>| is_owned(export, &object);
+    // The reconcile of exports deletes all others.
+    let own = |export: &Arc<VirtiofsExport>| is_own(export, &object.metadata);
     let exports = exports.into_iter().filter(own).collect();
     Observed { nodes: context.cluster.nodes(), exports, unconfirmed, now: Time(Timestamp::now()), object }
 }
@@ -91,8 +92,15 @@ fn is_newer<K: Resource>(a: &K, b: &K) -> bool {
     version(a) > version(b)
 }
 
-fn is_owned(export: &VirtiofsExport, share: &VirtiofsShare) -> bool {
-    export.owner_references().iter().any(|owner| Some(&owner.uid) == share.metadata.uid.as_ref())
+/// True if the operator wrote the export for this share: it has the name that follows from share and node, and the share is
+/// an owner. A share that is being deleted waits for exports without an owner as well: `--cascade=orphan` removes it.
+pub(crate) fn is_own(export: &VirtiofsExport, share: &ObjectMeta) -> bool {
+    let spec = &export.spec;
+    let of_share = share.name.as_deref() == Some(&spec.share_name)
+        && export.name_any() == export_name(&spec.share_name, &spec.node_name);
+    let owners = export.owner_references();
+    let owned = owners.iter().any(|owner| Some(&owner.uid) == share.uid.as_ref());
+    of_share && (owned || (owners.is_empty() && share.deletion_timestamp.is_some()))
 }
 
 impl Written {
@@ -105,7 +113,7 @@ impl Written {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -118,6 +126,40 @@ mod tests {
                      "source": {"hostPath": {"path": "/srv"}}},
         });
         Arc::new(serde_json::from_value(export).unwrap())
+    }
+
+    #[test]
+    fn a_share_has_the_exports_that_were_made_for_it() {
+        let (owned, owned_too) = (json!([{"uid": "s"}]), json!([{"uid": "x"}, {"uid": "s"}]));
+        let (other, none) = (json!([{"uid": "x"}]), json!([]));
+        let canonical = export_name("s", "n");
+        for (name, owners, deleting, own) in [
+            (canonical.as_str(), &owned, false, true),
+            (&canonical, &owned_too, false, true),
+            (&canonical, &other, false, false),
+            (&canonical, &none, false, false),
+            (&canonical, &none, true, true),
+            (&canonical, &other, true, false),
+            ("s-n", &owned, false, false),
+            ("s-n", &none, true, false),
+        ] {
+            let mut export = (*export(name, "1")).clone();
+            let owner = json!({"apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsShare", "name": "s"});
+            let full = |uid: &Value| {
+                let mut owner = owner.clone();
+                owner["uid"] = uid["uid"].clone();
+                owner
+            };
+            let owners: Vec<Value> = owners.as_array().unwrap().iter().map(full).collect();
+            export.metadata.owner_references = serde_json::from_value(json!(owners)).unwrap();
+            let share = ObjectMeta {
+                name: Some("s".into()),
+                uid: Some("s".into()),
+                deletion_timestamp: deleting.then_some(Time(Timestamp::UNIX_EPOCH)),
+                ..ObjectMeta::default()
+            };
+            assert_eq!(is_own(&export, &share), own, "{name} {owners:?} {deleting}");
+        }
     }
 
     #[test]

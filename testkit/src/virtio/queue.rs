@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_twice_is_a_violation() {
+    fn repeated_operations_are_violations() {
         let queue = queue(true);
         let ticket = queue.submit(&MESSAGE).unwrap();
         device_returns(&queue, ticket.head.into(), 16);
@@ -548,7 +548,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn oversized_arguments_are_rejected() {
         let queue = queue(true);
         let long = vec![0; 8193];
         let message = Message { payload: &long, ..MESSAGE };

@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_op_names_itself_and_its_path() {
+    fn operations_print_their_path() {
         let op = Op::Unlink { path: "a/b".into() };
         assert_eq!(op.name(), "Unlink");
         assert_eq!(format!("{op:?}"), "Unlink { path: /a/b }");

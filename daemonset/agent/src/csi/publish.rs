@@ -14,6 +14,7 @@ use virtiofs_client::report::ShareState;
 use virtiofs_contract::preflight::Reason;
 use virtiofs_crds::{ExportMode, VirtiofsExport};
 
+use super::limits::VolumeLimits;
 use super::registry::Registry;
 use super::rejections::{self, Rejections};
 use super::request::KubeletDir;
@@ -34,6 +35,7 @@ pub(super) struct Publisher {
     pub(super) passes: watch::Receiver<Pass>,
     pub(super) registry: Arc<Registry>,
     pub(super) rejections: Rejections,
+    pub(super) limits: VolumeLimits,
     pub(super) busy: Busy,
 }
 
@@ -76,6 +78,8 @@ impl Publisher {
     }
 
     async fn serve(&self, volume: &Volume) -> Result<(), Status> {
+        // No other call runs between this check and the volume's entry in the registry.
+        self.limit(volume)?;
         let since = self.prepare(volume).map_err(|error| {
             Status::internal(format!("directory {} of the volume: {error}", volume.target_path.display()))
         })?;
@@ -138,9 +142,16 @@ impl Publisher {
         )))
     }
 
+    /// Checks whether another volume may exist.
+    fn limit(&self, volume: &Volume) -> Result<(), Status> {
+        let Err(exceeded) = self.limits.check(&self.registry.all(), volume) else { return Ok(()) };
+        self.rejections.record(self.export(&volume.share).ok().as_ref(), volume, rejections::Reason::TooManyVolumes);
+        Err(Status::resource_exhausted(exceeded))
+    }
+
     fn export(&self, share: &str) -> Result<VirtiofsExport, Status> {
         let exports = self.exports.borrow();
-        if let Some(export) = exports.all().find(|export| export.spec.share_name == share) {
+        if let Some(export) = exports.of(share) {
             return Ok(export.clone());
         }
         let node = &self.node;

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Client, ResourceExt};
 use virtiofs_crds::VirtiofsExport;
-use virtiofs_crds::schema::API_VERSION;
+use virtiofs_crds::export::controller_of;
+use virtiofs_crds::schema::{API_VERSION, KIND};
 
 use crate::model::volume::Volume;
 
@@ -25,6 +26,8 @@ pub(crate) enum Reason {
     NotAConsumer,
     /// The node does not have this share.
     UnknownShare,
+    /// The pod, its namespace or the share has as many volumes on the node as it may have.
+    TooManyVolumes,
 }
 
 impl Reason {
@@ -33,6 +36,18 @@ impl Reason {
         match self {
             Reason::NotAConsumer => "NotAConsumer",
             Reason::UnknownShare => "UnknownShare",
+            Reason::TooManyVolumes => "TooManyVolumes",
+        }
+    }
+}
+
+impl Reason {
+    /// For the Event of a share.
+    fn text(self) -> &'static str {
+        match self {
+            Reason::NotAConsumer => "its namespace is not in spec.consumers",
+            Reason::UnknownShare => "the node does not have the share",
+            Reason::TooManyVolumes => "it, its namespace or the share has as many volumes there as it may have",
         }
     }
 }
@@ -84,7 +99,7 @@ impl Rejections {
         let event = Event {
             type_: EventType::Warning,
             reason: reason.as_str().to_owned(),
-            note: Some(format!("pod {pod} on node {} was rejected: its namespace is not in spec.consumers", self.node)),
+            note: Some(format!("pod {pod} on node {} was rejected: {}", self.node, reason.text())),
             action: "PublishVolume".to_owned(),
             secondary: None,
         };
@@ -100,10 +115,10 @@ impl Rejections {
 
 /// The share of an export.
 fn share_of(export: &VirtiofsExport) -> Option<ObjectReference> {
-    let owner = export.owner_references().iter().find(|owner| owner.kind == "VirtiofsShare")?;
+    let owner = controller_of(export).ok()?;
     Some(ObjectReference {
         api_version: Some(API_VERSION.to_owned()),
-        kind: Some("VirtiofsShare".to_owned()),
+        kind: Some(KIND.to_owned()),
         name: Some(owner.name.clone()),
         uid: Some(owner.uid.clone()),
         ..ObjectReference::default()

@@ -1,54 +1,108 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus::{TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use virtiofs_client::metrics::families;
+use virtiofs_http::authorization::require;
+use virtiofs_http::{Certificate, Reviewer, serve};
 
 use super::volumes;
 use crate::broker::observer::Observer;
 use crate::csi::RejectionCounts;
 use crate::model::pass::Pass;
 
-/// What the pages are made from.
-pub(crate) struct Serving {
-    /// Reads the broker's status at each scrape.
-    pub(crate) observer: Arc<Observer>,
-    /// State of shares and volumes.
-    pub(crate) passes: watch::Receiver<Pass>,
-    /// Rejected volume requests.
-    pub(crate) rejections: RejectionCounts,
+/// Clients within this time get the same page: the broker is not read for each of many.
+const PAGE_VALID: Duration = Duration::from_millis(200);
+
+/// Where an agent serves pages.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Addresses {
+    /// All pages.
+    pub(crate) metrics: Option<SocketAddr>,
+    /// `/healthz` and `/readyz` alone.
+    pub(crate) probes: Option<SocketAddr>,
 }
 
-/// Binds the address.
-///
-/// # Errors
-/// The address is in use, for example by another agent.
-pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot serve metrics at {address}"))
+/// Listeners at these addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    metrics: Option<TcpListener>,
+    probes: Option<TcpListener>,
+}
+
+impl Addresses {
+    /// Where the pages of a standby agent are served.
+    pub(crate) fn of_probes(self) -> Option<SocketAddr> {
+        self.probes.or(self.metrics)
+    }
+
+    /// Binds the addresses.
+    ///
+    /// # Errors
+    /// One is in use, for example by another agent.
+    pub(crate) async fn bind(self) -> anyhow::Result<Listeners> {
+        Ok(Listeners { metrics: bind("metrics", self.metrics).await?, probes: bind("probes", self.probes).await? })
+    }
+}
+
+async fn bind(what: &str, address: Option<SocketAddr>) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).with_context(|| format!("cannot serve {what} at {address}"))
+}
+
+/// How the port of metrics is protected.
+#[derive(Default)]
+pub(crate) struct Access {
+    /// For TLS.
+    pub(crate) certificate: Option<Certificate>,
+    /// Reviews clients of `/metrics`.
+    pub(crate) reviewer: Option<Reviewer>,
+}
+
+/// What the pages are made from.
+pub(crate) struct Serving {
+    observer: Arc<Observer>,
+    passes: watch::Receiver<Pass>,
+    rejections: RejectionCounts,
+    page: Mutex<Option<(Instant, String)>>,
+}
+
+impl Serving {
+    /// Pages of these shares and volumes; `observer` reads the broker's status, `rejections` counts rejected volume
+    /// requests.
+    pub(crate) fn new(observer: Arc<Observer>, passes: watch::Receiver<Pass>, rejections: RejectionCounts) -> Self {
+        Serving { observer, passes, rejections, page: Mutex::default() }
+    }
 }
 
 /// Serves the pages until the program ends.
-pub(crate) async fn serve(listener: TcpListener, serving: Serving) {
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .with_state(Arc::new(serving));
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!(%error, "metrics are no longer served");
+pub(crate) fn start(listeners: Listeners, serving: Serving, access: Access) {
+    let serving = Arc::new(serving);
+    let probes =
+        Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(serving.clone());
+    let mut page = Router::new().route("/metrics", get(metrics)).with_state(serving);
+    if let Some(reviewer) = access.reviewer {
+        page = page.layer(from_fn_with_state(Arc::new(reviewer), require));
+    }
+    if let Some(listener) = listeners.metrics {
+        tokio::spawn(serve(listener, page.merge(probes.clone()), access.certificate));
+    }
+    if let Some(listener) = listeners.probes {
+        tokio::spawn(serve(listener, probes, None));
     }
 }
 
@@ -60,17 +114,13 @@ impl Standby {
     ///
     /// # Errors
     /// The address is in use.
-    pub(crate) fn serve_at(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn serve_at(address: SocketAddr) -> std::io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let stands_by = || async { (StatusCode::SERVICE_UNAVAILABLE, "another agent runs here; this one stands by\n") };
         let router = Router::new().route("/healthz", get(|| async { "ok\n" })).route("/readyz", get(stands_by));
-        Ok(Standby(tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::warn!(%error, "health pages of the standby agent are not served");
-            }
-        })))
+        Ok(Standby(tokio::spawn(serve(listener, router, None))))
     }
 
     /// Ends it and frees the address.
@@ -81,6 +131,25 @@ impl Standby {
 }
 
 async fn metrics(State(serving): State<Arc<Serving>>) -> Response {
+    let mut page = serving.page.lock().await;
+    let valid = page.as_ref().filter(|(at, _)| at.elapsed() < PAGE_VALID);
+    if let Some((_, text)) = valid {
+        return text_response(text.clone());
+    }
+    match render(&serving).await {
+        Ok(text) => {
+            *page = Some((Instant::now(), text.clone()));
+            text_response(text)
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+fn text_response(text: String) -> Response {
+    ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response()
+}
+
+async fn render(serving: &Serving) -> prometheus::Result<String> {
     let observation = serving.observer.observe().await;
     let (report, volumes) = {
         let pass = serving.passes.borrow();
@@ -88,10 +157,7 @@ async fn metrics(State(serving): State<Arc<Serving>>) -> Response {
     };
     let mut families = families(&report, observation.status.as_ref().ok(), &observation.totals);
     families.extend(volumes::families(&volumes, &serving.rejections));
-    match TextEncoder::new().encode_to_string(&families) {
-        Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    TextEncoder::new().encode_to_string(&families)
 }
 
 /// Alive: the reconcile loop runs.

@@ -63,7 +63,7 @@ fn attempt(socket: &Path, endpoint: Endpoint, source: Source, previous: Option<A
     };
     let outcome = match applied {
         Ok(preflight) => Outcome::Served(Box::new(preflight)),
-        Err(ClientError::Refused(finding)) => Outcome::Rejected(finding),
+        Err(ClientError::Rejected(finding)) => Outcome::Rejected(finding),
         Err(ClientError::Invalid(message)) => Outcome::Impossible(message),
         Err(error) => Outcome::Failed(error.to_string()),
     };
@@ -77,7 +77,7 @@ fn apply_volume(socket: &Path, endpoint: &Endpoint) -> Result<Preflight, ClientE
     let path = endpoint.socket.path.parent().unwrap_or(Path::new("/"));
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
     let directory = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| {
-        ClientError::Refused(Finding {
+        ClientError::Rejected(Finding {
             reason: Reason::SocketUnavailable,
             message: format!("directory {} of the volume: {error}", path.display()),
             remedy: "none needed: the kubelet creates it when it publishes the volume again".to_owned(),

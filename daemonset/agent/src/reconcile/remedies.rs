@@ -28,7 +28,7 @@ fn run(socket: &Path, command: RemedyCommand) -> Option<CheckResult> {
         RemedyCommand::Check { share, remedy, source, engine, before } => {
             let found = match Client::connect(socket).and_then(|mut client| client.preflight(&source, *engine)) {
                 Ok(found) => Some(remedy.check(&before, &found)),
-                Err(ClientError::Refused(finding)) => Some(Err(Blocker::Rejected(finding.to_string()))),
+                Err(ClientError::Rejected(finding)) => Some(Err(Blocker::Rejected(finding.to_string()))),
                 Err(error) => {
                     tracing::debug!(share, %error, "remedy not checked");
                     None

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_made_and_removed_once() {
+    fn attributes_are_set_and_removed_once() {
         assert!(attribute_made(&prior(false, 0, 0, 0), libc::EEXIST));
         assert!(!attribute_made(&prior(true, 0, 0, 0), libc::EEXIST));
         assert!(attribute_removed(&prior(true, 0, 0, 0), libc::ENODATA));

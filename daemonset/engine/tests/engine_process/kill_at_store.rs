@@ -174,7 +174,7 @@ fn forget_and_batch_forget() {
 }
 
 #[test]
-fn names_are_made_once() {
+fn names_are_created_once() {
     type Make = fn(&Fuse, &str) -> Result<u64, CallError>;
     let ways: [Make; 4] = [
         |fuse, name| Ok(fuse.mkdir(ROOT, name, 0o700)?.nodeid),
@@ -288,7 +288,7 @@ fn names_are_renamed_once() {
 }
 
 #[test]
-fn links_are_made_once() {
+fn links_are_created_once() {
     each_store(
         |fuse, _, name| make(fuse, name),
         |fuse, node, name| fuse.link(*node, ROOT, format!("{name}link")).unwrap().nodeid,
@@ -337,7 +337,7 @@ fn ranges_are_inserted_and_collapsed_once() {
 }
 
 #[test]
-fn attributes_are_made_and_removed_once() {
+fn attributes_are_set_and_removed_once() {
     each_store(
         |fuse, _, name| make(fuse, name),
         |fuse, node, _| fuse.setxattr(*node, "user.a", b"1", libc::XATTR_CREATE).unwrap(),

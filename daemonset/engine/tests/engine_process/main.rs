@@ -14,6 +14,7 @@ mod nodes;
 mod open_files;
 mod removed;
 mod replacement;
+mod semantics;
 mod single_engine;
 mod staleness;
 mod unreachable;

@@ -10,6 +10,7 @@ use crate::fixture::{Fixture, ROOT, config, errno, walk};
 use crate::mounted::Mounted;
 use rand::{Rng, SeedableRng};
 use testkit::guest::{Guest, GuestConfig};
+use testkit::skip::require_that;
 use testkit::workload::{Config, Limit, Workload};
 use virtiofs_config::{CachePolicy, EngineConfig, InodeFileHandles};
 use virtiofs_contract::preflight::Reason;
@@ -130,7 +131,8 @@ fn a_reused_inode_number_is_another_node() {
         assert_eq!(errno(fixture.guest.fuse().getattr(dead.nodeid, None)), Some(libc::ESTALE));
         assert_eq!(errno(fixture.guest.fuse().open(dead.nodeid, libc::O_RDONLY)), Some(libc::ESTALE));
     }
-    println!("{reused} of 20 inode numbers were used again");
+    // Else nothing was shown.
+    let _ = require_that("a file system that uses inode numbers again at once, such as ext4", reused > 0);
 }
 
 #[test]
@@ -146,7 +148,9 @@ fn an_open_file_is_not_confused_with_a_reused_inode_number() {
     fixture.write("f", "second");
     fixture.kill();
     let same_number = fs::metadata(fixture.path().join("f")).unwrap().ino() == node.attr.ino;
-    println!("same number: {same_number}");
+    if !require_that("a file system that uses inode numbers again at once, such as ext4", same_number) {
+        return;
+    }
     let read = fixture.guest.fuse().read(node.nodeid, fh, 0, 10);
     assert_eq!(errno(read.inspect(|bytes| println!("{}", String::from_utf8_lossy(bytes)))), Some(libc::ESTALE));
 }

@@ -4,8 +4,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use e2e::exchange::Series;
 use e2e::node::Node;
+use e2e::replacement::Series;
 
 use crate::printer::Printer;
 use crate::subject::{NAME, Subject};
@@ -31,7 +31,7 @@ pub(crate) fn cause(node: &mut Node, subject: &Subject, printer: &Printer) -> Re
     }
 
     printer.say("under that load: another engine binary is installed, and virtiofsctl handover");
-    report(node, printer, "upgraded", || node.exchange_binary(NAME))?;
+    report(node, printer, "upgraded", || node.replace_binary(NAME))?;
 
     printer.say("under that load: SIGKILL for the agent; a new one takes over");
     let (engine, agent) = (node.engine(NAME)?.pid, node.agent_id());

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_figure_falls_short_of_its_aim_alone() {
+    fn each_figure_is_compared_with_its_own_target() {
         let figure = |value| Figure::alone("x".into(), value, "ms");
         assert_eq!(figure(9.0).falls_short(), None);
         assert_eq!(figure(9.0).aiming(Aim::AtMost(9.0)).falls_short(), None);

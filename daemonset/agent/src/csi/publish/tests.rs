@@ -1,5 +1,6 @@
 use std::fs;
 
+use kube::core::DeserializeGuard;
 use serde_json::json;
 use virtiofs_client::report::{Report, ShareReport};
 
@@ -10,7 +11,8 @@ use crate::kubernetes::exports::tests::export;
 /// A publisher on a node where share `images` is served to pods of these namespaces.
 fn publisher(scratch: &Path, consumers: &[&str]) -> Publisher {
     let mut exports = Exports::default();
-    exports.put(export("images", json!({"consumers": {"namespaces": {"matchNames": consumers}}})), Instant::now());
+    let export = export("images", json!({"consumers": {"namespaces": {"matchNames": consumers}}}));
+    exports.put(DeserializeGuard(Ok(export)), Instant::now());
     let registry = Arc::new(Registry::open(scratch.join("volumes")).unwrap());
     // Namespaces are admitted by name here: no request is sent.
     let client = Client::try_from(kube::Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
@@ -23,6 +25,7 @@ fn publisher(scratch: &Path, consumers: &[&str]) -> Publisher {
         registry: registry.clone(),
         rejections: Rejections::start(&client, "n1", rejections::RejectionCounts::default()),
         client,
+        limits: VolumeLimits { pod: 2, namespace: 16, share: 16 },
         busy: Busy::default(),
     };
     let mut volumes = registry.follow();
@@ -140,4 +143,21 @@ fn only_a_pass_after_the_request_counts() {
     assert_eq!(volume_state(&pass, "a.volume.2", requested), None);
     pass.at = requested.checked_sub(Duration::from_millis(1));
     assert_eq!(volume_state(&pass, "a.volume.1", requested), None);
+}
+
+#[tokio::test]
+async fn a_pod_with_too_many_volumes_is_rejected_and_leaves_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let publisher = publisher(scratch.path(), &["vms"]);
+    let at = |name: &str| Volume { target_path: scratch.path().join(name), ..volume("images", name) };
+    for name in ["one", "two"] {
+        publisher.publish(at(name)).await.unwrap();
+    }
+    let status = publisher.publish(at("three")).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "the kubelet tries again");
+    assert!(status.message().contains("--volumes-per-pod"), "{}", status.message());
+    assert!(publisher.registry.at(&at("three").target_path).is_none() && !at("three").target_path.exists());
+    publisher.publish(at("one")).await.expect("a volume that exists is published again");
+    publisher.unpublish(&at("two").target_path).await.unwrap();
+    publisher.publish(at("three")).await.unwrap();
 }

@@ -126,7 +126,7 @@ fn rejection(outcome: &Outcome) -> Option<Notice> {
         Outcome::Rejected(finding) => Some(Notice::from(finding)),
         Outcome::Impossible(message) => {
             let remedy = "if VMs still use an earlier share of this name, it is served when they have left";
-            Some(Notice::new(NoticeReason::BrokerRefused, message, remedy))
+            Some(Notice::new(NoticeReason::BrokerRejected, message, remedy))
         }
         Outcome::Failed(message) => {
             Some(Notice::new(NoticeReason::BrokerUnavailable, message, "none needed: the request is repeated"))

@@ -88,7 +88,7 @@ fn rejected_vm(now: Instant, share: &str, observed: &Observed) -> Option<Notice>
     let last = at.filter_map(|(_, progress)| progress.rejected_at).max()?;
     (now.saturating_duration_since(last) < REJECTION_REPORTED).then(|| {
         let remedy = "content Exclusive admits one VM at a time: end the other VM first, or declare other content";
-        Notice::new(NoticeReason::ExclusiveRefused, "a VM was rejected while another uses the share", remedy)
+        Notice::new(NoticeReason::ExclusiveRejected, "a VM was rejected while another uses the share", remedy)
     })
 }
 
@@ -228,7 +228,7 @@ mod tests {
             observed.update_status(now, Some(&virtiofs_client::fixtures::status(1, vec![endpoint])));
             of(now, &wanted, &observed)
         };
-        let reported = (ShareState::Degraded, vec![NoticeReason::ExclusiveRefused]);
+        let reported = (ShareState::Degraded, vec![NoticeReason::ExclusiveRejected]);
         assert_eq!(at(0, 3), (ShareState::Ready, vec![]), "before this agent");
         assert_eq!(at(1, 4), reported);
         assert_eq!(at(300, 4), reported);

@@ -7,11 +7,11 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::exchange::Series;
 use e2e::guest::{Guest, GuestSpec};
 use e2e::load::{Load, Running, Summary};
 use e2e::node::{Declaration, Node};
 use e2e::parts::Parts;
+use e2e::replacement::Series;
 use e2e::report::{self, AGAIN, FILES, LAYERS};
 use e2e::tree;
 use tempfile::TempDir;
@@ -137,24 +137,28 @@ fn kills_and_hand_overs_under_load_cost_the_guest_no_error() -> Result<()> {
         let loads = Loads::start(&mut guest, &mounts)?;
 
         let (mut kills, mut hand_overs) = (Series::default(), Series::default());
+        let mut requests = u64::MAX;
         for (number, engine) in CONFIGURATIONS.iter().cycle().take(HAND_OVERS).enumerate() {
             a_while(number);
+            requests = requests.min(host.node.until_busy(SHARE)?);
             kills.add(host.node.kill_engine(SHARE)?);
             a_while(number + 1);
+            requests = requests.min(host.node.until_busy(SHARE)?);
             hand_overs.add(host.node.reconfigure(&host.declaration(engine))?);
         }
         a_while(HAND_OVERS);
-        let binary = host.node.exchange_binary(SHARE)?;
+        let binary = host.node.replace_binary(SHARE)?;
         a_while(HAND_OVERS + 1);
         loads.stop(&mut guest)?;
         println!("kills: {kills}\nhand-overs: {hand_overs}\nanother binary: {binary:?}");
+        println!("requests answered within 5 ms before each of them: at least {requests}");
         ensure!(kills.count() == KILLS && hand_overs.count() == HAND_OVERS);
         guest.shutdown()
     })
 }
 
 #[test]
-fn a_vm_may_be_paused_while_its_engine_changes() -> Result<()> {
+fn an_engine_is_replaced_under_a_paused_vm() -> Result<()> {
     Host::visit(|host| {
         host.plant_layers()?;
         let mut guest = host.guest("{}")?;
@@ -178,7 +182,7 @@ fn a_vm_may_be_paused_while_its_engine_changes() -> Result<()> {
 }
 
 #[test]
-fn a_share_outlives_a_mount_and_a_boot() -> Result<()> {
+fn a_share_survives_remount_and_reset() -> Result<()> {
     Host::visit(|host| {
         host.plant_layers()?;
         let mut guest = host.guest("{}")?;
@@ -201,6 +205,7 @@ fn work_through_a_kill(host: &Host, guest: &mut Guest) -> Result<Mounts> {
     let mounts = Mounts::of(guest)?;
     let loads = Loads::start(guest, &mounts)?;
     sleep(Duration::from_millis(300));
+    host.node.until_busy(SHARE)?;
     host.node.kill_engine(SHARE)?;
     sleep(Duration::from_millis(300));
     loads.stop(guest)?;
@@ -208,7 +213,7 @@ fn work_through_a_kill(host: &Host, guest: &mut Guest) -> Result<Mounts> {
 }
 
 #[test]
-fn a_guest_that_ran_its_engine_out_of_files_is_cured_by_file_handles() -> Result<()> {
+fn file_handles_recover_a_guest_without_open_files() -> Result<()> {
     Host::visit(|host| {
         report::plant(host.source())?;
         let mut guest = host.guest("{inodeFileHandles: Never, openFiles: 2000}")?;

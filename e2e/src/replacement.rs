@@ -55,6 +55,26 @@ impl Node {
         )
     }
 
+    /// Waits until the one guest of a share is at work: its requests are answered now. Returns how many were while this
+    /// looked.
+    ///
+    /// # Errors
+    /// When the guest sends nothing.
+    pub fn until_busy(&self, share: &str) -> Result<u64> {
+        let answered = || Ok::<_, anyhow::Error>(self.session(share)?.totals.requests());
+        let until = Instant::now() + PATIENCE;
+        let mut before = answered()?;
+        loop {
+            thread::sleep(LOOK);
+            let now = answered()?;
+            if now > before {
+                return Ok(now - before);
+            }
+            ensure!(Instant::now() < until, "the guest of {share} has sent nothing for {PATIENCE:?}");
+            before = now;
+        }
+    }
+
     /// Changes a share so that its one guest is handed over to another engine, and returns how long the guest was
     /// not served.
     ///
@@ -74,7 +94,7 @@ impl Node {
     ///
     /// # Errors
     /// When it is not handed over, or not to that binary.
-    pub fn exchange_binary(&self, share: &str) -> Result<Duration> {
+    pub fn replace_binary(&self, share: &str) -> Result<Duration> {
         let before = self.engine(share)?.binary;
         let installed = self.install_engine()?;
         let order = || self.hand_over(share).map(drop);
