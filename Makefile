@@ -90,7 +90,7 @@ api: setup-build tools-kubernetes ## the operator against a real API server; KUB
 	    KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test api -- $(API)
 
 # What depends on the API server: its rules, its admission, and what the operator may write.
-OLDEST := validates documented immutable accepts_the_chart writes_exports consumer_labels minimal_permissions exports_and_a_status
+OLDEST := validates documented immutable accepts_the_chart writes_exports consumer_labels minimal_permissions exports_and_a_status foreign_exports
 
 api-oldest: ## part of it on the oldest supported Kubernetes, 1.32, which is built once
 	@$(MAKE) --no-print-directory api KUBERNETES=oldest API='$(OLDEST)'

@@ -77,7 +77,7 @@ pub(crate) fn metrics_are_served_to_authorized_clients(world: &mut World) -> Res
         ensure!(text.contains(metric), "no {metric} in\n{text}");
         refused("reading metrics without the role", page(&nobody, "/metrics"), "orbidden")?;
         let stranger = nobody.with_token("of-nobody")?;
-        refused("reading metrics with another token", page(&stranger, "/metrics"), "nauthorized")?;
+        refused("reading metrics with another token", page(&stranger, "/metrics"), "to provide credentials")?;
         page(&stranger, "/healthz")?;
         let plain = e2e::node::scrape(address);
         ensure!(!plain.unwrap_or_default().contains(metric), "served without TLS");
