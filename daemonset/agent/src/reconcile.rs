@@ -139,7 +139,7 @@ impl Loop {
         if self.remedies.needs_load() {
             self.remedies.load(self.histories.read().await?);
         }
-        self.remedies.attach(status.pid);
+        self.remedies.attach(status.instance);
         Some(status)
     }
 

@@ -1,15 +1,19 @@
 //! The endpoints of this broker, and the requests of the agent.
 
+mod restore;
+
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
 use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{
-    Endpoint as Spec, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status, TraceReply,
+    Endpoint as Spec, HolderState, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status,
+    TraceReply,
 };
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::MAX_RATE;
@@ -17,12 +21,13 @@ use virtiofs_contract::trace::MAX_RATE;
 use crate::endpoint::Endpoint;
 use crate::endpoints::{Endpoints, Member};
 use crate::engine::finding;
-use crate::engine::process::ProcessTable;
 use crate::engine::source::SourceLocation;
-use crate::engine::start::Starter;
+use crate::holder::Held;
+use crate::host::Host;
 use crate::listen::{Directory, ListenError};
 use crate::poll::monotonic_ns;
 use crate::session::shared::Shared;
+use crate::session_list::Sessions;
 use crate::store::Store;
 
 /// Time within which sessions must end on request.
@@ -31,13 +36,16 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 /// The broker's state.
 #[derive(Debug)]
 pub(crate) struct Broker {
-    starter: Arc<Starter>,
-    engines: Arc<ProcessTable>,
+    host: Arc<Host>,
     endpoints: Arc<Endpoints<Endpoint>>,
     /// Held while endpoints change, never while a preflight runs or anything is awaited.
     changing: Mutex<()>,
     /// Values stored by the agent.
     pub(crate) store: Store,
+    /// Sessions that were lost with an earlier broker, at endpoints that do not exist yet.
+    lost: Mutex<BTreeMap<String, u64>>,
+    /// True once all sessions are to end.
+    draining: AtomicBool,
 }
 
 /// Why an endpoint is invalid.
@@ -66,8 +74,18 @@ pub(crate) enum InvalidEndpoint {
 pub(crate) struct InvalidRequest(pub(crate) String);
 
 impl Broker {
-    pub(crate) fn new(starter: Arc<Starter>, engines: Arc<ProcessTable>) -> Self {
-        Broker { starter, engines, endpoints: Arc::default(), changing: Mutex::default(), store: Store::default() }
+    /// A broker that continues with what an earlier one has left at the holder. `listed`: the sessions that it had.
+    pub(crate) fn new(host: Arc<Host>, store: Store, mut held: Held, listed: &Sessions) -> Arc<Self> {
+        let broker = Arc::new(Broker {
+            host,
+            endpoints: Arc::default(),
+            changing: Mutex::default(),
+            store,
+            lost: Mutex::default(),
+            draining: AtomicBool::new(false),
+        });
+        broker.restore(&mut held, listed);
+        broker
     }
 
     fn endpoints(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Endpoint>>> {
@@ -87,11 +105,14 @@ impl Broker {
             Ok(directory) => directory,
             Err(error) => return Response::Refused { finding: no_socket(&error) },
         };
+        if self.draining.load(SeqCst) {
+            return Response::Refused { finding: drained() };
+        }
         // The slow part, which may hang with the source, runs before anything is locked.
         let location = SourceLocation { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
         let preflight = match self.found_at(reuse_preflight_of, &spec) {
             Some(preflight) => preflight,
-            None => match self.starter.preflight(&location, &spec.engine) {
+            None => match self.host.starter.preflight(&location, &spec.engine) {
                 Ok(preflight) => preflight,
                 Err(finding) => return Response::Refused { finding },
             },
@@ -102,7 +123,10 @@ impl Broker {
             Err(invalid) => return Response::InvalidRequest { message: invalid.to_string() },
         };
         let name = spec.name.clone();
-        let create = || Endpoint::new(spec.clone(), preflight.clone(), self.starter.clone(), &self.endpoints);
+        let create = || {
+            let lost = self.lost().remove(&spec.name).unwrap_or(0);
+            Endpoint::new(spec.clone(), preflight.clone(), self.host.clone(), &self.endpoints, lost)
+        };
         let endpoint = known.unwrap_or_else(create);
         // No session is admitted before the other endpoints know this one.
         let _admitting = self.endpoints.admit();
@@ -145,7 +169,7 @@ impl Broker {
         if let Err(invalid) = check_location(&source, sub_path.as_deref()) {
             return Response::InvalidRequest { message: invalid.to_string() };
         }
-        match self.starter.preflight(&SourceLocation { source, sub_path }, config) {
+        match self.host.starter.preflight(&SourceLocation { source, sub_path }, config) {
             Ok(preflight) => Response::PreflightPassed { preflight },
             Err(finding) => Response::Refused { finding },
         }
@@ -196,7 +220,7 @@ impl Broker {
     pub(crate) fn release(&self, name: &str, deadline_ms: u64, force: bool) -> Result<Response, InvalidRequest> {
         let endpoint = self.endpoint(name)?;
         let longest = duration("deadlineMs", deadline_ms, SHORTEST_RELEASE_MS, LONGEST_RELEASE_MS)?;
-        match endpoint.release(longest, force, &self.engines) {
+        match endpoint.release(longest, force, &self.host.engines) {
             Ok((sessions, until)) => Ok(Response::Released { sessions, until }),
             Err(finding) => Ok(Response::Refused { finding }),
         }
@@ -204,7 +228,7 @@ impl Broker {
 
     pub(crate) fn resume(&self, name: &str) -> Result<Response, InvalidRequest> {
         let endpoint = self.endpoint(name)?;
-        if let Err(finding) = self.starter.check_source(&endpoint.location(), endpoint.mounted_at()) {
+        if let Err(finding) = self.host.starter.check_source(&endpoint.location(), endpoint.mounted_at()) {
             return Ok(Response::Refused { finding });
         }
         endpoint.resume();
@@ -243,7 +267,41 @@ impl Broker {
 
     pub(crate) fn status(&self) -> Status {
         let endpoints = self.all().iter().map(|endpoint| endpoint.status()).collect();
-        Status { pid: std::process::id(), endpoints }
+        let holder = match (self.host.holder.is_present(), self.host.holder.is_missing()) {
+            (false, _) => HolderState::None,
+            (true, false) => HolderState::Connected,
+            (true, true) => HolderState::Missing,
+        };
+        Status { pid: std::process::id(), instance: self.host.instance(), holder, endpoints }
+    }
+
+    fn lost(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all sessions for good. No endpoint is applied afterwards.
+    pub(crate) fn drain(&self) -> Response {
+        self.draining.store(true, SeqCst);
+        let sessions = self.endpoints.sessions() as u64;
+        tracing::info!(sessions, "draining: all sessions end");
+        self.shut_down();
+        Response::Drained { sessions }
+    }
+
+    /// Leaves everything to the next broker: engines serve, sockets listen.
+    pub(crate) fn leave(&self) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not released before the process ends: no session begins any more.
+        std::mem::forget(self.endpoints.admit());
+        let end = Instant::now() + END_DEADLINE;
+        for endpoint in self.all() {
+            if !endpoint.leave(end.saturating_duration_since(Instant::now())) {
+                tracing::warn!(
+                    endpoint = endpoint.spec().name,
+                    "a session is busy; its engine is replaced by the next broker"
+                );
+            }
+        }
     }
 
     /// Stops listening, ends all sessions and waits until no engine is left.
@@ -259,7 +317,7 @@ impl Broker {
         for endpoint in &endpoints {
             endpoint.wait_until_empty(left());
         }
-        match self.engines.wait_until_all_are_gone(left()) {
+        match self.host.engines.wait_until_all_are_gone(left()) {
             0 => {}
             left => tracing::warn!(engines = left, "engines are still ending: a hung source keeps them"),
         }
@@ -303,6 +361,11 @@ fn duration(field: &str, milliseconds: u64, least: u64, most: u64) -> Result<Dur
         return Ok(Duration::from_millis(milliseconds));
     }
     Err(InvalidRequest(format!("{field} {milliseconds}: {least} to {most} are expected")))
+}
+
+/// The finding for an endpoint that is applied while all sessions end.
+fn drained() -> Finding {
+    finding(Reason::SocketUnavailable, "the broker was drained: it serves nothing more", "start the broker again")
 }
 
 fn no_socket(error: &ListenError) -> Finding {

@@ -95,6 +95,7 @@ fn answer(broker: &Broker, request: Request, fds: Vec<OwnedFd>) -> Response {
         Request::Get { key } => Response::Value { value: broker.store.get(&key) },
         Request::ListKeys { prefix } => Response::Keys { keys: broker.store.keys(&prefix) },
         Request::Preflight { source, sub_path, engine } => broker.preflight(source, sub_path, &engine),
+        Request::Drain => broker.drain(),
         Request::Status => Response::Status(Box::new(broker.status())),
         Request::Hello { .. } => not_greeted(),
     }

@@ -1,5 +1,6 @@
 //! File descriptors that a VMM sent: their checks, and the numbers by which the record refers to them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -82,18 +83,20 @@ pub(crate) struct Numbering {
 
 impl Numbering {
     /// Checks the descriptors of a request. A memory file of a region that is `known` already becomes the same descriptor: a VMM
-    /// may send one memfd for two regions, and sends all of them again with every change.
+    /// may send one memfd for two regions, and sends all of them again with every change. An eventfd that is among `events`
+    /// becomes the same descriptor, too: systemd stores one open file once.
     pub(crate) fn admit(
         &mut self,
         known: &[Region<Descriptor>],
+        events: &[Descriptor],
         request: Request<OwnedFd>,
     ) -> Result<Request<Descriptor>, InvalidDescriptor> {
         Ok(match request {
             Request::SetMemTable(regions) => Request::SetMemTable(self.table(known, regions)?),
             Request::AddMemReg(region) => Request::AddMemReg(self.region(known, region)?),
-            Request::SetVringKick { ring, fd } => Request::SetVringKick { ring, fd: self.event(fd)? },
-            Request::SetVringCall { ring, fd } => Request::SetVringCall { ring, fd: self.event(fd)? },
-            Request::SetVringErr { ring, fd } => Request::SetVringErr { ring, fd: self.event(fd)? },
+            Request::SetVringKick { ring, fd } => Request::SetVringKick { ring, fd: self.event(events, fd)? },
+            Request::SetVringCall { ring, fd } => Request::SetVringCall { ring, fd: self.event(events, fd)? },
+            Request::SetVringErr { ring, fd } => Request::SetVringErr { ring, fd: self.event(events, fd)? },
             Request::GetFeatures => Request::GetFeatures,
             Request::SetFeatures(features) => Request::SetFeatures(features),
             Request::SetOwner => Request::SetOwner,
@@ -139,19 +142,54 @@ impl Numbering {
         Ok(Region { layout, file })
     }
 
-    fn event(&mut self, fd: Option<OwnedFd>) -> Result<Option<Descriptor>, InvalidDescriptor> {
+    fn event(&mut self, events: &[Descriptor], fd: Option<OwnedFd>) -> Result<Option<Descriptor>, InvalidDescriptor> {
         let Some(fd) = fd else { return Ok(None) };
         check_event(fd.as_fd())?;
         // QEMU and cloud-hypervisor create them non-blocking. A VMM that fills one and makes it blocking hangs its session.
         rustix::io::ioctl_fionbio(&fd, true)?;
+        let same = events.iter().find(|known| is_same_file(known.as_fd(), fd.as_fd())).cloned();
         // All eventfds share one anonymous inode, so it does not identify them.
-        Ok(Some(self.keep(fd, (0, 0))))
+        Ok(Some(same.unwrap_or_else(|| self.keep(fd, (0, 0)))))
+    }
+
+    /// Takes the descriptors of a restored session under their numbers.
+    pub(crate) fn restore(
+        &mut self,
+        held: BTreeMap<u32, OwnedFd>,
+    ) -> Result<BTreeMap<u32, Descriptor>, InvalidDescriptor> {
+        let mut restored = BTreeMap::new();
+        for (number, fd) in held {
+            let stat = fstat(&fd)?;
+            let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+            let identity = if regular { (stat.st_dev, stat.st_ino) } else { (0, 0) };
+            self.last = self.last.max(number);
+            restored.insert(number, Descriptor(Arc::new(OpenFile { number, fd, identity })));
+        }
+        Ok(restored)
     }
 
     fn keep(&mut self, fd: OwnedFd, identity: (u64, u64)) -> Descriptor {
         self.last += 1;
         Descriptor(Arc::new(OpenFile { number: self.last, fd, identity }))
     }
+}
+
+/// Checks the descriptors of a restored session as those of a VMM's messages.
+pub(crate) fn check_restored<'a>(
+    regions: &[Region<Descriptor>],
+    events: impl IntoIterator<Item = &'a Descriptor>,
+) -> Result<(), InvalidDescriptor> {
+    regions.iter().try_for_each(|region| check_memory(region.file.as_fd(), &region.layout).map(drop))?;
+    events.into_iter().try_for_each(|event| check_event(event.as_fd()))
+}
+
+/// True if both are one open file, as kcmp(2) says. False if it is not permitted.
+fn is_same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
+    const KCMP_FILE: libc::c_long = 0;
+    let own = libc::c_long::from(std::process::id());
+    let [a, b] = [a, b].map(|fd| libc::c_long::from(fd.as_raw_fd()));
+    // SAFETY: the call compares two numbers of this process and touches no memory.
+    unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, a, b) == 0 }
 }
 
 /// Another file could block the read of the used index (FUSE), or be shorter than its mapping.
@@ -208,7 +246,7 @@ mod tests {
     }
 
     fn admit(request: Request<OwnedFd>) -> Result<Request<Descriptor>, InvalidDescriptor> {
-        Numbering::default().admit(&[], request)
+        Numbering::default().admit(&[], &[], request)
     }
 
     fn add(file: OwnedFd, layout: Layout) -> Request<OwnedFd> {
@@ -271,6 +309,22 @@ mod tests {
     }
 
     #[test]
+    fn eventfd_sent_twice_is_one_descriptor() {
+        let file = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let mut numbering = Numbering::default();
+        let mut number = |known: &[Descriptor], fd: &OwnedFd| {
+            let request = Request::SetVringCall { ring: 0, fd: Some(fd.try_clone().unwrap()) };
+            match numbering.admit(&[], known, request).unwrap() {
+                Request::SetVringCall { fd: Some(fd), .. } => fd,
+                other => panic!("{other:?}"),
+            }
+        };
+        let known = [number(&[], &file)];
+        assert_eq!(number(&known, &file).number(), 1);
+        assert_eq!(number(&known, &eventfd(0, EventfdFlags::CLOEXEC).unwrap()).number(), 2);
+    }
+
+    #[test]
     fn file_sent_twice_is_one_descriptor() {
         let file = memory(8192);
         let region = |file: OwnedFd, offset| Region { layout: layout(4096, offset), file };
@@ -280,10 +334,10 @@ mod tests {
             region(memory(4096), 0),
         ]);
         let mut numbering = Numbering::default();
-        let Ok(Request::SetMemTable(regions)) = numbering.admit(&[], twice) else { panic!() };
+        let Ok(Request::SetMemTable(regions)) = numbering.admit(&[], &[], twice) else { panic!() };
         let numbers: Vec<u32> = regions.iter().map(|region| region.file.number()).collect();
         assert_eq!(numbers, [1, 1, 2]);
-        let again = numbering.admit(&regions, add(file, layout(4096, 0))).unwrap();
+        let again = numbering.admit(&regions, &[], add(file, layout(4096, 0))).unwrap();
         assert!(matches!(again, Request::AddMemReg(region) if region.file.number() == 1));
     }
 }

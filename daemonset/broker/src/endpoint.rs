@@ -1,12 +1,13 @@
 //! One endpoint: a socket, the directory it serves, and its sessions.
 
 mod release;
+mod restore;
+mod state;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::io::Errno;
 use thiserror::Error;
 use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, OldestRequest, PendingHandOver, Rejection};
-use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
 use crate::channel::{Receiver, Sender, channel};
@@ -22,7 +22,9 @@ use crate::endpoints::{Endpoints, Member};
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, moved_to};
 use crate::engine::source::{SourceLocation, Sources};
-use crate::engine::start::Starter;
+use crate::holder::Hold;
+use crate::holder::names::Group;
+use crate::host::Host;
 use crate::listen::{BoundSocket, Directory, ListenError};
 use crate::poll::{Interest, wait_readable};
 use crate::session::shared::Shared;
@@ -30,6 +32,7 @@ use crate::session::{Command, End, Service, Session};
 use crate::source_watch::{self, Watched};
 use crate::vhost_user::socket::VmmSocket;
 use release::Released;
+use state::{Counts, State, StoredEndpoint};
 
 /// Most sessions of one socket. Each costs an engine process.
 const MAX_SESSIONS: usize = 256;
@@ -49,13 +52,12 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Age in milliseconds from which the path of a request in progress is requested from the engine.
 const LONG_MS: u64 = 1000;
 
-/// Number of the next session. Numbers are never reused in one broker.
-static SERIAL: AtomicU64 = AtomicU64::new(1);
-
 /// An endpoint and its sessions.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    starter: Arc<Starter>,
+    host: Arc<Host>,
+    /// Its descriptors that outlive the broker.
+    hold: Hold,
     inner: Mutex<Inner>,
     session_ended: Condvar,
     /// Held while its source is being released.
@@ -70,13 +72,9 @@ struct Inner {
     preflight: Preflight,
     listening: Option<Listening>,
     sessions: BTreeMap<String, LiveSession>,
-    rejected_connections: u64,
-    rejected_exclusive: u64,
-    last_rejection: Option<Rejection>,
     released: Option<Released>,
-    sessions_started: u64,
-    engines_ended: u64,
-    ended: Totals,
+    counts: Counts,
+    state: State,
 }
 
 #[derive(Debug)]
@@ -87,6 +85,7 @@ struct Listening {
 
 #[derive(Debug)]
 struct LiveSession {
+    serial: u64,
     shared: Arc<Shared>,
     sender: Sender<Command>,
 }
@@ -119,26 +118,23 @@ impl Endpoint {
     pub(crate) fn new(
         spec: Spec,
         preflight: Preflight,
-        starter: Arc<Starter>,
+        host: Arc<Host>,
         others: &Arc<Endpoints<Endpoint>>,
+        sessions_lost: u64,
     ) -> Arc<Self> {
         // A source that is released at another endpoint is not used at this one.
         let released = others.release_of(&spec.source);
+        let hold = host.holder.group(Group::Endpoint(host.next_serial()));
+        let (counts, state) = (Counts { sessions_lost, ..Counts::default() }, State::new(hold.clone()));
+        let sessions = BTreeMap::new();
+        Self::begin(Inner { spec, preflight, listening: None, sessions, released, counts, state }, hold, host, others)
+    }
+
+    fn begin(inner: Inner, hold: Hold, host: Arc<Host>, others: &Arc<Endpoints<Endpoint>>) -> Arc<Self> {
         let endpoint = Arc::new(Endpoint {
-            starter,
-            inner: Mutex::new(Inner {
-                spec,
-                preflight,
-                listening: None,
-                sessions: BTreeMap::new(),
-                rejected_connections: 0,
-                rejected_exclusive: 0,
-                last_rejection: None,
-                released,
-                sessions_started: 0,
-                engines_ended: 0,
-                ended: Totals::default(),
-            }),
+            host,
+            hold,
+            inner: Mutex::new(inner),
             session_ended: Condvar::new(),
             releasing: Mutex::default(),
             others: Arc::downgrade(others),
@@ -182,6 +178,7 @@ impl Endpoint {
             inner.set_access(&spec)?;
         } else {
             let listening = self.listen(&spec, directory)?;
+            inner.state.deposit(&listening.socket);
             if let Some(before) = inner.listening.replace(listening) {
                 before.stop();
             }
@@ -189,6 +186,7 @@ impl Endpoint {
         }
         inner.spec = spec;
         inner.preflight = preflight;
+        inner.save();
         for live in inner.sessions.values() {
             live.sender.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), live.shared.next_generation()));
         }
@@ -239,15 +237,7 @@ impl Endpoint {
             Some(directory) => BoundSocket::bind_in(directory, &spec.socket)?,
             None => BoundSocket::bind(&spec.socket)?,
         };
-        let accepting = channel().and_then(|(stop, stopped)| {
-            let listener = socket.listener().try_clone()?;
-            listener.set_nonblocking(true)?;
-            let endpoint = self.clone();
-            let accept = move || endpoint.accept_until(&listener, &stopped);
-            thread::Builder::new().name("accept".into()).spawn(accept)?;
-            Ok(stop)
-        });
-        match accepting {
+        match self.accept(&socket) {
             Ok(stop) => Ok(Listening { socket, stop }),
             Err(error) => {
                 socket.unlink();
@@ -256,11 +246,24 @@ impl Endpoint {
         }
     }
 
+    /// Starts to accept connections. They end with the returned sender's message.
+    fn accept(self: &Arc<Self>, socket: &BoundSocket) -> io::Result<Sender<()>> {
+        let (stop, stopped) = channel()?;
+        let listener = socket.listener().try_clone()?;
+        listener.set_nonblocking(true)?;
+        let endpoint = self.clone();
+        let accept = move || endpoint.accept_until(&listener, &stopped);
+        thread::Builder::new().name("accept".into()).spawn(accept)?;
+        Ok(stop)
+    }
+
     /// Stops listening. Sessions continue, unless `force` ends them.
     pub(crate) fn remove(&self, force: bool) {
         let mut inner = self.inner();
         if let Some(listening) = inner.listening.take() {
             listening.stop();
+            inner.state.withdraw();
+            inner.save();
             tracing::info!(endpoint = inner.spec.name, sessions = inner.sessions.len(), force, "no longer listening");
         }
         if force {
@@ -279,8 +282,9 @@ impl Endpoint {
 
     pub(crate) fn status(&self) -> EndpointStatus {
         let inner = self.inner();
-        let mut totals = inner.ended.clone();
-        let mut engines_started = inner.engines_ended;
+        let counts = &inner.counts;
+        let mut totals = counts.ended.clone();
+        let mut engines_started = counts.engines_ended;
         let mut sessions = Vec::new();
         for live in inner.sessions.values() {
             let status = live.shared.status();
@@ -296,11 +300,12 @@ impl Endpoint {
             endpoint: inner.spec.clone(),
             listening: inner.listening.as_ref().is_some_and(|listening| listening.socket.in_place()),
             preflight: inner.preflight.clone(),
-            sessions_started: inner.sessions_started + sessions.len() as u64,
+            sessions_started: counts.sessions_ended + sessions.len() as u64,
+            sessions_lost: counts.sessions_lost,
             sessions,
-            rejected_connections: inner.rejected_connections,
-            rejected_exclusive: inner.rejected_exclusive,
-            last_rejection: inner.last_rejection.clone(),
+            rejected_connections: counts.rejected_connections,
+            rejected_exclusive: counts.rejected_exclusive,
+            last_rejection: counts.last_rejection.clone(),
             released: inner.released().map(|released| released.status()),
             engines_started,
             totals,
@@ -334,11 +339,12 @@ impl Endpoint {
         let _open = stream.try_clone();
         if let Err(reason) = self.open_session(stream) {
             let mut inner = self.inner();
-            inner.rejected_connections += 1;
-            inner.rejected_exclusive +=
+            inner.counts.rejected_connections += 1;
+            inner.counts.rejected_exclusive +=
                 u64::from(matches!(reason, RejectReason::Exclusive | RejectReason::ExclusiveElsewhere));
             let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            inner.last_rejection = Some(Rejection { at, message: reason.to_string() });
+            inner.counts.last_rejection = Some(Rejection { at, message: reason.to_string() });
+            inner.save();
             tracing::warn!(endpoint = inner.spec.name, %reason, "connection rejected");
         }
     }
@@ -356,27 +362,80 @@ impl Endpoint {
         }
         let mut inner = self.inner();
         inner.admit_one_more()?;
-        let id = format!("{}-{}", inner.spec.name, SERIAL.fetch_add(1, Relaxed));
-        let shared = Arc::new(Shared::new(id.clone(), &stream, inner.spec.engine.clone())?);
+        let serial = self.host.next_serial();
+        let id = format!("{}-{serial}", inner.spec.name);
+        let service = self.service(&inner, serial);
+        let hold = service.hold.clone();
+        // A connection that does not become a session leaves nothing.
+        let began = self.begin_session(&mut inner, id, stream, service);
+        if began.is_err() {
+            hold.end();
+        }
+        drop(inner);
+        drop(admitting);
+        began
+    }
+
+    fn begin_session(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        id: String,
+        stream: UnixStream,
+        service: Service,
+    ) -> Result<(), RejectReason> {
+        let shared = Arc::new(Shared::new(id, &stream, service.config.clone(), service.hold.clone())?);
         let (sender, commands) = channel()?;
-        let service = Service {
-            starter: self.starter.clone(),
+        let serial = service.hold.serial();
+        let session = Session::new(VmmSocket::new(stream)?, service, shared.clone(), (sender.clone(), commands))?;
+        Ok(self.run_session(inner, session, LiveSession { serial, shared, sender })?)
+    }
+
+    fn service(&self, inner: &Inner, serial: u64) -> Service {
+        Service {
+            starter: self.host.starter.clone(),
             endpoint: inner.spec.name.clone(),
             location: inner.location(),
             config: inner.spec.engine.clone(),
             released_until: inner.released().map(|released| released.until),
-        };
-        let session = Session::new(VmmSocket::new(stream)?, service, shared.clone(), (sender.clone(), commands))?;
+            hold: self.host.holder.group(Group::Session(serial)),
+            list: self.host.list.clone(),
+        }
+    }
+
+    /// Starts the thread of a session and lists it.
+    fn run_session(self: &Arc<Self>, inner: &mut Inner, session: Session, live: LiveSession) -> io::Result<()> {
         let endpoint = self.clone();
+        let id = live.shared.id.clone();
         let run = move || {
             let id = session.id().to_owned();
-            endpoint.close_session(&id, &session.run());
+            match session.run() {
+                End::Left => endpoint.session_left(&id),
+                end => endpoint.close_session(&id, &end),
+            }
         };
         thread::Builder::new().name("session".into()).spawn(run)?;
-        inner.sessions.insert(id, LiveSession { shared, sender });
-        drop(inner);
-        drop(admitting);
+        inner.sessions.insert(id, live);
         Ok(())
+    }
+
+    /// Stops accepting, and leaves the sessions to the next broker. Returns true if all were left in time.
+    pub(crate) fn leave(&self, longest: Duration) -> bool {
+        let inner = self.inner();
+        if let Some(listening) = &inner.listening {
+            listening.stop.send(());
+        }
+        inner.sessions.values().for_each(|live| live.sender.send(Command::Leave));
+        let waiting = |inner: &mut Inner| !inner.sessions.is_empty();
+        let waited = self.session_ended.wait_timeout_while(inner, longest, waiting);
+        waited.unwrap_or_else(PoisonError::into_inner).0.sessions.is_empty()
+    }
+
+    fn session_left(&self, id: &str) {
+        if let Some(live) = self.inner().sessions.remove(id) {
+            // The next broker has what it shares.
+            std::mem::forget(live);
+        }
+        self.session_ended.notify_all();
     }
 
     /// Moves a session from the list to the sums of ended sessions in one step, so that no sum ever decreases.
@@ -384,18 +443,26 @@ impl Endpoint {
         let mut inner = self.inner();
         let Some(live) = inner.sessions.remove(id) else { return };
         let view = live.shared.view().clone();
-        inner.ended.add(&live.shared.totals());
-        inner.engines_ended += view.engines_started;
+        inner.counts.ended.add(&live.shared.totals());
+        inner.counts.engines_ended += view.engines_started;
         if view.begun {
-            inner.sessions_started += 1;
+            inner.counts.sessions_ended += 1;
         } else {
-            inner.rejected_connections += 1;
+            inner.counts.rejected_connections += 1;
         }
+        inner.save();
+        self.host.list.remove(live.serial);
         tracing::info!(session = id, reason = %end, "session ended");
         self.session_ended.notify_all();
         // Dropped after the lock: closing a stashed file in a hung file system may block for ever.
         drop(inner);
         drop(live);
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.hold.end();
     }
 }
 
@@ -429,7 +496,7 @@ impl Watched for Endpoint {
     }
 
     fn sources(&self) -> Sources {
-        self.starter.sources.clone()
+        self.host.starter.sources.clone()
     }
 
     fn served(&self) -> Vec<(String, Root)> {
@@ -448,6 +515,18 @@ impl Watched for Endpoint {
 }
 
 impl Inner {
+    /// Records the endpoint for the next broker.
+    fn save(&mut self) {
+        let stored = StoredEndpoint {
+            spec: self.spec.clone(),
+            preflight: self.preflight.clone(),
+            socket: self.listening.as_ref().map(|listening| listening.socket.identity()),
+            released_until: self.released().map(|released| released.unix),
+            counts: self.counts.clone(),
+        };
+        self.state.write(&stored);
+    }
+
     fn location(&self) -> SourceLocation {
         SourceLocation { source: self.spec.source.clone(), sub_path: self.spec.sub_path.clone() }
     }

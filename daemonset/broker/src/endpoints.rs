@@ -45,6 +45,16 @@ impl<E: Member> Endpoints<E> {
         by_name
     }
 
+    /// Adds an endpoint, even if it does not listen yet.
+    pub(crate) fn insert(&self, name: String, endpoint: Arc<E>) {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner).insert(name, endpoint);
+    }
+
+    /// The endpoint of this name, even if it does not listen yet.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<E>> {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
     /// Clones of the live endpoints, without the lock.
     pub(crate) fn all(&self) -> Vec<Arc<E>> {
         self.live().values().cloned().collect()

@@ -90,7 +90,7 @@ mod tests {
         let layout = Layout { guest_addr: 0, size: 0x2000, user_addr: 0x7f00_0000_0000, offset: 0x1000 };
         let fd: OwnedFd = file.try_clone().unwrap().into();
         let table = Request::SetMemTable(vec![Region { layout, file: fd }]);
-        let admitted = Numbering::default().admit(&[], table).unwrap();
+        let admitted = Numbering::default().admit(&[], &[], table).unwrap();
         let Request::SetMemTable(regions) = admitted else { panic!() };
         let address = RingAddress { descriptors: 0, used, available: 0 };
         let ring = Ring { size: 4, address: Some(address), ..Ring::default() };

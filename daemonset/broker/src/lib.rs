@@ -4,7 +4,10 @@
 //! | module | |
 //! |---|---|
 //! | `control`, `broker`, `endpoint` | requests of the agent; sockets that VMMs connect to |
+//! | `host`, `session_list` | what endpoints share; the sessions that exist |
 //! | `source_watch` | detects that the path of a source leads to another directory |
+//! | `holder` | descriptors that outlive the broker, and what to do with them afterwards |
+//! | `state_file` | a value in a memfd that the next broker reads |
 //! | `session` | one VMM: its record, its engines, its replies |
 //! | `engine` | engine processes, the directory they serve, the state that outlives them |
 //! | `record` | the vhost-user state of a VMM, and the messages an engine still needs; pure, except for its memfd |
@@ -36,6 +39,8 @@ mod endpoint;
 mod endpoints;
 mod engine;
 mod guest_memory;
+mod holder;
+mod host;
 mod limits;
 mod listen;
 mod poll;
@@ -43,8 +48,11 @@ mod record;
 mod run;
 mod runtime_dir;
 mod session;
+mod session_list;
 mod source_watch;
+mod state_file;
 mod store;
 mod vhost_user;
 
+pub use holder::{HolderChoice, HolderError};
 pub use run::{Config, RunError, run};

@@ -108,6 +108,32 @@ impl BoundSocket {
         }
     }
 
+    /// The socket of an earlier broker. `directory`: none if it could not be held; then that of the path is used.
+    pub(crate) fn restored(
+        listener: OwnedFd,
+        directory: Option<OwnedFd>,
+        path: &Path,
+        identity: (u64, u64),
+    ) -> Result<Self, ListenError> {
+        let directory = match directory {
+            Some(directory) => Directory::given(directory, path)?,
+            None => Directory::of_path(path)?,
+        };
+        let name = path.file_name().ok_or_else(|| ListenError::NotAPath(path.into()))?.to_owned();
+        Ok(BoundSocket { listener: UnixListener::from(listener), directory: directory.0, name, identity })
+    }
+
+    /// Device and inode number of the socket's file.
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// The directory, opened for reading: systemd stores no descriptor that was opened with `O_PATH`. None: it may only
+    /// be searched.
+    pub(crate) fn readable_directory(&self) -> Option<OwnedFd> {
+        openat(&self.directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+
     pub(crate) fn listener(&self) -> &UnixListener {
         &self.listener
     }

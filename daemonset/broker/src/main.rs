@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use virtiofs_broker::{Config, run};
+use virtiofs_broker::{Config, HolderChoice, run};
 use virtiofs_logging::LogFormat;
 
 /// Shares host directories with VMs over virtiofs. The agent configures it through its control socket.
@@ -27,6 +27,13 @@ struct Args {
     /// The kubelet's directory: no source may overlap it.
     #[arg(long, value_name = "DIR")]
     kubelet_dir: Option<PathBuf>,
+    /// Directory of the virtiofs-keeper that holds the descriptors of sessions while no broker runs. Sessions then survive
+    /// the end of the broker.
+    #[arg(long, value_name = "DIR", conflicts_with = "systemd_store")]
+    keeper: Option<PathBuf>,
+    /// Let systemd hold them instead of a keeper: needs FileDescriptorStoreMax= and KillMode=process in the unit.
+    #[arg(long)]
+    systemd_store: bool,
     /// What to log: a level, or `target=level` directives.
     #[arg(long, default_value = "info")]
     log: String,
@@ -51,12 +58,18 @@ fn start(args: Args) -> anyhow::Result<()> {
     let log = virtiofs_logging::init_queued(&args.log, args.log_format)?;
     let sibling = || Ok::<_, std::io::Error>(std::env::current_exe()?.with_file_name("virtiofs-engine"));
     let engine = args.engine.map_or_else(sibling, Ok)?;
+    let holder = match args.keeper {
+        Some(directory) => HolderChoice::Keeper(directory),
+        None if args.systemd_store => HolderChoice::Systemd,
+        None => HolderChoice::Nobody,
+    };
     let outcome = run(&Config {
         runtime_dir: args.runtime_dir,
         engine,
         source_root: args.source_root,
         allowed_sources: args.allowed_sources,
         kubelet_dir: args.kubelet_dir,
+        holder,
     });
     log.finish();
     Ok(outcome?)

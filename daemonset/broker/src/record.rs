@@ -5,7 +5,7 @@
 //! | this one | the record as plain data |
 //! | [`transition`] | a VMM's request -> change of the record, reply |
 //! | [`plan`] | state sent to an engine, record -> messages that the engine still needs |
-//! | [`store`], [`journal`] | the record in a memfd, for the next broker |
+//! | [`store`], [`journal`] | what the next broker needs to know, and when it is written |
 //!
 //! All of it is generic over `F`, the type of a file descriptor: an open file in a session, a number in the stored record
 //! and in tests.
@@ -125,6 +125,22 @@ impl<F> SessionRecord<F> {
                     && self.region_of(at.available, 6 + 2 * size).is_some()
                     && self.region_of(at.used, 6 + 8 * size).is_some()
             })
+    }
+
+    /// All descriptors of the record.
+    pub(crate) fn descriptors(&self) -> Vec<F>
+    where
+        F: Clone,
+    {
+        self.regions.iter().map(|region| region.file.clone()).chain(self.events()).collect()
+    }
+
+    /// Its eventfds.
+    pub(crate) fn events(&self) -> Vec<F>
+    where
+        F: Clone,
+    {
+        self.rings.iter().flat_map(|ring| [&ring.kick, &ring.call, &ring.err]).flatten().cloned().collect()
     }
 
     /// Maps each file descriptor of the record.

@@ -15,9 +15,15 @@ use crate::engine::limits::cgroup::Cgroups;
 use crate::engine::process::{ProcessTable, Spawner};
 use crate::engine::source::Sources;
 use crate::engine::start::Starter;
+use crate::holder::names::{Group, Part};
+use crate::holder::{Held, Holder, HolderChoice, HolderError};
+use crate::host::Host;
 use crate::limits;
 use crate::listen::BoundSocket;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::session_list::SessionList;
+use crate::state_file::StateFileError;
+use crate::store::Store;
 
 /// Configuration of the broker.
 #[derive(Clone, Debug)]
@@ -32,6 +38,8 @@ pub struct Config {
     pub allowed_sources: Vec<PathBuf>,
     /// The kubelet's directory, which no source may overlap.
     pub kubelet_dir: Option<PathBuf>,
+    /// Who holds the descriptors of sessions while no broker runs.
+    pub holder: HolderChoice,
 }
 
 /// Why the broker cannot run.
@@ -51,6 +59,12 @@ pub enum RunError {
         /// The error.
         error: io::Error,
     },
+    /// The holder of descriptors cannot be used.
+    #[error(transparent)]
+    Holder(#[from] HolderError),
+    /// The state of this broker cannot be recorded.
+    #[error("state: {0}")]
+    State(Box<dyn std::error::Error + Send + Sync>),
     /// A thread or a signal mask could not be set up.
     #[error("set-up: {0}")]
     SetUp(io::Error),
@@ -58,26 +72,49 @@ pub enum RunError {
 
 from_cause!(RunError::SetUp(io::Error));
 
-/// Runs the broker until SIGTERM or SIGINT. Then it removes its sockets and ends its engines.
+/// Runs the broker until SIGTERM or SIGINT. With a holder, sessions continue and the next broker takes them over. Without
+/// one, the broker removes its sockets and ends its engines.
 pub fn run(config: &Config) -> Result<(), RunError> {
     let signals = block_ending_signals()?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     limits::raise_open_files();
     let engine = find_engine(&config.engine)?;
     let runtime_dir = RuntimeDir::take(&config.runtime_dir)?;
+    // After the lock: no other broker uses what is held.
+    let (holder, mut held) = Holder::connect(&config.holder)?;
     let processes = Arc::new(ProcessTable::default());
-    let spawner = Spawner::start(engine, processes.clone())?;
+    let spawner = Spawner::start(engine, processes.clone(), holder.is_present())?;
     let sources = sources(config, &runtime_dir);
     let starter = Arc::new(Starter::new(spawner, runtime_dir.engine_sockets(), Cgroups::find(), sources));
-    let broker = Arc::new(Broker::new(starter, processes));
+    let broker = start_broker(starter, processes, holder, &mut held, &runtime_dir)?;
     let control = bind_control(&runtime_dir)?;
     control::serve(control.listener().try_clone()?, broker.clone())?;
     tracing::info!(runtime_dir = %runtime_dir.path().display(), pid = std::process::id(), "broker ready");
     let signal = signals.wait().map_err(io::Error::from)?;
     tracing::info!(signal = signal.as_str(), "broker ends");
     control.unlink();
-    broker.shut_down();
+    if config.holder == HolderChoice::Nobody {
+        broker.shut_down();
+    } else {
+        broker.leave();
+        tracing::info!("sessions continue; the next broker takes them over");
+    }
     Ok(())
+}
+
+fn start_broker(
+    starter: Arc<Starter>,
+    processes: Arc<ProcessTable>,
+    holder: Holder,
+    held: &mut Held,
+    runtime_dir: &RuntimeDir,
+) -> Result<Arc<Broker>, RunError> {
+    let failed = |error: StateFileError| RunError::State(error.into());
+    let mut parts = held.groups.remove(&Group::Broker).unwrap_or_default();
+    let store = Store::open(holder.group(Group::Broker), parts.remove(&Part::Store)).map_err(failed)?;
+    let (list, listed) = SessionList::open(runtime_dir.session_list());
+    let host = Host::new(starter, processes, holder, list, &mut parts).map_err(failed)?;
+    Ok(Broker::new(Arc::new(host), store, std::mem::take(held), &listed))
 }
 
 fn sources(config: &Config, runtime_dir: &RuntimeDir) -> Sources {

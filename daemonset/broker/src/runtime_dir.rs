@@ -56,6 +56,11 @@ impl RuntimeDir {
         self.path.join("broker.sock")
     }
 
+    /// List of the sessions that exist.
+    pub(crate) fn session_list(&self) -> PathBuf {
+        self.path.join("sessions")
+    }
+
     /// Directory of short-lived sockets to engines; only the broker can enter it.
     pub(crate) fn engine_sockets(&self) -> PathBuf {
         self.path.join("engines")

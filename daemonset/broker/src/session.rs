@@ -6,8 +6,10 @@
 
 pub(crate) mod engines;
 mod policy;
+pub(crate) mod restore;
 pub(crate) mod shared;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -23,10 +25,14 @@ use crate::descriptor::{Descriptor, InvalidDescriptor, Numbering};
 use crate::engine::source::SourceLocation;
 use crate::engine::start::{Engine, Starter};
 use crate::guest_memory::{is_whole, position, used_index};
+use crate::holder::Hold;
+use crate::holder::names::Part;
 use crate::poll::wait_any;
 use crate::record::SessionRecord;
 use crate::record::journal::{Journal, JournalError};
+use crate::record::store::{MessageState, Progress, RingOwner, Stored};
 use crate::record::transition::{Answer, Violation, apply};
+use crate::session_list::SessionList;
 use crate::vhost_user::codec::{Reply, ReplyValue};
 use crate::vhost_user::features;
 use crate::vhost_user::socket::{ConnectionError, VmmSocket};
@@ -54,6 +60,8 @@ pub(crate) enum Command {
     Describe(u64),
     /// End the session.
     End,
+    /// Leave the session to the next broker.
+    Leave,
 }
 
 /// An event that a session waits for.
@@ -80,6 +88,8 @@ pub(crate) enum End {
     Disconnected,
     #[error("ended by request")]
     Requested,
+    #[error("left to the next broker")]
+    Left,
     #[error("no message within {0:?}")]
     Silent(Duration),
     #[error("{0}")]
@@ -116,6 +126,10 @@ pub(crate) struct Service {
     pub(crate) config: EngineConfig,
     /// The source is released until then.
     pub(crate) released_until: Option<Instant>,
+    /// Descriptors that outlive the broker.
+    pub(crate) hold: Hold,
+    /// Where the session is listed while it exists.
+    pub(crate) list: Arc<SessionList>,
 }
 
 /// One VMM's session.
@@ -130,6 +144,10 @@ pub(crate) struct Session {
     first_message_by: Option<Instant>,
     commands: Receiver<Command>,
     shared: Arc<Shared>,
+    hold: Hold,
+    list: Arc<SessionList>,
+    /// How far an earlier broker was with a message.
+    interrupted: MessageState,
 }
 
 impl Session {
@@ -139,16 +157,25 @@ impl Session {
         shared: Arc<Shared>,
         (sender, commands): (Sender<Command>, Receiver<Command>),
     ) -> Result<Self, JournalError> {
+        let (hold, list) = (service.hold.clone(), service.list.clone());
+        let journal = Journal::create(first_state(&service, &shared), &hold)?;
+        hold.deposit_copy(Part::Message, &vmm.message)?;
+        hold.deposit_copy(Part::Reply, &vmm.reply)?;
+        // Last: what is held with a VMM is complete.
+        hold.deposit_copy(Part::Vmm, &vmm)?;
         Ok(Session {
             vmm,
             record: SessionRecord::default(),
             numbering: Numbering::default(),
-            journal: Journal::create(&shared.id, &service.endpoint)?,
+            journal,
             engines: Engines::new(shared.id.clone(), service, shared.persistent.clone(), sender),
             has_served: false,
             first_message_by: Some(Instant::now() + FIRST_MESSAGE),
             commands,
             shared,
+            hold,
+            list,
+            interrupted: MessageState::None,
         })
     }
 
@@ -158,16 +185,40 @@ impl Session {
 
     /// Serves the VMM until it disconnects, violates the protocol, or the session ends by request.
     pub(crate) fn run(mut self) -> End {
+        let mut result = self.continue_message();
         loop {
-            let result = self.handle_events();
+            if matches!(result, Err(End::Left)) {
+                self.leave();
+                return End::Left;
+            }
             if result.is_err() {
                 self.engines.end();
             }
             self.publish();
-            if let Err(end) = result {
+            if let Err(end) = result.and_then(|()| self.settle()) {
+                self.hold.end();
                 return end;
             }
+            result = self.handle_events();
         }
+    }
+
+    /// Records what the next broker continues with, at a point where no engine is being changed.
+    fn settle(&mut self) -> Result<(), End> {
+        if self.hold.is_present() {
+            let begun = self.first_message_by.is_none();
+            self.journal.settle(self.engines.ring_owner(), self.engines.progress(begun, self.has_served))?;
+        }
+        Ok(())
+    }
+
+    /// Ends this thread without ending the session: the engines serve, and the holder has everything.
+    fn leave(mut self) {
+        if let Err(error) = self.settle() {
+            tracing::error!(session = self.shared.id, %error, "state not recorded");
+        }
+        // Dropping it would end the engines.
+        std::mem::forget(self);
     }
 
     /// Waits for events and handles them.
@@ -213,6 +264,7 @@ impl Session {
         for command in self.commands.take() {
             match command {
                 Command::End => return Err(End::Requested),
+                Command::Leave => return Err(End::Left),
                 Command::EngineStarted(result) => {
                     self.with_engines(|engines, device| engines.engine_started(*result, device));
                 }
@@ -229,34 +281,70 @@ impl Session {
     fn vmm_message(&mut self) -> Result<(), End> {
         let peeked = self.vmm.peek()?;
         let (number, length) = (peeked.request.number(), peeked.length());
-        let request = self.numbering.admit(&self.record.regions, peeked.request)?;
+        let request = self.numbering.admit(&self.record.regions, &self.record.events(), peeked.request)?;
         let answer = apply(&mut self.record, request)?;
         let acknowledge = peeked.need_reply && self.record.protocol_features & features::REPLY_ACK != 0;
         self.record.reply_owed = owed(number, answer, acknowledge);
-        self.journal.write(&self.record)?;
+        // Deposited before the record names them.
+        for descriptor in self.record.descriptors() {
+            self.hold.deposit(Part::Descriptor(descriptor.number()), Arc::new(descriptor));
+        }
+        let base_of = match answer {
+            Answer::Base(ring) => Some(ring),
+            Answer::Value(_) | Answer::Acknowledge => None,
+        };
+        self.journal.write_message(&self.record, MessageState::Applied { length, base_of })?;
         self.vmm.consume(length)?;
+        self.act_on_message(base_of)
+    }
+
+    /// Acts on a message that is recorded and consumed, and answers it.
+    fn act_on_message(&mut self, base_of: Option<usize>) -> Result<(), End> {
         self.begin();
         self.with_engines(Engines::sync);
         self.update_stopped_rings();
         // Publish before the reply, so that whoever has the reply sees the new state.
         self.publish();
-        self.answer(answer)
+        if let Some(mut reply) = self.record.reply_owed {
+            if let Some(ring) = base_of {
+                reply.value = ReplyValue::Vring { ring: ring as u32, base: u32::from(self.record.rings[ring].base) };
+            }
+            self.vmm.prepare_reply(&reply)?;
+            self.journal.write_message(&self.record, MessageState::Replying)?;
+            self.vmm.send_reply()?;
+        }
+        self.end_message()
     }
 
-    fn answer(&mut self, answer: Answer) -> Result<(), End> {
-        let Some(mut reply) = self.record.reply_owed else { return Ok(()) };
-        if let Answer::Base(ring) = answer {
-            reply.value = ReplyValue::Vring { ring: ring as u32, base: u32::from(self.record.rings[ring].base) };
-        }
-        self.vmm.answer(&reply)?;
+    fn end_message(&mut self) -> Result<(), End> {
         self.record.reply_owed = None;
-        Ok(self.journal.write(&self.record)?)
+        self.journal.write_message(&self.record, MessageState::None)?;
+        self.vmm.finish()?;
+        let used: BTreeSet<u32> = self.record.descriptors().iter().map(Descriptor::number).collect();
+        self.hold.retain(|part| !matches!(part, Part::Descriptor(number) if !used.contains(&number)));
+        Ok(())
+    }
+
+    /// Continues with the message that an earlier broker was handling.
+    fn continue_message(&mut self) -> Result<(), End> {
+        match std::mem::take(&mut self.interrupted) {
+            MessageState::None => Ok(self.vmm.finish()?),
+            MessageState::Applied { length, base_of } => {
+                self.vmm.consume(length)?;
+                self.act_on_message(base_of)
+            }
+            MessageState::Replying => {
+                self.vmm.send_reply()?;
+                self.end_message()
+            }
+        }
     }
 
     /// The first valid message turns a connection into a session. Only then does it get an engine.
     fn begin(&mut self) {
         if self.first_message_by.take().is_some() {
             self.shared.view().begun = true;
+            self.list.add(self.hold.serial(), self.engines.endpoint());
             tracing::info!(session = self.shared.id, vmm_pid = self.shared.vmm_pid(), "session began");
         }
     }
@@ -306,6 +394,21 @@ impl Session {
             view.config.clone_from(&engine.config);
             view.preflight = Some(engine.preflight.clone());
         }
+    }
+}
+
+/// What is recorded of a connection before its first message.
+fn first_state(service: &Service, shared: &Shared) -> Stored {
+    Stored {
+        session: shared.id.clone(),
+        endpoint: service.endpoint.clone(),
+        vmm_pid: shared.vmm_pid(),
+        connected_at: shared.connected_at,
+        max_inodes: shared.persistent.max_inodes,
+        record: SessionRecord::default(),
+        message: MessageState::None,
+        rings: RingOwner::Nobody,
+        progress: Progress::first(service.config.clone()),
     }
 }
 

@@ -1,10 +1,15 @@
-//! The key-value store of the agent. The broker does not interpret the values.
+//! The key-value store of the agent. The broker does not interpret the values. They outlive it at the holder.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use virtiofs_contract::control::store::{MAX_KEY, MAX_KEYS, MAX_TOTAL, MAX_VALUE};
+
+use crate::holder::Hold;
+use crate::holder::names::Part;
+use crate::state_file::{StateFile, StateFileError};
 
 /// Why a value is not stored. The old value stays.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -19,15 +24,47 @@ pub(crate) enum StoreError {
     Total(usize),
 }
 
+type Values = BTreeMap<String, String>;
+
+/// Most bytes of the values in JSON, in which a control character takes six.
+const MOST: usize = 6 * MAX_TOTAL + 16 * MAX_KEYS;
+
 /// Values by key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Store {
-    values: Mutex<BTreeMap<String, String>>,
+    content: Mutex<Content>,
+}
+
+#[derive(Debug)]
+struct Content {
+    values: Values,
+    /// None: they do not outlive the broker.
+    file: Option<StateFile<Values>>,
 }
 
 impl Store {
-    fn values(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The store with the values of an earlier broker, if the holder has them.
+    pub(crate) fn open(hold: Hold, held: Option<Arc<OwnedFd>>) -> Result<Self, StateFileError> {
+        let opened = held.map(|fd| StateFile::open(fd.try_clone()?)).transpose().unwrap_or_else(|error| {
+            tracing::error!(%error, "values of the agent not read");
+            hold.remove(Part::Store);
+            None
+        });
+        let (file, values) = match opened {
+            Some((file, values)) => (Some(file), values),
+            None if hold.is_present() => {
+                let mut file = StateFile::create("virtiofs-store", MOST)?;
+                file.write(&Values::new())?;
+                hold.deposit_copy(Part::Store, &file)?;
+                (Some(file), Values::new())
+            }
+            None => (None, Values::new()),
+        };
+        Ok(Store { content: Mutex::new(Content { values, file }) })
+    }
+
+    fn content(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores a value, or deletes the key.
@@ -35,23 +72,37 @@ impl Store {
         if key.is_empty() || key.len() > MAX_KEY {
             return Err(StoreError::Key(key.len()));
         }
-        let mut values = self.values();
-        let Some(value) = value else {
-            values.remove(&key);
-            return Ok(());
-        };
-        check(&values, &key, &value)?;
-        values.insert(key, value);
+        let mut content = self.content();
+        match value {
+            None if content.values.remove(&key).is_none() => return Ok(()),
+            None => {}
+            Some(value) => {
+                check(&content.values, &key, &value)?;
+                content.values.insert(key, value);
+            }
+        }
+        content.record();
         Ok(())
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<String> {
-        self.values().get(key).cloned()
+        self.content().values.get(key).cloned()
     }
 
     /// Keys with this prefix, in order.
     pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
-        self.values().keys().filter(|key| key.starts_with(prefix)).cloned().collect()
+        self.content().values.keys().filter(|key| key.starts_with(prefix)).cloned().collect()
+    }
+}
+
+impl Content {
+    fn record(&mut self) {
+        let Content { values, file } = self;
+        if let Some(file) = file
+            && let Err(error) = file.write(values)
+        {
+            tracing::error!(%error, "values of the agent not recorded");
+        }
     }
 }
 
@@ -78,9 +129,30 @@ mod tests {
         store.put(key.into(), Some("x".repeat(bytes)))
     }
 
+    fn store() -> Store {
+        Store::open(crate::holder::Holder::default().group(crate::holder::names::Group::Broker), None).unwrap()
+    }
+
+    #[test]
+    fn values_are_read_by_the_next_broker() {
+        let store = store();
+        let file = StateFile::create("test", MOST).unwrap();
+        let held = std::os::fd::AsFd::as_fd(&file).try_clone_to_owned().unwrap();
+        store.content().file = Some(file);
+        let hostile = "\u{1}".repeat(MAX_VALUE);
+        for (key, value) in
+            [("a", Some("1".into())), ("b", Some(hostile.clone())), ("a", None), ("c", Some("3".into()))]
+        {
+            store.put(key.into(), value).unwrap();
+        }
+        let hold = crate::holder::Holder::default().group(crate::holder::names::Group::Broker);
+        let next = Store::open(hold, Some(Arc::new(held))).unwrap();
+        assert_eq!((next.keys(""), next.get("b")), (vec!["b".into(), "c".into()], Some(hostile)));
+    }
+
     #[test]
     fn value_is_stored_until_deleted() {
-        let store = Store::default();
+        let store = store();
         put(&store, "shares/a", 3).unwrap();
         put(&store, "shares/b", 0).unwrap();
         put(&store, "totals", 1).unwrap();
@@ -92,7 +164,7 @@ mod tests {
 
     #[test]
     fn value_over_the_limit_is_refused() {
-        let store = Store::default();
+        let store = store();
         put(&store, "kept", 1).unwrap();
         assert_eq!(put(&store, "", 1), Err(StoreError::Key(0)));
         assert_eq!(put(&store, &"k".repeat(MAX_KEY + 1), 1), Err(StoreError::Key(MAX_KEY + 1)));
@@ -109,7 +181,7 @@ mod tests {
 
     #[test]
     fn number_of_keys_is_limited() {
-        let store = Store::default();
+        let store = store();
         (0..MAX_KEYS).for_each(|key| put(&store, &key.to_string(), 0).unwrap());
         assert_eq!(put(&store, "one more", 0), Err(StoreError::Keys));
         put(&store, "7", 5).unwrap();

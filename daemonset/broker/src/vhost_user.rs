@@ -7,4 +7,5 @@
 pub(crate) mod codec;
 pub(crate) mod features;
 pub(crate) mod front_end;
+pub(crate) mod pipe;
 pub(crate) mod socket;

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use virtiofs_config::{Access, EngineConfig, InodeFileHandles, Limits, Sandbox};
-use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionState, SessionStatus, SocketSpec, Status};
+use virtiofs_contract::control::{
+    Endpoint, EndpointStatus, HolderState, SessionState, SessionStatus, SocketSpec, Status,
+};
 use virtiofs_contract::counters::{Held, Totals};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 
@@ -61,6 +63,7 @@ pub fn listening(endpoint: Endpoint) -> EndpointStatus {
         last_rejection: None,
         released: None,
         sessions_started: 0,
+        sessions_lost: 0,
         engines_started: 0,
         totals: Totals::default(),
     }
@@ -73,7 +76,7 @@ pub fn counting(name: &str, totals: Totals) -> EndpointStatus {
 
 /// The status of a broker with this process id.
 pub fn status(pid: u32, endpoints: Vec<EndpointStatus>) -> Status {
-    Status { pid, endpoints }
+    Status { pid, instance: pid.into(), holder: HolderState::None, endpoints }
 }
 
 /// A session that serves, without findings.

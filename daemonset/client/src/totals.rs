@@ -18,6 +18,9 @@ pub struct ShareTotals {
     pub sessions: u64,
     /// Engines that were started.
     pub engines: u64,
+    /// Sessions that were lost with a broker.
+    #[serde(default)]
+    pub sessions_lost: u64,
     /// Connections that did not become a session.
     pub rejected_connections: u64,
     /// Those of them that an exclusive share refused.
@@ -30,6 +33,7 @@ impl ShareTotals {
         self.totals.add(&other.totals);
         self.sessions += other.sessions;
         self.engines += other.engines;
+        self.sessions_lost += other.sessions_lost;
         self.rejected_connections += other.rejected_connections;
         self.rejected_exclusive += other.rejected_exclusive;
     }
@@ -46,20 +50,20 @@ pub struct RunningTotals {
 
 #[derive(Debug, Default)]
 struct Share {
-    /// Process id of the broker that the last counts came from.
-    broker: u32,
+    /// The broker that the last counts came from ([`Status::instance`]).
+    broker: u64,
     /// Sum over the brokers before that one.
     before: ShareTotals,
     /// Counts of that broker.
     last: ShareTotals,
-    /// Process id of the broker that stores `before`.
-    stored_by: Option<u32>,
+    /// The broker that stores `before`.
+    stored_by: Option<u64>,
 }
 
 /// The part that the broker stores, for the next agent.
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    broker: u32,
+    broker: u64,
     before: ShareTotals,
 }
 
@@ -67,7 +71,7 @@ impl RunningTotals {
     /// Adds the counts of a broker's status.
     pub fn observe(&mut self, status: &Status) {
         for endpoint in &status.endpoints {
-            self.shares.entry(endpoint.endpoint.name.clone()).or_default().observe(status.pid, counted(endpoint));
+            self.shares.entry(endpoint.endpoint.name.clone()).or_default().observe(status.instance, counted(endpoint));
         }
         self.fold(status);
     }
@@ -101,7 +105,7 @@ impl RunningTotals {
     }
 
     /// The values that this broker does not store yet, by share: the sums over earlier brokers, which rarely change.
-    pub fn to_store(&self, broker: u32) -> Vec<(String, String)> {
+    pub fn to_store(&self, broker: u64) -> Vec<(String, String)> {
         let missing = self.shares.iter().filter(|(_, share)| share.stored_by != Some(broker));
         let changed = missing.filter(|(_, share)| share.before != ShareTotals::default());
         let text =
@@ -110,7 +114,7 @@ impl RunningTotals {
     }
 
     /// Notes that this broker stores the value of this endpoint.
-    pub fn note_stored(&mut self, endpoint: &str, broker: u32) {
+    pub fn note_stored(&mut self, endpoint: &str, broker: u64) {
         if let Some(share) = self.shares.get_mut(endpoint) {
             share.stored_by = Some(broker);
         }
@@ -127,7 +131,7 @@ impl RunningTotals {
 }
 
 impl Share {
-    fn observe(&mut self, broker: u32, counted: ShareTotals) {
+    fn observe(&mut self, broker: u64, counted: ShareTotals) {
         // A share that was withdrawn and declared again starts from zero in the same broker.
         if broker != self.broker || less(&counted, &self.last) {
             self.before = self.sum();
@@ -149,6 +153,7 @@ fn counted(endpoint: &EndpointStatus) -> ShareTotals {
         totals: endpoint.totals.clone(),
         sessions: endpoint.sessions_started,
         engines: endpoint.engines_started,
+        sessions_lost: endpoint.sessions_lost,
         rejected_connections: endpoint.rejected_connections,
         rejected_exclusive: endpoint.rejected_exclusive,
     }
@@ -161,6 +166,7 @@ fn less(new: &ShareTotals, old: &ShareTotals) -> bool {
     };
     new.sessions < old.sessions
         || new.engines < old.engines
+        || new.sessions_lost < old.sessions_lost
         || new.rejected_connections < old.rejected_connections
         || new.rejected_exclusive < old.rejected_exclusive
         || new.totals.bytes_read < old.totals.bytes_read
@@ -198,7 +204,7 @@ mod tests {
 
     #[test]
     fn counts_of_earlier_brokers_outlive_the_agent() {
-        let with = |broker: u32, requests| {
+        let with = |broker: u64, requests| {
             let mut running = RunningTotals::default();
             running.load(Vec::new());
             running.shares.entry("a".into()).or_default().observe(broker, counts(requests));

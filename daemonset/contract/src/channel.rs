@@ -96,12 +96,27 @@ impl PacketChannel {
 
     /// Waits for one message and receives its file descriptors, close-on-exec.
     pub fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+        self.receive_as(RecvFlags::CMSG_CLOEXEC)
+    }
+
+    /// Like [`receive`](Self::receive), but the message stays in the socket, for a process that takes over after this one
+    /// was killed. [`discard`](Self::discard) removes it.
+    pub fn peek<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+        self.receive_as(RecvFlags::CMSG_CLOEXEC | RecvFlags::PEEK)
+    }
+
+    /// Removes a message that was peeked.
+    pub fn discard(&self) -> Result<(), ChannelError> {
+        // Without room for descriptors, the kernel closes them.
+        retry(|| rustix::net::recv(&self.socket, &mut [0u8; 1][..], RecvFlags::TRUNC).map(drop))?;
+        Ok(())
+    }
+
+    fn receive_as<M: DeserializeOwned>(&self, flags: RecvFlags) -> Result<(M, Vec<OwnedFd>), ChannelError> {
         let mut buffer = vec![0u8; MAX_PACKET];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = retry(|| {
-            recvmsg(&self.socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-        })?;
+        let received = retry(|| recvmsg(&self.socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, flags))?;
         // Collect the descriptors before anything can fail, so that they are closed then.
         let mut fds = Vec::new();
         for message in ancillary.drain() {
@@ -261,6 +276,23 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn peeked_message_stays_until_discarded() {
+        let (a, b) = PacketChannel::pair().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        a.send(&ToEngine::Quiesce, &[writer.as_fd()]).unwrap();
+        a.send(&ToEngine::Resume, &[]).unwrap();
+        drop(writer);
+        for _ in 0..2 {
+            let (message, fds) = b.peek::<ToEngine>().unwrap();
+            assert_eq!((message, fds.len()), (ToEngine::Quiesce, 1));
+        }
+        b.discard().unwrap();
+        // Were a copy of the writing end left open, this would wait for ever.
+        assert_eq!(std::io::read_to_string(reader).unwrap(), "");
+        assert_eq!(b.receive::<ToEngine>().unwrap().0, ToEngine::Resume);
     }
 
     #[test]

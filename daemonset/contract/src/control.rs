@@ -203,6 +203,9 @@ pub enum Request {
         /// The configuration.
         engine: EngineConfig,
     },
+    /// End all sessions for good and serve nothing more, before the broker is stopped or uninstalled. Without it, sessions
+    /// outlive a broker that has a holder. Reply: [`Response::Drained`].
+    Drain,
     /// Report the broker's status. Reply: [`Response::Status`].
     Status,
 }
@@ -263,6 +266,11 @@ pub enum Response {
         /// In order.
         keys: Vec<String>,
     },
+    /// To `Drain`: nothing is served any more.
+    Drained {
+        /// Sessions that were ended.
+        sessions: u64,
+    },
     /// To `Status`.
     Status(Box<Status>),
     /// The request cannot be fulfilled; nothing was changed.
@@ -321,8 +329,24 @@ pub mod store {
 pub struct Status {
     /// The broker's process id.
     pub pid: u32,
+    /// Identity of the counts: a broker that continues the sessions of an earlier one has the same. If it differs, all
+    /// counts began at zero.
+    pub instance: u64,
+    /// Whether sessions outlive the broker.
+    pub holder: HolderState,
     /// Endpoints that listen, and removed ones with sessions left.
     pub endpoints: Vec<EndpointStatus>,
+}
+
+/// Who holds the descriptors of sessions while no broker runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HolderState {
+    /// Nobody: sessions end with the broker.
+    None,
+    /// A keeper or systemd has everything.
+    Connected,
+    /// There is no keeper at the moment: sessions would end with the broker.
+    Missing,
 }
 
 /// One endpoint as it is now.
@@ -345,8 +369,11 @@ pub struct EndpointStatus {
     pub last_rejection: Option<Rejection>,
     /// Present while the source is released.
     pub released: Option<Released>,
-    /// Sessions that began, since the broker started.
+    /// Sessions that began, under this broker and those before it that it continues.
     pub sessions_started: u64,
+    /// Sessions that were lost with an earlier broker: it ended, and they could not be restored.
+    #[serde(default)]
+    pub sessions_lost: u64,
     /// Engines that were started for its sessions, since the broker started; preflights do not count.
     pub engines_started: u64,
     /// Counts of all sessions, ended ones included. They never decrease while the broker runs.

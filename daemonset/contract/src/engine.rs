@@ -110,11 +110,15 @@ pub enum StashRequest {
     /// Stash the open file that this message carries, for later engines of the session. Reply:
     /// [`StashReply::Stashed`].
     Stash {
+        /// Number of the request on this channel.
+        request: u64,
         /// The guest's file handle.
         handle: u64,
     },
     /// Send the file that is stashed for this handle. Reply: [`StashReply::Fetched`].
     Fetch {
+        /// Number of the request on this channel.
+        request: u64,
         /// The guest's file handle.
         handle: u64,
     },
@@ -127,17 +131,31 @@ pub enum StashRequest {
     ReleaseAll,
 }
 
-/// Broker to engine, on the fd stash channel.
+/// Broker to engine, on the fd stash channel. A broker that is restarted may answer a request again, so the engine ignores
+/// replies to other requests than its last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StashReply {
     /// To `Stash`.
     Stashed {
+        /// Number of the request.
+        request: u64,
         /// False: the session's stash is full.
         accepted: bool,
     },
     /// To `Fetch`. File descriptor, if found: the file.
     Fetched {
+        /// Number of the request.
+        request: u64,
         /// True if a file was stashed for this handle.
         found: bool,
     },
+}
+
+impl StashReply {
+    /// Number of the request that it answers.
+    pub fn request(&self) -> u64 {
+        match self {
+            StashReply::Stashed { request, .. } | StashReply::Fetched { request, .. } => *request,
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::{Cause, Moment, Remedy};
 #[serde(rename_all = "camelCase")]
 pub struct History {
     /// When the share was last observed, and the process id of the broker that counted.
-    pub(crate) observed: Option<(Moment, u32)>,
+    pub(crate) observed: Option<(Moment, u64)>,
     pub(crate) tracks: BTreeMap<Cause, Track>,
     /// When remedies were started, within the span of the budget.
     pub(crate) started: VecDeque<Moment>,

@@ -11,7 +11,7 @@ use crate::Cause;
 #[derive(Clone, Debug)]
 pub struct Observation<'a> {
     /// Process id of the broker that counts; a new broker starts from zero.
-    pub broker: u32,
+    pub broker: u64,
     /// Stale events by cause, of all sessions, since that broker started. A source that hangs is not counted: see
     /// [`Session::hung`].
     pub counts: BTreeMap<Cause, u64>,

@@ -63,9 +63,9 @@ fn observe(socket: &Path, totals: &mut RunningTotals) -> Result<Status, ClientEr
     }
     let status = client.status()?;
     totals.observe(&status);
-    for (share, value) in totals.to_store(status.pid) {
+    for (share, value) in totals.to_store(status.instance) {
         match client.put(&format!("{PREFIX}{share}"), Some(value)) {
-            Ok(()) => totals.note_stored(&share, status.pid),
+            Ok(()) => totals.note_stored(&share, status.instance),
             Err(error) => tracing::debug!(share, %error, "counts of earlier brokers not stored yet"),
         }
     }

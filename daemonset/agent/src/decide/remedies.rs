@@ -32,7 +32,7 @@ const DECIDE_OFTEN: Duration = Duration::from_millis(250);
 pub(crate) struct Remedies {
     cases: BTreeMap<String, Case>,
     /// Process id of the broker that stores the histories; `None` until those of an earlier agent have been loaded.
-    stored_by: Option<u32>,
+    stored_by: Option<u64>,
     /// Removed shares whose history the broker still stores.
     removed: Vec<String>,
 }
@@ -102,7 +102,7 @@ impl Remedies {
     }
 
     /// Notes the broker that stores histories. A new broker must store all of them again.
-    pub(crate) fn attach(&mut self, broker: u32) {
+    pub(crate) fn attach(&mut self, broker: u64) {
         if self.stored_by.is_some_and(|known| known != broker) {
             self.cases.values_mut().for_each(|case| case.unstored = true);
         }

@@ -23,7 +23,7 @@ const GONE_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Released {
     pub(super) until: Instant,
-    unix: u64,
+    pub(super) unix: u64,
 }
 
 impl Released {
@@ -31,6 +31,13 @@ impl Released {
         let end = SystemTime::now() + longest;
         let unix = end.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Released { until: Instant::now() + longest, unix }
+    }
+
+    /// That of an earlier broker, which ends at this time; none: it has ended.
+    pub(super) fn until(unix: u64) -> Option<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        let left = Duration::from_secs(unix).checked_sub(now)?;
+        Some(Released { until: Instant::now() + left, unix })
     }
 
     pub(super) fn status(&self) -> ReleasedStatus {
@@ -52,11 +59,14 @@ impl Endpoint {
     ) -> Result<(Vec<String>, u64), Finding> {
         let _one_at_a_time = self.releasing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let released = Released::lasting(longest);
-        self.starter.bar_preflights(&self.location(), released.until);
+        self.host.starter.bar_preflights(&self.location(), released.until);
         let waiting = self.request_release(released, force);
         let result = self.await_release(waiting, released.until, engines);
         match &result {
-            Ok(sessions) => tracing::info!(endpoint = self.spec().name, sessions = sessions.len(), "released"),
+            Ok(sessions) => {
+                self.inner().save();
+                tracing::info!(endpoint = self.spec().name, sessions = sessions.len(), "released");
+            }
             Err(_) => self.resume(),
         }
         result.map(|sessions| (sessions, released.unix))
@@ -94,7 +104,7 @@ impl Endpoint {
         let (name, location) = (self.spec().name, self.location());
         // After the release time, sessions start engines again.
         let longest = || GONE_DEADLINE.min(until.saturating_duration_since(Instant::now()));
-        if !self.starter.wait_for_preflight(&location, longest()) {
+        if !self.host.starter.wait_for_preflight(&location, longest()) {
             return Err(stuck("a preflight of it is still running"));
         }
         match engines.wait_until_gone(&[Purpose::Endpoint(name), Purpose::Preflight(location.path())], longest()) {
@@ -107,7 +117,8 @@ impl Endpoint {
     pub(crate) fn resume(&self) {
         let mut inner = self.inner();
         inner.released = None;
-        self.starter.unbar_preflights(&inner.location());
+        inner.save();
+        self.host.starter.unbar_preflights(&inner.location());
         for live in inner.sessions.values() {
             live.sender.send(Command::Resume);
         }

@@ -1,5 +1,6 @@
 //! An engine that is kept in sync with a session's record, message by message.
 
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::poll::{Interest, wait_readable};
 use crate::record::SessionRecord;
 use crate::record::journal::{Journal, JournalError};
 use crate::record::plan::{RingEvent, RingStart, SentState, Step, is_before_rings, may_lose_a_kick, plan};
+use crate::record::store::StoredEngine;
 use crate::vhost_user::codec::Request;
 use crate::vhost_user::features;
 use crate::vhost_user::front_end::FrontEndError;
@@ -56,6 +58,9 @@ pub(crate) struct Attached {
     sent: SentState<Descriptor>,
     /// Resume messages that the engine has not acknowledged yet.
     unacknowledged_resumes: u32,
+    /// A node that does not exist, whose description shows that the engine's earlier messages have arrived. Resumes before
+    /// it were those of an earlier broker.
+    marker: Option<u64>,
     /// True while a `Describe` is not answered.
     path_requested: bool,
     /// The last node that was described, and its path.
@@ -68,8 +73,41 @@ impl Attached {
             engine,
             sent: SentState::default(),
             unacknowledged_resumes: 0,
+            marker: None,
             path_requested: false,
             described: None,
+        }
+    }
+
+    /// An engine that an earlier broker started, and the state that was sent to it. `marker`: a number that no earlier
+    /// broker used.
+    ///
+    /// # Errors
+    /// The engine, which does not take messages.
+    pub(crate) fn restored(
+        engine: Engine,
+        sent: SentState<Descriptor>,
+        marker: u64,
+    ) -> Result<Self, (Box<Engine>, AttachError)> {
+        match engine.control.send(&ToEngine::Describe { node: marker }, &[]) {
+            Ok(()) => Ok(Attached { sent, marker: Some(marker), ..Attached::new(engine) }),
+            Err(error) => Err((Box::new(engine), error.into())),
+        }
+    }
+
+    /// What the next broker needs to know to continue with it.
+    pub(crate) fn stored(&self) -> StoredEngine {
+        let Ok(sent) = self.sent.try_map(|descriptor| Ok::<u32, Infallible>(descriptor.number()));
+        let engine = &self.engine;
+        StoredEngine {
+            serial: engine.held.serial,
+            config: engine.config.clone(),
+            generation: engine.generation,
+            preflight: engine.preflight.clone(),
+            binary: engine.binary.clone(),
+            root: engine.root.map(Into::into),
+            groups: engine.process.groups().to_vec(),
+            sent,
         }
     }
 
@@ -81,6 +119,9 @@ impl Attached {
         journal: &mut Journal,
     ) -> Result<(), AttachError> {
         let steps = plan(&self.sent, record);
+        if !steps.is_empty() {
+            journal.begin_change()?;
+        }
         for step in &steps {
             self.send_step(step, record, journal)?;
             self.sent.record(step);
@@ -106,7 +147,8 @@ impl Attached {
 
     /// Quiesces the engine and stops its rings, so that it no longer polls their kicks and a successor can take them.
     /// [`Attached::resume_rings`] undoes it.
-    pub(crate) fn stop_rings(&mut self, longest: Duration) -> Result<(), AttachError> {
+    pub(crate) fn stop_rings(&mut self, longest: Duration, journal: &mut Journal) -> Result<(), AttachError> {
+        journal.begin_change()?;
         self.quiesce(longest)?;
         for ring in self.sent.running().collect::<Vec<_>>() {
             self.engine.front_end.request(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })?;
@@ -266,7 +308,7 @@ impl Attached {
 
     fn await_resumed(&mut self, end: Instant) -> Result<(), AttachError> {
         let begin = Instant::now();
-        while self.unacknowledged_resumes > 0 {
+        while self.unacknowledged_resumes > 0 || self.marker.is_some() {
             self.receive(end)?.ok_or_else(|| AttachError::NotQuiesced(begin.elapsed()))?;
         }
         Ok(())
@@ -285,6 +327,8 @@ impl Attached {
 
     fn handle(&mut self, message: &FromEngine) {
         match message {
+            FromEngine::Resumed if self.marker.is_some() => {}
+            FromEngine::Described { node, .. } if self.marker == Some(*node) => self.marker = None,
             FromEngine::Resumed => self.unacknowledged_resumes = self.unacknowledged_resumes.saturating_sub(1),
             FromEngine::Described { node, path } => {
                 self.path_requested = false;

@@ -19,6 +19,8 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use virtiofs_contract::channel::{ChannelError, PacketChannel};
 use virtiofs_contract::engine::{StashReply, StashRequest};
 
+use crate::holder::Hold;
+use crate::holder::names::Part;
 use crate::limits::stashed_files;
 use crate::poll::{Interest, wait_readable};
 
@@ -37,13 +39,17 @@ struct Bounds {
     total: usize,
 }
 
+type Files = BTreeMap<u64, Arc<OwnedFd>>;
+
 /// The stashed files of one session, by the guest's file handle.
 #[derive(Debug)]
 pub(crate) struct FdStash {
     bounds: Bounds,
-    files: Mutex<BTreeMap<u64, OwnedFd>>,
+    files: Mutex<Files>,
     /// Files for the thread that closes them.
-    closing: mpsc::Sender<OwnedFd>,
+    closing: mpsc::Sender<Arc<OwnedFd>>,
+    /// Where files outlive the broker.
+    hold: Hold,
 }
 
 /// Serves the stash to one engine.
@@ -83,38 +89,53 @@ impl StashServer {
         wait_readable(&[Interest::of(&*self.channel)], deadline).is_ok_and(|[ready]| ready)
     }
 
-    fn handle(&self, files: &mut BTreeMap<u64, OwnedFd>) -> Result<(), ChannelError> {
-        let (message, fds) = self.channel.receive::<StashRequest>()?;
+    /// Handles one request. It stays in the channel until it is answered: an engine waits for the reply, and the broker may
+    /// be killed before. The engine ignores a second reply.
+    fn handle(&self, files: &mut Files) -> Result<(), ChannelError> {
+        let (message, fds) = self.channel.peek::<StashRequest>()?;
         match message {
-            StashRequest::Stash { handle } => {
+            StashRequest::Stash { request, handle } => {
                 let accepted = self.stash.insert(files, handle, fds.into_iter().next());
-                self.channel.send(&StashReply::Stashed { accepted }, &[])
+                self.reply(&StashReply::Stashed { request, accepted }, &[]);
             }
-            StashRequest::Fetch { handle } => {
+            StashRequest::Fetch { request, handle } => {
                 let file = files.get(&handle);
                 let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
-                self.channel.send(&StashReply::Fetched { found: file.is_some() }, &fds)
+                self.reply(&StashReply::Fetched { request, found: file.is_some() }, &fds);
             }
             StashRequest::Release { handle } => {
-                self.stash.close(files.remove(&handle));
-                Ok(())
+                let file = files.remove_entry(&handle);
+                self.stash.close(file);
             }
-            StashRequest::ReleaseAll => {
-                self.stash.close(std::mem::take(files).into_values());
-                Ok(())
-            }
+            StashRequest::ReleaseAll => self.stash.close(std::mem::take(files)),
+        }
+        self.channel.discard()
+    }
+
+    /// A dead engine does not receive the reply, but its other requests count.
+    fn reply(&self, reply: &StashReply, fds: &[std::os::fd::BorrowedFd<'_>]) {
+        if let Err(error) = self.channel.send(reply, fds) {
+            tracing::debug!(%error, "reply of the fd stash");
         }
     }
 }
 
 impl FdStash {
     /// Creates an empty stash, and the thread that closes its files.
-    pub(crate) fn create() -> io::Result<Self> {
-        Self::with_bounds(Bounds { session: MAX_STASHED, total: stashed_files() })
+    pub(crate) fn create(hold: Hold) -> io::Result<Self> {
+        Self::with_bounds(Bounds { session: MAX_STASHED, total: stashed_files() }, hold)
     }
 
-    fn with_bounds(bounds: Bounds) -> io::Result<Self> {
-        let (closing, files) = mpsc::channel::<OwnedFd>();
+    /// The stash of a restored session.
+    pub(crate) fn restored(files: Files, hold: Hold) -> io::Result<Self> {
+        let stash = Self::create(hold)?;
+        STASHED.fetch_add(files.len(), Relaxed);
+        *stash.lock() = files;
+        Ok(stash)
+    }
+
+    fn with_bounds(bounds: Bounds, hold: Hold) -> io::Result<Self> {
+        let (closing, files) = mpsc::channel::<Arc<OwnedFd>>();
         let close_all = move || {
             for file in files {
                 drop(file);
@@ -122,7 +143,7 @@ impl FdStash {
             }
         };
         thread::Builder::new().name("fd-close".into()).spawn(close_all)?;
-        Ok(FdStash { bounds, files: Mutex::default(), closing })
+        Ok(FdStash { bounds, files: Mutex::default(), closing, hold })
     }
 
     /// Number of stashed files.
@@ -132,7 +153,7 @@ impl FdStash {
 
     /// Number of stashed files without a name. It is read from cached attributes, so a hung source does not block.
     pub(crate) fn count_orphaned(&self) -> usize {
-        let orphaned = |file: &&OwnedFd| {
+        let orphaned = |file: &&Arc<OwnedFd>| {
             let stat = statx(file, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::NLINK);
             stat.is_ok_and(|stat| stat.stx_nlink == 0)
         };
@@ -142,26 +163,38 @@ impl FdStash {
     /// Closes all files.
     pub(crate) fn clear(&self) {
         let files = std::mem::take(&mut *self.lock());
-        self.close(files.into_values());
+        self.close(files);
     }
 
-    fn insert(&self, files: &mut BTreeMap<u64, OwnedFd>, handle: u64, file: Option<OwnedFd>) -> bool {
-        let Some(file) = file else { return false };
+    fn insert(&self, files: &mut Files, handle: u64, file: Option<OwnedFd>) -> bool {
+        let Some(file) = file.map(Arc::new) else { return false };
         let room = files.contains_key(&handle) || self.bounds.have_room(files.len(), STASHED.load(Relaxed));
         STASHED.fetch_add(1, Relaxed);
-        self.close(if room { files.insert(handle, file) } else { Some(file) });
-        room
+        if !room {
+            self.close_one(file);
+            return false;
+        }
+        self.close(files.remove_entry(&handle));
+        self.hold.deposit(Part::File(handle), file.clone());
+        files.insert(handle, file);
+        true
     }
 
     /// Hands files to the thread that closes them. They count until they are closed.
-    fn close(&self, files: impl IntoIterator<Item = OwnedFd>) {
-        for file in files {
-            // The thread receives as long as this sender exists.
-            let _ = self.closing.send(file);
+    fn close(&self, files: impl IntoIterator<Item = (u64, Arc<OwnedFd>)>) {
+        for (handle, file) in files {
+            // First here, so that the last reference is that of the thread.
+            self.hold.remove(Part::File(handle));
+            self.close_one(file);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, OwnedFd>> {
+    fn close_one(&self, file: Arc<OwnedFd>) {
+        // The thread receives as long as this sender exists.
+        let _ = self.closing.send(file);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -192,16 +225,20 @@ mod tests {
     }
 
     fn stash_file(channel: &PacketChannel, handle: u64, file: &File) -> bool {
-        channel.send(&StashRequest::Stash { handle }, &[file.as_fd()]).unwrap();
-        matches!(channel.receive().unwrap(), (StashReply::Stashed { accepted: true }, _))
+        channel.send(&StashRequest::Stash { request: 5, handle }, &[file.as_fd()]).unwrap();
+        matches!(channel.receive().unwrap(), (StashReply::Stashed { request: 5, accepted: true }, _))
     }
 
     fn fetch(channel: &PacketChannel, handle: u64) -> Option<File> {
-        channel.send(&StashRequest::Fetch { handle }, &[]).unwrap();
+        channel.send(&StashRequest::Fetch { request: 6, handle }, &[]).unwrap();
         let (reply, fds) = channel.receive::<StashReply>().unwrap();
         let file = fds.into_iter().next().map(File::from);
-        assert_eq!(reply, StashReply::Fetched { found: file.is_some() });
+        assert_eq!(reply, StashReply::Fetched { request: 6, found: file.is_some() });
         file
+    }
+
+    fn nobody() -> Hold {
+        crate::holder::Holder::default().group(crate::holder::names::Group::Session(1))
     }
 
     fn scratch(text: &str) -> File {
@@ -212,7 +249,7 @@ mod tests {
 
     #[test]
     fn file_outlives_the_engine_that_stashed_it() {
-        let stash = Arc::new(FdStash::create().unwrap());
+        let stash = Arc::new(FdStash::create(nobody()).unwrap());
         let (first, _) = engine(&stash);
         assert!(stash_file(&first, 7, &scratch("kept")));
         drop(first);
@@ -230,9 +267,9 @@ mod tests {
     #[test]
     fn drain_handles_the_last_requests_of_a_dead_engine() {
         for _ in 0..200 {
-            let stash = Arc::new(FdStash::create().unwrap());
+            let stash = Arc::new(FdStash::create(nobody()).unwrap());
             let (first, server) = engine(&stash);
-            first.send(&StashRequest::Stash { handle: 1 }, &[scratch("x").as_fd()]).unwrap();
+            first.send(&StashRequest::Stash { request: 5, handle: 1 }, &[scratch("x").as_fd()]).unwrap();
             drop(first);
             server.drain();
             assert!(stash.lock().contains_key(&1));
@@ -240,9 +277,22 @@ mod tests {
     }
 
     #[test]
+    fn request_that_was_not_answered_is_answered_by_the_next_broker() {
+        let stash = Arc::new(FdStash::create(nobody()).unwrap());
+        let (ours, engine) = PacketChannel::pair().unwrap();
+        engine.send(&StashRequest::Stash { request: 5, handle: 7 }, &[scratch("kept").as_fd()]).unwrap();
+        // A broker that is killed here has peeked the request only.
+        drop(ours.peek::<StashRequest>().unwrap());
+        StashServer::start(stash.clone(), ours).unwrap();
+        let (reply, _) = engine.receive::<StashReply>().unwrap();
+        assert_eq!(reply, StashReply::Stashed { request: 5, accepted: true });
+        assert!(fetch(&engine, 7).is_some());
+    }
+
+    #[test]
     fn session_limit_is_enforced() {
         let bounds = Bounds { session: 4, total: usize::MAX };
-        let stash = Arc::new(FdStash::with_bounds(bounds).unwrap());
+        let stash = Arc::new(FdStash::with_bounds(bounds, nobody()).unwrap());
         let (channel, _server) = engine(&stash);
         let file = scratch("");
         for handle in 0..4 {
@@ -269,7 +319,7 @@ mod tests {
 
     #[test]
     fn hung_close_blocks_neither_status_nor_engine() {
-        let stash = Arc::new(FdStash::create().unwrap());
+        let stash = Arc::new(FdStash::create(nobody()).unwrap());
         let (channel, _server) = engine(&stash);
         let (socket, _peer) = lingering();
         assert!(stash_file(&channel, 1, &File::from(socket)));

@@ -28,6 +28,8 @@ pub(super) struct Launch<'a> {
     /// True if the engine makes a user namespace anyway: then it starts in one, which permits a PID namespace to users
     /// other than root.
     pub(super) user_namespace: bool,
+    /// False: it outlives this process.
+    pub(super) ends_with_broker: bool,
 }
 
 /// A started process.
@@ -52,7 +54,8 @@ struct Prepared {
     gid_map: String,
     /// In this order: standard input, output, error, control channel.
     fds: [(RawFd, RawFd); 4],
-    broker: RawFd,
+    /// The process that it must not outlive.
+    broker: Option<RawFd>,
     failure: RawFd,
 }
 
@@ -86,7 +89,7 @@ impl Launch<'_> {
             gid_map: format!("{gid} {gid} 1"),
             fds: [(self.input, 0), (self.output, 1), (self.output, 2), (self.control, CONTROL_FD)]
                 .map(|(from, to)| (from.as_raw_fd(), to)),
-            broker: self.broker.as_raw_fd(),
+            broker: self.ends_with_broker.then(|| self.broker.as_raw_fd()),
             failure: writer.as_raw_fd(),
         };
         let launched = clone(namespaces, || prepared.become_engine(namespaces)).map_err(Refused::Namespaces)?;
@@ -168,11 +171,13 @@ impl Prepared {
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&raw mut none);
             check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))?;
-            check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-            // In a PID namespace of its own, getppid() returns 0 whether the broker lives or not.
-            let mut broker = libc::pollfd { fd: self.broker, events: libc::POLLIN, revents: 0 };
-            if check(libc::poll(&raw mut broker, 1, 0)).is_err() || broker.revents != 0 {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            if let Some(fd) = self.broker {
+                check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
+                // In a PID namespace of its own, getppid() returns 0 whether the broker lives or not.
+                let mut broker = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+                if check(libc::poll(&raw mut broker, 1, 0)).is_err() || broker.revents != 0 {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
             }
             let range = libc::syscall(libc::SYS_close_range, CONTROL_FD, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
             check(range as c_int)?;

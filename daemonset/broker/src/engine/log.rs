@@ -42,6 +42,12 @@ pub(crate) fn pipe() -> io::Result<(EngineLog, OwnedFd)> {
 }
 
 impl EngineLog {
+    /// The log of an engine that an earlier broker started; none: it cannot be read any more.
+    pub(crate) fn restored(pipe: Option<OwnedFd>) -> Self {
+        let (lines, allowance) = (Lines::default(), Allowance::new(Instant::now()));
+        EngineLog { pipe: pipe.map(PipeReader::from), lines, allowance, last: String::new() }
+    }
+
     /// Logs the lines that arrived since the last call.
     pub(crate) fn drain(&mut self, session: &str) {
         let mut buffer = [0u8; 4096];

@@ -16,6 +16,16 @@ use super::finding;
 pub(crate) struct MountPoint(PathBuf);
 
 impl MountPoint {
+    /// That of an earlier broker.
+    pub(crate) fn restored(path: PathBuf) -> Self {
+        MountPoint(path)
+    }
+
+    /// Its path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// The mount point of an open directory; none if the kernel does not report it.
     pub(crate) fn of(directory: &impl AsFd) -> Option<Self> {
         let stat = statx(directory, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID).ok()?;

@@ -1,5 +1,6 @@
 //! The state of a session that outlives its engines: counters, ledger, stashed files, trace.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +12,8 @@ use virtiofs_contract::trace::TraceRing;
 
 use super::fd_stash::FdStash;
 use super::mount_point::MountPoint;
+use crate::holder::names::Part;
+use crate::holder::{Hold, Parts};
 
 /// Size of the ledger in bytes: for each inode that the guest may hold, names and handles included, and for everything
 /// that does not depend on their number. The file is sparse: pages that are never written use no memory.
@@ -22,38 +25,58 @@ const PAGE: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct PersistentState {
     /// The counter page that engines write.
-    pub(crate) counter_page: OwnedFd,
+    pub(crate) counter_page: Arc<OwnedFd>,
     counters: Counters,
     /// The ledger: nodes, names and handles that the guest holds.
-    pub(crate) ledger: OwnedFd,
+    pub(crate) ledger: Arc<OwnedFd>,
     /// Number of inodes that the ledger has room for at least.
     pub(crate) max_inodes: u64,
     /// Open files without a name.
     pub(crate) stash: Arc<FdStash>,
     /// The trace ring that engines write while tracing is enabled.
-    pub(crate) trace_file: OwnedFd,
+    pub(crate) trace_file: Arc<OwnedFd>,
     pub(crate) trace: TraceRing,
     /// Mount point of the source when the last engine was started.
     mounted_at: Mutex<Option<MountPoint>>,
 }
 
 impl PersistentState {
-    /// Creates the state for a guest that may hold `max_inodes` inodes.
-    pub(crate) fn new(max_inodes: u64) -> io::Result<Self> {
+    /// Creates the state for a guest that may hold `max_inodes` inodes, and deposits it.
+    pub(crate) fn new(max_inodes: u64, hold: Hold) -> io::Result<Self> {
         let (counter_page, counters) = Counters::create()?;
-        let ledger = new_ledger(max_inodes)?;
         let (trace_file, trace) = TraceRing::create()?;
-        let stash = Arc::new(FdStash::create()?);
-        Ok(PersistentState {
-            counter_page,
-            counters,
-            ledger,
-            max_inodes,
-            stash,
-            trace_file,
-            trace,
-            mounted_at: Mutex::default(),
-        })
+        let ledger = Arc::new(new_ledger(max_inodes)?);
+        let (counter_page, trace_file) = (Arc::new(counter_page), Arc::new(trace_file));
+        hold.deposit(Part::Counters, counter_page.clone());
+        hold.deposit(Part::Ledger, ledger.clone());
+        hold.deposit(Part::Trace, trace_file.clone());
+        let stash = Arc::new(FdStash::create(hold)?);
+        let mounted_at = Mutex::default();
+        Ok(PersistentState { counter_page, counters, ledger, max_inodes, stash, trace_file, trace, mounted_at })
+    }
+
+    /// The state of a restored session.
+    ///
+    /// # Errors
+    /// A part is not held, or is not of this version.
+    pub(crate) fn restored(
+        parts: &mut Parts,
+        max_inodes: u64,
+        mounted_at: Option<MountPoint>,
+        hold: Hold,
+    ) -> io::Result<Self> {
+        let mut take = |part: Part| parts.remove(&part).ok_or_else(|| missing(part));
+        let (counter_page, ledger, trace_file) = (take(Part::Counters)?, take(Part::Ledger)?, take(Part::Trace)?);
+        let (counters, trace) = (Counters::map(&counter_page)?, TraceRing::map(&trace_file)?);
+        let mut files = BTreeMap::new();
+        for (part, file) in parts.iter() {
+            if let Part::File(handle) = part {
+                files.insert(*handle, file.clone());
+            }
+        }
+        let stash = Arc::new(FdStash::restored(files, hold)?);
+        let mounted_at = Mutex::new(mounted_at);
+        Ok(PersistentState { counter_page, counters, ledger, max_inodes, stash, trace_file, trace, mounted_at })
     }
 
     /// Number of mounts and unmounts of the guest.
@@ -95,6 +118,11 @@ impl PersistentState {
     pub(crate) fn stale_events(&self) -> Vec<StaleEvent> {
         self.counters.stale_events()
     }
+}
+
+/// The error for a descriptor that should be held.
+pub(crate) fn missing(part: Part) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("descriptor {part} is not held"))
 }
 
 /// A memfd of zeros, sealed so that it cannot shrink or grow under a mapping.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -92,13 +92,15 @@ pub(crate) struct Spawner {
 }
 
 impl Spawner {
-    pub(crate) fn start(engine: PathBuf, processes: Arc<ProcessTable>) -> io::Result<Self> {
+    /// `outlive`: engines of sessions outlive the broker. They end when their control channel is closed everywhere.
+    pub(crate) fn start(engine: PathBuf, processes: Arc<ProcessTable>, outlive: bool) -> io::Result<Self> {
         let (requests, queue) = mpsc::channel::<SpawnRequest>();
         let heritage = Heritage::new(engine)?;
         thread::Builder::new().name("spawner".into()).spawn(move || {
             for request in queue {
                 // If the requester is gone, the process is dropped and thereby killed.
-                let _ = request.reply.send(heritage.spawn(&request, &processes));
+                let ends_with_broker = !outlive || matches!(request.purpose, Purpose::Preflight(_));
+                let _ = request.reply.send(heritage.spawn(&request, &processes, ends_with_broker));
             }
         })?;
         Ok(Spawner { requests })
@@ -141,7 +143,12 @@ impl Heritage {
         Ok(Heritage { engine, null, broker, _occupied: occupied })
     }
 
-    fn spawn(&self, request: &SpawnRequest, processes: &Arc<ProcessTable>) -> io::Result<EngineProcess> {
+    fn spawn(
+        &self,
+        request: &SpawnRequest,
+        processes: &Arc<ProcessTable>,
+        ends_with_broker: bool,
+    ) -> io::Result<EngineProcess> {
         let launch = Launch {
             program: &self.engine,
             broker: self.broker.as_fd(),
@@ -149,11 +156,13 @@ impl Heritage {
             output: request.output.as_fd(),
             control: request.control.as_fd(),
             user_namespace: request.user_namespace,
+            ends_with_broker,
         };
         let Launched { pid, pidfd } = launch.start()?;
         processes.enter(request.purpose.clone());
         Ok(EngineProcess {
             pid,
+            is_child: true,
             pidfd: Some(pidfd),
             binary: binary_of(pid),
             threads: Default::default(),
@@ -174,7 +183,10 @@ fn binary_of(pid: u32) -> Option<EngineBinary> {
 /// An engine process. Dropping it kills it; a thread reaps it.
 #[derive(Debug)]
 pub(crate) struct EngineProcess {
+    /// 0: it is in another PID namespace.
     pid: u32,
+    /// False: an earlier broker started it, and this one cannot learn its exit status.
+    is_child: bool,
     /// None once the reaper thread has it.
     pidfd: Option<OwnedFd>,
     /// The file it was started from. Read at once: an engine hides its own entries in /proc later.
@@ -187,6 +199,43 @@ pub(crate) struct EngineProcess {
 }
 
 impl EngineProcess {
+    /// An engine that an earlier broker started.
+    pub(crate) fn restored(
+        pidfd: OwnedFd,
+        purpose: Purpose,
+        groups: Vec<PathBuf>,
+        processes: &Arc<ProcessTable>,
+    ) -> io::Result<Self> {
+        let pid = pid_of(pidfd.as_fd())?;
+        processes.enter(purpose.clone());
+        Ok(EngineProcess {
+            pid,
+            is_child: false,
+            pidfd: Some(pidfd),
+            binary: None,
+            threads: Default::default(),
+            purpose,
+            groups: EngineGroups(groups),
+            processes: processes.clone(),
+        })
+    }
+
+    /// Its control groups.
+    pub(crate) fn groups(&self) -> &[PathBuf] {
+        &self.groups.0
+    }
+
+    /// True if it can be seen and signalled.
+    pub(crate) fn is_within_reach(&self) -> bool {
+        self.pid != 0
+    }
+
+    /// True if the whole process has ended.
+    fn has_ended(&self) -> bool {
+        let ended = |pidfd| wait_readable(&[Interest::of(&pidfd)], Some(Instant::now())).is_ok_and(|[ended]| ended);
+        self.pidfd().is_none_or(ended)
+    }
+
     /// Sets its control groups, which are removed once it is reaped.
     pub(crate) fn set_groups(&mut self, groups: EngineGroups) {
         self.groups = groups;
@@ -226,6 +275,11 @@ impl EngineProcess {
     pub(crate) fn fate(&self) -> Predecessor {
         let stat = || std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
         for _ in 0..10 {
+            // Somebody else has reaped it, and its number may be in use again. Of an unknown cause, a kill is assumed: if
+            // a request kills engines, the next one shows it.
+            if !self.is_child && self.has_ended() {
+                return Predecessor::Killed;
+            }
             match stat().as_deref().and_then(exit_code_of) {
                 Some(code) if code & 0x7f == SIGKILL => return Predecessor::Killed,
                 // The kernel writes the exit code just after the flag PF_EXITING.
@@ -256,6 +310,9 @@ impl EngineProcess {
     /// True if no thread runs user code any more. If /proc cannot be read (no descriptor left), true once the whole
     /// process has ended.
     pub(crate) fn is_over(&self) -> bool {
+        if !self.is_child && (self.has_ended() || !self.is_within_reach()) {
+            return self.has_ended();
+        }
         all_threads_exiting(self.pid).unwrap_or_else(|_| self.ended_within(Duration::ZERO).is_some())
     }
 
@@ -263,11 +320,15 @@ impl EngineProcess {
     pub(crate) fn ended_within(&self, longest: Duration) -> Option<String> {
         let pidfd = self.pidfd()?;
         wait_readable(&[Interest::of(&pidfd)], Some(Instant::now() + longest)).ok()?[0].then_some(())?;
+        if !self.is_child {
+            return Some("it ended".into());
+        }
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(WaitId::PidFd(pidfd), options).ok()?.map(|status| describe(&status))
     }
 
-    fn kill(&self) {
+    /// Sends SIGKILL.
+    pub(crate) fn kill(&self) {
         if let Some(pidfd) = self.pidfd() {
             // It fails only if the process is reaped already.
             let _ = pidfd_send_signal(pidfd, Signal::KILL);
@@ -282,8 +343,13 @@ impl Drop for EngineProcess {
         let Some(pidfd) = self.pidfd.take() else { return };
         let groups = std::mem::take(&mut self.groups);
         let (processes, purpose) = (self.processes.clone(), self.purpose.clone());
+        let is_child = self.is_child;
         let reaper = thread::Builder::new().name("reaper".into()).spawn(move || {
-            while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
+            if is_child {
+                while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
+            } else if let Err(error) = wait_readable(&[Interest::of(&pidfd)], None) {
+                tracing::error!(%error, "end of an engine not awaited");
+            }
             drop(groups);
             processes.leave(&purpose);
         });
@@ -291,6 +357,14 @@ impl Drop for EngineProcess {
             tracing::error!(engine_pid = self.pid, %error, "no thread to reap the engine");
         }
     }
+}
+
+/// The number of a process; 0: it is in another PID namespace, or reaped.
+fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<u32> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i64>().ok());
+    let number = number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a pidfd"))?;
+    Ok(u32::try_from(number).unwrap_or(0))
 }
 
 /// Describes how a process ended.
@@ -362,7 +436,7 @@ mod tests {
 
     fn spawner(engine: &str) -> (Spawner, Arc<ProcessTable>) {
         let processes = Arc::new(ProcessTable::default());
-        (Spawner::start(engine.into(), processes.clone()).unwrap(), processes)
+        (Spawner::start(engine.into(), processes.clone(), false).unwrap(), processes)
     }
 
     fn spawn_with(spawner: &Spawner) -> (io::Result<EngineProcess>, io::PipeReader) {
@@ -424,6 +498,27 @@ mod tests {
         let numbers: Vec<&str> = numbers.split_whitespace().collect();
         assert_eq!(numbers, [process.pid().to_string().as_str(), "1"]);
         drop(theirs);
+    }
+
+    #[test]
+    fn engine_of_an_earlier_broker_is_watched_and_killed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let processes = Arc::new(ProcessTable::default());
+        let purpose = Purpose::Endpoint("test".into());
+        let restored = EngineProcess::restored(pidfd, purpose.clone(), Vec::new(), &processes).unwrap();
+        assert_eq!(restored.pid(), child.id());
+        assert!(!restored.is_over() && restored.ended_within(Duration::ZERO).is_none());
+        restored.stop_for_good(Duration::from_secs(10)).unwrap();
+        // As the first process of the system does with orphans.
+        child.wait().unwrap();
+        assert!(restored.is_over());
+        assert_eq!(restored.fate(), Predecessor::Killed);
+        assert_eq!(restored.ended_within(Duration::ZERO).as_deref(), Some("it ended"));
+        drop(restored);
+        assert_eq!(processes.wait_until_gone(std::slice::from_ref(&purpose), Duration::from_secs(10)), 0);
+        let (pipe, _writer) = io::pipe().unwrap();
+        assert!(EngineProcess::restored(pipe.into(), purpose, Vec::new(), &processes).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 
 use super::source::Sources;
+use crate::record::store::StoredRoot;
 
 /// STATX_MNT_ID_UNIQUE (Linux 6.8): a mount id that is never reused. Older kernels return the reusable id. If a later mount
 /// gets that one, its device or inode number differs, because the engine keeps the file system busy.
@@ -25,6 +26,18 @@ pub(crate) struct Root {
     mount: u64,
     device: (u32, u32),
     inode: u64,
+}
+
+impl From<Root> for StoredRoot {
+    fn from(Root { mount, device, inode }: Root) -> Self {
+        StoredRoot { mount, device, inode }
+    }
+}
+
+impl From<StoredRoot> for Root {
+    fn from(StoredRoot { mount, device, inode }: StoredRoot) -> Self {
+        Root { mount, device, inode }
+    }
 }
 
 impl Root {

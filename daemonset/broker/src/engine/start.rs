@@ -1,6 +1,6 @@
 //! Starts an engine from a configuration, or returns a finding with a remedy.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -27,8 +27,11 @@ use super::process::{EngineProcess, Purpose, Spawner};
 use super::root::Root;
 use super::source::{SourceLocation, Sources, open_source};
 use crate::engine::fd_stash::StashServer;
-use crate::engine::persistent::PersistentState;
+use crate::engine::persistent::{PersistentState, missing};
+use crate::holder::Hold;
+use crate::holder::names::{EnginePart, Part};
 use crate::poll::{Interest, wait_readable};
+use crate::record::store::StoredEngine;
 use crate::vhost_user::front_end::FrontEnd;
 
 /// Time within which an engine must be ready, or a preflight finished: it builds the sandbox and tries file handles on
@@ -60,6 +63,41 @@ pub(crate) struct Engine {
     /// [`Job::generation`].
     pub(crate) generation: u64,
     pub(crate) stash: StashServer,
+    pub(crate) held: HeldEngine,
+}
+
+/// The descriptors of an engine at the holder. Dropping it removes them.
+#[derive(Debug)]
+pub(crate) struct HeldEngine {
+    hold: Hold,
+    /// Serial number of the engine, unique in its session.
+    pub(crate) serial: u64,
+}
+
+impl HeldEngine {
+    pub(crate) fn new(hold: Hold, serial: u64) -> Self {
+        HeldEngine { hold, serial }
+    }
+
+    fn deposit(&self, part: EnginePart, fd: impl AsFd) -> io::Result<()> {
+        self.hold.deposit_copy(Part::Engine(self.serial, part), fd)
+    }
+}
+
+impl Drop for HeldEngine {
+    fn drop(&mut self) {
+        let serial = self.serial;
+        self.hold.retain(|part| !matches!(part, Part::Engine(of, _) if of == serial));
+    }
+}
+
+/// An engine of a restored session that must end before another one gets the rings.
+#[derive(Debug)]
+pub(crate) struct Leftover {
+    pub(crate) process: EngineProcess,
+    /// None: it has no channel to the stash any more.
+    pub(crate) stash: Option<StashServer>,
+    _held: HeldEngine,
 }
 
 /// What an engine is started with.
@@ -75,6 +113,8 @@ pub(crate) struct Job {
     pub(crate) generation: u64,
     /// How the previous engine ended.
     pub(crate) predecessor: Predecessor,
+    /// Descriptors of the session that outlive the broker.
+    pub(crate) hold: Hold,
 }
 
 /// Starts engines.
@@ -84,6 +124,7 @@ pub(crate) struct Starter {
     sockets: PathBuf,
     cgroups: Cgroups,
     pub(crate) sources: Sources,
+    /// Number of the next engine, and of its short-lived socket.
     serial: AtomicU64,
     preflights: Mutex<Preflights>,
     preflight_ended: Condvar,
@@ -127,7 +168,9 @@ impl Starter {
         let source = open_source(&job.location, &self.sources)?;
         let mounted_at = MountPoint::of(&source);
         mount_point::check(persistent.mounted_at().as_ref(), mounted_at.as_ref())?;
-        let (listener, connection) = self.connected_pair().map_err(|error| not_started(&error))?;
+        let serial = self.serial.fetch_add(1, Relaxed);
+        let held = HeldEngine::new(job.hold.clone(), serial);
+        let (listener, connection) = self.connected_pair(serial).map_err(|error| not_started(&error))?;
         let (stash_channel, engine_stash) = bounded_pair().map_err(|error| not_started(&error))?;
         let first = ToEngine::Start {
             version: VERSION,
@@ -143,7 +186,11 @@ impl Starter {
             engine_stash.as_fd(),
             persistent.trace_file.as_fd(),
         ];
-        let mut begun = self.begin(Purpose::Endpoint(job.endpoint.clone()), &job.config, &first, &fds)?;
+        held.deposit(EnginePart::FrontEnd, &connection)
+            .and_then(|()| held.deposit(EnginePart::Stash, &stash_channel))
+            .map_err(|error| not_started(&error))?;
+        let purpose = Purpose::Endpoint(job.endpoint.clone());
+        let mut begun = self.begin(purpose, &job.config, &first, &fds, Some(&held))?;
         // The engine has this end. If it stayed open here, the stash server would not see the engine exit.
         drop(engine_stash);
         let stash = StashServer::start(persistent.stash.clone(), stash_channel).map_err(|error| not_started(&error))?;
@@ -153,7 +200,7 @@ impl Starter {
         persistent.set_mounted_at(mounted_at);
         let (config, generation, binary) = (job.config.clone(), job.generation, process.binary());
         let root = Root::of(&source).ok();
-        Ok(Engine { process, control, front_end, log, config, binary, preflight, root, generation, stash })
+        Ok(Engine { process, control, front_end, log, config, binary, preflight, root, generation, stash, held })
     }
 
     /// Runs a preflight, one at a time on each directory. A hung source blocks the first caller for twice
@@ -235,6 +282,11 @@ impl Starter {
         self.preflights().barred.remove(&location.source);
     }
 
+    /// Numbers further engines from this on.
+    pub(crate) fn number_engines_from(&self, serial: u64) {
+        self.serial.fetch_max(serial, Relaxed);
+    }
+
     /// Waits until no preflight runs on this directory, at most this long. Returns true if none does.
     pub(crate) fn wait_for_preflight(&self, location: &SourceLocation, longest: Duration) -> bool {
         let running = |preflights: &mut Preflights| preflights.running.contains_key(location);
@@ -245,7 +297,8 @@ impl Starter {
     fn run_preflight(&self, location: &SourceLocation, config: EngineConfig) -> Result<Preflight, Finding> {
         let source = open_source(location, &self.sources)?;
         let first = ToEngine::Preflight { version: VERSION, config: config.clone() };
-        self.begin(Purpose::Preflight(location.path()), &config, &first, &[source.as_fd()])?.await_ready("preflight")
+        self.begin(Purpose::Preflight(location.path()), &config, &first, &[source.as_fd()], None)?
+            .await_ready("preflight")
     }
 
     /// Spawns a process, sets its limits and sends the first message. The first descriptor is the source.
@@ -255,6 +308,7 @@ impl Starter {
         config: &EngineConfig,
         first: &ToEngine,
         fds: &[BorrowedFd<'_>],
+        held: Option<&HeldEngine>,
     ) -> Result<Begun, Finding> {
         let (ours, theirs) = bounded_pair().map_err(|error| not_started(&error))?;
         let (log, output) = log::pipe().map_err(|error| not_started(&error))?;
@@ -262,6 +316,14 @@ impl Starter {
         let user_namespace = !geteuid().is_root() && matches!(config.sandbox, Sandbox::Auto | Sandbox::Namespace);
         let spawned = self.spawner.spawn(purpose, theirs.into(), output, user_namespace);
         let mut process = spawned.map_err(|error| not_started(&error))?;
+        if let Some(held) = held {
+            // Before it receives anything: an engine that serves is always held.
+            let pidfd = process.pidfd().ok_or_else(|| not_started(&io::ErrorKind::NotFound.into()))?;
+            held.deposit(EnginePart::Process, pidfd)
+                .and_then(|()| held.deposit(EnginePart::Control, &ours))
+                .and_then(|()| log.fd().map_or(Ok(()), |fd| held.deposit(EnginePart::Log, fd)))
+                .map_err(|error| not_started(&error))?;
+        }
         let Applied { limits, findings, groups } = limits::apply(&config.limits, process.pid(), fds[0], &self.cgroups);
         process.set_groups(groups);
         let mut begun = Begun { process, control: ours, log, limits, findings };
@@ -273,8 +335,8 @@ impl Starter {
     }
 
     /// Creates a listening socket, and a connection to it that waits to be accepted.
-    fn connected_pair(&self) -> io::Result<(OwnedFd, UnixStream)> {
-        let name = self.serial.fetch_add(1, Relaxed).to_string();
+    fn connected_pair(&self, serial: u64) -> io::Result<(OwnedFd, UnixStream)> {
+        let name = serial.to_string();
         let directory = std::fs::File::open(&self.sockets)?;
         let path = crate::listen::path_below(directory.as_fd(), name.as_ref());
         // A broker that was killed at this point may have left one.
@@ -310,7 +372,48 @@ fn bounded_pair() -> io::Result<(PacketChannel, PacketChannel)> {
     Ok((ours, theirs))
 }
 
+impl Leftover {
+    pub(crate) fn new(process: EngineProcess, stash: Option<StashServer>, held: HeldEngine) -> Self {
+        Leftover { process, stash, _held: held }
+    }
+}
+
 impl Engine {
+    /// An engine that an earlier broker started, and that still serves. `parts`: its descriptors.
+    ///
+    /// # Errors
+    /// The process, which must be killed: a descriptor is missing.
+    pub(crate) fn restored(
+        process: EngineProcess,
+        stored: &StoredEngine,
+        parts: &mut BTreeMap<EnginePart, Arc<OwnedFd>>,
+        persistent: &PersistentState,
+        held: HeldEngine,
+    ) -> Result<Engine, Box<Leftover>> {
+        let mut take = |part: EnginePart| {
+            let fd = parts.remove(&part).ok_or_else(|| missing(Part::Engine(stored.serial, part)))?;
+            fd.try_clone()
+        };
+        let mut channels = || {
+            let control = PacketChannel::from_fd(take(EnginePart::Control)?);
+            let front_end = FrontEnd::new(UnixStream::from(take(EnginePart::FrontEnd)?), MESSAGE_DEADLINE)?;
+            let stash_channel = PacketChannel::from_fd(take(EnginePart::Stash)?);
+            let log = EngineLog::restored(take(EnginePart::Log).ok());
+            let stash = StashServer::start(persistent.stash.clone(), stash_channel)?;
+            Ok::<_, io::Error>((control, front_end, log, stash))
+        };
+        let (control, front_end, log, stash) = match channels() {
+            Ok(channels) => channels,
+            Err(error) => {
+                tracing::error!(engine_pid = process.pid(), %error, "engine not usable");
+                return Err(Box::new(Leftover::new(process, None, held)));
+            }
+        };
+        let StoredEngine { config, generation, preflight, binary, root, .. } = stored.clone();
+        let root = root.map(Root::from);
+        Ok(Engine { process, control, front_end, log, config, binary, preflight, root, generation, stash, held })
+    }
+
     /// The finding for an engine that has exited.
     pub(crate) fn exit_finding(&mut self, session: &str) -> Finding {
         let ended = self.process.ended_within(EXIT_DEADLINE);

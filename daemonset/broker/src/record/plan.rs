@@ -3,13 +3,14 @@
 //! First start, a change by the VMM, hand-over and recovery are the same computation: the difference between the state
 //! that was sent to this engine and the record. Nothing was sent to a new engine.
 
+use serde::{Deserialize, Serialize};
 use virtiofs_contract::engine::QUEUES;
 
 use super::{Ring, SessionRecord};
 use crate::vhost_user::codec::{Region, RingAddress};
 
 /// The state that was sent to one engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SentState<F> {
     negotiated: bool,
     features: Option<u64>,
@@ -17,7 +18,7 @@ pub(crate) struct SentState<F> {
     rings: [SentRing<F>; QUEUES],
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct SentRing<F> {
     running: Option<RingStart<F>>,
     enabled: bool,
@@ -36,7 +37,7 @@ impl<F> Default for SentRing<F> {
 }
 
 /// Everything about a ring that an engine needs to serve it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RingStart<F> {
     pub(crate) size: u16,
     pub(crate) address: RingAddress,
@@ -190,6 +191,34 @@ fn change_events<F: Clone + PartialEq>(
     }
     if running.err != desired.err {
         steps.push(Step::Event { ring, event: RingEvent::Err, fd: desired.err.clone() });
+    }
+}
+
+impl<F> SentState<F> {
+    /// Maps each file descriptor.
+    pub(crate) fn try_map<G, E>(&self, mut map: impl FnMut(&F) -> Result<G, E>) -> Result<SentState<G>, E> {
+        let mut regions = Vec::with_capacity(self.regions.len());
+        for region in &self.regions {
+            regions.push(Region { layout: region.layout, file: map(&region.file)? });
+        }
+        let mut rings: [SentRing<G>; QUEUES] = Default::default();
+        for (target, ring) in rings.iter_mut().zip(&self.rings) {
+            let running = ring.running.as_ref().map(|running| running.try_map(&mut map)).transpose()?;
+            *target = SentRing { running, enabled: ring.enabled };
+        }
+        Ok(SentState { negotiated: self.negotiated, features: self.features, regions, rings })
+    }
+}
+
+impl<F> RingStart<F> {
+    fn try_map<G, E>(&self, map: &mut impl FnMut(&F) -> Result<G, E>) -> Result<RingStart<G>, E> {
+        Ok(RingStart {
+            size: self.size,
+            address: self.address,
+            kick: map(&self.kick)?,
+            call: self.call.as_ref().map(&mut *map).transpose()?,
+            err: self.err.as_ref().map(&mut *map).transpose()?,
+        })
     }
 }
 

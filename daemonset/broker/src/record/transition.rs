@@ -75,6 +75,25 @@ pub(crate) fn apply<F: PartialEq>(record: &mut SessionRecord<F>, request: Reques
     Ok(Answer::Acknowledge)
 }
 
+/// Checks a restored record: the requests of a VMM must be able to lead to it.
+pub(crate) fn check<F: Clone + PartialEq>(record: &SessionRecord<F>) -> Result<(), Violation> {
+    if record.regions.len() > MAX_MEMORY_REGIONS {
+        return Err(Violation::TooManyRegions);
+    }
+    let mut fresh = SessionRecord::default();
+    let mut requests = vec![Request::SetProtocolFeatures(record.protocol_features)];
+    requests.extend(record.features.map(Request::SetFeatures));
+    requests.push(Request::SetMemTable(record.regions.clone()));
+    for (ring, it) in record.rings.iter().enumerate() {
+        let ring = ring as u32;
+        if it.size != 0 {
+            requests.push(Request::SetVringNum { ring, num: u32::from(it.size) });
+        }
+        requests.extend(it.address.map(|address| Request::SetVringAddr { ring, address }));
+    }
+    requests.into_iter().try_for_each(|request| apply(&mut fresh, request).map(drop))
+}
+
 fn number(value: u64) -> Answer {
     Answer::Value(ReplyValue::U64(value))
 }
@@ -209,6 +228,27 @@ mod tests {
         apply(&mut record, Request::SetProtocolFeatures(features::PROTOCOL)).unwrap();
         apply(&mut record, Request::SetFeatures(features::FEATURES)).unwrap();
         record
+    }
+
+    #[test]
+    fn restored_record_is_checked_as_requests_are() {
+        let mut record = negotiated();
+        apply(&mut record, Request::SetMemTable(vec![region(0, 4096), region(8192, 4096)])).unwrap();
+        apply(&mut record, Request::SetVringNum { ring: 1, num: 128 }).unwrap();
+        assert_eq!(check(&record), Ok(()));
+        let spoiled = |spoil: &dyn Fn(&mut SessionRecord<u32>)| {
+            let mut record = record.clone();
+            spoil(&mut record);
+            check(&record)
+        };
+        assert_eq!(spoiled(&|record| record.features = Some(1)), Err(Violation::Features(1)));
+        assert_eq!(spoiled(&|record| record.rings[0].size = 3), Err(Violation::RingSize(3)));
+        let again = |record: &mut SessionRecord<u32>| record.regions.push(region(4095, 4096));
+        assert!(matches!(spoiled(&again), Err(Violation::Overlap(_))));
+        let many = |record: &mut SessionRecord<u32>| {
+            record.regions = (0..=MAX_MEMORY_REGIONS as u64).map(|at| region(at << 20, 4096)).collect();
+        };
+        assert_eq!(spoiled(&many), Err(Violation::TooManyRegions));
     }
 
     fn layout(guest_addr: u64, size: u64) -> Layout {

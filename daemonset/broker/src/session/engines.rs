@@ -37,12 +37,13 @@ use crate::channel::Sender;
 use crate::descriptor::Descriptor;
 use crate::engine::attached::Attached;
 use crate::engine::persistent::PersistentState;
-use crate::engine::start::Engine;
+use crate::engine::start::{Engine, Leftover};
 use crate::record::SessionRecord;
 use crate::record::journal::Journal;
-use active::Active;
+use crate::record::store::{Progress, RingOwner, StoredRevision};
+use active::{Active, Current};
 use release::PendingRelease;
-use states::LossCause;
+use states::{LossCause, Serving};
 
 /// Interval at which a guest that must remount is checked for an unmount.
 const UNMOUNT_POLL: Duration = Duration::from_secs(1);
@@ -84,6 +85,12 @@ struct Revision {
     config: EngineConfig,
     /// It increases with each requested change or hand-over.
     generation: u64,
+}
+
+impl From<&StoredRevision> for Revision {
+    fn from(stored: &StoredRevision) -> Self {
+        Revision { config: stored.config.clone(), generation: stored.generation }
+    }
 }
 
 /// The desired configuration cannot become active before this.
@@ -174,6 +181,17 @@ enum Phase {
     Released { until: Instant },
 }
 
+/// What became of the engines of an earlier broker.
+#[derive(Debug)]
+pub(super) enum RestoredEngines {
+    /// None had the rings.
+    None,
+    /// This one serves.
+    Serving(Box<Attached>),
+    /// The rings were lost. These engines may still have them.
+    Lost(Vec<Leftover>),
+}
+
 /// The engines of one session.
 #[derive(Debug)]
 pub(super) struct Engines {
@@ -206,6 +224,68 @@ impl Engines {
         Engines { common, phase }
     }
 
+    /// The engines of a restored session. `leftovers`: engines that may have had the rings; `lost`: that one did.
+    pub(super) fn restored(
+        session: String,
+        service: Service,
+        persistent: Arc<PersistentState>,
+        commands: Sender<Command>,
+        progress: &Progress,
+        engines: RestoredEngines,
+    ) -> Self {
+        let mut engines_of = Engines::new(session, service, persistent, commands);
+        let common = &mut engines_of.common;
+        common.revisions.desired = (&progress.desired).into();
+        common.revisions.active = progress.active.as_ref().map(Revision::from);
+        common.history.predecessor = progress.predecessor;
+        common.statistics = Statistics {
+            started: progress.engines_started,
+            served: progress.engines_served,
+            replacements: progress.replacements.clone(),
+            last_replacement: progress.last_replacement.clone(),
+        };
+        let mut active = Active::default();
+        match engines {
+            RestoredEngines::Serving(mut engine) => {
+                engine.engine.process.watch_threads();
+                active.current = Current::Serving(Serving::new(engine));
+            }
+            RestoredEngines::Lost(leftovers) => active.end_leftovers(leftovers, common),
+            RestoredEngines::None => {}
+        }
+        if !matches!((&engines_of.phase, &active.current), (Phase::Released { .. }, Current::Vacant { .. })) {
+            engines_of.phase = Phase::Active(active);
+        }
+        engines_of
+    }
+
+    /// Who has the rings, for the next broker.
+    pub(super) fn ring_owner(&self) -> RingOwner {
+        match self.active().map(|active| &active.current) {
+            Some(Current::Serving(serving)) => RingOwner::Engine(Box::new(serving.engine.stored())),
+            Some(Current::Terminating { .. }) => RingOwner::Unknown,
+            Some(Current::Vacant { .. }) | None => RingOwner::Nobody,
+        }
+    }
+
+    /// What has changed with the engines, for the next broker.
+    pub(super) fn progress(&self, begun: bool, has_served: bool) -> Progress {
+        let Common { revisions, history, statistics, persistent, .. } = &self.common;
+        let stored = |it: &Revision| StoredRevision { config: it.config.clone(), generation: it.generation };
+        Progress {
+            begun,
+            has_served,
+            desired: stored(&revisions.desired),
+            active: revisions.active.as_ref().map(stored),
+            predecessor: history.predecessor,
+            engines_started: statistics.started,
+            engines_served: statistics.served,
+            replacements: statistics.replacements.clone(),
+            last_replacement: statistics.last_replacement.clone(),
+            mounted_at: persistent.mounted_at().map(|at| at.path().to_path_buf()),
+        }
+    }
+
     fn active(&self) -> Option<&Active> {
         match &self.phase {
             Phase::Active(active) | Phase::Releasing(active, _) => Some(active),
@@ -222,6 +302,11 @@ impl Engines {
     }
 
     // Status.
+
+    /// Name of the session's endpoint.
+    pub(super) fn endpoint(&self) -> &str {
+        &self.common.service.endpoint
+    }
 
     pub(super) fn serving(&self) -> Option<&Attached> {
         self.active()?.serving()

@@ -14,14 +14,16 @@ use virtiofs_contract::preflight::{Finding, Preflight};
 
 use crate::engine::persistent::PersistentState;
 use crate::engine::root::Root;
+use crate::holder::Hold;
 use crate::poll::monotonic_ns;
+use crate::record::store::Stored;
 
 /// The shared part of one session.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) id: String,
     vmm_pid: i32,
-    connected_at: u64,
+    pub(crate) connected_at: u64,
     /// The state that outlives the session's engines.
     pub(crate) persistent: Arc<PersistentState>,
     /// The last requested generation.
@@ -56,13 +58,10 @@ pub(crate) struct View {
     pub(crate) described: Option<(u64, Option<String>)>,
 }
 
-impl Shared {
-    pub(crate) fn new(id: String, vmm: &UnixStream, config: EngineConfig) -> std::io::Result<Self> {
-        let persistent = Arc::new(PersistentState::new(config.max_inodes)?);
-        // rustix rejects process id 0, which the kernel reports for a process in another PID namespace.
-        let peer = getsockopt(vmm, PeerCredentials)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let view = View {
+impl View {
+    /// That of a connection without an engine.
+    fn of(config: EngineConfig) -> Self {
+        View {
             begun: false,
             state: SessionState::Connecting,
             engine_pid: None,
@@ -80,9 +79,39 @@ impl Shared {
             active_generation: 0,
             engine_binary: None,
             described: None,
-        };
-        let (generations, view) = (AtomicU64::new(0), Mutex::new(view));
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(id: String, vmm: &UnixStream, config: EngineConfig, hold: Hold) -> std::io::Result<Self> {
+        let persistent = Arc::new(PersistentState::new(config.max_inodes, hold)?);
+        // rustix rejects process id 0, which the kernel reports for a process in another PID namespace.
+        let peer = getsockopt(vmm, PeerCredentials)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (generations, view) = (AtomicU64::new(0), Mutex::new(View::of(config)));
         Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, persistent, generations, view })
+    }
+
+    /// That of a session that began under an earlier broker.
+    pub(crate) fn restored(stored: &Stored, persistent: PersistentState) -> Self {
+        let Stored { session, vmm_pid, connected_at, progress, .. } = stored;
+        let active = progress.active.as_ref().unwrap_or(&progress.desired);
+        let view = View {
+            begun: progress.begun,
+            engines: progress.engines_served,
+            engines_started: progress.engines_started,
+            replacements: progress.replacements.clone(),
+            ..View::of(active.config.clone())
+        };
+        Shared {
+            id: session.clone(),
+            vmm_pid: *vmm_pid,
+            connected_at: *connected_at,
+            persistent: Arc::new(persistent),
+            generations: AtomicU64::new(progress.desired.generation),
+            view: Mutex::new(view),
+        }
     }
 
     pub(crate) fn view(&self) -> MutexGuard<'_, View> {

@@ -1,7 +1,7 @@
 //! The connection of a VMM: messages are peeked, then consumed.
 //!
-//! In between, the broker writes its record. If it dies before it consumes a message, the message is still in the socket
-//! for the next broker.
+//! In between, the broker writes its record. A consumed message is in a pipe until it is handled, and a reply is in a pipe
+//! until it is sent. Both pipes outlive the broker, so the next one knows which of these steps were taken.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, RecvMsg, ReturnFlags, SendAncillaryBuffer,
@@ -17,6 +18,7 @@ use rustix::net::{
 use thiserror::Error;
 
 use super::codec::{HEADER_LEN, Header, MAX_FDS, Malformed, Reply, Request};
+use super::pipe::Pipe;
 
 /// Time within which a whole message must arrive after its first byte. VMMs send messages whole, so this bounds one that
 /// stops in the middle or trickles.
@@ -63,13 +65,22 @@ pub(crate) struct Peeked {
 #[derive(Debug)]
 pub(crate) struct VmmSocket {
     stream: UnixStream,
+    /// The consumed message.
+    pub(crate) message: Pipe,
+    /// The reply.
+    pub(crate) reply: Pipe,
     message_deadline: Duration,
 }
 
 impl VmmSocket {
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
+        Self::restored(stream, Pipe::create()?, Pipe::create()?)
+    }
+
+    /// The connection of an earlier broker.
+    pub(crate) fn restored(stream: UnixStream, message: Pipe, reply: Pipe) -> io::Result<Self> {
         stream.set_read_timeout(Some(MESSAGE_DEADLINE))?;
-        Ok(VmmSocket { stream, message_deadline: MESSAGE_DEADLINE })
+        Ok(VmmSocket { stream, message, reply, message_deadline: MESSAGE_DEADLINE })
     }
 
     /// The next message, which stays in the socket. Waits for the rest if only its beginning has arrived, up to one
@@ -122,28 +133,66 @@ impl VmmSocket {
         Ok(fds)
     }
 
-    /// Removes a peeked message from the socket.
+    /// Moves what is left in the socket of a peeked message into the message pipe.
+    ///
+    /// The pipe has room for sixteen pieces. VMMs send a message in one; of one that trickles, the rest is read, and the
+    /// session ends if the broker is killed between the two.
     pub(crate) fn consume(&self, peeked_length: usize) -> Result<(), ConnectionError> {
-        let mut buffer = vec![0u8; peeked_length];
-        let mut at = 0;
-        while at < peeked_length {
-            match recv_plain(&self.stream, &mut buffer[at..], RecvFlags::empty())? {
+        loop {
+            let left = peeked_length.saturating_sub(self.message.len()?);
+            if left == 0 {
+                return Ok(());
+            }
+            match self.message.take_from(&self.stream, left) {
+                Ok(0) => return Err(ConnectionError::Incomplete),
+                Ok(_) => {}
+                Err(Errno::AGAIN) => return self.discard(left),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn discard(&self, mut left: usize) -> Result<(), ConnectionError> {
+        let mut buffer = vec![0u8; left];
+        while left > 0 {
+            match recv_plain(&self.stream, &mut buffer[..left], RecvFlags::empty())? {
                 0 => return Err(ConnectionError::Incomplete),
-                more => at += more,
+                more => left -= more,
             }
         }
         Ok(())
     }
 
-    /// Sends a reply. Does not wait for a VMM that does not read its replies.
-    pub(crate) fn answer(&self, reply: &Reply) -> Result<(), ConnectionError> {
-        let bytes = reply.encode();
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        match rustix::net::send(&self.stream, &bytes, flags) {
-            Ok(sent) if sent == bytes.len() => Ok(()),
-            Ok(_) | Err(Errno::AGAIN) => Err(ConnectionError::NotReading),
-            Err(errno) => Err(errno.into()),
+    /// Forgets the consumed message: it is handled.
+    pub(crate) fn finish(&self) -> Result<(), ConnectionError> {
+        Ok(self.message.clear()?)
+    }
+
+    /// Puts a reply into the reply pipe.
+    pub(crate) fn prepare_reply(&self, reply: &Reply) -> Result<(), ConnectionError> {
+        self.reply.clear()?;
+        Ok(self.reply.write(&reply.encode())?)
+    }
+
+    /// Sends the reply in the reply pipe, if there is one. Does not wait for a VMM that does not read its replies.
+    pub(crate) fn send_reply(&self) -> Result<(), ConnectionError> {
+        if self.reply.len()? == 0 {
+            return Ok(());
         }
+        let mut writable = [PollFd::new(&self.stream, PollFlags::OUT)];
+        poll(&mut writable, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        if !writable[0].revents().intersects(PollFlags::OUT | PollFlags::HUP | PollFlags::ERR) {
+            return Err(ConnectionError::NotReading);
+        }
+        self.reply.send_to(&self.stream)?;
+        if self.reply.len()? == 0 { Ok(()) } else { Err(ConnectionError::NotReading) }
+    }
+
+    /// Sends a reply.
+    #[cfg(test)]
+    pub(crate) fn answer(&self, reply: &Reply) -> Result<(), ConnectionError> {
+        self.prepare_reply(reply)?;
+        self.send_reply()
     }
 }
 
@@ -269,10 +318,12 @@ mod tests {
             let peeked = socket.peek().unwrap();
             assert!(matches!(peeked.request, Request::SetVringKick { ring: 1, fd: Some(_) }));
             socket.consume(peeked.length()).unwrap();
+            socket.finish().unwrap();
         }
         let last = socket.peek().unwrap();
         assert!(matches!(last.request, Request::SetFeatures(5)));
         socket.consume(last.length()).unwrap();
+        socket.finish().unwrap();
         drop(vmm);
         assert!(matches!(socket.peek(), Err(ConnectionError::Closed)));
     }
@@ -289,6 +340,7 @@ mod tests {
             let peeked = socket.peek().unwrap();
             assert_eq!(peeked.request.number(), request.number());
             socket.consume(peeked.length()).unwrap();
+            socket.finish().unwrap();
         }
         assert!(matches!(socket.peek().unwrap().request, Request::SetVringKick { fd: Some(_), .. }));
     }
@@ -307,6 +359,7 @@ mod tests {
         let peeked = socket.peek().unwrap();
         assert!(peeked.need_reply && matches!(peeked.request, Request::SetFeatures(9)));
         socket.consume(peeked.length()).unwrap();
+        socket.finish().unwrap();
         drop(writer.join().unwrap());
         assert!(matches!(socket.peek(), Err(ConnectionError::Closed)));
     }

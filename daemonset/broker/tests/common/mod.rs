@@ -34,16 +34,23 @@ const BROKER: &str = env!("CARGO_BIN_EXE_virtiofs-broker");
 /// The engine, built beside the broker, because cargo builds only the binaries of the tested package.
 fn engine() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let folder = Path::new(BROKER).parent().unwrap();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "virtiofs-engine"]);
-        if folder.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "building the engine");
-        folder.join("virtiofs-engine")
-    })
+    BUILT.get_or_init(|| build("virtiofs-engine"))
+}
+
+fn keeper() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| build("virtiofs-keeper"))
+}
+
+fn build(program: &str) -> PathBuf {
+    let folder = Path::new(BROKER).parent().unwrap();
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "-p", program]);
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "building {program}");
+    folder.join(program)
 }
 
 /// Waits until a condition holds.
@@ -58,11 +65,57 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// A broker process and its directory. Dropping it kills the process.
 pub(crate) struct Broker {
     process: Child,
+    keeper: Option<Child>,
     folder: TempDir,
     engine: PathBuf,
 }
 
 impl Broker {
+    /// A broker whose sessions survive it.
+    pub(crate) fn start_with_keeper() -> Self {
+        let mut broker = Self::start();
+        broker.start_keeper();
+        broker.crash();
+        broker.restart();
+        broker
+    }
+
+    /// Starts a keeper, and waits until it listens.
+    pub(crate) fn start_keeper(&mut self) {
+        let directory = self.keeper_dir();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("keeper.log")).unwrap();
+        let mut command = Command::new(keeper());
+        command.arg("--directory").arg(&directory).stderr(log);
+        self.keeper = Some(command.spawn().unwrap());
+        until("the keeper listens", || directory.join("fetch").exists());
+    }
+
+    pub(crate) fn keeper_dir(&self) -> PathBuf {
+        self.folder.path().join("keeper")
+    }
+
+    pub(crate) fn keeper_pid(&self) -> u32 {
+        self.keeper.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn kill_keeper(&mut self) {
+        end(&mut self.keeper.take().unwrap());
+    }
+
+    /// Kills the broker alone.
+    pub(crate) fn crash(&mut self) {
+        end(&mut self.process);
+    }
+
+    /// Starts the broker again in the same directory, and waits until it listens.
+    pub(crate) fn restart(&mut self) {
+        let log = fs::OpenOptions::new().append(true).open(self.folder.path().join("log")).unwrap();
+        let keeper = self.keeper.is_some().then(|| self.keeper_dir());
+        self.process = spawn(Command::new(BROKER), self.folder.path(), &self.engine, keeper, log.into());
+        let greeted = || UnixStream::connect(self.control_path()).is_ok();
+        until("the broker listens again", greeted);
+    }
+
     pub(crate) fn start() -> Self {
         Self::start_with(engine().into())
     }
@@ -122,15 +175,15 @@ impl Broker {
     }
 
     fn start_and_wait(command: Command, folder: TempDir, engine: PathBuf, log: Stdio) -> Self {
-        let process = spawn(command, folder.path(), &engine, log);
-        let broker = Broker { process, folder, engine };
+        let process = spawn(command, folder.path(), &engine, None, log);
+        let broker = Broker { process, keeper: None, folder, engine };
         until("the broker listens", || UnixStream::connect(broker.control_path()).is_ok());
         broker
     }
 
     /// Starts another broker on the same directory. Returns its exit status and its output.
     pub(crate) fn rival(&self) -> (ExitStatus, String) {
-        let rival = spawn(Command::new(BROKER), self.folder.path(), &self.engine, Stdio::piped());
+        let rival = spawn(Command::new(BROKER), self.folder.path(), &self.engine, None, Stdio::piped());
         let output = rival.wait_with_output().unwrap();
         (output.status, String::from_utf8(output.stderr).unwrap())
     }
@@ -242,15 +295,27 @@ impl Broker {
 
 impl Drop for Broker {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        end(&mut self.process);
+        if let Some(keeper) = &mut self.keeper {
+            end(keeper);
+        }
         if std::thread::panicking() {
             eprintln!("--- the broker's log ---\n{}", self.log());
+            let keeper = fs::read_to_string(self.folder.path().join("keeper.log")).unwrap_or_default();
+            eprintln!("--- the keeper's log ---\n{keeper}");
         }
     }
 }
 
-fn spawn(mut command: Command, folder: &Path, engine: &Path, log: Stdio) -> Child {
+fn end(process: &mut Child) {
+    let _ = process.kill();
+    let _ = process.wait();
+}
+
+fn spawn(mut command: Command, folder: &Path, engine: &Path, keeper: Option<PathBuf>, log: Stdio) -> Child {
+    if let Some(directory) = keeper {
+        command.arg("--keeper").arg(directory);
+    }
     command.arg("--runtime-dir").arg(folder.join("run")).arg("--engine").arg(engine).args(["--log", "debug"]);
     command.stderr(log).spawn().unwrap()
 }

@@ -13,6 +13,8 @@ use virtiofs_contract::engine::{StashReply, StashRequest};
 /// The engine's end of the stash's channel. It belongs to the locked state, so there is one request at a time.
 pub(crate) struct FdStash {
     channel: PacketChannel,
+    /// Number of the last request.
+    last_request: u64,
     /// Handles that this engine has stashed, or found in the stash.
     stashed: FxHashSet<u64>,
     /// Handles that this engine has opened: no earlier one can have stashed them.
@@ -21,7 +23,7 @@ pub(crate) struct FdStash {
 
 impl FdStash {
     pub(crate) fn new(channel: PacketChannel) -> Self {
-        FdStash { channel, stashed: FxHashSet::default(), opened_here: FxHashSet::default() }
+        FdStash { channel, last_request: 0, stashed: FxHashSet::default(), opened_here: FxHashSet::default() }
     }
 
     /// This engine has opened the handle.
@@ -35,8 +37,8 @@ impl FdStash {
         if self.stashed.contains(&fh) {
             return;
         }
-        match self.request(&StashRequest::Stash { handle: fh }, Some(file)) {
-            Ok((StashReply::Stashed { accepted: true }, _)) => drop(self.stashed.insert(fh)),
+        match self.request(|request| StashRequest::Stash { request, handle: fh }, Some(file)) {
+            Ok((StashReply::Stashed { accepted: true, .. }, _)) => drop(self.stashed.insert(fh)),
             Ok(_) => tracing::warn!(fh, "fd stash: full; the file is lost if this engine ends"),
             Err(error) => tracing::warn!(fh, "fd stash: stashing a file: {error}"),
         }
@@ -44,8 +46,8 @@ impl FdStash {
 
     /// Fetches the file that this engine or an earlier one stashed for a handle.
     pub(super) fn fetch(&mut self, fh: u64) -> Option<File> {
-        match self.request(&StashRequest::Fetch { handle: fh }, None) {
-            Ok((StashReply::Fetched { found: true }, Some(file))) => {
+        match self.request(|request| StashRequest::Fetch { request, handle: fh }, None) {
+            Ok((StashReply::Fetched { found: true, .. }, Some(file))) => {
                 self.stashed.insert(fh);
                 Some(file)
             }
@@ -77,10 +79,20 @@ impl FdStash {
         }
     }
 
-    fn request(&self, message: &StashRequest, file: Option<&File>) -> Result<(StashReply, Option<File>), ChannelError> {
+    fn request(
+        &mut self,
+        message: impl FnOnce(u64) -> StashRequest,
+        file: Option<&File>,
+    ) -> Result<(StashReply, Option<File>), ChannelError> {
+        self.last_request += 1;
         let fds: Vec<_> = file.iter().map(|file| file.as_fd()).collect();
-        self.channel.send(message, &fds)?;
-        let (reply, fds) = self.channel.receive()?;
-        Ok((reply, fds.into_iter().next().map(File::from)))
+        self.channel.send(&message(self.last_request), &fds)?;
+        loop {
+            let (reply, fds) = self.channel.receive::<StashReply>()?;
+            // Another number: a restarted broker has answered an earlier request again.
+            if reply.request() == self.last_request {
+                return Ok((reply, fds.into_iter().next().map(File::from)));
+            }
+        }
     }
 }

@@ -70,13 +70,13 @@ impl Session {
                 let mut stashed = stashed.lock().unwrap();
                 // A killed engine does not receive the reply.
                 let _ = match question {
-                    StashRequest::Stash { handle } => {
+                    StashRequest::Stash { request, handle } => {
                         stashed.insert(handle, fds.into_iter().next().unwrap());
-                        ours.send(&StashReply::Stashed { accepted: true }, &[])
+                        ours.send(&StashReply::Stashed { request, accepted: true }, &[])
                     }
-                    StashRequest::Fetch { handle } => {
+                    StashRequest::Fetch { request, handle } => {
                         let file = stashed.get(&handle).map(AsFd::as_fd);
-                        ours.send(&StashReply::Fetched { found: file.is_some() }, file.as_slice())
+                        ours.send(&StashReply::Fetched { request, found: file.is_some() }, file.as_slice())
                     }
                     StashRequest::Release { handle } => {
                         stashed.remove(&handle);

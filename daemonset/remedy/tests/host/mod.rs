@@ -51,7 +51,7 @@ pub(crate) struct Host {
     /// Whether file handles work.
     pub handles: HandleOutcome,
     pub hard_limit: u64,
-    pub broker: u32,
+    pub broker: u64,
     pub counts: BTreeMap<Cause, u64>,
     pub vms: Vec<Vm>,
     pub root: Root,

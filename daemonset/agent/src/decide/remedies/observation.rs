@@ -25,7 +25,7 @@ const NEARLY: u64 = 64;
 /// All that is known of one share.
 pub(super) struct ShareStatus<'a> {
     share: &'a Share,
-    broker: u32,
+    broker: u64,
     own: &'a EndpointStatus,
     endpoints: Vec<&'a EndpointStatus>,
     probe: Option<&'a Probe>,
@@ -38,7 +38,7 @@ impl<'a> ShareStatus<'a> {
         let endpoints: Vec<_> = status.endpoints.iter().filter(|it| share_of(&it.endpoint.name) == name).collect();
         let own = endpoints.iter().find(|it| it.endpoint.name == name)?;
         let probe = observed.sources.get(name).and_then(|state| state.probe.as_ref());
-        Some(ShareStatus { share, broker: status.pid, own, endpoints: endpoints.clone(), probe })
+        Some(ShareStatus { share, broker: status.instance, own, endpoints: endpoints.clone(), probe })
     }
 
     /// Names of all its endpoints.

@@ -84,7 +84,7 @@ impl Cgroups {
 
 /// Groups of one engine. Dropping removes them; the engine must be reaped before.
 #[derive(Debug, Default)]
-pub(crate) struct EngineGroups(pub(super) Vec<PathBuf>);
+pub(crate) struct EngineGroups(pub(crate) Vec<PathBuf>);
 
 impl Drop for EngineGroups {
     fn drop(&mut self) {

@@ -53,7 +53,7 @@ impl Active {
             (current, next) => return (self.current, self.next) = (current, next),
         };
         let begin = Instant::now();
-        let stopped = match old.stop_rings(QUIESCE_DEADLINE) {
+        let stopped = match old.stop_rings(QUIESCE_DEADLINE, device.journal) {
             Ok(stopped) => stopped,
             Err(StopFailed::NotQuiesced(stopped, error)) => {
                 self.next = Next::Standby(standby);

@@ -9,6 +9,7 @@ use super::states::{Dead, Killed, LossCause, Serving};
 use super::{Common, DeviceState};
 use crate::descriptor::Descriptor;
 use crate::engine::finding;
+use crate::engine::start::Leftover;
 use crate::guest_memory::{has_requests, used_index};
 use crate::record::SessionRecord;
 use crate::session::policy;
@@ -33,6 +34,9 @@ impl Active {
         device: &mut DeviceState<'_>,
     ) {
         let lost = lost.unwrap_or_else(Instant::now);
+        if let Err(error) = device.journal.begin_change() {
+            tracing::error!(session = common.session, %error, "death of an engine not recorded");
+        }
         let pid = serving.engine.engine.process.pid();
         let mut killed = serving.kill();
         count_death(common, device.record);
@@ -51,6 +55,30 @@ impl Active {
                 );
                 tracing::error!(session = common.session, finding = %stuck, "engine still running after SIGKILL");
                 common.finding = Some(stuck);
+            }
+        }
+    }
+
+    /// Engines of an earlier broker may still have the rings: they are killed, and no other engine gets the rings before.
+    pub(super) fn end_leftovers(&mut self, engines: Vec<Leftover>, common: &mut Common) {
+        let lost = Instant::now();
+        if engines.is_empty() {
+            return self.current = Current::Vacant { lost: Some(lost) };
+        }
+        match Killed::leftovers(engines) {
+            Killed::Dead(dead) => {
+                self.current = Current::Vacant { lost: Some(lost) };
+                self.reap(dead, "the engine did not outlive the broker".into(), common);
+            }
+            Killed::Terminating(engine) => {
+                let stuck = finding(
+                    Reason::EngineStuck,
+                    format!("engine (process {}) of an earlier broker still runs after SIGKILL", engine.pid()),
+                    "check the file system of the source; the guest continues once it responds or the process ends",
+                );
+                tracing::error!(session = common.session, finding = %stuck, "engine still running after SIGKILL");
+                common.finding = Some(stuck);
+                self.current = Current::Terminating { engine, lost };
             }
         }
     }

@@ -127,7 +127,7 @@ fn end_engines(
             return check_orphaned(common, force);
         }
     };
-    match serving.stop_rings(QUIESCE_DEADLINE) {
+    match serving.stop_rings(QUIESCE_DEADLINE, device.journal) {
         Ok(stopped) => {
             stopped.drain_stash();
             if let Err(orphaned) = check_orphaned(common, force) {

@@ -28,6 +28,7 @@ impl Active {
             config,
             generation,
             predecessor: policy::predecessor_of_next(self.serving().is_some(), common.history.predecessor),
+            hold: common.service.hold.clone(),
         };
         let (deadline, mounts) = (Instant::now() + START_DEADLINE, common.persistent.mounts());
         let starter = common.service.starter.clone();

@@ -9,7 +9,11 @@ use virtiofs_contract::engine::Predecessor;
 use super::{DeviceState, EngineEvent, Role, Signal};
 use crate::descriptor::{Descriptor, notify};
 use crate::engine::attached::{AttachError, Attached};
+use crate::engine::fd_stash::StashServer;
+use crate::engine::process::EngineProcess;
+use crate::engine::start::Leftover;
 use crate::record::SessionRecord;
+use crate::record::journal::Journal;
 
 /// Time within which no thread of a killed engine may be able to touch a ring any more.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
@@ -65,16 +69,52 @@ pub(super) struct Serving {
 #[derive(Debug)]
 pub(super) struct Stopped(Serving);
 
-/// A lost engine of which a thread is still in a system call, so that it could still touch a ring.
+/// Lost engines of which a thread is still in a system call, so that it could still touch a ring.
 #[derive(Debug)]
-pub(super) struct Terminating {
-    engine: Box<Attached>,
+pub(super) struct Terminating(Remains);
+
+/// Lost engines that cannot touch a ring any more.
+#[derive(Debug)]
+pub(super) struct Dead(Remains);
+
+/// What is left of lost engines.
+#[derive(Debug)]
+enum Remains {
+    /// The engine that this broker knew.
+    Engine(Box<Attached>),
+    /// Engines of an earlier broker: more than one if it ended during a hand-over.
+    Leftovers(Vec<Leftover>),
 }
 
-/// A lost engine that cannot touch a ring any more.
-#[derive(Debug)]
-pub(super) struct Dead {
-    engine: Box<Attached>,
+impl Remains {
+    fn processes(&self) -> Vec<&EngineProcess> {
+        match self {
+            Remains::Engine(engine) => vec![&engine.engine.process],
+            Remains::Leftovers(engines) => engines.iter().map(|engine| &engine.process).collect(),
+        }
+    }
+
+    fn drain_stash(&self) {
+        match self {
+            Remains::Engine(engine) => engine.engine.stash.drain(),
+            Remains::Leftovers(engines) => {
+                engines.iter().filter_map(|engine| engine.stash.as_ref()).for_each(StashServer::drain);
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.processes().iter().all(|process| process.is_over())
+    }
+
+    /// Kills all and waits, at most this long in total.
+    fn stop_for_good(&self, longest: Duration) -> bool {
+        let end = Instant::now() + longest;
+        let left = || end.saturating_duration_since(Instant::now());
+        // All are killed before any is awaited.
+        self.processes().iter().for_each(|process| process.kill());
+        self.processes().iter().all(|process| process.stop_for_good(left()).is_ok())
+    }
 }
 
 /// Result of killing an engine.
@@ -87,8 +127,23 @@ pub(super) enum Killed {
 impl Killed {
     /// The last line that the engine logged, as the end of a message.
     pub(super) fn last_line(&mut self, session: &str) -> String {
-        let (Killed::Dead(Dead { engine }) | Killed::Terminating(Terminating { engine })) = self;
-        engine.engine.last_line(session)
+        let (Killed::Dead(Dead(remains)) | Killed::Terminating(Terminating(remains))) = self;
+        match remains {
+            Remains::Engine(engine) => engine.engine.last_line(session),
+            Remains::Leftovers(_) => String::new(),
+        }
+    }
+
+    fn remains(remains: Remains) -> Self {
+        match remains.stop_for_good(KILL_DEADLINE) {
+            true => Killed::Dead(Dead(remains)),
+            false => Killed::Terminating(Terminating(remains)),
+        }
+    }
+
+    /// Kills engines of an earlier broker.
+    pub(super) fn leftovers(engines: Vec<Leftover>) -> Self {
+        Killed::remains(Remains::Leftovers(engines))
     }
 }
 
@@ -123,8 +178,8 @@ impl Serving {
     }
 
     /// Stops the rings between two requests.
-    pub(super) fn stop_rings(mut self, deadline: Duration) -> Result<Stopped, StopFailed> {
-        match self.engine.stop_rings(deadline) {
+    pub(super) fn stop_rings(mut self, deadline: Duration, journal: &mut Journal) -> Result<Stopped, StopFailed> {
+        match self.engine.stop_rings(deadline, journal) {
             Ok(()) => Ok(Stopped(self)),
             Err(error) if error.can_resume() => Err(StopFailed::NotQuiesced(Stopped(self), error)),
             Err(error) => Err(StopFailed::Lost(self, error)),
@@ -133,11 +188,7 @@ impl Serving {
 
     /// Kills the engine.
     pub(super) fn kill(self) -> Killed {
-        let engine = self.engine;
-        match engine.engine.process.stop_for_good(KILL_DEADLINE) {
-            Ok(()) => Killed::Dead(Dead { engine }),
-            Err(_) => Killed::Terminating(Terminating { engine }),
-        }
+        Killed::remains(Remains::Engine(self.engine))
     }
 }
 
@@ -167,25 +218,26 @@ impl Stopped {
 }
 
 impl Terminating {
+    /// A process that has not ended.
     pub(super) fn pid(&self) -> u32 {
-        self.engine.engine.process.pid()
+        let processes = self.0.processes();
+        let running = processes.iter().find(|process| !process.is_over());
+        running.or(processes.first()).map_or(0, |process| process.pid())
     }
 
     /// Checks whether its last thread has left its system call.
     pub(super) fn check(self) -> Killed {
-        if self.engine.engine.process.is_over() {
-            Killed::Dead(Dead { engine: self.engine })
-        } else {
-            Killed::Terminating(self)
-        }
+        if self.0.is_over() { Killed::Dead(Dead(self.0)) } else { Killed::Terminating(self) }
     }
 }
 
 impl Dead {
     /// Handles its last requests to the fd stash and returns how it ended. Its process is reaped in the background.
     pub(super) fn reap(self) -> Predecessor {
-        self.engine.engine.stash.drain();
-        self.engine.engine.process.fate()
+        self.0.drain_stash();
+        let fates: Vec<Predecessor> = self.0.processes().iter().map(|process| process.fate()).collect();
+        // Of two, the one that died of a fault matters.
+        fates.iter().copied().find(|fate| *fate == Predecessor::Faulted).unwrap_or(Predecessor::Killed)
     }
 }
 

@@ -1,0 +1,129 @@
+//! Continues with what an earlier broker has left at the holder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Broker;
+use crate::endpoint::Endpoint;
+use crate::engine::persistent::missing;
+use crate::holder::names::{Group, Part};
+use crate::holder::{Held, Parts};
+use crate::listen::BoundSocket;
+use crate::session::restore::{RestoreError, Restoring};
+use crate::session_list::{Sessions, lost};
+
+/// What became of a session of the earlier broker.
+enum Outcome {
+    Restored,
+    /// Its VMM hung up, or it had not begun.
+    Over,
+    Lost,
+}
+
+impl Broker {
+    /// Restores endpoints, then their sessions, and accepts connections last: a VMM that connects meanwhile waits.
+    pub(super) fn restore(self: &Arc<Self>, held: &mut Held, listed: &Sessions) {
+        let begin = Instant::now();
+        let groups = std::mem::take(&mut held.groups);
+        self.reserve_serials(&groups, listed);
+        let mut sockets = Vec::new();
+        let mut sessions = Vec::new();
+        for (group, parts) in groups {
+            match group {
+                Group::Broker => {}
+                Group::Endpoint(serial) => sockets.extend(self.restore_endpoint(serial, parts)),
+                Group::Session(serial) => sessions.push((serial, parts)),
+            }
+        }
+        let mut accounted: BTreeSet<u64> = held.hung_up.clone();
+        let mut restored = 0;
+        for (serial, parts) in sessions {
+            match self.restore_session(serial, parts) {
+                Outcome::Restored => {
+                    restored += 1;
+                    accounted.insert(serial);
+                }
+                Outcome::Over => drop(accounted.insert(serial)),
+                Outcome::Lost => {}
+            }
+        }
+        for (endpoint, socket) in sockets {
+            if let Err(error) = endpoint.accept_again(socket) {
+                tracing::error!(endpoint = endpoint.spec().name, %error, "socket not restored");
+            }
+        }
+        held.hung_up.iter().for_each(|serial| self.host.holder.group(Group::Session(*serial)).remove(Part::Vmm));
+        self.count_lost(lost(listed, &accounted));
+        self.host.list.begin();
+        if restored > 0 || !listed.is_empty() {
+            tracing::info!(sessions = restored, elapsed = ?begin.elapsed(), "restored");
+        }
+    }
+
+    /// New endpoints, sessions and engines must not get the name of one that is held.
+    fn reserve_serials(&self, groups: &BTreeMap<Group, Parts>, listed: &Sessions) {
+        let mut engines = 0;
+        let mut last = listed.keys().copied().max().unwrap_or(0);
+        for (group, parts) in groups {
+            if let Group::Endpoint(serial) | Group::Session(serial) = group {
+                last = last.max(*serial);
+            }
+            let serials = parts.keys().filter_map(|part| match part {
+                Part::Engine(serial, _) => Some(*serial),
+                _ => None,
+            });
+            engines = engines.max(serials.max().map_or(0, |serial| serial + 1));
+        }
+        self.host.skip_serials(last);
+        self.host.starter.number_engines_from(engines);
+    }
+
+    fn restore_endpoint(&self, serial: u64, parts: Parts) -> Option<(Arc<Endpoint>, BoundSocket)> {
+        match Endpoint::restored(serial, parts, self.host.clone(), &self.endpoints) {
+            Ok((endpoint, socket)) => {
+                // Not through `live`, which would remove it while it does not listen.
+                self.endpoints.insert(endpoint.spec().name, endpoint.clone());
+                Some((endpoint, socket?))
+            }
+            Err(error) => {
+                tracing::error!(%error, serial, "endpoint not restored; the agent creates it again");
+                self.host.holder.group(Group::Endpoint(serial)).end();
+                None
+            }
+        }
+    }
+
+    fn restore_session(&self, serial: u64, parts: Parts) -> Outcome {
+        let hold = self.host.holder.group(Group::Session(serial));
+        // systemd drops only the connection when a VMM hangs up; one that was being accepted was never deposited.
+        if !parts.contains_key(&Part::Vmm) {
+            hold.end();
+            return Outcome::Over;
+        }
+        match self.try_restore_session(serial, parts) {
+            Ok(()) => Outcome::Restored,
+            Err(error) => {
+                tracing::error!(session = serial, %error, "session lost: it cannot be restored");
+                hold.end();
+                Outcome::Lost
+            }
+        }
+    }
+
+    fn try_restore_session(&self, serial: u64, parts: Parts) -> Result<(), RestoreError> {
+        let restoring = Restoring::read(parts)?;
+        let endpoint = self.endpoints.find(&restoring.stored.endpoint).ok_or_else(|| missing(Part::State))?;
+        endpoint.restore_session(serial, restoring)
+    }
+
+    fn count_lost(&self, lost: BTreeMap<String, u64>) {
+        for (name, sessions) in lost {
+            tracing::error!(endpoint = name, sessions, "sessions lost: restart their VMs");
+            match self.endpoints.find(&name) {
+                Some(endpoint) => endpoint.count_lost(sessions),
+                None => *self.lost().entry(name).or_default() += sessions,
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Endpoints and sessions of an earlier broker.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use super::release::Released;
+use super::state::{State, StoredEndpoint, copy_of};
+use super::{Endpoint, Inner, Listening, LiveSession};
+use crate::channel::channel;
+use crate::endpoints::Endpoints;
+use crate::holder::Parts;
+use crate::holder::names::{Group, Part};
+use crate::host::Host;
+use crate::listen::{BoundSocket, ListenError};
+use crate::session::Command;
+use crate::session::restore::{RestoreError, Restoring};
+use crate::state_file::StateFileError;
+
+impl Endpoint {
+    /// The endpoint of an earlier broker. It does not accept connections before [`Endpoint::accept_again`].
+    pub(crate) fn restored(
+        serial: u64,
+        mut parts: Parts,
+        host: Arc<Host>,
+        others: &Arc<Endpoints<Endpoint>>,
+    ) -> Result<(Arc<Self>, Option<BoundSocket>), StateFileError> {
+        let hold = host.holder.group(Group::Endpoint(serial));
+        let (state, stored) = State::restored(&mut parts, hold.clone())?;
+        let socket = match restored_socket(&stored, &parts) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(endpoint = stored.spec.name, %error, "socket not restored; the agent creates it again");
+                None
+            }
+        };
+        let StoredEndpoint { spec, preflight, released_until, counts, .. } = stored;
+        let released = released_until.and_then(Released::until);
+        let inner = Inner { spec, preflight, listening: None, sessions: BTreeMap::new(), released, counts, state };
+        if let Some(released) = released {
+            host.starter.bar_preflights(&inner.location(), released.until);
+        }
+        Ok((Self::begin(inner, hold, host, others), socket))
+    }
+
+    /// Accepts connections at the socket of an earlier broker.
+    pub(crate) fn accept_again(self: &Arc<Self>, socket: BoundSocket) -> io::Result<()> {
+        let stop = self.accept(&socket)?;
+        self.inner().listening = Some(Listening { socket, stop });
+        Ok(())
+    }
+
+    /// Continues a session of an earlier broker.
+    pub(crate) fn restore_session(self: &Arc<Self>, serial: u64, restoring: Restoring) -> Result<(), RestoreError> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let service = self.service(&inner, serial);
+        let (sender, commands) = channel()?;
+        let (session, shared) = restoring.restore(service, &self.host.engines, (sender.clone(), commands))?;
+        // The configuration may have changed just before the broker ended.
+        sender.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), shared.next_generation()));
+        if shared.view().begun {
+            self.host.list.add(serial, &inner.spec.name);
+        }
+        Ok(self.run_session(&mut inner, session, LiveSession { serial, shared, sender })?)
+    }
+
+    /// Counts a session of an earlier broker that could not be continued.
+    pub(crate) fn count_lost(&self, sessions: u64) {
+        let mut inner = self.inner();
+        inner.counts.sessions_lost += sessions;
+        inner.save();
+    }
+}
+
+fn restored_socket(stored: &StoredEndpoint, parts: &Parts) -> Result<Option<BoundSocket>, ListenError> {
+    let (Some(identity), Some(listener)) = (stored.socket, copy_of(parts, Part::Listener)) else { return Ok(None) };
+    BoundSocket::restored(listener, copy_of(parts, Part::Directory), &stored.spec.socket.path, identity).map(Some)
+}

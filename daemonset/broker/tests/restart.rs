@@ -1,0 +1,286 @@
+//! The broker ends, by SIGKILL or SIGTERM, while a keeper holds its sessions: guests continue.
+
+#![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
+
+mod common;
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::{Broker, boot, read_hello, runs, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use testkit::guest::Guest;
+use testkit::workload::{Config, Limit, Workload};
+use virtiofs_contract::control::{Endpoint, HolderState, Request, Response, SessionState, SessionStatus};
+
+fn signal(pid: u32, signal: Signal) {
+    // It may have ended by itself.
+    let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+}
+
+/// Runs random work that verifies every byte, with a disturbance meanwhile. The guest must see no error.
+fn work_through<T: Send>(
+    broker: &mut Broker,
+    endpoint: &Endpoint,
+    guest: &Guest,
+    disturb: impl FnOnce(&mut Broker) -> T + Send,
+) -> T {
+    let mut workload = Workload::start(Config::new(7).lanes(2).host(&endpoint.source), &[guest.fuse()]);
+    let stop = AtomicBool::new(false);
+    let result = thread::scope(|scope| {
+        let disturbed = scope.spawn(|| {
+            let result = disturb(broker);
+            stop.store(true, Ordering::Relaxed);
+            result
+        });
+        workload.run(Limit::until(&stop));
+        disturbed.join().unwrap()
+    });
+    let report = workload.finish();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(guest.violations(), []);
+    result
+}
+
+fn share(broker: &Broker) -> Endpoint {
+    let mut endpoint = broker.endpoint("data");
+    endpoint.engine.xattr = true;
+    broker.control().apply(&endpoint).unwrap();
+    endpoint
+}
+
+fn set_up() -> (Broker, Endpoint, Guest, SessionStatus) {
+    let broker = Broker::start_with_keeper();
+    let endpoint = share(&broker);
+    let guest = boot(&endpoint);
+    let session = broker.until_state("data", SessionState::Serving);
+    (broker, endpoint, guest, session)
+}
+
+/// Open memfds of a name in all processes of this user.
+fn holders_of(name: &str) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let fds = processes.filter_map(|process| fs::read_dir(process.path().join("fd")).ok()).flatten().flatten();
+    fds.filter_map(|fd| fs::read_link(fd.path()).ok())
+        .filter(|link| link.to_string_lossy().contains(&format!("/memfd:{name}")))
+        .count()
+}
+
+#[test]
+fn engine_serves_on_over_many_broker_crashes() {
+    let (mut broker, endpoint, guest, before) = set_up();
+    work_through(&mut broker, &endpoint, &guest, |broker| {
+        for _ in 0..20 {
+            broker.crash();
+            thread::sleep(Duration::from_millis(20));
+            broker.restart();
+            thread::sleep(Duration::from_millis(30));
+        }
+    });
+    let after = broker.until_state("data", SessionState::Serving);
+    assert_eq!(after.engine_pid, before.engine_pid, "the engine is the same");
+    assert_eq!((after.id, after.vmm_pid, after.connected_at), (before.id, before.vmm_pid, before.connected_at));
+    assert_eq!(after.totals.replacements, before.totals.replacements);
+    assert!(after.totals.requests() > before.totals.requests(), "counts continue");
+    let status = broker.status_of("data");
+    assert_eq!((status.sessions_lost, status.sessions_started), (0, 1));
+}
+
+#[test]
+fn session_is_recovered_when_broker_and_engines_are_killed_together() {
+    let (mut broker, endpoint, guest, before) = set_up();
+    work_through(&mut broker, &endpoint, &guest, |broker| {
+        for _ in 0..8 {
+            let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
+            broker.crash();
+            signal(engine, Signal::SIGKILL);
+            broker.restart();
+            let another = || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine);
+            until("another engine serves", another);
+        }
+    });
+    let after = broker.until_state("data", SessionState::Serving);
+    assert_eq!(after.id, before.id);
+    assert!(after.totals.replacements.recoveries.count >= 8, "{:?}", after.totals.replacements);
+    assert_eq!(broker.status_of("data").sessions_lost, 0);
+}
+
+#[test]
+fn engine_that_served_a_crashed_broker_is_handed_over_and_recovered() {
+    let (mut broker, endpoint, guest, before) = set_up();
+    work_through(&mut broker, &endpoint, &guest, |broker| {
+        broker.crash();
+        broker.restart();
+        let generation = broker.control().hand_over("data")[0].generation;
+        until("it is handed over", || broker.session_of("data").active_generation >= generation);
+        broker.crash();
+        broker.restart();
+        let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
+        signal(engine, Signal::SIGKILL);
+        until("it is recovered", || broker.session_of("data").totals.replacements.recoveries.count == 1);
+    });
+    let after = broker.until_state("data", SessionState::Serving);
+    assert_ne!(after.engine_pid, before.engine_pid);
+    assert_eq!(after.totals.replacements.hand_overs.count, 1);
+}
+
+#[test]
+fn hand_overs_during_crashes_leave_one_engine() {
+    let (mut broker, endpoint, guest, _) = set_up();
+    work_through(&mut broker, &endpoint, &guest, |broker| {
+        for round in 0..12 {
+            broker.control().hand_over("data");
+            // From before the standby is ready until after it serves.
+            thread::sleep(Duration::from_millis(10 * round));
+            broker.crash();
+            broker.restart();
+            broker.until_state("data", SessionState::Serving);
+        }
+    });
+    assert_eq!(broker.status_of("data").sessions_lost, 0);
+}
+
+#[test]
+fn sigterm_leaves_sessions_to_the_next_broker() {
+    let (mut broker, endpoint, guest, before) = set_up();
+    work_through(&mut broker, &endpoint, &guest, |broker| {
+        for _ in 0..5 {
+            broker.signal(Signal::SIGTERM);
+            assert!(broker.wait().success());
+            broker.restart();
+        }
+    });
+    let after = broker.until_state("data", SessionState::Serving);
+    assert_eq!(after.engine_pid, before.engine_pid);
+    assert!(broker.log().contains("sessions continue"));
+}
+
+#[test]
+fn drain_ends_sessions_and_serves_nothing_more() {
+    let (mut broker, endpoint, guest, session) = set_up();
+    assert_eq!(broker.control().request(&Request::Drain), Response::Drained { sessions: 1 });
+    assert!(!runs(session.engine_pid.unwrap()));
+    assert!(broker.control().apply(&endpoint).is_err());
+    broker.signal(Signal::SIGTERM);
+    assert!(broker.wait().success());
+    broker.restart();
+    assert!(broker.control().status().endpoints.is_empty());
+    drop(guest);
+}
+
+#[test]
+fn vmm_that_connects_while_no_broker_runs_is_served_afterwards() {
+    let (mut broker, endpoint, _guest, _) = set_up();
+    broker.crash();
+    let connecting = thread::spawn({
+        let endpoint = endpoint.clone();
+        move || boot(&endpoint)
+    });
+    thread::sleep(Duration::from_millis(200));
+    assert!(!connecting.is_finished(), "it waits");
+    broker.restart();
+    let second = connecting.join().unwrap();
+    assert_eq!(read_hello(&second), "from the host\n");
+    assert_eq!(broker.status_of("data").sessions.len(), 2);
+}
+
+#[test]
+fn dead_vm_is_freed_while_no_broker_runs() {
+    let (mut broker, _, guest, session) = set_up();
+    let (memory, ledger) = (holders_of("testkit-guest-ram"), holders_of("virtiofs-ledger"));
+    assert!(memory > 0 && ledger > 0);
+    broker.crash();
+    drop(guest);
+    let keeper = broker.keeper_pid();
+    let held = || {
+        let fds = fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().flatten();
+        let links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+        links
+            .filter(|link| {
+                ["testkit-guest-ram", "virtiofs-ledger"].iter().any(|name| link.to_string_lossy().contains(name))
+            })
+            .count()
+    };
+    until("the keeper has dropped the dead VM", || held() == 0);
+    until("the engine has ended", || !runs(session.engine_pid.unwrap()));
+    broker.restart();
+    let status = broker.status_of("data");
+    assert_eq!((status.sessions.len(), status.sessions_lost), (0, 0), "it ended by itself");
+    assert!(UnixStream::connect(&status.endpoint.socket.path).is_ok(), "it listens");
+}
+
+#[test]
+fn keeper_that_is_killed_gets_everything_again() {
+    let (mut broker, endpoint, guest, before) = set_up();
+    work_through(&mut broker, &endpoint, &guest, |broker| {
+        for _ in 0..3 {
+            broker.kill_keeper();
+            until("the broker notices", || broker.control().status().holder == HolderState::Missing);
+            broker.start_keeper();
+            until("the keeper has everything", || broker.control().status().holder == HolderState::Connected);
+            broker.crash();
+            broker.restart();
+        }
+    });
+    assert_eq!(broker.until_state("data", SessionState::Serving).engine_pid, before.engine_pid);
+}
+
+#[test]
+fn vm_that_dies_while_the_keeper_is_dead_is_freed() {
+    let (mut broker, _, guest, session) = set_up();
+    broker.kill_keeper();
+    drop(guest);
+    until("the session has ended", || broker.status_of("data").sessions.is_empty());
+    until("the engine has ended", || !runs(session.engine_pid.unwrap()));
+    broker.start_keeper();
+    until("the keeper has everything", || broker.control().status().holder == HolderState::Connected);
+    broker.crash();
+    broker.restart();
+    let status = broker.status_of("data");
+    assert_eq!((status.sessions.len(), status.sessions_lost, status.sessions_started), (0, 0, 1));
+}
+
+#[test]
+fn session_that_is_lost_is_counted() {
+    let (mut broker, endpoint, guest, session) = set_up();
+    broker.crash();
+    broker.kill_keeper();
+    until("the engine has ended", || !runs(session.engine_pid.unwrap()));
+    broker.start_keeper();
+    broker.restart();
+    assert!(broker.control().status().endpoints.is_empty());
+    assert!(broker.log().contains("sessions lost"), "{}", broker.log());
+    broker.control().apply(&endpoint).unwrap();
+    assert_eq!(broker.status_of("data").sessions_lost, 1);
+    broker.crash();
+    broker.restart();
+    assert_eq!(broker.status_of("data").sessions_lost, 1, "it is counted once");
+    drop(guest);
+}
+
+#[test]
+fn second_broker_is_refused_and_takes_nothing() {
+    let (broker, endpoint, guest, before) = set_up();
+    let (status, text) = broker.rival();
+    assert!(!status.success() && text.contains("belongs to a broker"), "{text}");
+    assert_eq!(read_hello(&guest), "from the host\n");
+    assert_eq!(broker.session_of("data").engine_pid, before.engine_pid);
+    assert!(endpoint.socket.path.exists());
+}
+
+#[test]
+fn agents_values_survive_the_broker() {
+    let mut broker = Broker::start_with_keeper();
+    let put = Request::Put { key: "shares/a".into(), value: Some("kept".into()) };
+    assert_eq!(broker.control().request(&put), Response::Done);
+    let instance = broker.control().status().instance;
+    broker.crash();
+    broker.restart();
+    let value = broker.control().request(&Request::Get { key: "shares/a".into() });
+    assert_eq!(value, Response::Value { value: Some("kept".into()) });
+    assert_eq!(broker.control().status().instance, instance);
+}
