@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::guest::Guest;
-use testkit::skip::require_that;
+use testkit::skip::require;
 use virtiofs_config::{Access, CachePolicy};
 use virtiofs_contract::control::{Endpoint, ReplacementOutcome, Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
@@ -276,8 +276,8 @@ fn paused_guest_is_handed_over_and_recovered() {
     }
 }
 
-/// Stops one thread of a process until it is killed. False if that is not permitted.
-fn stop_thread(pid: u32, name: &str) -> bool {
+/// Stops one thread of a process until it is killed. Returns its number; none if that is not permitted.
+fn stop_thread(pid: u32, name: &str) -> Option<libc::pid_t> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
     let named = |path: &PathBuf| fs::read_to_string(path.join("comm")).unwrap().trim() == name;
     let thread = threads.into_iter().find(named).unwrap();
@@ -293,7 +293,13 @@ fn stop_thread(pid: u32, name: &str) -> bool {
     if stopped {
         until("the thread stands still", stands_still);
     }
-    stopped
+    stopped.then_some(number)
+}
+
+/// Reaps a thread that this process has stopped: the first process of a PID namespace ends last of all.
+fn reap(thread: libc::pid_t) {
+    // SAFETY: no status is written.
+    unsafe { libc::waitpid(thread, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) };
 }
 
 #[test]
@@ -303,12 +309,14 @@ fn engine_without_ring_positions_is_killed() {
     let mut guest = Holding::on(&endpoint);
     let engine = engine_of(&broker);
     until("there is a standby engine", || broker.status_of("data").engines_started == 2);
-    if !require_that("the right to stop a thread of another process", stop_thread(engine, "vhost-user")) {
-        return;
-    }
+    let stopped = stop_thread(engine, "vhost-user");
+    let Some(stopped) = require("the right to stop a thread of another process", stopped) else { return };
     hand_over(&broker);
     until("another engine serves", || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine));
-    until("the old one is gone", || !runs(engine));
+    until("the old one is gone", || {
+        reap(stopped);
+        !runs(engine)
+    });
     guest.use_all();
 }
 

@@ -14,7 +14,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
 };
 use virtiofs_contract::control::EngineBinary;
-use virtiofs_contract::engine::{CONTROL_FD, Predecessor};
+use virtiofs_contract::engine::Predecessor;
 
 use super::fork::{Launch, Launched};
 use super::limits::cgroup::EngineGroups;
@@ -129,18 +129,13 @@ struct Heritage {
     null: OwnedFd,
     /// A pidfd of this process.
     broker: OwnedFd,
-    /// Keeps [`CONTROL_FD`] in use in this process, so that no other descriptor has the number of an engine's control
-    /// channel.
-    _occupied: OwnedFd,
 }
 
 impl Heritage {
     fn new(engine: PathBuf) -> io::Result<Self> {
         let null = OwnedFd::from(std::fs::File::open("/dev/null")?);
-        // Returns the lowest free number from CONTROL_FD on: CONTROL_FD itself, unless it is in use already.
-        let occupied = rustix::io::fcntl_dupfd_cloexec(&null, CONTROL_FD)?;
         let broker = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-        Ok(Heritage { engine, null, broker, _occupied: occupied })
+        Ok(Heritage { engine, null, broker })
     }
 
     fn spawn(
@@ -482,6 +477,19 @@ mod tests {
         assert_eq!(processes.wait_until_gone(&[Purpose::Endpoint("other".into())], Duration::ZERO), 0);
         drop(process);
         assert_eq!(processes.wait_until_gone(&ours, Duration::from_secs(10)), 0);
+    }
+
+    /// Closing copies would be enough to stop all engine starts: a VMM's descriptor may belong to a file system that hangs.
+    #[test]
+    fn descriptors_of_the_broker_are_not_copied() {
+        let (spawner, _) = spawner("/bin/cat");
+        let (ours, _theirs) = io::pipe().unwrap();
+        let (_output, input) = io::pipe().unwrap();
+        let held: Vec<_> = (0..1000).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        let process = spawner.spawn(Purpose::Endpoint("test".into()), ours.into(), input.into(), false).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        assert!(size.trim().parse::<usize>().unwrap() < held.len(), "{size}");
     }
 
     #[test]
