@@ -115,10 +115,10 @@ fn lay_out(parts: &Parts, layer: &Path) -> Result<()> {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("host");
     let checkout = Path::new("root/virtiofs-operator");
-    for program in ["virtiofs-agent", "virtiofs-broker", "virtiofs-engine", "virtiofsctl"] {
+    for program in ["virtiofs-agent", "virtiofs-broker", "virtiofs-keeper", "virtiofs-engine", "virtiofsctl"] {
         copy(&parts.binary(program)?, &layer.join(checkout).join("target/release").join(program))?;
     }
-    for unit in ["virtiofs-agent.service", "virtiofs-broker.service"] {
+    for unit in ["virtiofs-agent.service", "virtiofs-broker.service", "virtiofs-keeper.service"] {
         let unit = Path::new("deploy/systemd").join(unit);
         copy(&tree.join(&unit), &layer.join(checkout).join(&unit))?;
     }

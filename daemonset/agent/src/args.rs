@@ -61,6 +61,9 @@ pub(crate) struct UpArgs {
     /// The virtiofs-broker to start [default: the one next to this program, else the one in PATH].
     #[arg(long, value_name = "PATH")]
     pub(crate) broker: Option<PathBuf>,
+    /// The virtiofs-keeper to start [default: the one next to this program, else the one in PATH].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) keeper: Option<PathBuf>,
 }
 
 /// Options of `node`.

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use testkit::guest::{Guest, GuestConfig};
 use testkit::host::{self, has_reason, manifest, prepare, signalled};
 use testkit::processes::descendants;
 use testkit::skip::require_that;
@@ -215,6 +216,11 @@ fn a_dead_broker_is_restarted_with_its_shares() {
     host.declare("a.yaml", &manifest("a", &source, ""));
     let host = host.up();
     host.until_ready("a");
+    let guest = Guest::boot(GuestConfig::new(host.socket("a")).small()).unwrap();
+    let fuse = guest.fuse();
+    fuse.getattr(1, None).unwrap();
+    let session = |host: &host::Host| host.share("a")["sessions"][0].clone();
+    let before = host.wait("a session", || session(&host)["enginePid"].as_i64());
     let first = host.status()["broker"]["pid"].as_i64().unwrap();
 
     kill(Pid::from_raw(first as i32), Signal::SIGKILL).unwrap();
@@ -222,6 +228,8 @@ fn a_dead_broker_is_restarted_with_its_shares() {
     host.until_ready("a");
     UnixStream::connect(host.socket("a")).unwrap();
     assert!(host.log().contains("broker died"), "{}", host.log());
+    fuse.getattr(1, None).unwrap();
+    assert_eq!(session(&host)["enginePid"].as_i64(), Some(before), "the VM's engine is the same");
 }
 
 #[test]

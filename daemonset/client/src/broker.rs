@@ -166,6 +166,14 @@ impl Client {
         self.done(&Request::Resume { name: name.to_owned() }, TRIAL_WITHIN)
     }
 
+    /// Ends all sessions for good; the broker serves nothing more. Returns how many were ended.
+    pub fn drain(&mut self) -> Result<u64, ClientError> {
+        match self.call(&Request::Drain, TRIAL_WITHIN)? {
+            Response::Drained { sessions } => Ok(sessions),
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// Traces the requests of a session for a time, at most `rate` a second. Zero time ends the trace.
     pub fn trace(&mut self, session: &str, during: Duration, rate: u32) -> Result<(), ClientError> {
         let request = Request::Trace { session: session.to_owned(), duration_ms: milliseconds(during), rate };

@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Resume(ResumeArgs),
     /// End sessions of a share.
     Close(CloseArgs),
+    /// End all sessions before the broker is stopped for good.
+    Drain(DrainArgs),
     /// Show the requests of one session as they are answered.
     Trace(TraceArgs),
     /// Serve a share, or a directory of it, at an additional socket.
@@ -178,6 +180,22 @@ pub(crate) struct CloseArgs {
     #[arg(long, value_name = "ID")]
     pub(crate) session: Option<String>,
     /// End the sessions: their VMs lose the share until they are restarted.
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) location: Location,
+}
+
+/// Options of `drain`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  virtiofsctl drain                                lists the VMs that would lose their shares
+  virtiofsctl drain --force                        before an uninstallation
+
+Sessions outlive a broker that has a keeper, and so does this: a broker that is started again serves again.")]
+pub(crate) struct DrainArgs {
+    /// End the sessions; without it, they are only listed.
     #[arg(long)]
     pub(crate) force: bool,
     #[command(flatten)]

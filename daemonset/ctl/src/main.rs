@@ -4,6 +4,7 @@
 mod args;
 mod check;
 mod close;
+mod drain;
 mod generate;
 mod handover;
 mod release;
@@ -52,6 +53,7 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Release(args) => release::release(args),
         Command::Resume(args) => release::resume(args),
         Command::Close(args) => close::close(args),
+        Command::Drain(args) => drain::drain(args),
         Command::Trace(args) => trace::trace(args),
         Command::Socket(args) => socket::socket(args),
         Command::SupportBundle(args) => support_bundle::support_bundle(args),

@@ -45,9 +45,19 @@ fn every_command_has_a_manual_page() {
     assert!(run(&["man", folder.path().to_str().unwrap()]).status.success());
     let page = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
     assert!(page("virtiofsctl.1").contains("Exit status"));
-    for command in
-        ["check", "status", "handover", "release", "resume", "close", "trace", "socket", "support-bundle", "man"]
-    {
+    for command in [
+        "check",
+        "status",
+        "handover",
+        "release",
+        "resume",
+        "close",
+        "drain",
+        "trace",
+        "socket",
+        "support-bundle",
+        "man",
+    ] {
         assert!(page(&format!("virtiofsctl-{command}.1")).contains("Examples:"), "{command}");
     }
     let missing = run(&["man", "/nowhere"]);

@@ -105,10 +105,17 @@ pub(crate) fn the_agent_restarts_under_a_guest(world: &mut World) -> Result<()> 
 
 pub(crate) fn a_broker_that_was_killed_starts_again(world: &mut World) -> Result<()> {
     world.serve_disk()?;
-    let broker = world.main_pid("virtiofs-broker")?;
-    world.host.must("kill -9 $(systemctl show virtiofs-broker -P MainPID)")?;
-    let script = format!("[ $(systemctl show virtiofs-broker -P MainPID) != {broker} ] && virtiofsctl status disk");
-    world.host.until("another broker answers", PATIENCE, &script)?;
+    let session = world.start_guest()?;
+    let mut broker = world.main_pid("virtiofs-broker")?;
+    for command in ["kill -9 $(systemctl show virtiofs-broker -P MainPID)", "systemctl restart virtiofs-broker"] {
+        world.host.must(command)?;
+        let script = format!("[ $(systemctl show virtiofs-broker -P MainPID) != {broker} ] && virtiofsctl status disk");
+        world.host.until("another broker answers", PATIENCE, &script)?;
+        broker = world.main_pid("virtiofs-broker")?;
+    }
+    let after = world.session("it still has its guest", |after| after["state"] == "Serving")?;
+    ensure!(after["id"] == session["id"] && after["enginePid"] == session["enginePid"], "{session:#}\n{after:#}");
+    world.finish_guest()?;
     let share = world.until_state("disk", "Ready")?;
     ensure!(share["active"]["preflight"]["limits"]["cpuMillis"] == 1500, "{share:#}");
     Ok(())
