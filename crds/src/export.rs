@@ -1,23 +1,19 @@
 //! From a share to the spec of its exports, and from an export back to a share.
 //!
 //! The operator resolves a share once, so that all nodes serve the same configuration whatever the version of their
-//! agents. An agent validates an export like a manifest, by [`Share::from_object`].
+//! agents. An agent validates an export like a manifest, by the schema and its rules.
 
 use std::hash::Hasher;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
-use kube::core::ObjectMeta;
 use serde_json::{Value, json};
 use siphasher::sip::SipHasher24;
 
 use crate::Share;
 use crate::refusal::Refusal;
 use crate::schema::{GROUP, KIND};
-use crate::v1alpha1::{
-    Consumers, EngineOptions, ExportMode, Nodes, Rollout, VirtiofsExport, VirtiofsExportSpec, VirtiofsShare,
-    VirtiofsShareSpec,
-};
+use crate::v1alpha1::{ExportMode, ResolvedEngine, VirtiofsExport, VirtiofsExportSpec, VirtiofsShareSpec};
 
 /// The label of exports that names their share.
 pub const SHARE_LABEL: &str = "virtiofs.dev/share";
@@ -64,7 +60,7 @@ pub fn export_spec(share: &Share, declared: &VirtiofsShareSpec) -> VirtiofsExpor
         access: share.access,
         content: share.content,
         socket: declared.socket.clone(),
-        engine: EngineOptions::from(&share.engine),
+        engine: ResolvedEngine::from(&share.engine),
         staleness: declared.staleness.clone(),
         baseline: None,
     };
@@ -93,25 +89,10 @@ fn canonical(value: &Value) -> Value {
     }
 }
 
-/// The share that an export describes, or every reason why its spec is rejected. The consumers are not part of a
-/// [`Share`].
+/// The share that an export describes, or every reason why it is rejected, by the name of the export.
 pub fn share_of(export: &VirtiofsExport) -> Result<Share, Vec<Refusal>> {
-    let spec = &export.spec;
-    let declared = VirtiofsShareSpec {
-        source: spec.source.clone(),
-        access: spec.access,
-        content: spec.content,
-        nodes: Nodes::default(),
-        consumers: Consumers::default(),
-        socket: spec.socket.clone(),
-        engine: spec.engine.clone(),
-        staleness: spec.staleness.clone(),
-        rollout: Rollout::default(),
-    };
-    let mut share = VirtiofsShare::new(&spec.share_name, declared);
-    share.metadata = ObjectMeta { name: Some(spec.share_name.clone()), ..ObjectMeta::default() };
-    Share::from_object(&share)
-        .map_err(|refusals| refusals.into_iter().map(|it| it.of(Some(&export.name_any()))).collect())
+    let named = |refusals: Vec<Refusal>| refusals.into_iter().map(|it| it.of(Some(&export.name_any()))).collect();
+    Share::from_export(export).map_err(named)
 }
 
 /// The reference to the share that controls an export. Every export of the operator has one, and a name that follows from
@@ -208,7 +189,8 @@ mod tests {
         let manifests = crate::read_directory(&folder).unwrap();
         assert!(!manifests.documents.is_empty());
         for document in manifests.documents {
-            let export = VirtiofsExport::new("any", export_spec(&document.share, &document.object.spec));
+            let spec = export_spec(&document.share, &document.object.spec);
+            let export = VirtiofsExport::new("any", VirtiofsExportSpec { node_name: "n1".into(), ..spec });
             assert_eq!(share_of(&export), Ok(document.share), "{}", document.origin);
         }
     }
@@ -255,9 +237,9 @@ mod tests {
 
     #[test]
     fn an_invalid_export_is_rejected_by_name() {
-        let mut export = VirtiofsExport::new("images-n1-0", spec(""));
+        let mut export = VirtiofsExport::new("images-n1-0", VirtiofsExportSpec { node_name: "n1".into(), ..spec("") });
         export.spec.share_name = "not.a.label".into();
         let refusals = share_of(&export).unwrap_err();
-        assert_eq!((refusals[0].field.as_str(), refusals[0].share.as_deref()), ("metadata.name", Some("images-n1-0")));
+        assert_eq!((refusals[0].field.as_str(), refusals[0].share.as_deref()), ("spec.shareName", Some("images-n1-0")));
     }
 }

@@ -89,7 +89,7 @@ mod tests {
     use virtiofs_config::{Access, IdTranslation, IdTranslationKind, InodeFileHandles, Limits, Sandbox};
 
     use super::*;
-    use crate::v1alpha1::EngineStatus;
+    use crate::v1alpha1::{EngineStatus, ResolvedEngine};
 
     const DAY: u64 = 86_400_000;
 
@@ -195,7 +195,7 @@ mod tests {
         };
         assert_eq!(config, expected);
         // And back: the active configuration is shown in the words of the spec.
-        assert_eq!(serde_json::to_value(EngineOptions::from(&config)).unwrap(), engine);
+        assert_eq!(serde_json::to_value(ResolvedEngine::from(&config)).unwrap(), engine);
         assert_eq!(serde_json::to_value(EngineStatus::from(&config)).unwrap(), engine);
     }
 }

@@ -21,14 +21,18 @@ static DEFINITION: LazyLock<Value> = LazyLock::new(|| tidied(json!(VirtiofsShare
 
 static EXPORT_DEFINITION: LazyLock<Value> = LazyLock::new(|| tidied(json!(VirtiofsExport::crd())));
 
-static OBJECT: LazyLock<Value> = LazyLock::new(|| {
-    let mut schema = DEFINITION["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
+static OBJECT: LazyLock<Value> = LazyLock::new(|| whole_object(&DEFINITION));
+
+static EXPORT_OBJECT: LazyLock<Value> = LazyLock::new(|| whole_object(&EXPORT_DEFINITION));
+
+fn whole_object(definition: &Value) -> Value {
+    let mut schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"].clone();
     for field in ["apiVersion", "kind"] {
         schema["properties"][field] = json!({"type": "string"});
     }
     schema["properties"]["metadata"] = metadata();
     schema
-});
+}
 
 /// The CustomResourceDefinition of `VirtiofsShare`.
 pub fn definition() -> &'static Value {
@@ -44,6 +48,11 @@ pub fn export_definition() -> &'static Value {
 /// every object.
 pub fn object() -> &'static Value {
     &OBJECT
+}
+
+/// The same of a whole `VirtiofsExport` object.
+pub fn export_object() -> &'static Value {
+    &EXPORT_OBJECT
 }
 
 fn tidied(mut definition: Value) -> Value {

@@ -11,7 +11,7 @@ use virtiofs_config::{Access, EngineConfig};
 
 use crate::refusal::Refusal;
 use crate::share_name::ShareName;
-use crate::v1alpha1::{Content, Remedy, Socket, Staleness, VirtiofsShare};
+use crate::v1alpha1::{Content, Remedy, Socket, Source, Staleness, VirtiofsExport, VirtiofsShare};
 use crate::{resolve, validate};
 
 /// A validated share, with everything that follows from it.
@@ -49,6 +49,16 @@ impl Share {
         Share::from_value(&value).map(|(_, share)| share)
     }
 
+    /// The share that an export describes, or every reason why its spec is rejected. The consumers are not part of a share.
+    pub fn from_export(export: &VirtiofsExport) -> Result<Share, Vec<Refusal>> {
+        validate::validate_export(export)?;
+        let spec = &export.spec;
+        let name = ShareName::parse(&spec.share_name).map_err(|it| vec![Refusal::new("spec.shareName", it.message)])?;
+        let engine = spec.engine.config(spec.access);
+        let parts = Parts { source: &spec.source, socket: &spec.socket, staleness: &spec.staleness };
+        parts.share(name, spec.access, spec.content, engine).map_err(|refusal| vec![refusal])
+    }
+
     /// The object and the share that a JSON document describes, or every reason why it is rejected.
     pub fn from_value(document: &Value) -> Result<(VirtiofsShare, Share), Vec<Refusal>> {
         let sound = validate::validate(document, None)?;
@@ -61,16 +71,31 @@ impl Share {
 /// Parses an object that the schema has accepted.
 fn parse(object: &VirtiofsShare) -> Result<Share, Refusal> {
     let spec = &object.spec;
-    Ok(Share {
-        name: ShareName::parse(&object.name_any())?,
-        source: SourcePath::parse(spec.source.path())?,
-        access: spec.access,
-        content: spec.content,
-        exclusive: spec.content == Content::Exclusive,
-        socket: SocketSpec::parse(&spec.socket)?,
-        engine: resolve::resolve(spec),
-        staleness: StalenessPolicy::from(&spec.staleness),
-    })
+    let name = ShareName::parse(&object.name_any())?;
+    let parts = Parts { source: &spec.source, socket: &spec.socket, staleness: &spec.staleness };
+    parts.share(name, spec.access, spec.content, resolve::resolve(spec))
+}
+
+/// What shares and exports declare in the same words.
+struct Parts<'a> {
+    source: &'a Source,
+    socket: &'a Socket,
+    staleness: &'a Staleness,
+}
+
+impl Parts<'_> {
+    fn share(self, name: ShareName, access: Access, content: Content, engine: EngineConfig) -> Result<Share, Refusal> {
+        Ok(Share {
+            name,
+            source: SourcePath::parse(self.source.path())?,
+            access,
+            content,
+            exclusive: content == Content::Exclusive,
+            socket: SocketSpec::parse(self.socket)?,
+            engine,
+            staleness: StalenessPolicy::from(self.staleness),
+        })
+    }
 }
 
 /// Path of a directory to share: absolute, normalized, and outside of the kernel's file systems. The node checks symbolic

@@ -13,6 +13,7 @@ mod engine_status;
 mod export;
 mod export_status;
 mod nodes;
+mod resolved_engine;
 mod rollout;
 mod rule;
 mod selector;
@@ -30,6 +31,7 @@ pub use export_status::{
     ExportFinding, ExportPreflight, FINDINGS_MAX, LastRemedy, MESSAGE_MAX, USERS_MAX, VirtiofsExportStatus,
 };
 pub use nodes::Nodes;
+pub use resolved_engine::ResolvedEngine;
 pub use rollout::Rollout;
 pub use selector::{LabelSelector, Operator, Requirement};
 pub use socket::Socket;

@@ -4,8 +4,9 @@
 //! defaults are set, the structure is checked, and if it is valid, the rules.
 
 use std::cell::LazyCell;
+use std::thread::LocalKey;
 
-use crate::v1alpha1::VirtiofsShare;
+use crate::v1alpha1::{VirtiofsExport, VirtiofsShare};
 use kube_cel::{CompiledSchema, Validator, compile_schema};
 use serde_json::Value;
 
@@ -18,6 +19,8 @@ thread_local! {
     /// The rules, compiled once per thread: compiled programs cannot be shared between threads.
     static RULES: LazyCell<(Validator, CompiledSchema)> =
         LazyCell::new(|| (Validator::new(), compile_schema(schema::object())));
+    static EXPORT_RULES: LazyCell<(Validator, CompiledSchema)> =
+        LazyCell::new(|| (Validator::new(), compile_schema(schema::export_object())));
 }
 
 /// The document with defaults, or every reason why it is rejected.
@@ -34,9 +37,23 @@ pub fn validate(document: &Value, old: Option<&Value>) -> Result<Value, Vec<Refu
     let mut refusals = structural::check(schema::object(), &document);
     refusals.extend(check_metadata(&document["metadata"]));
     if refusals.is_empty() {
-        refusals = check_rules(&document, old);
+        refusals = rules_broken(&RULES, &document, old);
     }
     if refusals.is_empty() { Ok(document) } else { Err(refusals) }
+}
+
+/// The same validation of an export, whose metadata the operator writes.
+pub fn validate_export(export: &VirtiofsExport) -> Result<(), Vec<Refusal>> {
+    let export = VirtiofsExport { status: None, ..export.clone() };
+    let document = serde_json::to_value(export).map_err(|e| vec![Refusal::new("", e.to_string())])?;
+    let refusals = structural::check(schema::export_object(), &document);
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    match rules_broken(&EXPORT_RULES, &document, None) {
+        refusals if refusals.is_empty() => Ok(()),
+        refusals => Err(refusals),
+    }
 }
 
 /// Checks whether `new` can replace `old`: the validation of `new`, and the rules about changes.
@@ -59,8 +76,10 @@ fn check_metadata(metadata: &Value) -> Vec<Refusal> {
     refusals
 }
 
-fn check_rules(document: &Value, old: Option<&Value>) -> Vec<Refusal> {
-    let result = RULES.with(|rules| rules.0.validate_compiled(&rules.1, document, old));
+type Rules = LocalKey<LazyCell<(Validator, CompiledSchema)>>;
+
+fn rules_broken(rules: &'static Rules, document: &Value, old: Option<&Value>) -> Vec<Refusal> {
+    let result = rules.with(|rules| rules.0.validate_compiled(&rules.1, document, old));
     let errors = result.err().map(kube_cel::ValidationErrors::into_vec).unwrap_or_default();
     errors.into_iter().map(|error| Refusal::new(error.field_path, error.message)).collect()
 }

@@ -86,6 +86,8 @@ fn difference(current: &BTreeMap<String, String>, desired: &BTreeMap<String, Str
 
 #[cfg(test)]
 mod tests {
+    use virtiofs_config::{Access, EngineConfig};
+    use virtiofs_crds::v1alpha1::ResolvedEngine;
     use virtiofs_crds::v1alpha1::conditions::READY;
 
     use super::*;
@@ -98,6 +100,7 @@ mod tests {
             "spec": {
                 "shareName": share, "nodeName": "n1", "revision": "1", "mode": mode, "access": "ReadOnly",
                 "content": "Shared", "source": {"hostPath": {"path": "/srv"}},
+                "engine": ResolvedEngine::from(&EngineConfig::stock(Access::ReadOnly)),
             },
             "status": {"conditions": [{
                 "type": READY, "status": ready, "reason": "Any", "message": "",

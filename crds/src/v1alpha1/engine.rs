@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use kube::core::Rule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use virtiofs_config::{CachePolicy, EngineConfig, IdTranslationKind, InodeFileHandles, REQUEST_QUEUES, Sandbox};
+use virtiofs_config::{CachePolicy, IdTranslationKind, InodeFileHandles, REQUEST_QUEUES, Sandbox};
 
 use super::rule::{rule, rule_on};
 use crate::{Interval, Quantity};
@@ -15,29 +15,13 @@ use crate::{Interval, Quantity};
 #[x_kube(validation = never_caches("entryTimeout"))]
 #[x_kube(validation = never_caches("attrTimeout"))]
 #[x_kube(validation = never_caches("negativeTimeout"))]
-#[x_kube(validation = rule_on(
-    ".readdirplus",
-    "!has(self.cache) || self.cache != 'Never' || !has(self.readdirplus) || self.readdirplus != 'Enabled'",
-    "'Enabled sends attributes ahead, which cache Never discards; write Disabled or remove it'",
-))]
-#[x_kube(validation = rule_on(
-    ".writeback",
-    "!has(self.writeback) || self.writeback != 'Enabled' || !has(self.cache) || self.cache in ['Auto', 'Always']",
-    "'Enabled collects writes in the page cache, which cache ' + self.cache + ' does not use; write cache Auto or Always, or remove it'",
-))]
+#[x_kube(validation = readdirplus_caches())]
+#[x_kube(validation = writeback_caches())]
 #[x_kube(validation = needs_xattr("posixACL"))]
 #[x_kube(validation = needs_xattr("securityLabel"))]
 #[x_kube(validation = needs_xattr("fileCapabilities"))]
-#[x_kube(validation = rule_on(
-    ".xattrMap",
-    "!has(self.xattrMap) || (has(self.xattr) && self.xattr == 'Enabled')",
-    "'translates names of extended attributes, which are disabled; write xattr: Enabled, or remove it'",
-))]
-#[x_kube(validation = rule_on(
-    ".posixACL",
-    "!has(self.posixACL) || self.posixACL != 'Enabled' || ((!has(self.uidTranslation) || self.uidTranslation.size() == 0) && (!has(self.gidTranslation) || self.gidTranslation.size() == 0))",
-    "'Enabled excludes uidTranslation and gidTranslation, because ids inside an ACL are not translated; remove one or the other'",
-))]
+#[x_kube(validation = map_needs_xattr())]
+#[x_kube(validation = acls_exclude_translation())]
 pub struct EngineOptions {
     /// What the guest keeps in its page cache. `Never`: nothing; every read is sent to the engine. `Metadata`: names
     /// and attributes. `Auto`: also contents, while size and modification time stay the same from close to open.
@@ -166,12 +150,44 @@ impl From<bool> for Switch {
     }
 }
 
+pub(super) fn readdirplus_caches() -> Rule {
+    rule_on(
+        ".readdirplus",
+        "!has(self.cache) || self.cache != 'Never' || !has(self.readdirplus) || self.readdirplus != 'Enabled'",
+        "'Enabled sends attributes ahead, which cache Never discards; write Disabled or remove it'",
+    )
+}
+
+pub(super) fn writeback_caches() -> Rule {
+    rule_on(
+        ".writeback",
+        "!has(self.writeback) || self.writeback != 'Enabled' || !has(self.cache) || self.cache in ['Auto', 'Always']",
+        "'Enabled collects writes in the page cache, which cache ' + self.cache + ' does not use; write cache Auto or Always, or remove it'",
+    )
+}
+
+pub(super) fn map_needs_xattr() -> Rule {
+    rule_on(
+        ".xattrMap",
+        "!has(self.xattrMap) || (has(self.xattr) && self.xattr == 'Enabled')",
+        "'translates names of extended attributes, which are disabled; write xattr: Enabled, or remove it'",
+    )
+}
+
+pub(super) fn acls_exclude_translation() -> Rule {
+    rule_on(
+        ".posixACL",
+        "!has(self.posixACL) || self.posixACL != 'Enabled' || ((!has(self.uidTranslation) || self.uidTranslation.size() == 0) && (!has(self.gidTranslation) || self.gidTranslation.size() == 0))",
+        "'Enabled excludes uidTranslation and gidTranslation, because ids inside an ACL are not translated; remove one or the other'",
+    )
+}
+
 /// No guest trusts anything for longer than with stock virtiofsd's `cache=always`.
-fn at_most_a_day() -> Rule {
+pub(super) fn at_most_a_day() -> Rule {
     rule("duration(self) <= duration('24h')", "self + ' is too long; write 24h or less'")
 }
 
-fn never_caches(timeout: &str) -> Rule {
+pub(super) fn never_caches(timeout: &str) -> Rule {
     rule_on(
         &format!(".{timeout}"),
         format!(
@@ -181,7 +197,7 @@ fn never_caches(timeout: &str) -> Rule {
     )
 }
 
-fn needs_xattr(switch: &str) -> Rule {
+pub(super) fn needs_xattr(switch: &str) -> Rule {
     rule_on(
         &format!(".{switch}"),
         format!("!has(self.{switch}) || self.{switch} != 'Enabled' || (has(self.xattr) && self.xattr == 'Enabled')"),
@@ -280,38 +296,6 @@ pub struct IdTranslation {
     /// Number of ids in the range.
     #[schemars(range(min = 1))]
     pub count: u32,
-}
-
-impl From<&EngineConfig> for EngineOptions {
-    /// The configuration in the words of the API.
-    fn from(config: &EngineConfig) -> Self {
-        EngineOptions {
-            cache: Some(config.cache),
-            entry_timeout: Some(Interval::from_millis(config.entry_timeout_ms)),
-            attr_timeout: Some(Interval::from_millis(config.attr_timeout_ms)),
-            negative_timeout: Some(Interval::from_millis(config.negative_timeout_ms)),
-            inode_file_handles: Some(config.inode_file_handles),
-            writeback: Some(config.writeback.into()),
-            xattr: Some(config.xattr.into()),
-            xattr_map: config.xattr_map.clone(),
-            posix_acl: Some(config.posix_acl.into()),
-            security_label: Some(config.security_label.into()),
-            killpriv: Some(config.killpriv.into()),
-            announce_submounts: Some(config.announce_submounts.into()),
-            readdirplus: Some(config.readdirplus.into()),
-            allow_mmap: Some(config.allow_mmap.into()),
-            direct_io: Some(config.direct_io.into()),
-            device_nodes: Some(config.device_nodes.into()),
-            file_capabilities: Some(config.file_capabilities.into()),
-            open_files: config.open_files,
-            max_inodes: Some(config.max_inodes),
-            queues: Some(config.queues),
-            sandbox: Some(config.sandbox),
-            uid_translation: config.uid_translation.iter().map(Into::into).collect(),
-            gid_translation: config.gid_translation.iter().map(Into::into).collect(),
-            limits: (config.limits != virtiofs_config::Limits::default()).then(|| (&config.limits).into()),
-        }
-    }
 }
 
 impl From<&virtiofs_config::Limits> for EngineLimits {

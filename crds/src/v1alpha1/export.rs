@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 use virtiofs_config::Access;
 
 use super::rule::{rule, rule_on};
-use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, VirtiofsExportStatus};
+use super::spec::{
+    immutable_is_read_only, needs_read_write, shared_expires, shared_has_no_negative_entries, shared_is_not_cached,
+    writeback_is_exclusive,
+};
+use super::{Consumers, Content, ResolvedEngine, Socket, Source, Staleness, VirtiofsExportStatus};
 
 /// One share on one node. The operator writes the spec and the node's agent writes the status; nobody else needs to.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -75,6 +79,14 @@ use super::{Consumers, Content, EngineOptions, Socket, Source, Staleness, Virtio
     "self.source == oldSelf.source",
     "(has(oldSelf.source.hostPath) ? oldSelf.source.hostPath.path : oldSelf.source.type) + ' cannot be changed; create another export'",
 ))]
+#[x_kube(validation = immutable_is_read_only())]
+#[x_kube(validation = writeback_is_exclusive())]
+#[x_kube(validation = shared_is_not_cached())]
+#[x_kube(validation = shared_has_no_negative_entries())]
+#[x_kube(validation = shared_expires("entryTimeout"))]
+#[x_kube(validation = shared_expires("attrTimeout"))]
+#[x_kube(validation = needs_read_write("deviceNodes"))]
+#[x_kube(validation = needs_read_write("fileCapabilities"))]
 pub struct VirtiofsExportSpec {
     /// Name of the share. Selectable: `kubectl get vfe --field-selector spec.shareName=NAME`.
     #[schemars(length(min = 1, max = 63))]
@@ -104,8 +116,7 @@ pub struct VirtiofsExportSpec {
     #[serde(default)]
     pub socket: Socket,
     /// The configuration of the engines: what follows from `content`, and the overrides of the share.
-    #[serde(default)]
-    pub engine: EngineOptions,
+    pub engine: ResolvedEngine,
     /// What the agent does when guests see stale names or handles.
     #[serde(default)]
     pub staleness: Staleness,

@@ -65,26 +65,10 @@ use super::{Consumers, EngineOptions, Nodes, Rollout, Socket, Source, Staleness,
     "self.source == oldSelf.source",
     "(has(oldSelf.source.hostPath) ? oldSelf.source.hostPath.path : oldSelf.source.type) + ' cannot be changed; declare another share'",
 ))]
-#[x_kube(validation = rule_on(
-    ".access",
-    "self.content != 'Immutable' || self.access == 'ReadOnly'",
-    "self.access + ' contradicts content Immutable; write ReadOnly, or content Exclusive or Shared'",
-))]
-#[x_kube(validation = rule_on(
-    ".engine.writeback",
-    "!has(self.engine.writeback) || self.engine.writeback != 'Enabled' || (self.content == 'Exclusive' && self.access == 'ReadWrite')",
-    "'Enabled needs content Exclusive and access ReadWrite, not ' + self.content + ' and ' + self.access + '; change them or remove it'",
-))]
-#[x_kube(validation = rule_on(
-    ".engine.cache",
-    "!has(self.engine.cache) || self.engine.cache != 'Always' || self.content != 'Shared'",
-    "'Always hides what others write to content Shared; write Auto, or content Exclusive or Immutable if that is true'",
-))]
-#[x_kube(validation = rule_on(
-    ".engine.negativeTimeout",
-    "!has(self.engine.negativeTimeout) || self.content != 'Shared' || duration(self.engine.negativeTimeout) == duration('0s')",
-    "self.engine.negativeTimeout + ' hides what others create in content Shared; write 0s, or content Exclusive or Immutable if that is true'",
-))]
+#[x_kube(validation = immutable_is_read_only())]
+#[x_kube(validation = writeback_is_exclusive())]
+#[x_kube(validation = shared_is_not_cached())]
+#[x_kube(validation = shared_has_no_negative_entries())]
 #[x_kube(validation = shared_expires("entryTimeout"))]
 #[x_kube(validation = shared_expires("attrTimeout"))]
 #[x_kube(validation = needs_read_write("deviceNodes"))]
@@ -145,7 +129,39 @@ impl Content {
     }
 }
 
-fn shared_expires(timeout: &str) -> Rule {
+pub(super) fn immutable_is_read_only() -> Rule {
+    rule_on(
+        ".access",
+        "self.content != 'Immutable' || self.access == 'ReadOnly'",
+        "self.access + ' contradicts content Immutable; write ReadOnly, or content Exclusive or Shared'",
+    )
+}
+
+pub(super) fn writeback_is_exclusive() -> Rule {
+    rule_on(
+        ".engine.writeback",
+        "!has(self.engine.writeback) || self.engine.writeback != 'Enabled' || (self.content == 'Exclusive' && self.access == 'ReadWrite')",
+        "'Enabled needs content Exclusive and access ReadWrite, not ' + self.content + ' and ' + self.access + '; change them or remove it'",
+    )
+}
+
+pub(super) fn shared_is_not_cached() -> Rule {
+    rule_on(
+        ".engine.cache",
+        "!has(self.engine.cache) || self.engine.cache != 'Always' || self.content != 'Shared'",
+        "'Always hides what others write to content Shared; write Auto, or content Exclusive or Immutable if that is true'",
+    )
+}
+
+pub(super) fn shared_has_no_negative_entries() -> Rule {
+    rule_on(
+        ".engine.negativeTimeout",
+        "!has(self.engine.negativeTimeout) || self.content != 'Shared' || duration(self.engine.negativeTimeout) == duration('0s')",
+        "self.engine.negativeTimeout + ' hides what others create in content Shared; write 0s, or content Exclusive or Immutable if that is true'",
+    )
+}
+
+pub(super) fn shared_expires(timeout: &str) -> Rule {
     rule_on(
         &format!(".engine.{timeout}"),
         format!(
@@ -157,7 +173,7 @@ fn shared_expires(timeout: &str) -> Rule {
     )
 }
 
-fn needs_read_write(switch: &str) -> Rule {
+pub(super) fn needs_read_write(switch: &str) -> Rule {
     rule_on(
         &format!(".engine.{switch}"),
         format!("!has(self.engine.{switch}) || self.engine.{switch} != 'Enabled' || self.access == 'ReadWrite'"),

@@ -124,7 +124,13 @@ impl World {
         let tried = json!({
             "apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsExport", "metadata": {"name": "tried"},
             "spec": {"shareName": "s", "nodeName": "n", "revision": "1", "access": "ReadOnly", "content": "Shared",
-                     "source": {"hostPath": {"path": "/srv"}}},
+                     "source": {"hostPath": {"path": "/srv"}}, "engine": {
+                "cache": "Auto", "entryTimeout": "1s", "attrTimeout": "1s", "negativeTimeout": "0s",
+                "inodeFileHandles": "Prefer", "writeback": "Disabled", "xattr": "Disabled", "posixACL": "Disabled",
+                "securityLabel": "Disabled", "killpriv": "Disabled", "announceSubmounts": "Enabled",
+                "readdirplus": "Enabled", "allowMmap": "Disabled", "directIO": "Disabled", "deviceNodes": "Disabled",
+                "fileCapabilities": "Disabled", "maxInodes": 4000000, "queues": 1, "sandbox": "Auto",
+            }},
         });
         let until_accepted = |accepted: bool| {
             wait_for("the API server to follow a policy", || {

@@ -77,7 +77,9 @@ impl<K: Resource<DynamicType = ()> + Clone + Debug + 'static> Decoder<K> {
 mod tests {
     use kube::runtime::reflector::store;
     use serde_json::{Value, json};
+    use virtiofs_config::{Access, EngineConfig};
     use virtiofs_crds::VirtiofsExport;
+    use virtiofs_crds::v1alpha1::ResolvedEngine;
 
     use super::*;
 
@@ -85,7 +87,7 @@ mod tests {
         let object = json!({
             "apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsExport", "metadata": {"name": name},
             "spec": {"shareName": "s", "nodeName": "n", "revision": "1", "access": "ReadOnly", "content": "Shared",
-                     "source": {"hostPath": {"path": "/srv"}}, "mode": mode},
+                     "source": {"hostPath": {"path": "/srv"}}, "mode": mode, "engine": ResolvedEngine::from(&EngineConfig::stock(Access::ReadOnly))},
         });
         serde_json::from_value(object).unwrap()
     }

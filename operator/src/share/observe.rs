@@ -114,6 +114,8 @@ impl Written {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use virtiofs_config::{Access, EngineConfig};
+    use virtiofs_crds::v1alpha1::ResolvedEngine;
 
     use super::*;
 
@@ -123,7 +125,7 @@ mod tests {
             "kind": "VirtiofsExport",
             "metadata": {"name": name, "uid": name, "resourceVersion": version},
             "spec": {"shareName": "s", "nodeName": "n", "revision": "1", "access": "ReadOnly", "content": "Shared",
-                     "source": {"hostPath": {"path": "/srv"}}},
+                     "source": {"hostPath": {"path": "/srv"}}, "engine": ResolvedEngine::from(&EngineConfig::stock(Access::ReadOnly))},
         });
         Arc::new(serde_json::from_value(export).unwrap())
     }

@@ -87,6 +87,9 @@ pub(super) fn refusal(users: &[String]) -> String {
 mod tests {
     use serde_json::{Value, json};
 
+    use virtiofs_config::{Access, EngineConfig};
+    use virtiofs_crds::v1alpha1::ResolvedEngine;
+
     use super::*;
 
     fn pod(spec: Value, phase: &str) -> Pod {
@@ -148,7 +151,7 @@ mod tests {
                 "apiVersion": "virtiofs.dev/v1alpha1", "kind": "VirtiofsExport", "metadata": {"name": "e"},
                 "spec": {"shareName": "images", "nodeName": "n1", "revision": "r", "mode": "Serve", "access": "ReadOnly",
                     "content": "Shared", "source": {"hostPath": {"path": "/srv"}}, "socket": {},
-                    "engine": {}, "staleness": {}},
+                    "engine": ResolvedEngine::from(&EngineConfig::stock(Access::ReadOnly)), "staleness": {}},
                 "status": status,
             });
             of_export(&serde_json::from_value(export).unwrap())

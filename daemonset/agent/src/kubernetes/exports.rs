@@ -160,6 +160,8 @@ impl Watched {
 #[cfg(test)]
 pub(crate) mod tests {
     use serde_json::{Value, json};
+    use virtiofs_config::{Access, EngineConfig};
+    use virtiofs_crds::v1alpha1::ResolvedEngine;
 
     use super::*;
 
@@ -183,7 +185,13 @@ pub(crate) mod tests {
                 "source": {"hostPath": {"path": format!("/srv/{share}")}},
             },
         });
-        export["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut engine = json!(ResolvedEngine::from(&EngineConfig::stock(Access::ReadOnly)));
+        let mut more = more.as_object().unwrap().clone();
+        if let Some(Value::Object(changed)) = more.remove("engine") {
+            engine.as_object_mut().unwrap().extend(changed);
+        }
+        export["spec"].as_object_mut().unwrap().extend(more);
+        export["spec"]["engine"] = engine;
         export
     }
 

@@ -33,7 +33,7 @@ fn nodes_are_selected_by_their_labels() {
 #[test]
 fn changes_by_other_writers_are_reverted() {
     let mut cluster = TestCluster::served(1, json!({}));
-    cluster.export("n0").spec.engine.max_inodes = Some(5000);
+    cluster.export("n0").spec.engine.max_inodes = 5000;
     assert_eq!(cluster.reconcile(), ["n0"]);
     assert_eq!(cluster.reconcile(), Vec::<String>::new());
 }

@@ -61,7 +61,7 @@ fn the_status_of_a_serving_export() {
     use ShareState::{Degraded, NotReady, Pending, Ready};
     let asked = export("a", json!({}));
     let served = || vec![endpoint(&asked)];
-    let other = || vec![endpoint(&export("a", json!({"content": "Immutable"})))];
+    let other = || vec![endpoint(&export("a", json!({"engine": {"maxInodes": 5000}})))];
     let (soon, late) = (Duration::ZERO, RESULT_AFTER + Duration::from_secs(1));
     for (what, report, endpoints, waited, expected) in [
         ("nothing known", None, vec![], soon, "- Ready=False:Pending Degraded=False:AsExpected"),
@@ -122,7 +122,7 @@ fn a_share_with_an_active_remedy_is_served() {
     let served = "r1 Ready=True:Serving Degraded=True:RemedyActive";
     assert_eq!(words(&status_after(&asked, &known, Duration::ZERO).unwrap()), served);
     // A remedy for the earlier revision does not count for the present one.
-    let next = export("a", json!({"revision": "r2", "content": "Immutable"}));
+    let next = export("a", json!({"revision": "r2", "engine": {"maxInodes": 5000}}));
     let waits = "- Ready=False:RemedyActive Degraded=True:RemedyActive";
     assert_eq!(words(&status_after(&next, &known, Duration::ZERO).unwrap()), waits);
 }
