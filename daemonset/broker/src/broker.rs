@@ -150,7 +150,7 @@ impl Broker {
     fn known(&self, spec: &Spec) -> Result<Option<Arc<Endpoint>>, InvalidEndpoint> {
         for endpoint in self.all() {
             let other = endpoint.spec();
-            let sessions = endpoint.sessions();
+            let sessions = endpoint.tally().sessions;
             if other.name == spec.name {
                 let same = (&other.source, &other.sub_path) == (&spec.source, &spec.sub_path);
                 if !same && sessions > 0 {
@@ -282,7 +282,7 @@ impl Broker {
     /// Ends all sessions for good. No endpoint is applied afterwards.
     pub(crate) fn drain(&self) -> Response {
         self.draining.store(true, SeqCst);
-        let sessions = self.endpoints.sessions() as u64;
+        let sessions = self.endpoints.tallies().iter().map(|it| it.sessions).sum::<usize>() as u64;
         tracing::info!(sessions, "draining: all sessions end");
         self.shut_down();
         Response::Drained { sessions }

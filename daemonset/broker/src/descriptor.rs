@@ -5,12 +5,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs, readlink};
-use rustix::io::Errno;
+use rustix::fs::{FileType, OFlags, fcntl_get_seals, fcntl_getfl, fstat, fstatfs, readlink};
 use thiserror::Error;
 
+use crate::disposal::Foreign;
 use crate::vhost_user::codec::{Layout, Region, Request};
 
 /// `HUGETLBFS_MAGIC` and `TMPFS_MAGIC` of linux/magic.h; a memfd is a file of one of them.
@@ -22,7 +22,7 @@ pub(crate) struct Descriptor(Arc<OpenFile>);
 
 struct OpenFile {
     number: u32,
-    fd: OwnedFd,
+    fd: Foreign,
     /// Device and inode.
     identity: (u64, u64),
 }
@@ -47,6 +47,12 @@ impl PartialEq for Descriptor {
 }
 
 impl Eq for Descriptor {}
+
+impl fmt::Debug for OpenFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.number)
+    }
+}
 
 impl fmt::Debug for Descriptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,9 +85,32 @@ impl From<rustix::io::Errno> for InvalidDescriptor {
 #[derive(Debug, Default)]
 pub(crate) struct Numbering {
     last: u32,
+    registry: Arc<Registry>,
+}
+
+/// The descriptors of one session, for whoever ends it without its thread.
+#[derive(Debug, Default)]
+pub(crate) struct Registry(Mutex<Vec<Weak<OpenFile>>>);
+
+impl Registry {
+    fn add(&self, file: &Arc<OpenFile>) {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        files.retain(|file| file.strong_count() > 0);
+        files.push(Arc::downgrade(file));
+    }
+
+    /// Releases all files, whoever still holds the descriptors.
+    pub(crate) fn revoke(&self, null: BorrowedFd<'_>) {
+        let files = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        files.iter().filter_map(Weak::upgrade).for_each(|file| file.fd.revoke(null));
+    }
 }
 
 impl Numbering {
+    pub(crate) fn registry(&self) -> Arc<Registry> {
+        self.registry.clone()
+    }
+
     /// Checks the descriptors of a request. A memory file of a region that is `known` already becomes the same descriptor: a VMM
     /// may send one memfd for two regions, and sends all of them again with every change. An eventfd that is among `events`
     /// becomes the same descriptor, too: systemd stores one open file once.
@@ -89,7 +118,7 @@ impl Numbering {
         &mut self,
         known: &[Region<Descriptor>],
         events: &[Descriptor],
-        request: Request<OwnedFd>,
+        request: Request<Foreign>,
     ) -> Result<Request<Descriptor>, InvalidDescriptor> {
         Ok(match request {
             Request::SetMemTable(regions) => Request::SetMemTable(self.table(known, regions)?),
@@ -118,7 +147,7 @@ impl Numbering {
     fn table(
         &mut self,
         known: &[Region<Descriptor>],
-        regions: Vec<Region<OwnedFd>>,
+        regions: Vec<Region<Foreign>>,
     ) -> Result<Vec<Region<Descriptor>>, InvalidDescriptor> {
         let mut known = known.to_vec();
         let mut table = Vec::with_capacity(regions.len());
@@ -133,7 +162,7 @@ impl Numbering {
     fn region(
         &mut self,
         known: &[Region<Descriptor>],
-        region: Region<OwnedFd>,
+        region: Region<Foreign>,
     ) -> Result<Region<Descriptor>, InvalidDescriptor> {
         let layout = region.layout;
         let identity = check_memory(region.file.as_fd(), &layout)?;
@@ -142,10 +171,11 @@ impl Numbering {
         Ok(Region { layout, file })
     }
 
-    fn event(&mut self, events: &[Descriptor], fd: Option<OwnedFd>) -> Result<Option<Descriptor>, InvalidDescriptor> {
+    fn event(&mut self, events: &[Descriptor], fd: Option<Foreign>) -> Result<Option<Descriptor>, InvalidDescriptor> {
         let Some(fd) = fd else { return Ok(None) };
         check_event(fd.as_fd())?;
-        // QEMU and cloud-hypervisor create them non-blocking. A VMM that fills one and makes it blocking hangs its session.
+        // QEMU and cloud-hypervisor create them non-blocking. A VMM that fills one and makes it blocking hangs its own
+        // engine; the broker does not write to it.
         rustix::io::ioctl_fionbio(&fd, true)?;
         let same = events.iter().find(|known| is_same_file(known.as_fd(), fd.as_fd())).cloned();
         // All eventfds share one anonymous inode, so it does not identify them.
@@ -163,14 +193,18 @@ impl Numbering {
             let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
             let identity = if regular { (stat.st_dev, stat.st_ino) } else { (0, 0) };
             self.last = self.last.max(number);
-            restored.insert(number, Descriptor(Arc::new(OpenFile { number, fd, identity })));
+            let file = Arc::new(OpenFile { number, fd: Foreign::new(fd, Arc::default()), identity });
+            self.registry.add(&file);
+            restored.insert(number, Descriptor(file));
         }
         Ok(restored)
     }
 
-    fn keep(&mut self, fd: OwnedFd, identity: (u64, u64)) -> Descriptor {
+    fn keep(&mut self, fd: Foreign, identity: (u64, u64)) -> Descriptor {
         self.last += 1;
-        Descriptor(Arc::new(OpenFile { number: self.last, fd, identity }))
+        let file = Arc::new(OpenFile { number: self.last, fd, identity });
+        self.registry.add(&file);
+        Descriptor(file)
     }
 }
 
@@ -193,11 +227,17 @@ fn is_same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
 }
 
 /// Another file could block the read of the used index (FUSE), or be shorter than its mapping.
+///
+/// The first checks need no file system. Only memfds and files of tmpfs and hugetlbfs have seals (`memfd_file_seals_ptr`
+/// in mm/memfd.c), sealed or not; for them, the later checks do no I/O. A FUSE server could block fstat or fstatfs.
 fn check_memory(fd: BorrowedFd<'_>, layout: &Layout) -> Result<(u64, u64), InvalidDescriptor> {
-    let stat = fstat(fd)?;
     let read_write = fcntl_getfl(fd)? & OFlags::ACCMODE == OFlags::RDWR;
+    if !read_write || fcntl_get_seals(fd).is_err() {
+        return Err(InvalidDescriptor::NotMemory);
+    }
+    let stat = fstat(fd)?;
     let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    if !regular || !read_write || !MEMORY_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type as u64)) {
+    if !regular || !MEMORY_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type as u64)) {
         return Err(InvalidDescriptor::NotMemory);
     }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
@@ -205,14 +245,6 @@ fn check_memory(fd: BorrowedFd<'_>, layout: &Layout) -> Result<(u64, u64), Inval
         return Err(InvalidDescriptor::TooShort { layout: *layout, size });
     }
     Ok((stat.st_dev, stat.st_ino))
-}
-
-/// Notifies through an eventfd of a VMM. If its counter is full, it is readable already, so the write does not wait.
-pub(crate) fn notify(eventfd: &Descriptor) {
-    match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
-        Ok(_) | Err(Errno::AGAIN) => {}
-        Err(error) => tracing::warn!(?eventfd, %error, "eventfd not written"),
-    }
 }
 
 /// With a pipe or a socket, a VMM could block the writer.
@@ -235,6 +267,10 @@ mod tests {
 
     use super::*;
 
+    fn foreign(fd: impl Into<OwnedFd>) -> Foreign {
+        Foreign::new(fd.into(), Arc::default())
+    }
+
     fn memory(size: u64) -> OwnedFd {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(size).unwrap();
@@ -245,12 +281,12 @@ mod tests {
         Layout { guest_addr: 0, size, user_addr: 0, offset }
     }
 
-    fn admit(request: Request<OwnedFd>) -> Result<Request<Descriptor>, InvalidDescriptor> {
+    fn admit(request: Request<Foreign>) -> Result<Request<Descriptor>, InvalidDescriptor> {
         Numbering::default().admit(&[], &[], request)
     }
 
-    fn add(file: OwnedFd, layout: Layout) -> Request<OwnedFd> {
-        Request::AddMemReg(Region { layout, file })
+    fn add(file: OwnedFd, layout: Layout) -> Request<Foreign> {
+        Request::AddMemReg(Region { layout, file: foreign(file) })
     }
 
     #[test]
@@ -279,33 +315,11 @@ mod tests {
     #[test]
     fn only_eventfds_are_accepted() {
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        assert!(admit(Request::SetVringKick { ring: 0, fd: Some(event) }).is_ok());
+        assert!(admit(Request::SetVringKick { ring: 0, fd: Some(foreign(event)) }).is_ok());
         assert!(admit(Request::SetVringCall { ring: 0, fd: None }).is_ok());
         let (_reader, pipe) = io::pipe().unwrap();
-        let refused = admit(Request::SetVringErr { ring: 0, fd: Some(pipe.into()) });
+        let refused = admit(Request::SetVringErr { ring: 0, fd: Some(foreign(pipe)) });
         assert!(matches!(refused, Err(InvalidDescriptor::NotEventFd(_))));
-    }
-
-    #[test]
-    fn notify_does_not_wait_for_a_full_eventfd() {
-        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let reader = event.try_clone().unwrap();
-        let Ok(Request::SetVringCall { fd: Some(eventfd), .. }) =
-            admit(Request::SetVringCall { ring: 0, fd: Some(event) })
-        else {
-            panic!()
-        };
-        let count = || {
-            let mut count = [0u8; 8];
-            rustix::io::read(&reader, &mut count).unwrap();
-            u64::from_ne_bytes(count)
-        };
-        assert!(fcntl_getfl(&eventfd).unwrap().contains(OFlags::NONBLOCK), "a VMM that fills it would hold us up");
-        notify(&eventfd);
-        assert_eq!(count(), 1);
-        rustix::io::write(&reader, &(u64::MAX - 1).to_ne_bytes()).unwrap();
-        notify(&eventfd);
-        assert_eq!(count(), u64::MAX - 1);
     }
 
     #[test]
@@ -313,7 +327,7 @@ mod tests {
         let file = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let mut numbering = Numbering::default();
         let mut number = |known: &[Descriptor], fd: &OwnedFd| {
-            let request = Request::SetVringCall { ring: 0, fd: Some(fd.try_clone().unwrap()) };
+            let request = Request::SetVringCall { ring: 0, fd: Some(foreign(fd.try_clone().unwrap())) };
             match numbering.admit(&[], known, request).unwrap() {
                 Request::SetVringCall { fd: Some(fd), .. } => fd,
                 other => panic!("{other:?}"),
@@ -327,7 +341,7 @@ mod tests {
     #[test]
     fn file_sent_twice_is_one_descriptor() {
         let file = memory(8192);
-        let region = |file: OwnedFd, offset| Region { layout: layout(4096, offset), file };
+        let region = |file: OwnedFd, offset| Region { layout: layout(4096, offset), file: foreign(file) };
         let twice = Request::SetMemTable(vec![
             region(file.try_clone().unwrap(), 0),
             region(file.try_clone().unwrap(), 4096),

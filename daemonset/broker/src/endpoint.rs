@@ -1,23 +1,29 @@
 //! One endpoint: a socket, the directory it serves, and its sessions.
 
+mod accept;
+pub(crate) mod admission;
+mod lines;
 mod release;
 mod restore;
 mod state;
+pub(crate) mod supervisor;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use thiserror::Error;
-use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, OldestRequest, PendingHandOver, Rejection};
+use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, OldestRequest, PendingHandOver};
 use virtiofs_contract::preflight::Preflight;
 
-use crate::channel::{Receiver, Sender, channel};
+use crate::channel::{Sender, channel};
+use crate::disposal::{self, Account, Foreign};
 use crate::endpoints::{Endpoints, Member};
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, moved_to};
@@ -25,29 +31,21 @@ use crate::engine::source::{SourceLocation, Sources};
 use crate::holder::Hold;
 use crate::holder::names::Group;
 use crate::host::Host;
+use crate::interrupt::ThreadId;
 use crate::listen::{BoundSocket, Directory, ListenError};
-use crate::poll::{Interest, wait_readable};
+use crate::session::lifeline::Lifeline;
 use crate::session::shared::Shared;
 use crate::session::{Command, End, Service, Session};
 use crate::source_watch::{self, Watched};
 use crate::vhost_user::socket::VmmSocket;
+use admission::{Tally, admission};
+use lines::Lines;
 use release::Released;
 use state::{Counts, State, StoredEndpoint};
 
-/// Most sessions of one socket. Each costs an engine process.
-const MAX_SESSIONS: usize = 256;
-
-/// Most sessions of a socket for one consumer, which needs one, or two while a VM is replaced.
-const MAX_SESSIONS_OF_ONE: usize = 4;
-
-/// Most sessions of all sockets together.
-const MAX_SESSIONS_OF_ALL: usize = 1024;
-
-/// Most connections of one socket that have not sent a message yet. Each costs a thread for a few seconds.
-const MAX_HALF_OPEN: usize = 16;
-
-/// Pause if no connection can be accepted (no descriptors left).
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+/// Most threads of ended sessions, and most descriptors of VMMs, that system calls block. They cost little, but a VMM must not
+/// make more and more of them.
+const MAX_BLOCKED: usize = 64;
 
 /// Age in milliseconds from which the path of a request in progress is requested from the engine.
 const LONG_MS: u64 = 1000;
@@ -64,6 +62,8 @@ pub(crate) struct Endpoint {
     releasing: Mutex<()>,
     /// All endpoints of the broker.
     others: Weak<Endpoints<Endpoint>>,
+    /// Descriptors of its VMMs that are being closed.
+    account: Arc<Account>,
 }
 
 #[derive(Debug)]
@@ -72,6 +72,9 @@ struct Inner {
     preflight: Preflight,
     listening: Option<Listening>,
     sessions: BTreeMap<String, LiveSession>,
+    /// Sessions that have ended and whose threads have not.
+    detached: BTreeSet<String>,
+    lines: Lines,
     released: Option<Released>,
     counts: Counts,
     state: State,
@@ -88,6 +91,7 @@ struct LiveSession {
     serial: u64,
     shared: Arc<Shared>,
     sender: Sender<Command>,
+    lifeline: Lifeline,
 }
 
 /// Why a connection is rejected.
@@ -99,12 +103,12 @@ enum RejectReason {
     Exclusive,
     #[error("the source is exclusive and another endpoint of it has a session")]
     ExclusiveElsewhere,
-    #[error("{0} sessions is the limit of this socket")]
-    TooManySessions(usize),
-    #[error("{MAX_SESSIONS_OF_ALL} sessions is the limit of all sockets together")]
-    TooManyInAll,
-    #[error("{MAX_HALF_OPEN} connections have not sent a message yet")]
-    TooManyHalfOpen,
+    #[error("{limit} sessions is the limit of {of}")]
+    TooManySessions { of: String, limit: usize },
+    #[error("{limit} connections of {of} have not sent a message yet")]
+    TooManyHalfOpen { of: String, limit: usize },
+    #[error("{0} threads and descriptors of earlier sessions are blocked by what their VMMs sent")]
+    TooManyBlocked(usize),
     #[error("set-up: {0}")]
     SetUp(io::Error),
     #[error(transparent)]
@@ -126,8 +130,7 @@ impl Endpoint {
         let released = others.release_of(&spec.source);
         let hold = host.holder.group(Group::Endpoint(host.next_serial()));
         let (counts, state) = (Counts { sessions_lost, ..Counts::default() }, State::new(hold.clone()));
-        let sessions = BTreeMap::new();
-        Self::begin(Inner { spec, preflight, listening: None, sessions, released, counts, state }, hold, host, others)
+        Self::begin(Inner::new(spec, preflight, released, counts, state), hold, host, others)
     }
 
     fn begin(inner: Inner, hold: Hold, host: Arc<Host>, others: &Arc<Endpoints<Endpoint>>) -> Arc<Self> {
@@ -138,6 +141,7 @@ impl Endpoint {
             session_ended: Condvar::new(),
             releasing: Mutex::default(),
             others: Arc::downgrade(others),
+            account: Arc::default(),
         });
         if let Err(error) = source_watch::begin(Arc::downgrade(&endpoint)) {
             tracing::warn!(endpoint = endpoint.spec().name, %error, "source not watched");
@@ -204,16 +208,23 @@ impl Endpoint {
         inner.chosen(session).map(request).collect()
     }
 
-    /// Ends every session, or only one. Returns those that ended in time.
+    /// Ends every session, and connections that are not sessions yet, or only one session. Returns the sessions that have
+    /// ended.
     pub(crate) fn close(&self, session: Option<&str>, longest: Duration) -> Vec<String> {
         let inner = self.inner();
         let mut ended: Vec<String> = inner.chosen(session).map(|(id, _)| id.clone()).collect();
-        inner.chosen(session).for_each(|(_, live)| live.sender.send(Command::End));
+        let every = inner.sessions.iter().filter(|(id, _)| session.is_none_or(|session| session == *id));
+        every.for_each(|(id, live)| self.end(id, live));
         let waiting = |inner: &mut Inner| ended.iter().any(|id| inner.sessions.contains_key(id));
         let waited = self.session_ended.wait_timeout_while(inner, longest, waiting);
         let inner = waited.unwrap_or_else(PoisonError::into_inner).0;
         ended.retain(|id| !inner.sessions.contains_key(id));
         ended
+    }
+
+    fn end(&self, id: &str, live: &LiveSession) {
+        live.sender.send(Command::End);
+        self.host.supervisor.ending(id);
     }
 
     /// The shared part of a session.
@@ -267,9 +278,7 @@ impl Endpoint {
             tracing::info!(endpoint = inner.spec.name, sessions = inner.sessions.len(), force, "no longer listening");
         }
         if force {
-            for live in inner.sessions.values() {
-                live.sender.send(Command::End);
-            }
+            inner.sessions.iter().for_each(|(id, live)| self.end(id, live));
         }
     }
 
@@ -312,43 +321,6 @@ impl Endpoint {
         }
     }
 
-    fn accept_until(self: &Arc<Self>, listener: &UnixListener, stopped: &Receiver<()>) {
-        loop {
-            let interests = [Interest::of(stopped), Interest::of(listener)];
-            match wait_readable(&interests, None) {
-                Ok([false, _]) => self.accept_one(listener),
-                Ok([true, _]) => return,
-                Err(error) => tracing::error!(%error, "poll"),
-            }
-        }
-    }
-
-    fn accept_one(self: &Arc<Self>, listener: &UnixListener) {
-        match listener.accept() {
-            Ok((stream, _)) => self.handle_connection(stream),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                tracing::warn!(endpoint = self.inner().spec.name, %error, "connection not accepted");
-                thread::sleep(ACCEPT_AGAIN);
-            }
-        }
-    }
-
-    fn handle_connection(self: &Arc<Self>, stream: UnixStream) {
-        // Keep the connection open until the rejection is counted, so that the VMM sees it only afterwards.
-        let _open = stream.try_clone();
-        if let Err(reason) = self.open_session(stream) {
-            let mut inner = self.inner();
-            inner.counts.rejected_connections += 1;
-            inner.counts.rejected_exclusive +=
-                u64::from(matches!(reason, RejectReason::Exclusive | RejectReason::ExclusiveElsewhere));
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            inner.counts.last_rejection = Some(Rejection { at, message: reason.to_string() });
-            inner.save();
-            tracing::warn!(endpoint = inner.spec.name, %reason, "connection rejected");
-        }
-    }
-
     fn open_session(self: &Arc<Self>, stream: UnixStream) -> Result<(), RejectReason> {
         let others = self.others.upgrade().ok_or(RejectReason::Removed)?;
         let admitting = others.admit();
@@ -357,14 +329,17 @@ impl Endpoint {
         if exclusive && others.sessions_beside(self, &source) > 0 {
             return Err(RejectReason::ExclusiveElsewhere);
         }
-        if others.sessions() >= MAX_SESSIONS_OF_ALL {
-            return Err(RejectReason::TooManyInAll);
-        }
+        let all = others.tallies();
         let mut inner = self.inner();
-        inner.admit_one_more()?;
+        let blocked = inner.detached.len() + disposal::interrupt_overdue(&self.account);
+        if blocked > MAX_BLOCKED {
+            return Err(RejectReason::TooManyBlocked(blocked));
+        }
+        admission(&inner.tally(), inner.listening.is_some(), inner.spec.exclusive, &all)?;
         let serial = self.host.next_serial();
         let id = format!("{}-{serial}", inner.spec.name);
-        let service = self.service(&inner, serial);
+        let quiet = inner.lines.session();
+        let service = self.service(&inner, serial, quiet);
         let hold = service.hold.clone();
         // A connection that does not become a session leaves nothing.
         let began = self.begin_session(&mut inner, id, stream, service);
@@ -383,19 +358,25 @@ impl Endpoint {
         stream: UnixStream,
         service: Service,
     ) -> Result<(), RejectReason> {
-        let shared = Arc::new(Shared::new(id, &stream, service.config.clone(), service.hold.clone())?);
+        let account = Account::below(&self.account);
+        let vmm = Arc::new(Foreign::new(stream.into(), account.clone()));
+        let (config, quiet) = (service.config.clone(), service.quiet.clone());
+        let shared = Arc::new(Shared::new(id, &*vmm, config, quiet, service.hold.clone())?);
         let (sender, commands) = channel()?;
         let serial = service.hold.serial();
-        let session = Session::new(VmmSocket::new(stream)?, service, shared.clone(), (sender.clone(), commands))?;
-        Ok(self.run_session(inner, session, LiveSession { serial, shared, sender })?)
+        let socket = VmmSocket::new(vmm, account)?;
+        let session = Session::new(socket, service, shared.clone(), (sender.clone(), commands))?;
+        Ok(self.run_session(inner, session, serial, shared, sender)?)
     }
 
-    fn service(&self, inner: &Inner, serial: u64) -> Service {
+    fn service(&self, inner: &Inner, serial: u64, quiet: bool) -> Service {
         Service {
             starter: self.host.starter.clone(),
             endpoint: inner.spec.name.clone(),
+            payer: inner.tally().payer().to_owned(),
             location: inner.location(),
             config: inner.spec.engine.clone(),
+            quiet: Arc::new(AtomicBool::new(quiet)),
             released_until: inner.released().map(|released| released.until),
             hold: self.host.holder.group(Group::Session(serial)),
             list: self.host.list.clone(),
@@ -403,18 +384,34 @@ impl Endpoint {
     }
 
     /// Starts the thread of a session and lists it.
-    fn run_session(self: &Arc<Self>, inner: &mut Inner, session: Session, live: LiveSession) -> io::Result<()> {
-        let endpoint = self.clone();
-        let id = live.shared.id.clone();
+    fn run_session(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        mut session: Session,
+        serial: u64,
+        shared: Arc<Shared>,
+        sender: Sender<Command>,
+    ) -> io::Result<()> {
+        let (endpoint, lifeline) = (self.clone(), session.lifeline());
+        let (id, own) = (shared.id.clone(), lifeline.thread.clone());
         let run = move || {
+            own.get_or_init(ThreadId::current);
             let id = session.id().to_owned();
-            match session.run() {
-                End::Left => endpoint.session_left(&id),
-                end => endpoint.close_session(&id, &end),
+            let end = session.run();
+            if matches!(end, End::Left) {
+                // The next broker has what it holds.
+                std::mem::forget(session);
+                return endpoint.session_left(&id);
             }
+            // Dropping it closes what its VMM and its engines sent, which may block.
+            endpoint.host.supervisor.ending(&id);
+            drop(session);
+            endpoint.close_session(&id, &end);
+            endpoint.inner().detached.remove(&id);
         };
         thread::Builder::new().name("session".into()).spawn(run)?;
-        inner.sessions.insert(id, live);
+        self.host.supervisor.watch(&id, self, lifeline.vmm.clone());
+        inner.sessions.insert(id, LiveSession { serial, shared, sender, lifeline });
         Ok(())
     }
 
@@ -431,6 +428,7 @@ impl Endpoint {
     }
 
     fn session_left(&self, id: &str) {
+        self.host.supervisor.forget(id);
         if let Some(live) = self.inner().sessions.remove(id) {
             // The next broker has what it shares.
             std::mem::forget(live);
@@ -438,10 +436,39 @@ impl Endpoint {
         self.session_ended.notify_all();
     }
 
+    /// True if the VMM of this session has sent a valid message.
+    fn has_begun(&self, id: &str) -> bool {
+        self.inner().sessions.get(id).is_some_and(|live| live.shared.view().begun)
+    }
+
+    /// The VMM of this session has hung up.
+    fn hung_up(&self, id: &str) {
+        self.inner().sessions.get(id).iter().for_each(|live| live.sender.send(Command::HungUp));
+    }
+
+    /// Takes engines and connection from a session that does not end.
+    fn cut(&self, id: &str) {
+        let lifeline = self.inner().sessions.get(id).map(|live| live.lifeline.clone());
+        lifeline.iter().for_each(Lifeline::cut);
+    }
+
+    /// Ends a session whose thread does not: releases what it holds, in a thread of its own, because that may block.
+    fn detach(&self, id: &str) {
+        let Some(lifeline) = self.inner().sessions.get(id).map(|live| live.lifeline.clone()) else { return };
+        let revoke = move || lifeline.revoke();
+        if let Err(error) = thread::Builder::new().name("revoke".into()).spawn(revoke) {
+            tracing::error!(session = id, %error, "no thread to release what the session holds");
+        }
+        self.close_session(id, &End::Detached);
+    }
+
     /// Moves a session from the list to the sums of ended sessions in one step, so that no sum ever decreases.
     fn close_session(&self, id: &str, end: &End) {
         let mut inner = self.inner();
         let Some(live) = inner.sessions.remove(id) else { return };
+        if matches!(end, End::Detached) {
+            inner.detached.insert(id.into());
+        }
         let view = live.shared.view().clone();
         inner.counts.ended.add(&live.shared.totals());
         inner.counts.engines_ended += view.engines_started;
@@ -452,11 +479,14 @@ impl Endpoint {
         }
         inner.save();
         self.host.list.remove(live.serial);
-        tracing::info!(session = id, reason = %end, "session ended");
+        if !live.shared.is_quiet() {
+            tracing::info!(session = id, reason = %end, "session ended");
+        }
         self.session_ended.notify_all();
-        // Dropped after the lock: closing a stashed file in a hung file system may block for ever.
         drop(inner);
-        drop(live);
+        // The supervisor holds the connection open until then.
+        live.lifeline.cut();
+        self.host.supervisor.forget(id);
     }
 }
 
@@ -474,8 +504,8 @@ impl Member for Endpoint {
         inner.listening.is_none() && inner.sessions.is_empty()
     }
 
-    fn sessions(&self) -> usize {
-        self.inner().sessions.len()
+    fn tally(&self) -> Tally {
+        self.inner().tally()
     }
 
     fn exclusive_sessions(&self, source: &Path) -> usize {
@@ -515,6 +545,11 @@ impl Watched for Endpoint {
 }
 
 impl Inner {
+    fn new(spec: Spec, preflight: Preflight, released: Option<Released>, counts: Counts, state: State) -> Self {
+        let (sessions, detached, lines) = (BTreeMap::new(), BTreeSet::new(), Lines::new(&spec.name));
+        Inner { spec, preflight, listening: None, sessions, detached, lines, released, counts, state }
+    }
+
     /// Records the endpoint for the next broker.
     fn save(&mut self) {
         let stored = StoredEndpoint {
@@ -550,28 +585,14 @@ impl Inner {
         set.map_err(|error| ListenError::Io { path: spec.socket.path.clone(), error })
     }
 
-    fn admit_one_more(&self) -> Result<(), RejectReason> {
-        let half_open = self.sessions.values().filter(|live| !live.shared.view().begun).count();
-        let most = if self.spec.consumer.is_some() { MAX_SESSIONS_OF_ONE } else { MAX_SESSIONS };
-        admission(self.listening.is_some(), self.spec.exclusive, (self.sessions.len(), most), half_open)
-    }
-}
-
-/// Checks whether one more session is admitted. A connection may have been accepted just before its endpoint was removed;
-/// its session would not be listed anywhere.
-fn admission(
-    listening: bool,
-    exclusive: bool,
-    (sessions, most): (usize, usize),
-    half_open: usize,
-) -> Result<(), RejectReason> {
-    match sessions {
-        _ if !listening => Err(RejectReason::Removed),
-        0 => Ok(()),
-        _ if exclusive => Err(RejectReason::Exclusive),
-        _ if half_open >= MAX_HALF_OPEN => Err(RejectReason::TooManyHalfOpen),
-        _ if sessions >= most => Err(RejectReason::TooManySessions(most)),
-        _ => Ok(()),
+    fn tally(&self) -> Tally {
+        Tally {
+            endpoint: self.spec.name.clone(),
+            consumer: self.spec.consumer.clone(),
+            source: self.spec.source.clone(),
+            sessions: self.sessions.len(),
+            half_open: self.sessions.values().filter(|live| !live.shared.view().begun).count(),
+        }
     }
 }
 
@@ -588,30 +609,5 @@ impl Listening {
     fn stop(self) {
         self.socket.unlink();
         self.stop.send(());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connection_is_admitted_or_rejected_with_a_reason() {
-        for (listening, exclusive, sessions, half_open, refusal) in [
-            (true, true, (0, MAX_SESSIONS), 0, None),
-            (true, false, (MAX_SESSIONS - 1, MAX_SESSIONS), MAX_HALF_OPEN - 1, None),
-            (true, true, (1, MAX_SESSIONS), 0, Some("exclusive")),
-            (true, false, (MAX_HALF_OPEN, MAX_SESSIONS), MAX_HALF_OPEN, Some("16 connections")),
-            (true, false, (MAX_SESSIONS, MAX_SESSIONS), 0, Some("256 sessions")),
-            (true, false, (MAX_SESSIONS_OF_ONE, MAX_SESSIONS_OF_ONE), 0, Some("4 sessions")),
-            (false, false, (0, MAX_SESSIONS), 0, Some("removed")),
-        ] {
-            let refused = admission(listening, exclusive, sessions, half_open).err().map(|reason| reason.to_string());
-            let as_expected = match (&refused, refusal) {
-                (Some(refused), Some(refusal)) => refused.contains(refusal),
-                (refused, refusal) => refused.is_none() && refusal.is_none(),
-            };
-            assert!(as_expected, "{refused:?} instead of {refusal:?}");
-        }
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::endpoint::admission::Tally;
+
 /// What these rules need to know about one endpoint.
 pub(crate) trait Member {
     /// A release of its source.
@@ -12,8 +14,8 @@ pub(crate) trait Member {
     /// True if it does not listen and has no session.
     fn is_over(&self) -> bool;
 
-    /// Number of its sessions.
-    fn sessions(&self) -> usize;
+    /// Its sessions, for budgets.
+    fn tally(&self) -> Tally;
 
     /// Number of its sessions if it is exclusive and serves this source, else 0.
     fn exclusive_sessions(&self, source: &Path) -> usize;
@@ -65,9 +67,9 @@ impl<E: Member> Endpoints<E> {
         self.admitting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Number of sessions of all endpoints.
-    pub(crate) fn sessions(&self) -> usize {
-        self.all().iter().map(|endpoint| endpoint.sessions()).sum()
+    /// The sessions of all endpoints.
+    pub(crate) fn tallies(&self) -> Vec<Tally> {
+        self.all().iter().map(|endpoint| endpoint.tally()).collect()
     }
 
     /// The release of this source, if any endpoint has released it.

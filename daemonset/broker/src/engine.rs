@@ -7,8 +7,10 @@
 //! | [`root`] | detects that a path leads to another directory |
 //! | [`fork`] | starts the program in a PID namespace of its own |
 //! | [`process`] | engine processes: start, detection of death, end |
+//! | [`kill_switch`] | kills all processes of a session, from any thread |
 //! | [`limits`] | host resources that an engine may use |
 //! | [`log`] | log lines of an engine, read without blocking it |
+//! | [`start_queue`] | the order in which engines start |
 //! | [`start`] | from a configuration to an engine that is ready, or a finding |
 //! | [`attached`] | an engine that is kept in sync with a session's record |
 //! | [`persistent`] | the state of a session that outlives its engines |
@@ -17,6 +19,7 @@
 pub(crate) mod attached;
 pub(crate) mod fd_stash;
 mod fork;
+pub(crate) mod kill_switch;
 pub(crate) mod limits;
 pub(crate) mod log;
 pub(crate) mod mount_point;
@@ -25,6 +28,7 @@ pub(crate) mod process;
 pub(crate) mod root;
 pub(crate) mod source;
 pub(crate) mod start;
+pub(crate) mod start_queue;
 
 use virtiofs_contract::preflight::{Finding, Reason};
 

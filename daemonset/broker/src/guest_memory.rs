@@ -83,13 +83,14 @@ mod tests {
 
     use super::*;
     use crate::descriptor::Numbering;
+    use crate::disposal::Foreign;
     use crate::record::Ring;
     use crate::vhost_user::codec::{Layout, Region, Request, RingAddress};
 
     fn record_on(file: &File, used: u64) -> SessionRecord<Descriptor> {
         let layout = Layout { guest_addr: 0, size: 0x2000, user_addr: 0x7f00_0000_0000, offset: 0x1000 };
         let fd: OwnedFd = file.try_clone().unwrap().into();
-        let table = Request::SetMemTable(vec![Region { layout, file: fd }]);
+        let table = Request::SetMemTable(vec![Region { layout, file: Foreign::new(fd, Default::default()) }]);
         let admitted = Numbering::default().admit(&[], &[], table).unwrap();
         let Request::SetMemTable(regions) = admitted else { panic!() };
         let address = RingAddress { descriptors: 0, used, available: 0 };

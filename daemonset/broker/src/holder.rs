@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use crate::disposal::{Foreign, SharedFd};
 use crate::poll::{Interest, wait_readable};
 use names::{Group, Part, name};
 use transport::{Fetched, Link, connect_keeper, connect_systemd};
@@ -39,9 +40,6 @@ const CONNECT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Pause after a keeper did not take what it was given.
 const ATTACH_AGAIN: Duration = Duration::from_secs(1);
-
-/// An open file that may be held. Clones share it.
-pub(crate) type SharedFd = Arc<dyn AsFd + Send + Sync>;
 
 /// Who holds descriptors for this broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,16 +109,16 @@ struct State {
     link: Option<Arc<Link>>,
 }
 
-#[derive(Clone)]
+/// Dropping it does not block, although a VMM or a file system may have made the file.
 struct Deposit {
-    fd: SharedFd,
+    fd: Foreign,
     poll: bool,
 }
 
 impl Deposit {
     /// Only the VMM's end says that a session is over.
     fn of(part: Part, fd: SharedFd) -> Self {
-        Deposit { fd, poll: part == Part::Vmm }
+        Deposit { fd: Foreign::shared(fd, Arc::default()), poll: part == Part::Vmm }
     }
 }
 

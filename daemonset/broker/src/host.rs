@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::endpoint::supervisor::Supervisor;
 use crate::engine::process::ProcessTable;
 use crate::engine::start::Starter;
 use crate::holder::names::{Group, Part};
@@ -31,6 +32,7 @@ pub(crate) struct Host {
     pub(crate) engines: Arc<ProcessTable>,
     pub(crate) holder: Holder,
     pub(crate) list: Arc<SessionList>,
+    pub(crate) supervisor: Supervisor,
     identity: Mutex<(StateFile<Identity>, Identity)>,
 }
 
@@ -41,6 +43,7 @@ impl Host {
         engines: Arc<ProcessTable>,
         holder: Holder,
         list: SessionList,
+        supervisor: Supervisor,
         parts: &mut Parts,
     ) -> Result<Self, StateFileError> {
         let held = parts.remove(&Part::State).map(|fd| StateFile::open(fd.try_clone()?)).transpose();
@@ -53,7 +56,7 @@ impl Host {
                 new_identity(&holder.group(Group::Broker))?
             }
         };
-        Ok(Host { starter, engines, holder, list: Arc::new(list), identity: Mutex::new(identity) })
+        Ok(Host { starter, engines, holder, list: Arc::new(list), supervisor, identity: Mutex::new(identity) })
     }
 
     fn identity(&self) -> MutexGuard<'_, (StateFile<Identity>, Identity)> {

@@ -15,7 +15,8 @@
 //! | `store` | the key-value store of the agent |
 //! | `listen`, `runtime_dir` | sockets and directories of the host |
 //! | `descriptor`, `guest_memory` | descriptors that a VMM sends, and used indexes read from its memory |
-//! | `channel`, `poll` | waiting |
+//! | `disposal`, `interrupt` | closes descriptors that others made, on threads that nothing waits for |
+//! | `channel`, `poll`, `rate` | waiting |
 //!
 //! Imports point down: `session` uses `engine`, `engine` uses `record` and `vhost_user`, never the other way.
 
@@ -35,15 +36,18 @@ mod broker;
 mod channel;
 mod control;
 mod descriptor;
+mod disposal;
 mod endpoint;
 mod endpoints;
 mod engine;
 mod guest_memory;
 mod holder;
 mod host;
+mod interrupt;
 mod limits;
 mod listen;
 mod poll;
+mod rate;
 mod record;
 mod run;
 mod runtime_dir;

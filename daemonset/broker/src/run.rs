@@ -11,13 +11,16 @@ use virtiofs_contract::control::SocketSpec;
 
 use crate::broker::Broker;
 use crate::control;
+use crate::endpoint::supervisor::Supervisor;
 use crate::engine::limits::cgroup::Cgroups;
 use crate::engine::process::{ProcessTable, Spawner};
 use crate::engine::source::Sources;
 use crate::engine::start::Starter;
+use crate::engine::start_queue::StartQueue;
 use crate::holder::names::{Group, Part};
 use crate::holder::{Held, Holder, HolderChoice, HolderError};
 use crate::host::Host;
+use crate::interrupt;
 use crate::limits;
 use crate::listen::BoundSocket;
 use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
@@ -78,6 +81,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let signals = block_ending_signals()?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     limits::raise_open_files();
+    interrupt::install()?;
     let engine = find_engine(&config.engine)?;
     let runtime_dir = RuntimeDir::take(&config.runtime_dir)?;
     // After the lock: no other broker uses what is held.
@@ -85,7 +89,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let processes = Arc::new(ProcessTable::default());
     let spawner = Spawner::start(engine, processes.clone(), holder.is_present())?;
     let sources = sources(config, &runtime_dir);
-    let starter = Arc::new(Starter::new(spawner, runtime_dir.engine_sockets(), Cgroups::find(), sources));
+    let queue = StartQueue::start()?;
+    let starter = Arc::new(Starter::new(spawner, runtime_dir.engine_sockets(), Cgroups::find(), sources, queue));
     let broker = start_broker(starter, processes, holder, &mut held, &runtime_dir)?;
     let control = bind_control(&runtime_dir)?;
     control::serve(control.listener().try_clone()?, broker.clone())?;
@@ -113,7 +118,8 @@ fn start_broker(
     let mut parts = held.groups.remove(&Group::Broker).unwrap_or_default();
     let store = Store::open(holder.group(Group::Broker), parts.remove(&Part::Store)).map_err(failed)?;
     let (list, listed) = SessionList::open(runtime_dir.session_list());
-    let host = Host::new(starter, processes, holder, list, &mut parts).map_err(failed)?;
+    let supervisor = Supervisor::start()?;
+    let host = Host::new(starter, processes, holder, list, supervisor, &mut parts).map_err(failed)?;
     Ok(Broker::new(Arc::new(host), store, std::mem::take(held), &listed))
 }
 

@@ -5,6 +5,7 @@
 //! record: it must never see an error or a close that it did not cause.
 
 pub(crate) mod engines;
+pub(crate) mod lifeline;
 mod policy;
 pub(crate) mod restore;
 pub(crate) mod shared;
@@ -13,6 +14,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
@@ -28,6 +30,7 @@ use crate::guest_memory::{is_whole, position, used_index};
 use crate::holder::Hold;
 use crate::holder::names::Part;
 use crate::poll::wait_any;
+use crate::rate::Allowance;
 use crate::record::SessionRecord;
 use crate::record::journal::{Journal, JournalError};
 use crate::record::store::{MessageState, Progress, RingOwner, Stored};
@@ -38,10 +41,18 @@ use crate::vhost_user::features;
 use crate::vhost_user::socket::{ConnectionError, VmmSocket};
 use engines::release::ReleaseRequest;
 use engines::{DeviceState, EngineEvent, Engines};
+use lifeline::Lifeline;
 use shared::Shared;
 
 /// Time within which a connection must send its first message. VMMs send it at once.
-const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+pub(crate) const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+
+/// Messages of a VMM that are handled at once: several times what the set-up and the reboots of a VM need. Each message
+/// costs the broker and the engine more than it costs the VMM.
+const MESSAGE_BURST: u32 = 512;
+
+/// After that burst, one more message is handled in this time. The others wait in the socket, and then in the VMM.
+const MESSAGE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A command to a session's thread.
 #[derive(Debug)]
@@ -62,6 +73,8 @@ pub(crate) enum Command {
     End,
     /// Leave the session to the next broker.
     Leave,
+    /// The VMM has hung up.
+    HungUp,
 }
 
 /// An event that a session waits for.
@@ -90,6 +103,8 @@ pub(crate) enum End {
     Requested,
     #[error("left to the next broker")]
     Left,
+    #[error("its thread is blocked; engines, memory and connection were taken from it")]
+    Detached,
     #[error("no message within {0:?}")]
     Silent(Duration),
     #[error("{0}")]
@@ -122,8 +137,12 @@ impl From<ConnectionError> for End {
 pub(crate) struct Service {
     pub(crate) starter: Arc<Starter>,
     pub(crate) endpoint: String,
+    /// In whose name its engines start: the consumer, or the endpoint.
+    pub(crate) payer: String,
     pub(crate) location: SourceLocation,
     pub(crate) config: EngineConfig,
+    /// True if its lines are not logged: there are too many like it, and it has not served yet.
+    pub(crate) quiet: Arc<AtomicBool>,
     /// The source is released until then.
     pub(crate) released_until: Option<Instant>,
     /// Descriptors that outlive the broker.
@@ -136,6 +155,9 @@ pub(crate) struct Service {
 #[derive(Debug)]
 pub(crate) struct Session {
     vmm: VmmSocket,
+    messages: Allowance,
+    /// No message is handled before this.
+    next_message_at: Option<Instant>,
     record: SessionRecord<Descriptor>,
     numbering: Numbering,
     journal: Journal,
@@ -162,9 +184,11 @@ impl Session {
         hold.deposit_copy(Part::Message, &vmm.message)?;
         hold.deposit_copy(Part::Reply, &vmm.reply)?;
         // Last: what is held with a VMM is complete.
-        hold.deposit_copy(Part::Vmm, &vmm)?;
+        hold.deposit(Part::Vmm, vmm.shared());
         Ok(Session {
             vmm,
+            messages: Allowance::new(MESSAGE_BURST, MESSAGE_INTERVAL, Instant::now()),
+            next_message_at: None,
             record: SessionRecord::default(),
             numbering: Numbering::default(),
             journal,
@@ -183,8 +207,19 @@ impl Session {
         &self.shared.id
     }
 
+    /// What others need to end it without its thread.
+    pub(crate) fn lifeline(&self) -> Lifeline {
+        Lifeline {
+            vmm: self.vmm.shared(),
+            registry: self.numbering.registry(),
+            persistent: self.shared.persistent.clone(),
+            hold: self.hold.clone(),
+            thread: Arc::default(),
+        }
+    }
+
     /// Serves the VMM until it disconnects, violates the protocol, or the session ends by request.
-    pub(crate) fn run(mut self) -> End {
+    pub(crate) fn run(&mut self) -> End {
         let mut result = self.continue_message();
         loop {
             if matches!(result, Err(End::Left)) {
@@ -212,13 +247,12 @@ impl Session {
         Ok(())
     }
 
-    /// Ends this thread without ending the session: the engines serve, and the holder has everything.
-    fn leave(mut self) {
+    /// Ends without ending the session: the engines serve, and the holder has everything. The caller must not drop it,
+    /// because that would end the engines.
+    fn leave(&mut self) {
         if let Err(error) = self.settle() {
             tracing::error!(session = self.shared.id, %error, "state not recorded");
         }
-        // Dropping it would end the engines.
-        std::mem::forget(self);
     }
 
     /// Waits for events and handles them.
@@ -227,15 +261,16 @@ impl Session {
         if self.first_message_by.is_some_and(|by| by <= Instant::now()) {
             return Err(End::Silent(FIRST_MESSAGE));
         }
+        // Commands come first: a session that is to end does not replace its engine.
+        if events.contains(&Event::Command) {
+            self.handle_commands()?;
+        }
         let engines: Vec<EngineEvent> = events.iter().filter_map(Event::of_engine).collect();
         self.with_engines(|it, device| it.handle(&engines, device));
         if self.engines.is_recovering() && !is_whole(&self.record) {
             return Err(End::MemoryCut);
         }
-        if events.contains(&Event::Command) {
-            self.handle_commands()?;
-        }
-        if events.contains(&Event::Vmm) {
+        if events.contains(&Event::Vmm) || self.vmm.look_again_at().is_some() && self.may_read_vmm() {
             self.vmm_message()?;
         }
         if self.first_message_by.is_none() {
@@ -248,12 +283,18 @@ impl Session {
     /// the new engine can take part in the answer.
     fn wait(&self) -> io::Result<Vec<Event>> {
         let mut interests: Vec<(Event, BorrowedFd<'_>)> = vec![(Event::Command, self.commands.as_fd())];
-        if !self.engines.is_recovering() {
+        let look_again_at = self.vmm.look_again_at();
+        if self.may_read_vmm() && look_again_at.is_none() {
             interests.push((Event::Vmm, self.vmm.as_fd()));
         }
         interests.extend(self.engines.watched().into_iter().map(|(event, fd)| (Event::Engine(event), fd)));
-        let deadline = [self.engines.next_deadline(), self.first_message_by].into_iter().flatten().min();
-        wait_any(&interests, deadline)
+        let next_message_at = self.next_message_at.filter(|at| *at > Instant::now());
+        let deadlines = [self.engines.next_deadline(), self.first_message_by, look_again_at, next_message_at];
+        wait_any(&interests, deadlines.into_iter().flatten().min())
+    }
+
+    fn may_read_vmm(&self) -> bool {
+        !self.engines.is_recovering() && self.next_message_at.is_none_or(|at| at <= Instant::now())
     }
 
     fn with_engines<T>(&mut self, act: impl FnOnce(&mut Engines, &mut DeviceState<'_>) -> T) -> T {
@@ -265,6 +306,9 @@ impl Session {
             match command {
                 Command::End => return Err(End::Requested),
                 Command::Leave => return Err(End::Left),
+                // Otherwise its last messages are handled first.
+                Command::HungUp if self.engines.is_recovering() => return Err(End::Disconnected),
+                Command::HungUp => {}
                 Command::EngineStarted(result) => {
                     self.with_engines(|engines, device| engines.engine_started(*result, device));
                 }
@@ -279,7 +323,9 @@ impl Session {
     }
 
     fn vmm_message(&mut self) -> Result<(), End> {
-        let peeked = self.vmm.peek()?;
+        let Some(peeked) = self.vmm.peek()? else { return Ok(()) };
+        let now = Instant::now();
+        self.next_message_at = (!self.messages.take(now)).then(|| self.messages.next_at());
         let (number, length) = (peeked.request.number(), peeked.length());
         let request = self.numbering.admit(&self.record.regions, &self.record.events(), peeked.request)?;
         let answer = apply(&mut self.record, request)?;
@@ -345,7 +391,9 @@ impl Session {
         if self.first_message_by.take().is_some() {
             self.shared.view().begun = true;
             self.list.add(self.hold.serial(), self.engines.endpoint());
-            tracing::info!(session = self.shared.id, vmm_pid = self.shared.vmm_pid(), "session began");
+            if !self.shared.is_quiet() {
+                tracing::info!(session = self.shared.id, vmm_pid = self.shared.vmm_pid(), "session began");
+            }
         }
     }
 
@@ -371,9 +419,12 @@ impl Session {
 
     fn publish(&mut self) {
         let state = self.state();
-        self.has_served |= state == SessionState::Serving;
+        if state == SessionState::Serving && !self.has_served {
+            self.has_served = true;
+            self.shared.speak();
+        }
         let mut view = self.shared.view();
-        if view.state != state {
+        if view.state != state && !self.shared.is_quiet() {
             tracing::info!(session = self.shared.id, from = ?view.state, to = ?state, "session state");
         }
         view.state = state;

@@ -96,13 +96,14 @@ impl PacketChannel {
 
     /// Waits for one message and receives its file descriptors, close-on-exec.
     pub fn receive<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
-        self.receive_as(RecvFlags::CMSG_CLOEXEC)
+        self.receive_as(RecvFlags::CMSG_CLOEXEC, |fd| fd)
     }
 
     /// Like [`receive`](Self::receive), but the message stays in the socket, for a process that takes over after this one
-    /// was killed. [`discard`](Self::discard) removes it.
-    pub fn peek<M: DeserializeOwned>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
-        self.receive_as(RecvFlags::CMSG_CLOEXEC | RecvFlags::PEEK)
+    /// was killed. [`discard`](Self::discard) removes it. Each descriptor is passed through `own` before anything can fail,
+    /// so that `F` decides how it is closed.
+    pub fn peek<M: DeserializeOwned, F>(&self, own: impl Fn(OwnedFd) -> F) -> Result<(M, Vec<F>), ChannelError> {
+        self.receive_as(RecvFlags::CMSG_CLOEXEC | RecvFlags::PEEK, own)
     }
 
     /// Removes a message that was peeked.
@@ -112,7 +113,11 @@ impl PacketChannel {
         Ok(())
     }
 
-    fn receive_as<M: DeserializeOwned>(&self, flags: RecvFlags) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+    fn receive_as<M: DeserializeOwned, F>(
+        &self,
+        flags: RecvFlags,
+        own: impl Fn(OwnedFd) -> F,
+    ) -> Result<(M, Vec<F>), ChannelError> {
         let mut buffer = vec![0u8; MAX_PACKET];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -121,7 +126,7 @@ impl PacketChannel {
         let mut fds = Vec::new();
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
-                fds.extend(rights);
+                fds.extend(rights.map(&own));
             }
         }
         if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
@@ -286,7 +291,7 @@ mod tests {
         a.send(&ToEngine::Resume, &[]).unwrap();
         drop(writer);
         for _ in 0..2 {
-            let (message, fds) = b.peek::<ToEngine>().unwrap();
+            let (message, fds) = b.peek::<ToEngine, _>(|fd| fd).unwrap();
             assert_eq!((message, fds.len()), (ToEngine::Quiesce, 1));
         }
         b.discard().unwrap();

@@ -44,7 +44,8 @@ pub struct Endpoint {
     /// too, so a second endpoint is no way around it.
     #[serde(default)]
     pub exclusive: bool,
-    /// The consumer, for people to read. Nothing depends on it.
+    /// The consumer, as `GROUP/NAME` (`pod NAMESPACE/NAME`). All endpoints of a consumer share one budget of sessions, and so
+    /// do all consumers of a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<String>,
 }

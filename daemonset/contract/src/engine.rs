@@ -55,6 +55,10 @@ pub enum ToEngine {
     Quiesce,
     /// Serve the rings again.
     Resume,
+    /// Serve what waits in the rings, and notify the guest of each ring: an earlier engine may have replied without
+    /// notifying the guest, or consumed a kick without serving it. The broker itself never writes to an eventfd of a VMM,
+    /// because a VMM can make that write block.
+    Kick,
     /// Report the path of a node. Reply: [`FromEngine::Described`].
     Describe {
         /// FUSE node id.

@@ -19,4 +19,4 @@ pub mod staleness;
 pub mod trace;
 
 /// Version of every message in this crate. It increases with each change that the peer would misread.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;

@@ -1,4 +1,4 @@
-//! The control channel while the engine serves: Quiesce, Resume and Describe.
+//! The control channel while the engine serves: Quiesce, Resume, Kick and Describe.
 
 use std::process;
 
@@ -56,6 +56,10 @@ where
         ToEngine::Resume => {
             device.resume();
             channel.send(&FromEngine::Resumed, &[])
+        }
+        ToEngine::Kick => {
+            device.kick();
+            Ok(())
         }
         ToEngine::Describe { node } => {
             let path = device.try_path_of(node).map(|path| String::from_utf8_lossy(&path).into_owned());

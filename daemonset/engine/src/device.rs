@@ -22,7 +22,7 @@ use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::DescriptorChain;
+use virtio_queue::{DescriptorChain, QueueT};
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{MAX_QUEUE_SIZE, Predecessor, QUEUES};
 use virtiofs_contract::trace::TraceRing;
@@ -67,6 +67,8 @@ pub(crate) struct Device<F: FileSystem + Sync> {
     event_idx: AtomicBool,
     paused: AtomicBool,
     resumed: EventFd,
+    /// True if the ring thread is to notify the guest of each ring when it wakes.
+    notify_guest: AtomicBool,
     /// Takes replies for which the guest left no room, by ring.
     scratch: [Scratch; QUEUES],
     /// Held while a request of that ring is served.
@@ -95,6 +97,7 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
             event_idx: AtomicBool::new(false),
             paused: AtomicBool::new(false),
             resumed: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            notify_guest: AtomicBool::new(false),
             scratch: [Scratch::new()?, Scratch::new()?],
             request_locks: Default::default(),
             reported: Reported::default(),
@@ -121,6 +124,16 @@ impl<F: FileSystem + Send + Sync + 'static> Device<F> {
     pub(crate) fn resume(&self) {
         self.shared.resume();
         self.paused.store(false, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Serves what waits in the rings, and notifies the guest of each ring.
+    pub(crate) fn kick(&self) {
+        self.notify_guest.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Err(error) = self.resumed.write(1) {
             tracing::warn!("waking the ring thread: {error}");
         }
@@ -229,8 +242,12 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
         if event == RESUME_EVENT {
             // Several Resumes and changes of memory may have come before this thread woke.
             let _ = self.resumed.read();
+            let notify_guest = self.notify_guest.swap(false, Ordering::SeqCst);
             for (ring, vring) in vrings.iter().enumerate() {
                 self.drain(ring, vring);
+                if notify_guest {
+                    notify(ring, vring);
+                }
             }
         } else if let Some(vring) = vrings.get(usize::from(event))
             && events.contains(EventSet::IN)
@@ -243,5 +260,15 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
 
     fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
         new_event_consumer_and_notifier(EventFlag::NONBLOCK).ok()
+    }
+}
+
+/// Notifies the guest of a started ring, whatever it has seen of it.
+fn notify(ring: usize, vring: &Vring) {
+    let state = vring.get_ref();
+    if state.get_queue().ready()
+        && let Err(error) = state.signal_used_queue()
+    {
+        tracing::warn!(ring, "notifying the guest: {error}");
     }
 }

@@ -1,13 +1,13 @@
 //! Endpoints and sessions of an earlier broker.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
 use super::release::Released;
 use super::state::{State, StoredEndpoint, copy_of};
-use super::{Endpoint, Inner, Listening, LiveSession};
+use super::{Endpoint, Inner, Listening};
 use crate::channel::channel;
+use crate::disposal::Account;
 use crate::endpoints::Endpoints;
 use crate::holder::Parts;
 use crate::holder::names::{Group, Part};
@@ -36,7 +36,7 @@ impl Endpoint {
         };
         let StoredEndpoint { spec, preflight, released_until, counts, .. } = stored;
         let released = released_until.and_then(Released::until);
-        let inner = Inner { spec, preflight, listening: None, sessions: BTreeMap::new(), released, counts, state };
+        let inner = Inner::new(spec, preflight, released, counts, state);
         if let Some(released) = released {
             host.starter.bar_preflights(&inner.location(), released.until);
         }
@@ -53,15 +53,16 @@ impl Endpoint {
     /// Continues a session of an earlier broker.
     pub(crate) fn restore_session(self: &Arc<Self>, serial: u64, restoring: Restoring) -> Result<(), RestoreError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let service = self.service(&inner, serial);
+        let service = self.service(&inner, serial, false);
+        let account = Account::below(&self.account);
         let (sender, commands) = channel()?;
-        let (session, shared) = restoring.restore(service, &self.host.engines, (sender.clone(), commands))?;
+        let (session, shared) = restoring.restore(service, &self.host.engines, &account, (sender.clone(), commands))?;
         // The configuration may have changed just before the broker ended.
         sender.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), shared.next_generation()));
         if shared.view().begun {
             self.host.list.add(serial, &inner.spec.name);
         }
-        Ok(self.run_session(&mut inner, session, LiveSession { serial, shared, sender })?)
+        Ok(self.run_session(&mut inner, session, serial, shared, sender)?)
     }
 
     /// Counts a session of an earlier broker that could not be continued.

@@ -9,7 +9,7 @@ use virtiofs_contract::channel::ChannelError;
 use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 
 use super::start::Engine;
-use crate::descriptor::{Descriptor, notify};
+use crate::descriptor::Descriptor;
 use crate::guest_memory::{position, used_index};
 use crate::poll::{Interest, wait_readable};
 use crate::record::SessionRecord;
@@ -127,7 +127,7 @@ impl Attached {
             self.sent.record(step);
         }
         if steps.iter().any(may_lose_a_kick) {
-            kick_all(record);
+            self.engine.control.send(&ToEngine::Kick, &[])?;
         }
         Ok(())
     }
@@ -337,12 +337,6 @@ impl Attached {
             _ => {}
         }
     }
-}
-
-/// A guest does not repeat a kick, and an engine may have consumed one while it could not read the ring.
-fn kick_all(record: &SessionRecord<Descriptor>) {
-    let servable = (0..record.rings.len()).filter(|ring| record.servable(*ring));
-    servable.filter_map(|ring| record.rings[ring].kick.as_ref()).for_each(notify);
 }
 
 fn event_request(ring: usize, event: RingEvent, fd: Option<Descriptor>) -> Request<Descriptor> {

@@ -7,6 +7,8 @@ use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crate::rate::LineRate;
+
 /// Longest line; the rest is cut off.
 const LINE: usize = 1024;
 
@@ -22,7 +24,7 @@ const PER_DRAIN: usize = 64 << 10;
 pub(crate) struct EngineLog {
     pipe: Option<PipeReader>,
     lines: Lines,
-    allowance: Allowance,
+    rate: LineRate,
     last: String,
 }
 
@@ -35,7 +37,7 @@ pub(crate) fn pipe() -> io::Result<(EngineLog, OwnedFd)> {
     let log = EngineLog {
         pipe: Some(reader),
         lines: Lines::default(),
-        allowance: Allowance::new(Instant::now()),
+        rate: LineRate::new(BURST, PER_LINE),
         last: String::new(),
     };
     Ok((log, writer.into()))
@@ -44,8 +46,8 @@ pub(crate) fn pipe() -> io::Result<(EngineLog, OwnedFd)> {
 impl EngineLog {
     /// The log of an engine that an earlier broker started; none: it cannot be read any more.
     pub(crate) fn restored(pipe: Option<OwnedFd>) -> Self {
-        let (lines, allowance) = (Lines::default(), Allowance::new(Instant::now()));
-        EngineLog { pipe: pipe.map(PipeReader::from), lines, allowance, last: String::new() }
+        let (lines, rate) = (Lines::default(), LineRate::new(BURST, PER_LINE));
+        EngineLog { pipe: pipe.map(PipeReader::from), lines, rate, last: String::new() }
     }
 
     /// Logs the lines that arrived since the last call.
@@ -69,10 +71,10 @@ impl EngineLog {
 
     fn pass_on(&mut self, session: &str, bytes: &[u8]) {
         for line in self.lines.feed(bytes) {
-            match self.allowance.take(Instant::now()) {
-                Verdict::Pass { dropped: 0 } => tracing::info!(session, "engine: {line}"),
-                Verdict::Pass { dropped } => tracing::info!(session, dropped, "engine: {line}"),
-                Verdict::Drop => {}
+            match self.rate.pass(Instant::now()) {
+                Some(0) => tracing::info!(session, "engine: {line}"),
+                Some(dropped) => tracing::info!(session, dropped, "engine: {line}"),
+                None => {}
             }
             self.last = line;
         }
@@ -114,39 +116,6 @@ fn clean(line: &[u8]) -> String {
     String::from_utf8_lossy(line).chars().filter(|c| !c.is_control()).collect::<String>().trim().to_owned()
 }
 
-#[derive(Debug)]
-struct Allowance {
-    lines: u32,
-    since: Instant,
-    dropped: u64,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Pass { dropped: u64 },
-    Drop,
-}
-
-impl Allowance {
-    fn new(now: Instant) -> Self {
-        Allowance { lines: BURST, since: now, dropped: 0 }
-    }
-
-    fn take(&mut self, now: Instant) -> Verdict {
-        let earned = now.saturating_duration_since(self.since).as_millis() / PER_LINE.as_millis();
-        if earned > 0 {
-            self.lines = BURST.min(self.lines.saturating_add(u32::try_from(earned).unwrap_or(BURST)));
-            self.since = now;
-        }
-        if self.lines == 0 {
-            self.dropped += 1;
-            return Verdict::Drop;
-        }
-        self.lines -= 1;
-        Verdict::Pass { dropped: std::mem::take(&mut self.dropped) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
@@ -161,17 +130,6 @@ mod tests {
         assert_eq!(lines.feed(b"o\x1b[31m\n\n"), ["two[31m"]);
         let long = lines.feed(&[&[b'x'; 5000][..], b"\n"].concat());
         assert_eq!(long[0].len(), LINE);
-    }
-
-    #[test]
-    fn dropped_lines_are_counted() {
-        let start = Instant::now();
-        let mut allowance = Allowance::new(start);
-        let passed = (0..1000).filter(|_| allowance.take(start) != Verdict::Drop).count();
-        assert_eq!(passed as u32, BURST);
-        let later = start + PER_LINE;
-        assert_eq!(allowance.take(later), Verdict::Pass { dropped: 1000 - u64::from(BURST) });
-        assert_eq!(allowance.take(later), Verdict::Drop);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use virtiofs_contract::staleness::{Cause, StaleEvent};
 use virtiofs_contract::trace::TraceRing;
 
 use super::fd_stash::FdStash;
+use super::kill_switch::KillSwitch;
 use super::mount_point::MountPoint;
 use crate::holder::names::Part;
 use crate::holder::{Hold, Parts};
@@ -38,6 +39,8 @@ pub(crate) struct PersistentState {
     pub(crate) trace: TraceRing,
     /// Mount point of the source when the last engine was started.
     mounted_at: Mutex<Option<MountPoint>>,
+    /// Its engine processes.
+    pub(crate) kill_switch: KillSwitch,
 }
 
 impl PersistentState {
@@ -50,9 +53,18 @@ impl PersistentState {
         hold.deposit(Part::Counters, counter_page.clone());
         hold.deposit(Part::Ledger, ledger.clone());
         hold.deposit(Part::Trace, trace_file.clone());
-        let stash = Arc::new(FdStash::create(hold)?);
-        let mounted_at = Mutex::default();
-        Ok(PersistentState { counter_page, counters, ledger, max_inodes, stash, trace_file, trace, mounted_at })
+        let stash = Arc::new(FdStash::create(hold));
+        Ok(PersistentState {
+            counter_page,
+            counters,
+            ledger,
+            max_inodes,
+            stash,
+            trace_file,
+            trace,
+            mounted_at: Mutex::default(),
+            kill_switch: KillSwitch::default(),
+        })
     }
 
     /// The state of a restored session.
@@ -74,9 +86,18 @@ impl PersistentState {
                 files.insert(*handle, file.clone());
             }
         }
-        let stash = Arc::new(FdStash::restored(files, hold)?);
-        let mounted_at = Mutex::new(mounted_at);
-        Ok(PersistentState { counter_page, counters, ledger, max_inodes, stash, trace_file, trace, mounted_at })
+        let stash = Arc::new(FdStash::restored(files, hold));
+        Ok(PersistentState {
+            counter_page,
+            counters,
+            ledger,
+            max_inodes,
+            stash,
+            trace_file,
+            trace,
+            mounted_at: Mutex::new(mounted_at),
+            kill_switch: KillSwitch::default(),
+        })
     }
 
     /// Number of mounts and unmounts of the guest.

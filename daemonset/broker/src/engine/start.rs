@@ -26,6 +26,7 @@ use super::mount_point::{self, MountPoint};
 use super::process::{EngineProcess, Purpose, Spawner};
 use super::root::Root;
 use super::source::{SourceLocation, Sources, open_source};
+use super::start_queue::StartQueue;
 use crate::engine::fd_stash::StashServer;
 use crate::engine::persistent::{PersistentState, missing};
 use crate::holder::Hold;
@@ -124,6 +125,7 @@ pub(crate) struct Starter {
     sockets: PathBuf,
     cgroups: Cgroups,
     pub(crate) sources: Sources,
+    pub(crate) queue: Arc<StartQueue>,
     /// Number of the next engine, and of its short-lived socket.
     serial: AtomicU64,
     preflights: Mutex<Preflights>,
@@ -151,12 +153,19 @@ struct Begun {
 
 impl Starter {
     /// `sockets`: a directory that only the broker can enter.
-    pub(crate) fn new(spawner: Spawner, sockets: PathBuf, cgroups: Cgroups, sources: Sources) -> Self {
+    pub(crate) fn new(
+        spawner: Spawner,
+        sockets: PathBuf,
+        cgroups: Cgroups,
+        sources: Sources,
+        queue: Arc<StartQueue>,
+    ) -> Self {
         Starter {
             spawner,
             sockets,
             cgroups,
             sources,
+            queue,
             serial: AtomicU64::new(0),
             preflights: Mutex::default(),
             preflight_ended: Condvar::new(),
@@ -165,6 +174,9 @@ impl Starter {
 
     /// Starts an engine. Blocks while the source hangs, so call it from a thread of its own.
     pub(crate) fn start(&self, job: &Job, persistent: &PersistentState) -> Result<Engine, Finding> {
+        if persistent.kill_switch.is_thrown() {
+            return Err(not_started(&io::Error::other("its session has ended")));
+        }
         let source = open_source(&job.location, &self.sources)?;
         let mounted_at = MountPoint::of(&source);
         mount_point::check(persistent.mounted_at().as_ref(), mounted_at.as_ref())?;
@@ -191,6 +203,9 @@ impl Starter {
             .map_err(|error| not_started(&error))?;
         let purpose = Purpose::Endpoint(job.endpoint.clone());
         let mut begun = self.begin(purpose, &job.config, &first, &fds, Some(&held))?;
+        if let Some(pidfd) = begun.process.pidfd() {
+            persistent.kill_switch.add(pidfd).map_err(|error| not_started(&error))?;
+        }
         // The engine has this end. If it stayed open here, the stash server would not see the engine exit.
         drop(engine_stash);
         let stash = StashServer::start(persistent.stash.clone(), stash_channel).map_err(|error| not_started(&error))?;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,9 +10,10 @@ use thiserror::Error;
 
 use super::engines::{Engines, RestoredEngines};
 use super::shared::Shared;
-use super::{Command, FIRST_MESSAGE, Service, Session};
+use super::{Command, FIRST_MESSAGE, MESSAGE_BURST, MESSAGE_INTERVAL, Service, Session};
 use crate::channel::{Receiver, Sender};
 use crate::descriptor::{Descriptor, InvalidDescriptor, Numbering, check_restored};
+use crate::disposal::{Account, Foreign};
 use crate::engine::attached::Attached;
 use crate::engine::fd_stash::StashServer;
 use crate::engine::mount_point::MountPoint;
@@ -24,6 +24,7 @@ use crate::holder::Parts;
 use crate::holder::names::{EnginePart, Part};
 use crate::holder::restore::{Condition, Found, OutOfReach, Rings, Verdict, decide};
 use crate::poll::monotonic_ns;
+use crate::rate::Allowance;
 use crate::record::journal::Journal;
 use crate::record::store::{MissingDescriptor, RingOwner, Stored, StoredEngine, with_descriptors};
 use crate::record::transition::{Violation, check};
@@ -84,11 +85,12 @@ impl Restoring {
         self,
         service: Service,
         processes: &Arc<ProcessTable>,
+        account: &Arc<Account>,
         (sender, commands): (Sender<Command>, Receiver<Command>),
     ) -> Result<(Session, Arc<Shared>), RestoreError> {
         let Restoring { file, stored, mut parts } = self;
         let hold = service.hold.clone();
-        let vmm = restore_vmm(&mut parts)?;
+        let vmm = restore_vmm(&mut parts, account)?;
         let (numbering, known) = restore_descriptors(&parts)?;
         let record = with_descriptors(&stored.record, |number| known.get(&number).cloned())?;
         check(&record)?;
@@ -103,6 +105,8 @@ impl Restoring {
         let first_message_by = (!stored.progress.begun).then(|| Instant::now() + FIRST_MESSAGE);
         let session = Session {
             vmm,
+            messages: Allowance::new(MESSAGE_BURST, MESSAGE_INTERVAL, Instant::now()),
+            next_message_at: None,
             record,
             numbering,
             engines,
@@ -119,10 +123,11 @@ impl Restoring {
     }
 }
 
-fn restore_vmm(parts: &mut Parts) -> Result<VmmSocket, RestoreError> {
+fn restore_vmm(parts: &mut Parts, account: &Arc<Account>) -> Result<VmmSocket, RestoreError> {
     let mut take = |part: Part| parts.remove(&part).ok_or_else(|| missing(part))?.try_clone();
     let (stream, message, reply) = (take(Part::Vmm)?, take(Part::Message)?, take(Part::Reply)?);
-    Ok(VmmSocket::restored(UnixStream::from(stream), Pipe::restored(message), Pipe::restored(reply))?)
+    let stream = Arc::new(Foreign::new(stream, account.clone()));
+    Ok(VmmSocket::restored(stream, account.clone(), Pipe::restored(message), Pipe::restored(reply)))
 }
 
 fn restore_descriptors(parts: &Parts) -> Result<(Numbering, BTreeMap<u32, Descriptor>), RestoreError> {
@@ -152,6 +157,9 @@ fn restore_engines(
         RingOwner::Unknown => (Rings::Unknown, None),
     };
     let mut remnants = find_engines(parts, service, groups, processes);
+    for pidfd in remnants.values().filter_map(|remnant| remnant.process.as_ref()?.pidfd()) {
+        persistent.kill_switch.add(pidfd)?;
+    }
     let found: Vec<Found> =
         remnants.iter().map(|(serial, remnant)| Found { serial: *serial, condition: remnant.condition() }).collect();
     let Verdict { reattach, wait, end, lost } = decide(owner, &found)?;

@@ -1,7 +1,7 @@
 //! The part of a session that other threads may read.
 
-use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +29,8 @@ pub(crate) struct Shared {
     /// The last requested generation.
     generations: AtomicU64,
     view: Mutex<View>,
+    /// True if its lines are not logged: there are too many like it, and it has not served yet.
+    quiet: Arc<AtomicBool>,
 }
 
 /// The changing part of the status.
@@ -84,13 +86,19 @@ impl View {
 }
 
 impl Shared {
-    pub(crate) fn new(id: String, vmm: &UnixStream, config: EngineConfig, hold: Hold) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        id: String,
+        vmm: impl AsFd,
+        config: EngineConfig,
+        quiet: Arc<AtomicBool>,
+        hold: Hold,
+    ) -> std::io::Result<Self> {
         let persistent = Arc::new(PersistentState::new(config.max_inodes, hold)?);
         // rustix rejects process id 0, which the kernel reports for a process in another PID namespace.
-        let peer = getsockopt(vmm, PeerCredentials)?;
+        let peer = getsockopt(&vmm, PeerCredentials)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (generations, view) = (AtomicU64::new(0), Mutex::new(View::of(config)));
-        Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, persistent, generations, view })
+        Ok(Shared { id, vmm_pid: peer.pid(), connected_at: now, persistent, generations, view, quiet })
     }
 
     /// That of a session that began under an earlier broker.
@@ -111,11 +119,22 @@ impl Shared {
             persistent: Arc::new(persistent),
             generations: AtomicU64::new(progress.desired.generation),
             view: Mutex::new(view),
+            quiet: Arc::default(),
         }
     }
 
     pub(crate) fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True if its lines are not to be logged.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet.load(Relaxed)
+    }
+
+    /// Logs its lines from now on.
+    pub(crate) fn speak(&self) {
+        self.quiet.store(false, Relaxed);
     }
 
     /// A new generation. The caller holds the lock of the endpoint, so that commands arrive in the order of generations.

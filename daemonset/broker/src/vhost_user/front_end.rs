@@ -106,14 +106,14 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::super::codec::number;
-    use super::super::socket::VmmSocket;
+    use super::super::socket::{VmmSocket, tests::pair as sockets};
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(20);
 
     fn pair() -> (FrontEnd, VmmSocket) {
-        let (front, back) = UnixStream::pair().unwrap();
-        (FrontEnd::new(front, SHORT).unwrap(), VmmSocket::new(back).unwrap())
+        let (front, back) = sockets();
+        (FrontEnd::new(front, SHORT).unwrap(), back)
     }
 
     fn acknowledge(back: &VmmSocket, request: u32, value: u64) {

@@ -126,7 +126,7 @@ impl Active {
     /// Times at which timers must be checked, past ones included.
     pub(super) fn deadlines(&self, now: Instant) -> Vec<Instant> {
         let next = match &self.next {
-            Next::Starting(starting) => Some(starting.deadline).filter(|_| !starting.overdue),
+            Next::Starting(starting) => Some(starting.deadline(now)).filter(|_| !starting.overdue),
             Next::None => self.standby_due_at(),
             Next::Standby(_) => None,
         };
@@ -191,7 +191,7 @@ impl Active {
         self.check_termination(common);
         if let Next::Starting(starting) = &mut self.next
             && !starting.overdue
-            && starting.deadline <= now
+            && starting.deadline(now) <= now
         {
             starting.overdue = true;
             let finding = hung(&common.service.location.path());

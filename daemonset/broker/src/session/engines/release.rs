@@ -152,8 +152,12 @@ fn end_engines(
 }
 
 fn check_orphaned(common: &Common, force: bool) -> Result<(), Finding> {
+    if force {
+        return Ok(());
+    }
     match common.persistent.stash.count_orphaned() {
-        files if files > 0 && !force => Err(finding(
+        None => Err(stuck("the file system of its open files does not answer")),
+        Some(files) if files > 0 => Err(finding(
             Reason::OrphanedFilesOpen,
             format!("session {}: {files} open files have no name and would be lost", common.session),
             "close them in the guest (or end the programs that use them), or release with force",

@@ -1,8 +1,8 @@
 //! Starting an engine, which becomes the standby.
 
-use std::io;
 use std::mem;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use virtiofs_contract::control::ReplacementOutcome;
@@ -13,12 +13,12 @@ use super::states::{Mounts, Standby, Starting};
 use super::{Common, Deferral, DeviceState, Revision};
 use crate::engine::attached::Attached;
 use crate::engine::finding;
-use crate::engine::start::{Engine, Job, START_DEADLINE};
+use crate::engine::start::{Engine, Job};
 use crate::session::Command;
 use crate::session::policy::{self, StartFailure};
 
 impl Active {
-    /// Starts an engine in a thread of its own, because the source may hang. The result comes as a command.
+    /// Has an engine started, by a thread of its own because the source may hang. The result comes as a command.
     pub(super) fn start(&mut self, common: &mut Common) {
         let Revision { config, generation } = common.revisions.target().clone();
         let job = Job {
@@ -30,17 +30,17 @@ impl Active {
             predecessor: policy::predecessor_of_next(self.serving().is_some(), common.history.predecessor),
             hold: common.service.hold.clone(),
         };
-        let (deadline, mounts) = (Instant::now() + START_DEADLINE, common.persistent.mounts());
+        let mounts = common.persistent.mounts();
         let starter = common.service.starter.clone();
         let (persistent, commands) = (common.persistent.clone(), common.commands.clone());
         let start = move || {
             let result = starter.start(&job, &persistent);
             commands.send(Command::EngineStarted(Box::new(result)));
         };
-        match thread::Builder::new().name("engine-start".into()).spawn(start) {
-            Ok(_) => self.next = Next::Starting(Starting { deadline, overdue: false, mounts, discard: false }),
-            Err(error) => self.start_failed(no_thread(&error), mounts, common),
-        }
+        let begun = Arc::default();
+        let (payer, urgent) = (&common.service.payer, self.lost().is_some());
+        common.service.starter.queue.add(payer, urgent, common.persistent.clone(), Arc::clone(&begun), start);
+        self.next = Next::Starting(Starting { begun, overdue: false, mounts, discard: false });
     }
 
     pub(super) fn engine_started(
@@ -79,7 +79,9 @@ impl Active {
             deferred: common.revisions.deferral.is_some(),
         });
         let (pause, fall_back) = (after.pause, after.fall_back);
-        tracing::warn!(session = common.session, %finding, ?pause, fall_back, "engine not started");
+        if !common.service.quiet.load(Relaxed) {
+            tracing::warn!(session = common.session, %finding, ?pause, fall_back, "engine not started");
+        }
         if after.aborted {
             common.statistics.replaced(ReplacementOutcome::Aborted, Duration::ZERO, Some(finding.clone()));
         }
@@ -96,7 +98,9 @@ impl Active {
 /// Sends a new engine what it can have before it gets the rings.
 fn prepare(engine: Engine, common: &mut Common, device: &mut DeviceState<'_>) -> Result<Box<Attached>, Finding> {
     common.statistics.started += 1;
-    tracing::info!(session = common.session, engine_pid = engine.process.pid(), "engine ready");
+    if !common.service.quiet.load(Relaxed) {
+        tracing::info!(session = common.session, engine_pid = engine.process.pid(), "engine ready");
+    }
     let mut engine = Box::new(Attached::new(engine));
     if let Err(error) = engine.prepare(device.record, device.journal) {
         return Err(finding(
@@ -107,12 +111,4 @@ fn prepare(engine: Engine, common: &mut Common, device: &mut DeviceState<'_>) ->
     }
     engine.engine.process.watch_threads();
     Ok(engine)
-}
-
-fn no_thread(error: &io::Error) -> Finding {
-    finding(
-        Reason::EngineFailed,
-        format!("no thread to start an engine: {error}"),
-        "raise the limit of processes of the broker",
-    )
 }

@@ -2,17 +2,16 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use virtiofs_contract::engine::Predecessor;
 
 use super::{DeviceState, EngineEvent, Role, Signal};
-use crate::descriptor::{Descriptor, notify};
 use crate::engine::attached::{AttachError, Attached};
 use crate::engine::fd_stash::StashServer;
 use crate::engine::process::EngineProcess;
-use crate::engine::start::Leftover;
-use crate::record::SessionRecord;
+use crate::engine::start::{Leftover, START_DEADLINE};
 use crate::record::journal::Journal;
 
 /// Time within which no thread of a killed engine may be able to touch a ring any more.
@@ -42,12 +41,20 @@ impl fmt::Display for LossCause {
 /// An engine that is being started by a thread of its own.
 #[derive(Debug)]
 pub(super) struct Starting {
-    pub(super) deadline: Instant,
+    /// When it left the queue of starts.
+    pub(super) begun: Arc<OnceLock<Instant>>,
     pub(super) overdue: bool,
     /// The guest's mounts when it was requested.
     pub(super) mounts: Mounts,
     /// True if it must not be used, because the [`Predecessor`] that it received is no longer true.
     pub(super) discard: bool,
+}
+
+impl Starting {
+    /// When it becomes overdue; while it waits in the queue, when to look again.
+    pub(super) fn deadline(&self, now: Instant) -> Instant {
+        self.begun.get().map_or(now + START_DEADLINE, |begun| *begun + START_DEADLINE)
+    }
 }
 
 /// A prepared engine without rings.
@@ -157,16 +164,13 @@ pub(super) enum StopFailed {
 }
 
 impl Standby {
-    /// Gives the rings to the engine and notifies both sides.
+    /// Gives the rings to the engine, which notifies the guest.
     ///
     /// # Errors
     /// The engine and the error. It may serve rings already ([`Attached::serves`]).
     pub(super) fn take_rings(mut self, device: &mut DeviceState<'_>) -> Result<Serving, (Box<Attached>, AttachError)> {
         match self.engine.sync(device.record, device.journal) {
-            Ok(()) => {
-                notify_all(device.record);
-                Ok(Serving::new(self.engine))
-            }
+            Ok(()) => Ok(Serving::new(self.engine)),
             Err(error) => Err((self.engine, error)),
         }
     }
@@ -208,10 +212,7 @@ impl Stopped {
     /// The engine must be killed.
     pub(super) fn resume(mut self, device: &mut DeviceState<'_>) -> Result<Serving, (Serving, AttachError)> {
         match self.0.engine.resume_rings(device.record, device.journal) {
-            Ok(()) => {
-                notify_all(device.record);
-                Ok(self.0)
-            }
+            Ok(()) => Ok(self.0),
             Err(error) => Err((self.0, error)),
         }
     }
@@ -257,14 +258,4 @@ pub(super) fn handle(engine: &mut Attached, role: Role, events: &[EngineEvent], 
         engine.engine.log.drain(session);
     }
     has(Signal::Exited) || has(Signal::Message) && engine.receive_late().is_err()
-}
-
-/// Notifies guest and engine of every ring. The dead engine may have replied without notifying the guest, and may have
-/// consumed a kick without serving it.
-fn notify_all(record: &SessionRecord<Descriptor>) {
-    for (index, ring) in record.rings.iter().enumerate() {
-        if record.servable(index) {
-            [&ring.call, &ring.kick].into_iter().flatten().for_each(notify);
-        }
-    }
 }
