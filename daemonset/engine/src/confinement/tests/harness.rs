@@ -44,6 +44,8 @@ pub(super) enum Start {
     User,
     /// An ordinary user with sandbox `None`.
     UserUnconfined,
+    /// Root with these capabilities.
+    With(&'static [Capability]),
 }
 
 pub(super) const ALL: [Start; 5] =
@@ -53,7 +55,7 @@ pub(super) const ALL: [Start; 5] =
 pub(super) const STRICT: [Start; 3] = [Start::Root, Start::Pod, Start::User];
 
 /// What the chart gives the broker.
-const POD: [Capability; 9] = [
+pub(super) const POD: [Capability; 9] = [
     Capability::CAP_DAC_READ_SEARCH,
     Capability::CAP_DAC_OVERRIDE,
     Capability::CAP_CHOWN,
@@ -135,8 +137,21 @@ impl Scene {
         }
     }
 
+    /// Adds a file of the ordinary user to the source.
+    pub(super) fn add_file(&self, name: &str, mode: u32) {
+        let path = self.source().join(name);
+        fs::write(&path, "data").unwrap();
+        nix::unistd::chown(&path, Some(USER.into()), Some(USER.into())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
     /// The preflight of an engine of this scene.
     pub(super) fn preflight(&self, start: Start, config: &EngineConfig) -> Preflight {
+        self.try_preflight(start, config).unwrap()
+    }
+
+    /// The same, or why the engine is refused.
+    pub(super) fn try_preflight(&self, start: Start, config: &EngineConfig) -> Result<Preflight, String> {
         let (mut reader, writer) = io::pipe().unwrap();
         let ended = in_child(|| {
             start.become_it();
@@ -146,8 +161,7 @@ impl Scene {
         });
         drop(writer);
         assert!(matches!(ended, WaitStatus::Exited(_, 0)), "{start:?}: {ended:?}");
-        let result: Result<Preflight, String> = serde_json::from_reader(&mut reader).unwrap();
-        result.unwrap()
+        serde_json::from_reader(&mut reader).unwrap()
     }
 }
 
@@ -162,11 +176,17 @@ impl Start {
         EngineConfig { inode_file_handles: InodeFileHandles::Never, ..self.config(access) }
     }
 
+    /// Root with these capabilities.
+    pub(super) fn with(capabilities: Vec<Capability>) -> Self {
+        Start::With(capabilities.leak())
+    }
+
     /// Makes this process the one that the broker would start.
     fn become_it(self) {
         match self {
             Start::Root => {}
             Start::Pod => keep(&POD),
+            Start::With(capabilities) => keep(capabilities),
             Start::PodWithoutUserNamespaces => {
                 seccomp::tests::deny_user_namespaces();
                 keep(&POD);
