@@ -15,6 +15,8 @@ use virtiofsd::filesystem::{
 };
 use virtiofsd::fuse::{Attr, SetattrIn};
 
+use crate::ledger::MAX_NAME;
+
 /// A file system whose arguments have been checked.
 pub(crate) struct Guard<F> {
     inner: F,
@@ -31,10 +33,12 @@ fn invalid() -> io::Error {
     io::Error::from_raw_os_error(libc::EINVAL)
 }
 
-/// A single component, and neither `.` nor `..`.
+/// A single component, and neither `.` nor `..`. A longer one than NAME_MAX would be refused for lack of room in the ledger,
+/// or by the host.
 fn component(name: &CStr) -> io::Result<&CStr> {
     match name.to_bytes() {
         b"" | b"." | b".." => Err(invalid()),
+        bytes if bytes.len() > MAX_NAME => Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG)),
         bytes if bytes.contains(&b'/') => Err(invalid()),
         _ => Ok(name),
     }

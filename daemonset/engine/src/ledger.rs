@@ -43,6 +43,7 @@ use free_list::FreeList;
 use handles::Handle;
 pub(crate) use handles::{FileHandle, OpenKind};
 use layout::{FIRST_BUCKETS, Geometry, MAGIC, VERSION, header};
+pub(crate) use names::MAX_NAME;
 use names::Name;
 pub(crate) use nodes::{Identity, ROOT, Slot};
 use nodes::{Node, hash_identity};

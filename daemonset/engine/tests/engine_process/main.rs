@@ -10,6 +10,7 @@ mod hostile;
 mod kill_at_store;
 mod listing;
 mod mounted;
+mod names;
 mod nodes;
 mod open_files;
 mod removed;
