@@ -40,6 +40,8 @@ pub enum NoticeReason {
     GuestMemoryUnreachable,
     /// A second VM was refused a share that one VM at a time may use.
     ExclusiveRejected,
+    /// Sessions ended with their broker and could not be restored.
+    SessionLost,
     /// A remedy against staleness has changed the configuration.
     RemedyActive,
     /// No remedy against staleness is left.
@@ -50,7 +52,7 @@ pub enum NoticeReason {
 
 impl NoticeReason {
     /// Reasons of the agent's own; the others come from the broker and the engines.
-    const OWN: [NoticeReason; 10] = [
+    const OWN: [NoticeReason; 11] = [
         NoticeReason::ManifestInvalid,
         NoticeReason::BrokerUnavailable,
         NoticeReason::BrokerRejected,
@@ -58,6 +60,7 @@ impl NoticeReason {
         NoticeReason::NearLimit,
         NoticeReason::GuestMemoryUnreachable,
         NoticeReason::ExclusiveRejected,
+        NoticeReason::SessionLost,
         NoticeReason::RemedyActive,
         NoticeReason::RemedyFailed,
         NoticeReason::NotServed,
@@ -75,6 +78,7 @@ impl NoticeReason {
             NoticeReason::NearLimit => "NearLimit",
             NoticeReason::GuestMemoryUnreachable => "GuestMemoryUnreachable",
             NoticeReason::ExclusiveRejected => "ExclusiveRejected",
+            NoticeReason::SessionLost => "SessionLost",
             NoticeReason::RemedyActive => "RemedyActive",
             NoticeReason::RemedyFailed => "RemedyFailed",
             NoticeReason::NotServed => "NotServed",

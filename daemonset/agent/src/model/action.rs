@@ -90,4 +90,8 @@ pub(crate) struct Progress {
     pub(crate) rejected: Option<u64>,
     /// When that number last grew.
     pub(crate) rejected_at: Option<Instant>,
+    /// Number of sessions that were lost, at the last status.
+    pub(crate) lost: Option<u64>,
+    /// When sessions were found to be lost.
+    pub(crate) lost_at: Option<Instant>,
 }

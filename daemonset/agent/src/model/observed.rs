@@ -63,7 +63,7 @@ impl Observed {
         self.sources.iter().filter_map(space).collect()
     }
 
-    /// Rejections before this agent started are not news.
+    /// Rejections and losses before this agent started are not news.
     fn update_rejected(&mut self, now: Instant, status: &Status) {
         for it in &status.endpoints {
             let progress = self.progress.entry(it.endpoint.name.clone()).or_default();
@@ -71,6 +71,10 @@ impl Observed {
                 progress.rejected_at = Some(now);
             }
             progress.rejected = Some(it.rejected_exclusive);
+            if progress.lost.is_some_and(|before| it.sessions_lost > before) {
+                progress.lost_at = Some(now);
+            }
+            progress.lost = Some(it.sessions_lost);
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus::TextEncoder;
 use prometheus::proto::MetricFamily;
-use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus, Status};
+use virtiofs_contract::control::{EndpointStatus, HolderState, SessionState, SessionStatus, Status};
 use virtiofs_contract::counters::{BUCKETS, OPERATION_NAMES, OperationTotals, Pauses};
 
 use super::sample::Family;
@@ -19,6 +19,7 @@ use crate::totals::{RunningTotals, ShareTotals};
 pub fn families(report: &Report, status: Option<&Status>, totals: &BTreeMap<String, ShareTotals>) -> Vec<MetricFamily> {
     let endpoints = status.map_or(&[][..], |status| &status.endpoints);
     let mut families = vec![build_info(), broker_up(status.is_some())];
+    families.extend(status.map(holder));
     families.extend(share_states(report));
     families.extend(requests(totals));
     families.extend(transfers(totals));
@@ -48,6 +49,12 @@ fn build_info() -> Family {
 fn broker_up(answers: bool) -> Family {
     let mut family = Family::gauge("virtiofs_broker_up", "1 if the broker answers.");
     family.value(&[], f64::from(u8::from(answers)));
+    family
+}
+
+fn holder(status: &Status) -> Family {
+    let mut family = Family::gauge("virtiofs_sessions_survive_broker", "1 if a keeper or systemd holds all sessions.");
+    family.value(&[], f64::from(u8::from(status.holder == HolderState::Connected)));
     family
 }
 
@@ -115,7 +122,7 @@ fn transfers(totals: &BTreeMap<String, ShareTotals>) -> [Family; 2] {
     [read, written]
 }
 
-fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
+fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 5] {
     let mut sessions = Family::counter("virtiofs_sessions_started_total", "Sessions of VMs that began.");
     let mut engines = Family::counter("virtiofs_engine_starts_total", "Engines started for sessions.");
     let mut refused =
@@ -124,14 +131,17 @@ fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
         "virtiofs_exclusive_rejections_total",
         "Those of them that were refused because one VM at a time may use the share.",
     );
+    let mut lost =
+        Family::counter("virtiofs_sessions_lost_total", "Sessions that ended with a broker and were not restored.");
     for (share, counts) in totals {
         let labels = [("share", share.as_str())];
+        lost.count(&labels, counts.sessions_lost);
         sessions.count(&labels, counts.sessions);
         engines.count(&labels, counts.engines);
         refused.count(&labels, counts.rejected_connections);
         exclusive.count(&labels, counts.rejected_exclusive);
     }
-    [sessions, engines, refused, exclusive]
+    [sessions, lost, engines, refused, exclusive]
 }
 
 fn replacements(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {

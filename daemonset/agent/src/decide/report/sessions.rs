@@ -19,6 +19,9 @@ const HUNG_AFTER: Duration = Duration::from_secs(10);
 /// How long a rejected second VM is reported.
 const REJECTION_REPORTED: Duration = Duration::from_secs(300);
 
+/// Time for which lost sessions are reported: their VMs hang until somebody restarts them.
+const LOSS_REPORTED: Duration = Duration::from_secs(60 * 60);
+
 /// Notices of a share that do not keep it from being served.
 pub(super) fn notices(now: Instant, share: &str, problems: &[Problem], observed: &Observed) -> Vec<Notice> {
     let documents = problems.iter().filter(|problem| problem.share.as_deref() == Some(share));
@@ -36,6 +39,7 @@ pub(super) fn notices(now: Instant, share: &str, problems: &[Problem], observed:
         }
     }
     notices.extend(rejected_vm(now, share, observed));
+    notices.extend(lost_vms(now, share, observed));
     notices
 }
 
@@ -89,6 +93,18 @@ fn rejected_vm(now: Instant, share: &str, observed: &Observed) -> Option<Notice>
     (now.saturating_duration_since(last) < REJECTION_REPORTED).then(|| {
         let remedy = "content Exclusive admits one VM at a time: end the other VM first, or declare other content";
         Notice::new(NoticeReason::ExclusiveRejected, "a VM was rejected while another uses the share", remedy)
+    })
+}
+
+/// The notice of sessions that were lost recently.
+fn lost_vms(now: Instant, share: &str, observed: &Observed) -> Option<Notice> {
+    let at = observed.progress.iter().filter(|(name, _)| share_of(name) == share);
+    let last = at.filter_map(|(_, progress)| progress.lost_at).max()?;
+    (now.saturating_duration_since(last) < LOSS_REPORTED).then(|| {
+        let remedy =
+            "restart the VMs whose mounts hang; run a virtiofs-keeper beside the broker, and never stop both at once";
+        let message = "VMs lost this share: their sessions ended with the broker and could not be restored";
+        Notice::new(NoticeReason::SessionLost, message, remedy)
     })
 }
 
@@ -215,6 +231,24 @@ mod tests {
         assert!(notice.message.contains("0x140000000 to 0x180000000; they failed with EIO"), "{}", notice.message);
         let notice = unreachable("a-1", UnreachableMemory { waiting: true, ..memory });
         assert!(notice.message.contains("the guest's mount hangs"), "{}", notice.message);
+    }
+
+    #[test]
+    fn a_lost_session_is_reported_for_an_hour() {
+        let start = Instant::now();
+        let mut observed = observed(vec![], vec![("a", present(start, "/srv/a"))]);
+        let wanted = desired([declared("a", "/srv/a")]);
+        let mut at = |seconds, broker, lost| {
+            let now = start + Duration::from_secs(seconds);
+            let endpoint = EndpointStatus { sessions_lost: lost, ..served(vec![]) };
+            observed.update_status(now, Some(&virtiofs_client::fixtures::status(broker, vec![endpoint])));
+            of(now, &wanted, &observed)
+        };
+        let reported = (ShareState::Degraded, vec![NoticeReason::SessionLost]);
+        assert_eq!(at(0, 1, 0), (ShareState::Ready, vec![]));
+        assert_eq!(at(1, 2, 1), reported, "the next broker knows");
+        assert_eq!(at(3600, 2, 1), reported);
+        assert_eq!(at(3602, 2, 1), (ShareState::Ready, vec![]));
     }
 
     #[test]
