@@ -21,10 +21,11 @@ use nix::unistd::{Pid, Uid, getpid};
 const CGROUP: &str = "VIRTIOFS_E2E_CGROUP";
 /// Where container runtime, kubelet and this project's own daemons keep things on every node, whatever their configuration;
 /// and what is shared.
-const OWN: [&str; 7] = [
+const OWN: [&str; 8] = [
     "/run/containerd",
     "/run/netns",
     "/run/virtiofs",
+    "/run/virtiofs-keeper",
     "/srv",
     "/var/lib/cni",
     "/var/lib/kubelet",

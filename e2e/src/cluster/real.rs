@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::containerd::Containerd;
 use super::control_plane::{ControlPlane, Nodes};
 use super::kubelet::Kubelet;
-use super::sessions::{RUNTIME_DIR, processes_of};
+use super::sessions::{KEEPER_DIR, RUNTIME_DIR, processes_of};
 use super::wait::{until, wait_for};
 use super::{Kubectl, NAMESPACE, image, is_true, kubelet, tools};
 use crate::parts::Parts;
@@ -165,8 +165,9 @@ fn power_off(dir: &Path) -> Result<()> {
         }
         Ok(left.is_empty().then_some(()))
     })?;
-    let volatile =
-        [Path::new(RUNTIME_DIR), Path::new("/run/containerd"), Path::new("/run/netns"), &dir.join("containerd-state")];
+    let run = [RUNTIME_DIR, KEEPER_DIR, "/run/containerd", "/run/netns"].map(Path::new);
+    let state = dir.join("containerd-state");
+    let volatile: Vec<&Path> = run.into_iter().chain([state.as_path()]).collect();
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading mounts")?;
     let of_pods = |point: &&str| {
         volatile.iter().any(|place| Path::new(point).starts_with(place) && Path::new(point) != *place)

@@ -12,6 +12,8 @@ use crate::broker::Broker;
 
 /// Where the chart has agent and broker meet.
 pub(super) const RUNTIME_DIR: &str = "/run/virtiofs";
+/// Where the keeper and the broker meet, as the chart has it.
+pub(super) const KEEPER_DIR: &str = "/run/virtiofs-keeper";
 
 /// All VMs that are connected on this node.
 ///

@@ -19,6 +19,7 @@ const VALUES: &[&[&str]] = &[
     &["metrics.tlsSecret=virtiofs-metrics", "metrics.authorization=true"],
     &["networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring"],
     &["networkPolicy.enabled=false"],
+    &["broker.updateStrategy=OnDelete", "keeper.image.repository=example.com/keeper", "keeper.image.tag=2"],
 ];
 
 /// Values that are refused, and words of the refusal.
@@ -43,6 +44,7 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("metrics.authorization=true", &["metrics.authorization: clients would send", "set metrics.tlsSecret"]),
     ("networkPolicy.metricsFrom=monitoring", &["/networkPolicy/metricsFrom", "want array"]),
     ("volumes.perPod=0", &["/volumes/perPod", "want 1"]),
+    ("broker.updateStrategy=Recreate", &["/broker/updateStrategy", "'RollingUpdate', 'OnDelete'"]),
     ("operator.replicas=0", &["/operator/replicas", "want 1"]),
     ("image.pullSecrets={registry}", &["/image/pullSecrets/0", "want object"]),
     ("image.tag=2", &["/image/tag", "want string"]),

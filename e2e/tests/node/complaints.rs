@@ -174,7 +174,7 @@ pub(crate) fn uninstall_leaves_nothing_behind(world: &mut World) -> Result<()> {
     world.admin().run(&["delete", "vfs", "--all", "--timeout=60s"])?;
     world.cluster.shell("helm uninstall virtiofs --namespace virtiofs-system --wait --timeout 90s", "")?;
     until("the driver to be gone", || world.explain(), || Ok((!world.has_driver()?).then_some(())))?;
-    for program in ["virtiofs-agent", "virtiofs-broker", "virtiofs-engine"] {
+    for program in ["virtiofs-agent", "virtiofs-broker", "virtiofs-keeper", "virtiofs-engine"] {
         until(&format!("{program} to end"), || world.explain(), || Ok(processes_of(program).is_empty().then_some(())))?;
     }
     for left in ["plugins/csi.virtiofs.dev/csi.sock", "plugins_registry/csi.virtiofs.dev-reg.sock@localhost"] {

@@ -25,7 +25,7 @@ const TESTS: &[Test<World>] = &[
         "a_vm_uses_a_directory_of_a_share_by_a_persistent_volume",
         vms::a_vm_uses_a_directory_of_a_share_by_a_persistent_volume,
     ),
-    ("agent_and_operator_are_replaced_under_a_vm", vms::agent_and_operator_are_replaced_under_a_vm),
+    ("the_daemons_are_replaced_under_a_vm", vms::the_daemons_are_replaced_under_a_vm),
     ("a_pod_of_another_namespace_sees_the_reason", vms::a_pod_of_another_namespace_sees_the_reason),
     ("restarts_leave_no_mounts_or_sockets", complaints::restarts_leave_no_mounts_or_sockets),
     (

@@ -3,10 +3,11 @@
 use anyhow::{Result, ensure};
 use e2e::cluster::sessions::{kill_engine, sessions};
 use e2e::cluster::traces::Traces;
-use e2e::cluster::{VM_IMAGE, VmPod, condition_of, is_true, until};
+use e2e::cluster::{NAMESPACE, VM_IMAGE, VmPod, condition_of, is_true, until};
 use e2e::load::Load;
 use e2e::suite::World as _;
 use serde_json::{Value, json};
+use virtiofs_contract::control::{SessionState, SessionStatus};
 
 use crate::world::{OTHERS, VMS, World};
 
@@ -133,13 +134,16 @@ fn leave_behind(world: &World, claim: &str) -> Result<()> {
     world.delete_pod(VMS, "litter")
 }
 
-pub(crate) fn agent_and_operator_are_replaced_under_a_vm(world: &mut World) -> Result<()> {
+/// An upgrade to another image replaces all but the keeper, and the deletion of its pod the broker once more. The guest counts
+/// no error, and its session is the same.
+pub(crate) fn the_daemons_are_replaced_under_a_vm(world: &mut World) -> Result<()> {
     world.serve("kept", json!({"access": "ReadWrite"}))?;
     let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "kept"))?;
     let mounted = guest.mount("kept")?;
     let load = guest.start_work(&Load::writing(&mounted).and_reading(&mounted))?;
     let session = world.session()?;
     let (agent, broker) = (world.daemon("virtiofs-agent")?, world.daemon("virtiofs-broker")?);
+    let keeper = world.daemon("virtiofs-keeper")?;
     let operators = world.daemons("virtiofs-operator")?;
 
     world.cluster.upgrade()?;
@@ -154,10 +158,16 @@ pub(crate) fn agent_and_operator_are_replaced_under_a_vm(world: &mut World) -> R
         },
     )?;
     world.until_driver()?;
-    let same = world.daemon("virtiofs-broker")?;
-    ensure!(same["metadata"]["uid"] == broker["metadata"]["uid"], "the broker was replaced, and with it all sessions");
-    let after = world.session()?;
-    ensure!(after.id == session.id && after.engine_pid == session.engine_pid, "{after:#?}");
+    world.until_other_daemon("virtiofs-broker", &broker)?;
+    let same = world.daemon("virtiofs-keeper")?;
+    ensure!(same["metadata"]["uid"] == keeper["metadata"]["uid"], "the keeper was replaced");
+    let served = |it: &SessionStatus| it.id == session.id && it.state == SessionState::Serving;
+    world.until_session("served after the upgrade", served)?;
+
+    let broker = world.daemon("virtiofs-broker")?;
+    world.delete_pod(NAMESPACE, broker["metadata"]["name"].as_str().unwrap_or_default())?;
+    world.until_other_daemon("virtiofs-broker", &broker)?;
+    world.until_session("served after the deletion of the broker", served)?;
 
     // Both work: a change arrives.
     world.declare("kept", json!({"access": "ReadWrite", "engine": {"cache": "Metadata"}}))?;

@@ -46,7 +46,12 @@ impl suite::World for World {
         let run = |arguments: &[&str]| admin.run(arguments).unwrap_or_else(|error| format!("{error:#}\n"));
         let mut text = run(&["get", "pods,vfs,vfe,csinodes", "-A", "-o", "wide"]);
         text += &run(&["get", "events", "-A", "--sort-by=.metadata.creationTimestamp"]);
-        for part in ["deployment/virtiofs-operator", "daemonset/virtiofs-agent", "daemonset/virtiofs-broker"] {
+        for part in [
+            "deployment/virtiofs-operator",
+            "daemonset/virtiofs-agent",
+            "daemonset/virtiofs-broker",
+            "daemonset/virtiofs-keeper",
+        ] {
             text += &format!("---- {part}:\n{}", run(&["-n", NAMESPACE, "logs", part, "--tail=100"]));
         }
         format!("{text}\n{}", self.cluster.logs())
