@@ -18,6 +18,7 @@ use rand::{Rng, SeedableRng};
 use testkit::guest::Guest;
 use testkit::processes::Holdings;
 use testkit::workload::{Config, Limit, Workload};
+use virtiofs_contract::control::HolderState;
 
 /// Which events engines get, and how often.
 struct Chaos {
@@ -95,6 +96,67 @@ fn survive(guests: usize, chaos: &Chaos) {
     drop(fuses);
     drop(guests);
     until("nothing is left", || Holdings::of_tree(broker.pid() as i32).unwrap().leaked_since(&before).is_empty());
+}
+
+/// Kills brokers, keepers and engines, never a broker and a keeper together.
+fn disrupt_all(broker: &mut Broker, random: &mut StdRng) {
+    for _ in 0..events() {
+        thread::sleep(Duration::from_millis(random.random_range(5..60)));
+        let sessions = broker.control().status().endpoints.remove(0).sessions;
+        let engine = sessions.iter().find_map(|session| session.engine_pid);
+        match random.random_range(0..5) {
+            0 => _ = engine.map(|pid| kill(Pid::from_raw(pid as i32), Signal::SIGKILL)),
+            1 => _ = broker.control().hand_over("data"),
+            2 => {
+                broker.crash();
+                _ = engine.filter(|_| random.random()).map(|pid| kill(Pid::from_raw(pid as i32), Signal::SIGKILL));
+                broker.restart();
+            }
+            3 => {
+                broker.control().hand_over("data");
+                thread::sleep(Duration::from_millis(random.random_range(0..40)));
+                broker.crash();
+                broker.restart();
+            }
+            _ => {
+                broker.kill_keeper();
+                broker.start_keeper();
+                until("the keeper has everything", || broker.control().status().holder == HolderState::Connected);
+            }
+        }
+    }
+}
+
+#[test]
+fn guest_survives_kills_of_all_processes() {
+    let mut broker = Broker::start_with_keeper();
+    let mut endpoint = broker.endpoint("data");
+    endpoint.engine.xattr = true;
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    let fuses = [guest.fuse()];
+    let mut workload = Workload::start(Config::new(seed()).lanes(2).host(&endpoint.source), &fuses);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            disrupt_all(&mut broker, &mut StdRng::seed_from_u64(seed()));
+            stop.store(true, Ordering::Relaxed);
+        });
+        workload.run(Limit::until(&stop));
+    });
+    let report = workload.finish();
+    let status = broker.status_of("data");
+    println!("{} requests, {:?}", status.totals.requests(), status.totals.replacements);
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((status.sessions_lost, status.sessions_started), (0, 1));
+    assert_eq!(guest.violations(), []);
+    drop(guest);
+    until("the session has ended", || broker.status_of("data").sessions.is_empty());
+    // What a session had is with nobody any more.
+    let memfds = |pid: u32| Holdings::of(pid as i32).unwrap().memfds;
+    // Left are the states of broker and endpoint and the agent's values, which the broker has open twice: its own, and
+    // the copy that it gives to the next keeper.
+    until("the memory is freed", || (memfds(broker.pid()), memfds(broker.keeper_pid())) == (6, 3));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Broker, boot, read_hello, runs, until};
 use nix::sys::signal::{Signal, kill};
@@ -283,4 +283,73 @@ fn agents_values_survive_the_broker() {
     let value = broker.control().request(&Request::Get { key: "shares/a".into() });
     assert_eq!(value, Response::Value { value: Some("kept".into()) });
     assert_eq!(broker.control().status().instance, instance);
+}
+
+/// Longest times of requests, in order: a guest asks for the same attributes again and again meanwhile.
+fn latencies(guest: &Guest, meanwhile: impl FnOnce() + Send) -> Vec<Duration> {
+    let done = AtomicBool::new(false);
+    let fuse = guest.fuse();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            meanwhile();
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut all = Vec::new();
+        while !done.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            fuse.getattr(1, None).unwrap();
+            all.push(begin.elapsed());
+        }
+        all.sort();
+        all
+    })
+}
+
+fn print_latencies(what: &str, all: &[Duration]) {
+    let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize];
+    let worst: Vec<_> = all.iter().rev().take(20).collect();
+    println!("{what}: {} requests, median {:?}, p99.9 {:?}, worst {worst:?}", all.len(), at(0.5), at(0.999));
+}
+
+/// Prints figures: `cargo test -p virtiofs-broker --test restart -- --ignored --show-output`.
+#[test]
+#[ignore = "prints figures and shows nothing that the other tests do not show"]
+fn figures_of_pauses_and_restoration() {
+    const ROUNDS: usize = 20;
+    let (mut broker, endpoint, guest, _) = set_up();
+    print_latencies("undisturbed", &latencies(&guest, || thread::sleep(Duration::from_secs(4))));
+    let crash = || {
+        for _ in 0..ROUNDS {
+            broker.crash();
+            thread::sleep(Duration::from_millis(50));
+            broker.restart();
+            broker.until_state("data", SessionState::Serving);
+        }
+    };
+    print_latencies("broker killed 20 times, engines alive", &latencies(&guest, crash));
+    let crash_with_engine = || {
+        for _ in 0..ROUNDS {
+            let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
+            broker.crash();
+            signal(engine, Signal::SIGKILL);
+            broker.restart();
+            until("another", || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine));
+        }
+    };
+    print_latencies("broker and engine killed together 20 times", &latencies(&guest, crash_with_engine));
+    let kill_keeper = || {
+        for _ in 0..5 {
+            broker.kill_keeper();
+            until("the broker notices", || broker.control().status().holder == HolderState::Missing);
+            broker.start_keeper();
+            until("it is back", || broker.control().status().holder == HolderState::Connected);
+        }
+    };
+    print_latencies("keeper killed 5 times", &latencies(&guest, kill_keeper));
+    let guests: Vec<Guest> = (0..49).map(|_| boot(&endpoint)).collect();
+    broker.crash();
+    broker.restart();
+    let log = broker.log();
+    println!("{}", log.lines().rfind(|line| line.contains("restored sessions=")).unwrap());
+    drop(guests);
 }
