@@ -19,11 +19,11 @@ use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::MAX_RATE;
 
 use crate::endpoint::Endpoint;
-use crate::endpoints::{Endpoints, Member};
+use crate::endpoint::endpoints::{Endpoints, Member};
+use crate::endpoint::host::Host;
 use crate::engine::finding;
 use crate::engine::source::SourceLocation;
 use crate::holder::Held;
-use crate::host::Host;
 use crate::listen::{Directory, ListenError};
 use crate::poll::monotonic_ns;
 use crate::session::shared::Shared;

@@ -2,6 +2,8 @@
 
 mod accept;
 pub(crate) mod admission;
+pub(crate) mod endpoints;
+pub(crate) mod host;
 mod lines;
 mod release;
 mod restore;
@@ -24,13 +26,11 @@ use virtiofs_contract::preflight::Preflight;
 
 use crate::channel::{Sender, channel};
 use crate::disposal::{self, Account, Foreign};
-use crate::endpoints::{Endpoints, Member};
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, moved_to};
 use crate::engine::source::{SourceLocation, Sources};
 use crate::holder::Hold;
 use crate::holder::names::Group;
-use crate::host::Host;
 use crate::interrupt::ThreadId;
 use crate::listen::{BoundSocket, Directory, ListenError};
 use crate::session::lifeline::Lifeline;
@@ -39,6 +39,8 @@ use crate::session::{Command, End, Service, Session};
 use crate::source_watch::{self, Watched};
 use crate::vhost_user::socket::VmmSocket;
 use admission::{Tally, admission};
+use endpoints::{Endpoints, Member};
+use host::Host;
 use lines::Lines;
 use release::Released;
 use state::{Counts, State, StoredEndpoint};

@@ -4,7 +4,7 @@
 //! | module | |
 //! |---|---|
 //! | `control`, `broker`, `endpoint` | requests of the agent; sockets that VMMs connect to |
-//! | `host`, `session_list` | what endpoints share; the sessions that exist |
+//! | `session_list` | the sessions that exist |
 //! | `source_watch` | detects that the path of a source leads to another directory |
 //! | `holder` | descriptors that outlive the broker, and what to do with them afterwards |
 //! | `state_file` | a value in a memfd that the next broker reads |
@@ -38,11 +38,9 @@ mod control;
 mod descriptor;
 mod disposal;
 mod endpoint;
-mod endpoints;
 mod engine;
 mod guest_memory;
 mod holder;
-mod host;
 mod interrupt;
 mod limits;
 mod listen;

@@ -11,6 +11,7 @@ use virtiofs_contract::control::SocketSpec;
 
 use crate::broker::Broker;
 use crate::control;
+use crate::endpoint::host::Host;
 use crate::endpoint::supervisor::Supervisor;
 use crate::engine::limits::cgroup::Cgroups;
 use crate::engine::process::{ProcessTable, Spawner};
@@ -19,7 +20,6 @@ use crate::engine::start::Starter;
 use crate::engine::start_queue::StartQueue;
 use crate::holder::names::{Group, Part};
 use crate::holder::{Held, Holder, HolderChoice, HolderError};
-use crate::host::Host;
 use crate::interrupt;
 use crate::limits;
 use crate::listen::BoundSocket;

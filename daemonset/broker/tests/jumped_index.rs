@@ -32,7 +32,7 @@ fn serving_engine(broker: &Broker) -> u32 {
     broker.until_state("data", SessionState::Serving).engine_pid.unwrap()
 }
 
-/// The session goes on, no engine spins, and the guest works again once it has reset its driver.
+/// The session continues, no engine spins, and the guest works again once it has reset its driver.
 fn expect_no_harm(broker: &Broker, guest: &Guest) {
     let engine = serving_engine(broker);
     let before = ticks(engine);

@@ -38,7 +38,7 @@ const HALF_OPEN: Duration = Duration::from_secs(FIRST_MESSAGE.as_secs() + 2);
 #[derive(Debug)]
 enum Message {
     Watch(String, Watched),
-    /// The session's thread has been told to end, or is ending.
+    /// The session's thread was requested to end, or is ending.
     Ending(String),
     /// The session has ended.
     Forget(String),
