@@ -111,14 +111,28 @@ fn turn(
     cgroup::set(&group, &knob.setting(version, value, device)).map_err(LimitError::Group)
 }
 
+/// Removes limits that the process does not have any more. `applied`: those that were active before it ran.
+pub(crate) fn recheck(applied: &mut Limits, pid: u32) -> Option<Finding> {
+    let error = applied.memory_bytes.and_then(|bytes| check_memory(pid, bytes).err())?;
+    applied.memory_bytes = None;
+    Some(unavailable("memory", &LimitError::Process(error)))
+}
+
 fn limit_memory(pid: u32, bytes: u64) -> io::Result<()> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let wanted = Rlimit { current: Some(bytes), maximum: Some(bytes) };
-    prlimit(pid, Resource::Data, wanted)?;
-    // Setting it again returns the active value.
-    match prlimit(pid, Resource::Data, wanted)? == wanted {
-        true => Ok(()),
-        false => Err(io::Error::other("the kernel did not take the limit")),
+    let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+    prlimit(i32::try_from(pid).ok().and_then(Pid::from_raw), Resource::Data, limit)?;
+    check_memory(pid, bytes)
+}
+
+/// Checks that the process has this limit or a lower one, which an engine sets itself if its inodes cannot need more.
+fn check_memory(pid: u32, bytes: u64) -> io::Result<()> {
+    let mut active = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is written to a variable that lives here; none is set.
+    let read = unsafe { libc::prlimit(pid.cast_signed(), libc::RLIMIT_DATA, std::ptr::null(), &raw mut active) };
+    match read {
+        0 if active.rlim_max <= bytes => Ok(()),
+        0 => Err(io::Error::other(format!("the process has a limit of {} bytes", active.rlim_max))),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -159,4 +173,26 @@ fn check_scheduler(device: Device) -> Result<(), LimitError> {
 
 fn unavailable(field: &str, error: &LimitError) -> Finding {
     finding(Reason::LimitUnavailable, format!("limits.{field} is not active: {error}"), error.remedy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_that_a_process_has_not_is_not_reported_as_active() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (pid, bytes) = (child.id(), 64 << 20);
+        limit_memory(pid, bytes).unwrap();
+        let recheck_of = |bytes| {
+            let mut active = Limits { memory_bytes: Some(bytes), ..Limits::default() };
+            (recheck(&mut active, pid), active.memory_bytes)
+        };
+        assert_eq!(recheck_of(bytes), (None, Some(bytes)));
+        assert_eq!(recheck_of(bytes + 1), (None, Some(bytes + 1)), "a lower limit is as good");
+        let (finding, active) = recheck_of(bytes - 1);
+        assert!(finding.unwrap().message.contains("limits.memory") && active.is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

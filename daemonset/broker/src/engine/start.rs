@@ -480,6 +480,7 @@ impl Begun {
     fn with_limits(&mut self, mut preflight: Preflight) -> Preflight {
         preflight.limits = std::mem::take(&mut self.limits);
         preflight.findings.append(&mut self.findings);
+        preflight.findings.extend(limits::recheck(&mut preflight.limits, self.process.pid()));
         preflight
     }
 
