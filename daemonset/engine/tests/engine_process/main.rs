@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod arbitrary;
 mod engine;
 mod file_capabilities;
 mod fixture;
