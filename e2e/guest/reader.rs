@@ -1,4 +1,4 @@
-//! A guest that reads: it walks a tree by absolute paths and reads every file, and reads once more
+//! A guest that reads: it walks a tree by absolute paths and reads every file, and reads again
 //! relative to a working directory it entered at the start and never left.
 
 use std::fs::{self, File};

@@ -95,7 +95,7 @@ impl Cluster {
     /// # Errors
     /// When it does not come back, or what is done meanwhile fails.
     pub fn without_api_server(&mut self, act: impl FnOnce() -> Result<()>) -> Result<()> {
-        let own = self.own.as_mut().context("the API server is somebody else's")?;
+        let own = self.own.as_mut().context("the API server is not started by this test")?;
         own.stop_api_server()?;
         let acted = act();
         own.start_api_server()?;
@@ -106,7 +106,7 @@ impl Cluster {
     /// The chart as helm prints it with these options.
     ///
     /// # Errors
-    /// When helm refuses them; the message is what it said.
+    /// When helm refuses them; the message has its output.
     pub fn chart(&self, options: &[&str]) -> Result<String> {
         chart(&self.tools, options)
     }
@@ -231,7 +231,7 @@ fn start_kwok(tools: &Path, admin: &Kubectl, dir: &Path, more: &[&str]) -> Resul
     let documents = [&[include_str!("cluster/kwok.yaml")], more].concat().join("---\n");
     std::fs::write(&stages, documents).context("writing what kwok is to do")?;
     let mut command = Command::new(tools.join("kwok"));
-    // No file of whoever runs this is read.
+    // Reads no file of the user who runs this.
     command.env("HOME", dir);
     command.arg("--config").arg(stages).arg("--kubeconfig").arg(admin.kubeconfig());
     command.arg(format!("--manage-nodes-with-annotation-selector={FAKE}=fake"));

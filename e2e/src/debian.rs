@@ -97,7 +97,7 @@ impl Debian {
         }
     }
 
-    /// How the host is, for whoever reads of a failure.
+    /// State of the host, printed when a test fails.
     pub fn explain(&self) -> String {
         match self.channel.borrow_mut().run(EXPLAIN, SCRIPT) {
             Ok(output) => format!("---- on the host:\n{}{}", output.stdout, output.stderr),

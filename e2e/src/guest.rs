@@ -245,7 +245,7 @@ pub(crate) trait Vmm {
     /// Waits for its end; nothing when it is still running after `limit`.
     fn wait_for(&self, limit: Duration) -> Result<Option<ExitStatus>>;
 
-    /// What it said last.
+    /// The end of its console.
     fn log_tail(&self) -> String;
 }
 

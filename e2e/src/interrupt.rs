@@ -1,4 +1,4 @@
-//! Ctrl-C: children are asked to end, whoever waits for them fails, and everything is cleaned up on the way out.
+//! Ctrl-C: children receive SIGTERM, waiting for them fails, and everything is cleaned up.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +27,7 @@ pub fn arm() -> Result<()> {
             if INTERRUPTED.swap(true, Ordering::Relaxed) {
                 process::exit(i32::from(STATUS));
             }
-            eprintln!("\ninterrupted: cleaning up (once more to leave at once)");
+            eprintln!("\ninterrupted: cleaning up (press again to leave at once)");
             interrupt_all();
         }
     });

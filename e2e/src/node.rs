@@ -254,7 +254,7 @@ fn install(parts: &Parts, directory: &Path) -> Result<PathBuf> {
     Ok(directory.join(BROKER))
 }
 
-/// A port that was free a moment ago.
+/// An unused port.
 ///
 /// # Errors
 /// When there is none.

@@ -1,4 +1,4 @@
-//! A child that does not outlive whoever started it, and whose output is kept to explain a failure.
+//! A child process that does not outlive its parent. Its output is kept to explain a failure.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -21,7 +21,7 @@ const TAIL: usize = 100;
 /// Process ids of all children that have not been waited for.
 static RUNNING: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// A running child. Dropped, it is asked to end, then killed with all it started.
+/// A running child. On drop it receives SIGTERM, then it is killed with all that it started.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -123,7 +123,7 @@ impl Drop for Process {
     }
 }
 
-/// Asks every child to end. Whoever waits for one of them gets an error, and cleans up on the way out.
+/// Sends SIGTERM to every child. Waiting for one of them returns an error, and the caller cleans up.
 pub fn interrupt_all() {
     for pid in running().iter() {
         // A child that is already gone is what was wanted.

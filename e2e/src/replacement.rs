@@ -1,4 +1,4 @@
-//! Engines that come and go under a running guest, and what the broker measured of each change.
+//! Replaces engines under a running guest, and reads the pauses that the broker measured.
 
 use std::fmt;
 use std::fs;
@@ -21,7 +21,7 @@ use crate::node::{Declaration, Node};
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Who serves a guest now.
+/// The engine that serves a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Engine {
     /// Its process id.
@@ -142,7 +142,7 @@ impl Node {
         Ok(Broker::connect(&self.runtime_dir())?.endpoint(share)?.sessions)
     }
 
-    /// Waits until what `cause` brings about has been measured once more, and returns what it took.
+    /// Runs `cause`, waits until the broker has measured one more pause of this kind, and returns the pause.
     fn one_more(
         &self,
         share: &str,

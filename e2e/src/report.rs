@@ -18,7 +18,7 @@ pub const LAYERS: [&str; 3] = ["top", "middle", "base"];
 /// Files, spread over the layers.
 pub const FILES: u64 = 10_000;
 
-/// Files that are read once more.
+/// Number of files that are read again.
 pub const AGAIN: u32 = 400;
 
 /// Small files in the layers, and a list of their paths in the guest.

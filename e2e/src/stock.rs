@@ -39,7 +39,7 @@ impl Stock {
         &self.socket
     }
 
-    /// What it said last.
+    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }

@@ -1,4 +1,4 @@
-//! Tests that share one world, which takes a while to make, and run one after the other.
+//! Tests that share one world, whose set-up takes a while. They run one after the other.
 
 use std::time::Instant;
 
@@ -6,22 +6,22 @@ use anyhow::{Result, ensure};
 
 /// What tests share.
 pub trait World: Sized {
-    /// Makes it.
+    /// Sets it up.
     ///
     /// # Errors
     /// When a part of it does not start.
     fn start() -> Result<Self>;
 
-    /// Puts right what the test before has done to it.
+    /// Restores it after the previous test.
     ///
     /// # Errors
     /// When that is not possible.
     fn ready(&mut self) -> Result<()>;
 
-    /// How everything is, for whoever reads of a failure.
+    /// State of the world, printed when a test fails.
     fn explain(&self) -> String;
 
-    /// Removes what a test has made.
+    /// Removes what a test has created.
     fn clean_up(&mut self);
 }
 

@@ -131,7 +131,7 @@ fn policy_report_counts_and_changes_nothing() -> Result<()> {
         ensure!(share["staleness"]["lastRemedy"].is_null(), "{share:#}");
         ensure!(share["sessions"][0]["engines"] == engines, "an engine was exchanged: {share:#}");
         let still = guest.work(&first, 1)?;
-        ensure!(still.error_count() > 0, "somebody has cured it: {still:?}");
+        ensure!(still.error_count() > 0, "the guest has recovered already: {still:?}");
         guest.shutdown()
     })
 }

@@ -1,5 +1,5 @@
-//! Engines come and go under real guests, and the guests do not notice: kills, hand-overs, another binary, a VM that
-//! is paused, reset or mounts again, and the cure of the report that this project began with.
+//! Engines are replaced under real guests, and the guests count no error: kills, hand-overs, another binary, a VM that is
+//! paused, reset or mounts again, and the remedy for the report that this project began with.
 
 use std::fs;
 use std::path::Path;
@@ -55,7 +55,7 @@ impl Host {
     }
 
     fn declaration<'a>(&'a self, engine: &'a str) -> Declaration<'a> {
-        // Nobody but these tests is to exchange engines.
+        // Only these tests replace engines.
         let staleness = "{policy: Report}";
         Declaration { name: SHARE, source: self.source(), access: "ReadWrite", content: "Shared", engine, staleness }
     }
@@ -122,8 +122,8 @@ fn print(what: &str, count: &Summary) {
     );
 }
 
-/// Moments that have nothing to do with what the guest does just then; also soon after the last exchange, where no
-/// spare stands by yet.
+/// Moments that do not depend on what the guest does; also soon after the last replacement, when there is no standby engine
+/// yet.
 fn a_while(number: usize) {
     sleep(Duration::from_millis((number * 167 % 400) as u64));
 }
@@ -221,7 +221,7 @@ fn file_handles_recover_a_guest_without_open_files() -> Result<()> {
         report::take_list(&mut guest, &mounts.direct)?;
         let (all, first) = (Load::listed("/run/list"), Load::listed("/run/list").at_most(AGAIN));
         print("O_PATH descriptors, all files", &guest.work(&all, 1)?);
-        print("O_PATH descriptors, the first files once more", &guest.work(&first, 1)?);
+        print("O_PATH descriptors, the first files again", &guest.work(&first, 1)?);
         report::fall_ill(&host.node, SHARE, &mut guest)?;
         let ill = guest.work(&first, 1)?;
         print("after the engine's death and other files, the first ones", &ill);

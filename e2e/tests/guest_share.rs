@@ -1,4 +1,4 @@
-//! The road, end to end: a share is declared, real guests work on it, and count no error.
+//! A share is declared, real guests work on it, and count no error.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -106,7 +106,7 @@ fn configuration(dir: &Path, socket: &Path) -> Result<String> {
     let on_overlay = statfs(dir).context("looking at a file system")?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
     let snapshotter = if on_overlay { "native" } else { "overlayfs" };
     let dir = dir.display();
-    // The score of OOM can only be lowered by whoever may raise limits, which not every root may.
+    // Lowering the OOM score needs CAP_SYS_RESOURCE, which not every root has.
     Ok(format!(
         r#"version = 2
 root = "{dir}/containerd"

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::wait::wait_for;
 use crate::process::Process;
 
-/// Whoever has this one's token may do everything. It is worth as much as a control plane on loopback in a temporary
+/// The token of this user permits everything. It protects no more than a control plane on loopback in a temporary
 /// directory.
 const ADMIN: &str = "admin";
 const KUBELET: &str = "kubelet";
@@ -36,7 +36,7 @@ pub(super) enum Nodes {
 
 /// A control plane.
 pub(super) struct ControlPlane {
-    // Dropped in this order: whoever asks before whom they ask.
+    // Dropped in this order: clients before their servers.
     scheduler: Option<Process>,
     controller_manager: Process,
     api_server: Option<Process>,
@@ -223,7 +223,7 @@ impl Place {
     }
 }
 
-/// Ports that were free a moment ago, no two the same.
+/// Unused ports, no two the same.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let listeners: Vec<TcpListener> = (0..N)
         .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))

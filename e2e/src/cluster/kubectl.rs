@@ -1,4 +1,4 @@
-//! kubectl, as somebody.
+//! kubectl with the rights of one kubeconfig.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -63,7 +63,7 @@ impl Kubectl {
     /// Runs it and returns what it prints.
     ///
     /// # Errors
-    /// When it fails; the message is what it said.
+    /// When it fails; the message has its output.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         self.run_with(arguments, "")
     }
@@ -71,7 +71,7 @@ impl Kubectl {
     /// Runs it with a text to read.
     ///
     /// # Errors
-    /// When it fails; the message is what it said.
+    /// When it fails; the message has its output.
     pub fn run_with(&self, arguments: &[&str], input: &str) -> Result<String> {
         let output = self.output(arguments, input)?;
         if !output.status.success() {
@@ -94,7 +94,7 @@ impl Kubectl {
         let mut child = Command::new(&self.program)
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
-            // Its cache of what the API has would otherwise lie in somebody's home.
+            // Its cache of the API would otherwise be in the home directory of the user.
             .arg("--cache-dir")
             .arg(self.kubeconfig.with_extension("cache"))
             .args(arguments)

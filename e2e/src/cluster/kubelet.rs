@@ -47,7 +47,7 @@ impl Kubelet {
             "cgroupRoot": seclusion::cgroup()?,
             "clusterDNS": ["10.0.0.10"],
             "containerRuntimeEndpoint": containerd.endpoint(),
-            // No image and no pod goes because the disk of whoever tests is full.
+            // A full disk of the test machine evicts no image and no pod.
             "evictionHard": {"memory.available": "50Mi"},
             "imageGCHighThresholdPercent": 100,
             "failCgroupV1": false,

@@ -11,12 +11,12 @@ use super::{Cluster, NAMESPACE};
 use crate::node::{free_port, scrape};
 use crate::process::Process;
 
-/// It gives its lease back.
+/// Time to release its lease.
 const FAREWELL: Duration = Duration::from_secs(20);
 /// Short, so that a test need not wait long for another to take over.
 const LEASE_SECONDS: &str = "4";
 
-/// An operator. Dropped, it is asked to end.
+/// An operator. On drop it receives SIGTERM.
 pub struct Operator {
     process: Process,
     metrics: std::net::SocketAddr,
@@ -112,7 +112,7 @@ impl Operator {
         Ok(())
     }
 
-    /// What it said last.
+    /// The end of its log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }

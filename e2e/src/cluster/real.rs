@@ -106,11 +106,11 @@ impl RealCluster {
         self.until_ready()
     }
 
-    /// Runs a script as somebody at a desk does who may do everything, in this repository, with `input` to read, and
+    /// Runs a script in this repository with all rights and with `input` as standard input, and
     /// returns what it prints.
     ///
     /// # Errors
-    /// When it fails; the message has what it said.
+    /// When it fails; the message has its output.
     pub fn shell(&self, script: &str, input: &str) -> Result<String> {
         let path = std::env::join_paths(
             std::iter::once(self.tools.clone())
@@ -122,7 +122,7 @@ impl RealCluster {
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
             .env("PATH", path)
             .env("KUBECONFIG", self.admin.kubeconfig())
-            // No file of whoever runs this is read.
+            // Reads no file of the user who runs this.
             .env("HOME", self.dir.path())
             .env("CONTAINERD_ADDRESS", self.containerd.socket())
             .stdin(Stdio::piped())

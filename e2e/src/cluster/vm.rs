@@ -166,7 +166,7 @@ impl Vmm for Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        // What goes wrong here shows in a pod that stays, and whoever looks for what is left finds that.
+        // If this fails, the pod stays, and the checks for leftovers find it.
         let _ = self.kubectl(&["delete", "pod", &self.name, "--ignore-not-found", "--wait=false"]);
     }
 }

@@ -29,7 +29,7 @@ pub fn until<T>(what: &str, explain: impl Fn() -> String, mut look: impl FnMut()
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            bail!("waited in vain for {what}\n{}", explain());
+            bail!("timed out waiting for {what}\n{}", explain());
         }
         sleep(GLANCE);
     }

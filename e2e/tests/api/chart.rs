@@ -19,7 +19,7 @@ const VALUES: &[&[&str]] = &[
     &["metrics.tlsSecret=virtiofs-metrics", "metrics.authorization=true"],
     &["networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring"],
     &["networkPolicy.enabled=false"],
-    &["broker.updateStrategy=OnDelete", "keeper.image.repository=example.com/keeper", "keeper.image.tag=2"],
+    &["broker.updateStrategy=OnDelete", "keeper.image.repository=example.com/keeper", "keeper.image.tag=1.2.3"],
 ];
 
 /// Values that are refused, and words of the refusal.

@@ -40,7 +40,7 @@ pub(crate) fn a_share_gets_exports_and_a_status(world: &mut World) -> Result<()>
     Ok(())
 }
 
-/// After everything has been looked at once more, nothing has been written.
+/// After another reconcile of everything, nothing has been written.
 pub(crate) fn nothing_is_written_when_nothing_changes(world: &mut World) -> Result<()> {
     world.served("quiet", &["q1", "q2"], json!({}))?;
     let operator = world.operator()?;
@@ -62,7 +62,7 @@ pub(crate) fn nothing_is_written_when_nothing_changes(world: &mut World) -> Resu
         )?;
     }
     let (looked, wrote) = (count("virtiofs_operator_reconciles_total")?, count("virtiofs_operator_writes_total")?);
-    ensure!(looked >= looks + 3, "{looked} looks after {looks}");
+    ensure!(looked >= looks + 3, "{looked} reconciles after {looks}");
     ensure!(wrote == writes, "{} writes without a reason\n{}", wrote - writes, operator.log_tail());
     Ok(())
 }
@@ -135,7 +135,7 @@ fn is_the_operators(export: &Value, share: &str) -> bool {
         && matches!(owners, [owner] if owner["kind"] == "VirtiofsShare" && owner["name"] == share)
 }
 
-/// Without the admission policy: exports that somebody else makes are deleted, for a share that exists and for none.
+/// Without the admission policy: exports that another user creates are deleted, for a share that exists and for none.
 pub(crate) fn foreign_exports_are_deleted(world: &mut World) -> Result<()> {
     world.served("genuine", &["g1"], json!({}))?;
     let genuine = world.exports("genuine")?.remove("g1").unwrap_or_default();

@@ -85,7 +85,7 @@ impl Kubelet {
         Ok(info)
     }
 
-    /// The driver's entry is gone, whoever took it away.
+    /// The driver's entry is gone.
     pub(crate) fn deregister(&self, admin: &Kubectl, node: &str) -> Result<()> {
         admin.apply(&csi_node(node, json!([])))
     }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::world::{How, World, answer, share};
 
-/// Does this fail, and for a reason that holds these words?
+/// Checks that this fails with an error that contains these words.
 pub(crate) fn refused(what: &str, result: Result<impl Sized>, words: &str) -> Result<()> {
     let Err(error) = result else { anyhow::bail!("{what} was permitted") };
     let text = format!("{error:#}");
@@ -53,7 +53,7 @@ pub(crate) fn an_agent_writes_exports_of_its_own_node_only(world: &mut World) ->
     Ok(())
 }
 
-/// Neither somebody with every permission on the API group nor a cluster admin makes, changes or deletes an export.
+/// Neither a user with every permission on the API group nor a cluster admin creates, changes or deletes an export.
 pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> {
     world.served("closed", &["c1"], json!({}))?;
     let export = world.exports("closed")?.remove("c1").unwrap_or_default();
@@ -112,7 +112,7 @@ pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> 
     Ok(())
 }
 
-/// Somebody with every permission in a namespace whose pods use a share: of shares they know the name, and nothing else.
+/// A user with every permission in a namespace whose pods use a share knows the name of the share, and nothing else of it.
 pub(crate) fn a_namespace_admin_reaches_no_share(world: &mut World) -> Result<()> {
     world.served("given", &["v1"], json!({"consumers": {"namespaces": {"matchNames": ["test-tenant"]}}}))?;
     let subject = json!({"kind": "ServiceAccount", "name": "namespace-admin", "namespace": NAMESPACE});
@@ -214,7 +214,7 @@ pub(crate) fn the_operator_has_minimal_permissions(world: &mut World) -> Result<
 
 pub(crate) fn only_share_editors_set_consumer_labels(world: &mut World) -> Result<()> {
     let admin = world.admin();
-    // Somebody who may do everything to namespaces, and nothing to shares.
+    // A user with every permission on namespaces, and none on shares.
     admin.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "ServiceAccount",
          "metadata": {"name": "tenant", "namespace": NAMESPACE}},

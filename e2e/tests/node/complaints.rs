@@ -36,7 +36,7 @@ pub(crate) fn restarts_leave_no_mounts_or_sockets(world: &mut World) -> Result<(
 
     for _ in 0..3 {
         world.cluster.restart_kubelet()?;
-        // A kubelet publishes all volumes of running pods once more.
+        // A kubelet publishes all volumes of running pods again.
         until(
             "the kubelet to publish all volumes again",
             || world.explain(),

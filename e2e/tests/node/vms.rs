@@ -109,7 +109,7 @@ pub(crate) fn a_vm_uses_a_directory_of_a_share_by_a_persistent_volume(world: &mu
 }
 
 /// A pod whose root container writes into its volume's directory, which the kubelet lets it where the pod does not say
-/// `readOnly`, and gives what it wrote to somebody else. It ends all the same.
+/// `readOnly`, and changes the owner of the files. It ends nevertheless.
 fn leave_behind(world: &World, claim: &str) -> Result<()> {
     let write = "cd /share && busybox mkdir d && echo x >d/f && busybox chown -R 107 d && busybox chmod 1700 d";
     world.admin().apply(&json!({
@@ -134,8 +134,8 @@ fn leave_behind(world: &World, claim: &str) -> Result<()> {
     world.delete_pod(VMS, "litter")
 }
 
-/// An upgrade to another image replaces all but the keeper, and the deletion of its pod the broker once more. The guest counts
-/// no error, and its session is the same.
+/// An upgrade to another image replaces all but the keeper, and the deletion of its pod replaces the broker again. The guest
+/// counts no error, and its session is the same.
 pub(crate) fn the_daemons_are_replaced_under_a_vm(world: &mut World) -> Result<()> {
     world.serve("kept", json!({"access": "ReadWrite"}))?;
     let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "kept"))?;
@@ -199,7 +199,7 @@ pub(crate) fn a_pod_of_another_namespace_sees_the_reason(world: &mut World) -> R
             Ok(events.contains(&format!("{OTHERS}/intruder")).then_some(()))
         },
     )?;
-    ensure!(sessions()?.is_empty(), "somebody is connected");
+    ensure!(sessions()?.is_empty(), "a VM is connected");
     world.delete_pod(OTHERS, "intruder")?;
     Ok(())
 }

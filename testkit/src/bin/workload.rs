@@ -1,4 +1,4 @@
-//! A random workload on sockets that somebody else serves: by hand, or beside a harness that kills.
+//! A random workload on sockets that are served already: by hand, or beside a harness that kills.
 //! Ends with 1 if anything went wrong.
 
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ pub(crate) struct Figure {
     pub(crate) name: String,
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
-    /// The same of whom it is compared with, if there is somebody.
+    /// The same of the peer that it is compared with, if there is one.
     pub(crate) peer: Option<f64>,
     /// `value` to `peer`.
     pub(crate) ratio: Option<f64>,
