@@ -2,7 +2,7 @@
 //!
 //! Several filters are installed, and the kernel applies the strictest result. The last one kills the process on any call
 //! that is not listed, and on listed calls whose arguments would reach beyond the engine: it may signal only itself, start
-//! only threads, and map no executable memory. The others answer with an error what the C library or the virtiofsd library
+//! only threads, and map no executable memory and none that its limit does not count. The others answer with an error what the C library or the virtiofsd library
 //! tries first and can do without. Arguments in memory cannot be read by a filter: `clone3` is therefore answered with
 //! `ENOSYS`, so that glibc uses `clone`, and so is `openat2` for a read-only share, so that the library uses `openat`.
 //!
@@ -189,6 +189,10 @@ fn by_argument(process: u32) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Secco
     // A shared eventfd stays non-blocking, and no signal is sent when it is ready.
     let non_blocking = (2, Masked((O_NONBLOCK | O_ASYNC) as u64), O_NONBLOCK as u64);
     let not_executable = (2, Masked(PROT_EXEC as u64), 0);
+    // RLIMIT_DATA counts private memory only.
+    let (mapped, kind) = (MAP_ANONYMOUS as u64, (MAP_ANONYMOUS | MAP_TYPE) as u64);
+    let of_a_file = (3, Masked(mapped), 0);
+    let private = (3, Masked(kind), (MAP_ANONYMOUS | MAP_PRIVATE) as u64);
     Ok(BTreeMap::from([
         (SYS_clone, vec![rule(&[(0, MaskedLong(!THREAD_OPTIONS), THREAD)])?]),
         (SYS_tgkill, vec![rule(&[(0, Equal, process.into())])?]),
@@ -211,7 +215,7 @@ fn by_argument(process: u32) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, Secco
                 rule(&[option(PR_CAP_AMBIENT), (1, Equal, PR_CAP_AMBIENT_IS_SET as u64)])?,
             ],
         ),
-        (SYS_mmap, vec![rule(&[not_executable])?]),
+        (SYS_mmap, vec![rule(&[not_executable, of_a_file])?, rule(&[not_executable, private])?]),
         (SYS_mprotect, vec![rule(&[not_executable])?]),
     ]))
 }

@@ -122,6 +122,10 @@ const COMMANDS: &[Probe] = &[
         let flags = i64::from(MAP_PRIVATE | MAP_ANONYMOUS);
         call(SYS_mmap, &[0, 4096, (PROT_READ | PROT_WRITE | PROT_EXEC).into(), flags, -1, 0])
     }),
+    ("shared memory, which RLIMIT_DATA does not count", || {
+        let flags = i64::from(MAP_SHARED | MAP_ANONYMOUS);
+        call(SYS_mmap, &[0, 4096, (PROT_READ | PROT_WRITE).into(), flags, -1, 0])
+    }),
     ("memory that becomes executable", || {
         let flags = i64::from(MAP_PRIVATE | MAP_ANONYMOUS);
         let memory = call(SYS_mmap, &[0, 4096, (PROT_READ | PROT_WRITE).into(), flags, -1, 0])?;
