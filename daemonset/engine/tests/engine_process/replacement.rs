@@ -122,9 +122,16 @@ fn a_reused_inode_number_is_another_node() {
         fixture.write(&old, "old");
         let dead = fixture.guest.fuse().lookup(ROOT, &old).unwrap();
         fs::remove_file(fixture.path().join(&old)).unwrap();
+        // ext4 reuses the number at once, for whatever is made next: the files of the next engine in this test, unless the
+        // engine before still had the file open.
+        let is_open = round % 2 == 0;
+        if !is_open {
+            fixture.write(&new, "new");
+        }
         fixture.kill();
-        // ext4 reuses the number at once.
-        fixture.write(&new, "new");
+        if is_open {
+            fixture.write(&new, "new");
+        }
         let alive = fixture.guest.fuse().lookup(ROOT, &new).unwrap();
         reused += u32::from(alive.attr.ino == dead.attr.ino);
         assert_ne!(alive.nodeid, dead.nodeid);
