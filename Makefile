@@ -111,9 +111,11 @@ scale: setup-build tools-kubernetes ## figures of the operator with 1000 nodes a
 	@cargo build $(LOCKED) -q -p e2e --bin scale
 	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) VIRTIOFS_OPERATOR=target/release/virtiofs-operator target/debug/scale $(SCALE)
 
-kills: setup-build ## each operation, its engine dying before each single store to the ledger (3 minutes)
+kills: setup-build ## each operation, its engine dying before each single store to the ledger; brokers dying between any two effects
 	$(call STEP,deaths between any two stores)
 	@$(SETUP)/some-test.sh cargo test $(LOCKED) -p virtiofs-engine --features die-at-store --test engine_process kill_at_store
+	$(call STEP,deaths of the broker between any two effects)
+	@$(SETUP)/some-test.sh cargo test $(LOCKED) -p virtiofs-broker --features die-at-step --test steps guest_survives
 
 rules: tools-kubernetes ## alerts are valid, as files and out of the chart, and each fires when it should and not when it should not
 	$(call STEP,alerts)

@@ -24,7 +24,7 @@ use thiserror::Error;
 use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, OldestRequest, PendingHandOver};
 use virtiofs_contract::preflight::Preflight;
 
-use crate::channel::{Sender, channel};
+use crate::channel::{Receiver, Sender, channel};
 use crate::disposal::{self, Account, Foreign};
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, moved_to};
@@ -262,12 +262,17 @@ impl Endpoint {
     /// Starts to accept connections. They end with the returned sender's message.
     fn accept(self: &Arc<Self>, socket: &BoundSocket) -> io::Result<Sender<()>> {
         let (stop, stopped) = channel()?;
+        self.accept_until_stopped(socket, stopped)?;
+        Ok(stop)
+    }
+
+    fn accept_until_stopped(self: &Arc<Self>, socket: &BoundSocket, stopped: Receiver<()>) -> io::Result<()> {
         let listener = socket.listener().try_clone()?;
         listener.set_nonblocking(true)?;
         let endpoint = self.clone();
         let accept = move || endpoint.accept_until(&listener, &stopped);
         thread::Builder::new().name("accept".into()).spawn(accept)?;
-        Ok(stop)
+        Ok(())
     }
 
     /// Stops listening. Sessions continue, unless `force` ends them.

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::disposal::{Foreign, SharedFd};
+use crate::fault;
 use crate::poll::{Interest, wait_readable};
 use names::{Group, Part, name};
 use transport::{Fetched, Link, connect_keeper, connect_systemd};
@@ -179,6 +180,7 @@ impl Inner {
 
     fn deposit(&self, name: String, deposit: Deposit) {
         let mut state = self.state();
+        fault::step();
         let sent = state.link.as_ref().map(|link| link.store(&name, deposit.fd.as_fd(), deposit.poll));
         state.deposits.insert(name, deposit);
         self.check(&mut state, sent);
@@ -186,6 +188,7 @@ impl Inner {
 
     fn remove(&self, name: &str) {
         let mut state = self.state();
+        fault::step();
         state.deposits.remove(name);
         let sent = state.link.as_ref().map(|link| link.remove(name));
         self.check(&mut state, sent);

@@ -17,6 +17,7 @@
 //! | `descriptor`, `guest_memory` | descriptors that a VMM sends, and used indexes read from its memory |
 //! | `disposal`, `interrupt` | closes descriptors that others made, on threads that nothing waits for |
 //! | `channel`, `poll`, `rate` | waiting |
+//! | `fault` | places at which tests end the broker |
 //!
 //! Imports point down: `session` uses `engine`, `engine` uses `record` and `vhost_user`, never the other way.
 
@@ -39,6 +40,7 @@ mod descriptor;
 mod disposal;
 mod endpoint;
 mod engine;
+mod fault;
 mod guest_memory;
 mod holder;
 mod interrupt;

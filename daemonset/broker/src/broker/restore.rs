@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Broker;
+use crate::channel::Receiver;
 use crate::endpoint::Endpoint;
 use crate::engine::persistent::missing;
 use crate::holder::names::{Group, Part};
 use crate::holder::{Held, Parts};
-use crate::listen::BoundSocket;
 use crate::session::restore::{RestoreError, Restoring};
 use crate::session_list::{Sessions, lost};
 
@@ -48,8 +48,8 @@ impl Broker {
                 Outcome::Lost => {}
             }
         }
-        for (endpoint, socket) in sockets {
-            if let Err(error) = endpoint.accept_again(socket) {
+        for (endpoint, stopped) in sockets {
+            if let Err(error) = endpoint.accept_again(stopped) {
                 tracing::error!(endpoint = endpoint.spec().name, %error, "socket not restored");
             }
         }
@@ -79,12 +79,12 @@ impl Broker {
         self.host.starter.number_engines_from(engines);
     }
 
-    fn restore_endpoint(&self, serial: u64, parts: Parts) -> Option<(Arc<Endpoint>, BoundSocket)> {
+    fn restore_endpoint(&self, serial: u64, parts: Parts) -> Option<(Arc<Endpoint>, Receiver<()>)> {
         match Endpoint::restored(serial, parts, self.host.clone(), &self.endpoints) {
-            Ok((endpoint, socket)) => {
-                // Not through `live`, which would remove it while it does not listen.
+            Ok((endpoint, stopped)) => {
+                // Not through `live`, which would remove it while its sessions are not restored.
                 self.endpoints.insert(endpoint.spec().name, endpoint.clone());
-                Some((endpoint, socket?))
+                Some((endpoint, stopped?))
             }
             Err(error) => {
                 tracing::error!(%error, serial, "endpoint not restored; the agent creates it again");

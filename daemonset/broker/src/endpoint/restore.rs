@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use super::release::Released;
 use super::state::{State, StoredEndpoint, copy_of};
 use super::{Endpoint, Inner, Listening};
-use crate::channel::channel;
+use crate::channel::{Receiver, channel};
 use crate::disposal::Account;
 use crate::endpoint::endpoints::Endpoints;
 use crate::endpoint::host::Host;
@@ -24,30 +24,34 @@ impl Endpoint {
         mut parts: Parts,
         host: Arc<Host>,
         others: &Arc<Endpoints<Endpoint>>,
-    ) -> Result<(Arc<Self>, Option<BoundSocket>), StateFileError> {
+    ) -> Result<(Arc<Self>, Option<Receiver<()>>), StateFileError> {
         let hold = host.holder.group(Group::Endpoint(serial));
         let (state, stored) = State::restored(&mut parts, hold.clone())?;
-        let socket = match restored_socket(&stored, &parts) {
-            Ok(socket) => socket,
-            Err(error) => {
-                tracing::warn!(endpoint = stored.spec.name, %error, "socket not restored; the agent creates it again");
-                None
-            }
-        };
+        let socket = restored_socket(&stored, &parts).unwrap_or_else(|error| {
+            tracing::warn!(endpoint = stored.spec.name, %error, "socket not restored; the agent creates it again");
+            None
+        });
         let StoredEndpoint { spec, preflight, released_until, counts, .. } = stored;
         let released = released_until.and_then(Released::until);
-        let inner = Inner::new(spec, preflight, released, counts, state);
+        let mut inner = Inner::new(spec, preflight, released, counts, state);
+        let mut stopped = None;
+        if let Some(socket) = socket {
+            // It listens from now on: an endpoint that does not, and has no session, is removed.
+            let (stop, receiver) = channel()?;
+            inner.listening = Some(Listening { socket, stop });
+            stopped = Some(receiver);
+        }
         if let Some(released) = released {
             host.starter.bar_preflights(&inner.location(), released.until);
         }
-        Ok((Self::begin(inner, hold, host, others), socket))
+        Ok((Self::begin(inner, hold, host, others), stopped))
     }
 
-    /// Accepts connections at the socket of an earlier broker.
-    pub(crate) fn accept_again(self: &Arc<Self>, socket: BoundSocket) -> io::Result<()> {
-        let stop = self.accept(&socket)?;
-        self.inner().listening = Some(Listening { socket, stop });
-        Ok(())
+    /// Accepts connections at the socket of an earlier broker, until it is stopped.
+    pub(crate) fn accept_again(self: &Arc<Self>, stopped: Receiver<()>) -> io::Result<()> {
+        let inner = self.inner();
+        let Some(listening) = &inner.listening else { return Ok(()) };
+        self.accept_until_stopped(&listening.socket, stopped)
     }
 
     /// Continues a session of an earlier broker.

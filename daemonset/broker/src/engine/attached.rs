@@ -10,6 +10,7 @@ use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 
 use super::start::Engine;
 use crate::descriptor::Descriptor;
+use crate::fault;
 use crate::guest_memory::{position, used_index};
 use crate::poll::{Interest, wait_readable};
 use crate::record::SessionRecord;
@@ -123,7 +124,9 @@ impl Attached {
             journal.begin_change()?;
         }
         for step in &steps {
+            fault::step();
             self.send_step(step, record, journal)?;
+            fault::step();
             self.sent.record(step);
         }
         if steps.iter().any(may_lose_a_kick) {
@@ -151,6 +154,7 @@ impl Attached {
         journal.begin_change()?;
         self.quiesce(longest)?;
         for ring in self.sent.running().collect::<Vec<_>>() {
+            fault::step();
             self.engine.front_end.request(&Request::<OwnedFd>::GetVringBase { ring: ring as u32 })?;
             self.sent.record(&Step::Stop(ring));
         }

@@ -6,6 +6,7 @@ use std::io;
 use thiserror::Error;
 
 use crate::descriptor::Descriptor;
+use crate::fault;
 use crate::holder::Hold;
 use crate::holder::names::Part;
 use crate::record::SessionRecord;
@@ -90,7 +91,9 @@ impl Journal {
         let mut stored = self.stored.clone();
         change(&mut stored);
         if stored != self.stored {
+            fault::step();
             self.file.write(&stored)?;
+            fault::step();
             self.stored = stored;
         }
         Ok(())

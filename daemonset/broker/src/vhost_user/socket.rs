@@ -21,6 +21,7 @@ use crate::disposal::{Account, Foreign};
 
 use super::codec::{HEADER_LEN, Header, MAX_FDS, Malformed, Reply, Request};
 use super::pipe::Pipe;
+use crate::fault;
 
 /// Time within which a whole message must arrive after its first byte. VMMs send messages whole, so this bounds one that
 /// stops in the middle or trickles.
@@ -176,6 +177,7 @@ impl VmmSocket {
     /// session ends if the broker is killed between the two.
     pub(crate) fn consume(&self, peeked_length: usize) -> Result<(), ConnectionError> {
         loop {
+            fault::step();
             let left = peeked_length.saturating_sub(self.message.len()?);
             if left == 0 {
                 return Ok(());
@@ -202,12 +204,14 @@ impl VmmSocket {
 
     /// Forgets the consumed message: it is handled.
     pub(crate) fn finish(&self) -> Result<(), ConnectionError> {
+        fault::step();
         Ok(self.message.clear()?)
     }
 
     /// Puts a reply into the reply pipe.
     pub(crate) fn prepare_reply(&self, reply: &Reply) -> Result<(), ConnectionError> {
         self.reply.clear()?;
+        fault::step();
         Ok(self.reply.write(&reply.encode())?)
     }
 
@@ -221,7 +225,9 @@ impl VmmSocket {
         if !writable[0].revents().intersects(PollFlags::OUT | PollFlags::HUP | PollFlags::ERR) {
             return Err(ConnectionError::NotReading);
         }
+        fault::step();
         self.reply.send_to(&*self.stream)?;
+        fault::step();
         if self.reply.len()? == 0 { Ok(()) } else { Err(ConnectionError::NotReading) }
     }
 

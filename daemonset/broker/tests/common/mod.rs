@@ -109,11 +109,27 @@ impl Broker {
 
     /// Starts the broker again in the same directory, and waits until it listens.
     pub(crate) fn restart(&mut self) {
-        let log = fs::OpenOptions::new().append(true).open(self.folder.path().join("log")).unwrap();
-        let keeper = self.keeper.is_some().then(|| self.keeper_dir());
-        self.process = spawn(Command::new(BROKER), self.folder.path(), &self.engine, keeper, log.into());
+        self.restart_as(Command::new(BROKER));
         let greeted = || UnixStream::connect(self.control_path()).is_ok();
         until("the broker listens again", greeted);
+    }
+
+    /// Starts the broker again, to end at the `step`th place between two effects (feature `die-at-step`).
+    pub(crate) fn restart_until_step(&mut self, step: u64) {
+        let mut command = Command::new(BROKER);
+        command.env("VIRTIOFS_DIE_AT_STEP", step.to_string());
+        self.restart_as(command);
+    }
+
+    /// True if the broker has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+
+    fn restart_as(&mut self, command: Command) {
+        let log = fs::OpenOptions::new().append(true).open(self.folder.path().join("log")).unwrap();
+        let keeper = self.keeper.is_some().then(|| self.keeper_dir());
+        self.process = spawn(command, self.folder.path(), &self.engine, keeper, log.into());
     }
 
     pub(crate) fn start() -> Self {
