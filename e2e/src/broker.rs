@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::FramedStream;
-use virtiofs_contract::control::{EndpointStatus, Request, Response};
+use virtiofs_contract::control::{EndpointStatus, Request, Response, Status, StatusPosition};
 
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -30,8 +30,18 @@ impl Broker {
 
     /// Everywhere that VMs connect, as it is now.
     pub(crate) fn endpoints(&mut self) -> Result<Vec<EndpointStatus>> {
-        let Response::Status(status) = self.ask(&Request::Status)? else { bail!("the broker did not say how it is") };
+        let mut status = self.status_page(None)?;
+        while let Some(after) = status.next.take() {
+            status.append(self.status_page(Some(after))?);
+        }
         Ok(status.endpoints)
+    }
+
+    fn status_page(&mut self, after: Option<StatusPosition>) -> Result<Status> {
+        match self.ask(&Request::Status { after })? {
+            Response::Status(status) => Ok(*status),
+            other => bail!("the broker answered a request for its status with {other:?}"),
+        }
     }
 
     /// One share as it is now.

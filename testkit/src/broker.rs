@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use virtiofs_config::EngineConfig;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
-use virtiofs_contract::control::{Endpoint, EndpointKind, EndpointStatus, Request, Response, SocketSpec};
+use virtiofs_contract::control::{
+    Endpoint, EndpointKind, EndpointStatus, Request, Response, SocketSpec, Status, StatusPosition,
+};
 use virtiofs_contract::preflight::Finding;
 
 use crate::server::{Ready, Server, ServerCommand, ServerError};
@@ -125,11 +127,17 @@ impl Control {
 
     /// An endpoint as it is now.
     pub fn status_of(&mut self, name: &str) -> Result<EndpointStatus, BrokerError> {
-        match self.ask(&Request::Status)? {
-            Response::Status(status) => {
-                let found = status.endpoints.into_iter().find(|endpoint| endpoint.endpoint.name == name);
-                found.ok_or_else(|| BrokerError::NoEndpoint(name.into()))
-            }
+        let mut status = self.status_page(None)?;
+        while let Some(after) = status.next.take() {
+            status.append(self.status_page(Some(after))?);
+        }
+        let found = status.endpoints.into_iter().find(|endpoint| endpoint.endpoint.name == name);
+        found.ok_or_else(|| BrokerError::NoEndpoint(name.into()))
+    }
+
+    fn status_page(&mut self, after: Option<StatusPosition>) -> Result<Status, BrokerError> {
+        match self.ask(&Request::Status { after })? {
+            Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }
     }

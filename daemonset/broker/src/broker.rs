@@ -13,7 +13,7 @@ use thiserror::Error;
 use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{
     Endpoint as Spec, HolderState, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status,
-    TraceReply,
+    StatusPosition, TraceReply,
 };
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::MAX_RATE;
@@ -28,6 +28,7 @@ use crate::listen::{Directory, ListenError};
 use crate::poll::monotonic_ns;
 use crate::session::shared::Shared;
 use crate::session_list::Sessions;
+use crate::status_page;
 use crate::store::Store;
 
 /// Time within which sessions must end on request.
@@ -265,14 +266,15 @@ impl Broker {
         }
     }
 
-    pub(crate) fn status(&self) -> Status {
-        let endpoints = self.all().iter().map(|endpoint| endpoint.status()).collect();
+    pub(crate) fn status(&self, after: Option<&StatusPosition>) -> Status {
+        let mut endpoints = Vec::new();
+        let next = status_page::fill(self.all().iter().map(|endpoint| endpoint.status()), after, &mut endpoints);
         let holder = match (self.host.holder.is_present(), self.host.holder.is_missing()) {
             (false, _) => HolderState::None,
             (true, false) => HolderState::Connected,
             (true, true) => HolderState::Missing,
         };
-        Status { pid: std::process::id(), instance: self.host.instance(), holder, endpoints }
+        Status { pid: std::process::id(), instance: self.host.instance(), holder, endpoints, next }
     }
 
     fn lost(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {

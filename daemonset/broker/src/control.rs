@@ -96,7 +96,7 @@ fn answer(broker: &Broker, request: Request, fds: Vec<OwnedFd>) -> Response {
         Request::ListKeys { prefix } => Response::Keys { keys: broker.store.keys(&prefix) },
         Request::Preflight { source, sub_path, engine } => broker.preflight(source, sub_path, &engine),
         Request::Drain => broker.drain(),
-        Request::Status => Response::Status(Box::new(broker.status())),
+        Request::Status { after } => Response::Status(Box::new(broker.status(after.as_ref()))),
         Request::Hello { .. } => not_greeted(),
     }
 }

@@ -12,6 +12,7 @@
 //! | `engine` | engine processes, the directory they serve, the state that outlives them |
 //! | `record` | the vhost-user state of a VMM, and the messages an engine still needs; pure, except for its memfd |
 //! | `vhost_user` | the protocol |
+//! | `status_page` | the status in pages of a bounded size |
 //! | `store` | the key-value store of the agent |
 //! | `listen`, `runtime_dir` | sockets and directories of the host |
 //! | `descriptor`, `guest_memory` | descriptors that a VMM sends, and used indexes read from its memory |
@@ -55,6 +56,7 @@ mod session;
 mod session_list;
 mod source_watch;
 mod state_file;
+mod status_page;
 mod store;
 mod vhost_user;
 

@@ -10,6 +10,8 @@
 //! All of it is generic over `F`, the type of a file descriptor: an open file in a session, a number in the stored record
 //! and in tests.
 
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod journal;
 pub(crate) mod plan;
 pub(crate) mod store;

@@ -222,7 +222,7 @@ fn invalid_requests_are_refused() {
 fn other_version_is_rejected() {
     let broker = Broker::start();
     let connect = || FramedStream::new(std::os::unix::net::UnixStream::connect(broker.control_path()).unwrap());
-    for first in [Request::Hello { version: 999 }, Request::Status] {
+    for first in [Request::Hello { version: 999 }, Request::Status { after: None }] {
         let mut control = connect();
         control.send(&first).unwrap();
         assert!(matches!(control.receive::<Response>().unwrap(), Response::InvalidRequest { .. }));

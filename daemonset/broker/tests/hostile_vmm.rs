@@ -43,14 +43,25 @@ fn connect(broker: &Broker, name: &str) -> Connection {
 /// Sends a message with a lingering socket while the broker stands still, so that the broker has the last copy of the socket.
 /// Returns the peer of the socket.
 fn send_last_copy(broker: &Broker, connection: &mut Connection, request: Request, body: &[u8]) -> TcpStream {
-    let (socket, peer) = lingering();
+    send_last_copies(broker, connection, request, body, 1).remove(0)
+}
+
+fn send_last_copies(
+    broker: &Broker,
+    connection: &mut Connection,
+    request: Request,
+    body: &[u8],
+    count: usize,
+) -> Vec<TcpStream> {
+    let (sockets, peers): (Vec<OwnedFd>, Vec<TcpStream>) = (0..count).map(|_| lingering()).unzip();
     let process = Pid::from_raw(broker.pid() as i32);
     kill(process, Signal::SIGSTOP).unwrap();
     until("the broker stands still", || threads_stand_still(broker.pid()));
-    connection.send(request, VERSION, body, &[socket.as_raw_fd()]).unwrap();
-    drop(socket);
+    let fds: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    connection.send(request, VERSION, body, &fds).unwrap();
+    drop(sockets);
     kill(process, Signal::SIGCONT).unwrap();
-    peer
+    peers
 }
 
 /// A connection that has begun a session, with guest memory.
@@ -126,10 +137,7 @@ fn rejected_descriptors_are_closed_by_nobody_who_is_waited_for() {
     let mut peers = Vec::new();
     for (request, body) in [(Request::SET_VRING_KICK, vec![0; 8]), (Request::SET_VRING_CALL, vec![0; 8])] {
         let mut connection = connect(&broker, "data");
-        let sockets: Vec<_> = (0..8).map(|_| lingering()).collect();
-        let fds: Vec<_> = sockets.iter().map(|(socket, _)| socket.as_raw_fd()).collect();
-        connection.send(request, VERSION, &body, &fds).unwrap();
-        peers.extend(sockets.into_iter().map(|(_, peer)| peer));
+        peers.extend(send_last_copies(&broker, &mut connection, request, &body, 8));
     }
     until("both are rejected", || broker.status_of("data").rejected_connections == 2);
     assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
@@ -330,4 +338,41 @@ fn pod_with_many_silent_volumes_leaves_room_for_others() {
     assert!(message.contains("pod vms/evil"), "{message}");
     assert_eq!(read_hello(&boot(&other)), "from the host\n");
     assert_eq!(read_hello(&boot(&first)), "from the host\n");
+}
+
+#[test]
+fn long_names_of_guests_leave_the_status_readable() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let directory = "\u{1}".repeat(250);
+    let name = |number: usize| format!("{}{number:05}", "\u{2}".repeat(240));
+    fs::create_dir(endpoint.source.join(&directory)).unwrap();
+    for number in 0..32 {
+        fs::write(endpoint.source.join(&directory).join(name(number)), "").unwrap();
+    }
+    let guests: Vec<_> = (0..30).map(|_| boot(&endpoint)).collect();
+    let parents: Vec<u64> = guests
+        .iter()
+        .map(|guest| {
+            let parent = guest.fuse().lookup(1, &directory).unwrap().nodeid;
+            (0..32).for_each(|number| assert!(guest.fuse().lookup(parent, name(number)).is_ok()));
+            parent
+        })
+        .collect();
+    for number in 0..32 {
+        fs::remove_file(endpoint.source.join(&directory).join(name(number))).unwrap();
+    }
+    for (guest, parent) in guests.iter().zip(parents) {
+        (0..32).for_each(|number| assert!(guest.fuse().lookup(parent, name(number)).is_err()));
+    }
+    let events = |it: &virtiofs_contract::control::SessionStatus| it.stale_events.len();
+    until("every session has many stale events", || {
+        let sessions = broker.status_of("data").sessions;
+        sessions.len() == guests.len() && sessions.iter().all(|session| events(session) >= 32)
+    });
+    let first = broker.control().request(&Control::Status { after: None });
+    let Response::Status(first) = first else { panic!("{first:?}") };
+    assert!(first.next.is_some(), "one page has them all");
+    assert!(serde_json::to_vec(&first).unwrap().len() < 2 << 20);
+    assert_eq!(read_hello(&guests[0]), "from the host\n");
 }

@@ -10,7 +10,7 @@ use thiserror::Error;
 use virtiofs_config::EngineConfig;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
-use virtiofs_contract::control::{Endpoint, PendingHandOver, Request, Response, Status, TraceReply};
+use virtiofs_contract::control::{Endpoint, PendingHandOver, Request, Response, Status, StatusPosition, TraceReply};
 use virtiofs_contract::preflight::{Finding, Preflight};
 
 /// Longest time to wait for a response that needs no engine.
@@ -99,9 +99,21 @@ impl Client {
         self.pid
     }
 
-    /// The broker's status.
+    /// The broker's status, all pages of it.
     pub fn status(&mut self) -> Result<Status, ClientError> {
-        match self.call(&Request::Status, ANSWER_WITHIN)? {
+        let mut status = self.status_page(None)?;
+        while let Some(after) = status.next.take() {
+            let page = self.status_page(Some(after.clone()))?;
+            if page.next.as_ref() == Some(&after) {
+                return Err(ClientError::Unexpected);
+            }
+            status.append(page);
+        }
+        Ok(status)
+    }
+
+    fn status_page(&mut self, after: Option<StatusPosition>) -> Result<Status, ClientError> {
+        match self.call(&Request::Status { after }, ANSWER_WITHIN)? {
             Response::Status(status) => Ok(*status),
             other => Err(unexpected(other)),
         }

@@ -76,7 +76,7 @@ pub fn counting(name: &str, totals: Totals) -> EndpointStatus {
 
 /// The status of a broker with this process id.
 pub fn status(pid: u32, endpoints: Vec<EndpointStatus>) -> Status {
-    Status { pid, instance: pid.into(), holder: HolderState::None, endpoints }
+    Status { pid, instance: pid.into(), holder: HolderState::None, endpoints, next: None }
 }
 
 /// A session that serves, without findings.

@@ -207,8 +207,12 @@ pub enum Request {
     /// End all sessions for good and serve nothing more, before the broker is stopped or uninstalled. Without it, sessions
     /// outlive a broker that has a holder. Reply: [`Response::Drained`].
     Drain,
-    /// Report the broker's status. Reply: [`Response::Status`].
-    Status,
+    /// Report the broker's status, in pages. Reply: [`Response::Status`].
+    Status {
+        /// Where the page begins: [`Status::next`] of the page before; none: the first page.
+        #[serde(default)]
+        after: Option<StatusPosition>,
+    },
 }
 
 /// Broker to agent.
@@ -335,8 +339,34 @@ pub struct Status {
     pub instance: u64,
     /// Whether sessions outlive the broker.
     pub holder: HolderState,
-    /// Endpoints that listen, and removed ones with sessions left.
+    /// Endpoints that listen, and removed ones with sessions left, in the order of their names.
     pub endpoints: Vec<EndpointStatus>,
+    /// Where the next page begins; none: this is the last one.
+    #[serde(default)]
+    pub next: Option<StatusPosition>,
+}
+
+impl Status {
+    /// Adds the page that follows. An endpoint whose sessions are on several pages has all of them then.
+    pub fn append(&mut self, page: Status) {
+        self.next = page.next;
+        for endpoint in page.endpoints {
+            match self.endpoints.last_mut().filter(|last| last.endpoint.name == endpoint.endpoint.name) {
+                Some(last) => last.sessions.extend(endpoint.sessions),
+                None => self.endpoints.push(endpoint),
+            }
+        }
+    }
+}
+
+/// A position in the status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StatusPosition {
+    /// Name of the last endpoint of a page.
+    pub endpoint: String,
+    /// The last session, if sessions of that endpoint follow.
+    pub session: Option<String>,
 }
 
 /// Who holds the descriptors of sessions while no broker runs.

@@ -381,10 +381,15 @@ impl Control {
     }
 
     pub(crate) fn status(&mut self) -> Status {
-        match self.request(&Request::Status) {
+        let mut page = |after| match self.request(&Request::Status { after }) {
             Response::Status(status) => *status,
             other => panic!("{other:?}"),
+        };
+        let mut status = page(None);
+        while let Some(after) = status.next.take() {
+            status.append(page(Some(after)));
         }
+        status
     }
 }
 
