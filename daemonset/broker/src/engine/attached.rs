@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::ChannelError;
 use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 
@@ -102,6 +103,7 @@ impl Attached {
         let engine = &self.engine;
         StoredEngine {
             serial: engine.held.serial,
+            version: VERSION,
             config: engine.config.clone(),
             generation: engine.generation,
             preflight: engine.preflight.clone(),

@@ -71,6 +71,8 @@ pub(crate) enum RingOwner {
 pub(crate) struct StoredEngine {
     /// Its serial number in this host's brokers.
     pub(crate) serial: u64,
+    /// Version of the messages that it speaks.
+    pub(crate) version: u32,
     pub(crate) config: EngineConfig,
     pub(crate) generation: u64,
     pub(crate) preflight: Preflight,

@@ -31,6 +31,7 @@ use crate::record::transition::{Violation, check};
 use crate::state_file::{StateFile, StateFileError};
 use crate::vhost_user::pipe::Pipe;
 use crate::vhost_user::socket::VmmSocket;
+use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
 
 /// Why a session cannot be restored. It is lost.
@@ -151,17 +152,25 @@ fn restore_engines(
     known: &BTreeMap<u32, Descriptor>,
     processes: &Arc<ProcessTable>,
 ) -> Result<RestoredEngines, RestoreError> {
-    let (owner, groups) = match &stored.rings {
+    let (owner, known_engine) = match &stored.rings {
         RingOwner::Nobody => (Rings::Nobody, None),
         RingOwner::Engine(engine) => (Rings::Engine(engine.serial), Some(&**engine)),
         RingOwner::Unknown => (Rings::Unknown, None),
     };
-    let mut remnants = find_engines(parts, service, groups, processes);
+    let mut remnants = find_engines(parts, service, known_engine, processes);
     for pidfd in remnants.values().filter_map(|remnant| remnant.process.as_ref()?.pidfd()) {
         persistent.kill_switch.add(pidfd)?;
     }
-    let found: Vec<Found> =
-        remnants.iter().map(|(serial, remnant)| Found { serial: *serial, condition: remnant.condition() }).collect();
+    let found = |(serial, remnant): (&u64, &Remnant)| {
+        // What an engine of another release would answer is not known. It is replaced.
+        let speaks = known_engine.is_none_or(|engine| engine.serial != *serial || engine.version == VERSION);
+        let condition = match remnant.condition() {
+            Condition::Running if !speaks => Condition::Unusable,
+            condition => condition,
+        };
+        Found { serial: *serial, condition }
+    };
+    let found: Vec<Found> = remnants.iter().map(found).collect();
     let Verdict { reattach, wait, end, lost } = decide(owner, &found)?;
     tracing::info!(session = stored.session, ?found, ?reattach, ?wait, ?end, lost, "engines of the earlier broker");
     let held = |serial| HeldEngine::new(service.hold.clone(), serial);
