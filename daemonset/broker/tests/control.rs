@@ -251,3 +251,49 @@ fn only_the_brokers_user_reaches_the_control_socket() {
     assert_eq!(mode(&broker.runtime_dir().join("engines")), 0o700);
     assert_eq!(fs::read_dir(broker.runtime_dir().join("engines")).unwrap().count(), 0);
 }
+
+/// Frames of valid requests with bytes changed, cut off or repeated.
+fn mutated(random: &mut impl rand::Rng, requests: &[Request]) -> Vec<u8> {
+    let body = serde_json::to_vec(&requests[random.random_range(0..requests.len())]).unwrap();
+    let mut frame = [&(body.len() as u32).to_le_bytes()[..], &body].concat();
+    for _ in 0..random.random_range(1..4) {
+        let at = random.random_range(0..frame.len());
+        match random.random_range(0..4) {
+            0 => frame[at] = random.random(),
+            1 => frame.truncate(at.max(1)),
+            2 => frame.insert(at, random.random()),
+            _ => frame.extend_from_within(at..),
+        }
+    }
+    frame
+}
+
+#[test]
+fn mutated_requests_leave_the_broker_responsive() {
+    use std::io::{Read, Write};
+    let broker = Broker::start();
+    let guest = boot(&broker.share("data"));
+    let (endpoint, session) = (broker.endpoint("other"), Some("data-1".to_owned()));
+    let requests = [
+        Request::Hello { version: virtiofs_contract::VERSION },
+        Request::Apply { endpoint, reuse_preflight_of: Some("data".into()) },
+        Request::HandOver { name: "none".into(), session },
+        Request::Trace { session: "none".into(), duration_ms: 1, rate: 1 },
+        Request::Put { key: "key".into(), value: Some("value".into()) },
+        Request::Status { after: None },
+    ];
+    let hello = serde_json::to_vec(&requests[0]).unwrap();
+    let hello = [&(hello.len() as u32).to_le_bytes()[..], &hello].concat();
+    let mut random = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(7);
+    for _ in 0..500 {
+        let mut stream = std::os::unix::net::UnixStream::connect(broker.control_path()).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let _ = stream.write_all(&hello);
+        let _ = stream.write_all(&mutated(&mut random, &requests));
+        // Without this, the broker waits for the rest of a frame that was cut off.
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    assert_eq!(read_hello(&guest), "from the host\n");
+    assert!(broker.control().status().endpoints.iter().any(|it| it.endpoint.name == "data"));
+}
