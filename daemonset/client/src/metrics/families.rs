@@ -215,7 +215,7 @@ fn sessions(shares: &Sessions<'_>) -> [Family; 5] {
 }
 
 /// What guests hold, and the guest that is closest to its limit.
-fn holdings(shares: &Sessions<'_>) -> [Family; 5] {
+fn holdings(shares: &Sessions<'_>) -> [Family; 6] {
     let mut inodes = Family::gauge("virtiofs_held_inodes", "Inodes that guests hold.");
     let mut handles = Family::gauge("virtiofs_open_handles", "Files and directories that guests have open.");
     let mut stashed =
@@ -226,19 +226,24 @@ fn holdings(shares: &Sessions<'_>) -> [Family; 5] {
         "virtiofs_fullest_session_held_inodes_limit",
         "Inode limit of that guest; beyond it, requests fail with ENFILE.",
     );
+    let mut memory = Family::gauge(
+        "virtiofs_guest_memory_bytes",
+        "Guest memory that VMs share with engines. What engines touch of it first is charged to the broker's control group.",
+    );
     for (share, all) in shares {
         let labels = [("share", *share)];
         let sum = |what: fn(&SessionStatus) -> u64| all.iter().map(|it| what(it)).sum::<u64>() as f64;
         inodes.value(&labels, sum(|session| session.held.inodes));
         handles.value(&labels, sum(|session| session.held.handles));
         stashed.value(&labels, sum(|session| session.stashed_files));
+        memory.value(&labels, sum(|session| session.guest_memory));
         let usages = all.iter().map(|session| (session.held.inodes, session.inodes_limit));
         if let Some((most, may)) = usages.max_by(|a, b| fuller(*a, *b)) {
             fullest.value(&labels, most as f64);
             limit.value(&labels, may as f64);
         }
     }
-    [inodes, handles, stashed, fullest, limit]
+    [inodes, handles, stashed, memory, fullest, limit]
 }
 
 /// Open files and their limit.
