@@ -4,6 +4,7 @@ mod accept;
 pub(crate) mod admission;
 pub(crate) mod endpoints;
 pub(crate) mod host;
+mod leave;
 mod lines;
 mod release;
 mod restore;
@@ -420,27 +421,6 @@ impl Endpoint {
         self.host.supervisor.watch(&id, self, lifeline.vmm.clone());
         inner.sessions.insert(id, LiveSession { serial, shared, sender, lifeline });
         Ok(())
-    }
-
-    /// Stops accepting, and leaves the sessions to the next broker. Returns true if all were left in time.
-    pub(crate) fn leave(&self, longest: Duration) -> bool {
-        let inner = self.inner();
-        if let Some(listening) = &inner.listening {
-            listening.stop.send(());
-        }
-        inner.sessions.values().for_each(|live| live.sender.send(Command::Leave));
-        let waiting = |inner: &mut Inner| !inner.sessions.is_empty();
-        let waited = self.session_ended.wait_timeout_while(inner, longest, waiting);
-        waited.unwrap_or_else(PoisonError::into_inner).0.sessions.is_empty()
-    }
-
-    fn session_left(&self, id: &str) {
-        self.host.supervisor.forget(id);
-        if let Some(live) = self.inner().sessions.remove(id) {
-            // The next broker has what it shares.
-            std::mem::forget(live);
-        }
-        self.session_ended.notify_all();
     }
 
     /// True if the VMM of this session has sent a valid message.
