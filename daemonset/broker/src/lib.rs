@@ -37,6 +37,7 @@ macro_rules! from_cause {
 mod broker;
 mod channel;
 mod control;
+mod control_group;
 mod descriptor;
 mod disposal;
 mod endpoint;

@@ -60,9 +60,9 @@ impl World {
     }
 }
 
-pub(crate) fn services_serve_shares_within_limits(world: &mut World) -> Result<()> {
-    world.serve_disk()?;
-    let engine = world.start_guest()?["enginePid"].clone();
+/// Reads the limits of the share from the kernel.
+fn expect_limits(world: &World, session: &Value) -> Result<()> {
+    let engine = &session["enginePid"];
     let group = world.host.must(&format!("sed s,^0::,/sys/fs/cgroup, /proc/{engine}/cgroup"))?;
     let group = group.trim();
     let disk = world.host.must("mountpoint --fs-devno /srv/disk")?;
@@ -75,6 +75,13 @@ pub(crate) fn services_serve_shares_within_limits(world: &mut World) -> Result<(
         println!("{group}/{file}: {}", found.trim());
         ensure!(found.trim() == expected, "{group}/{file} has '{}', not '{expected}'", found.trim());
     }
+    Ok(())
+}
+
+pub(crate) fn services_serve_shares_within_limits(world: &mut World) -> Result<()> {
+    world.serve_disk()?;
+    let session = world.start_guest()?;
+    expect_limits(world, &session)?;
     world.finish_guest()?;
     for unit in ["virtiofs-broker", "virtiofs-agent"] {
         print!("{}", world.host.must(&format!("systemd-analyze security {unit} | tail -1"))?);
@@ -115,6 +122,7 @@ pub(crate) fn a_broker_that_was_killed_starts_again(world: &mut World) -> Result
     }
     let after = world.session("it still has its guest", |after| after["state"] == "Serving")?;
     ensure!(after["id"] == session["id"] && after["enginePid"] == session["enginePid"], "{session:#}\n{after:#}");
+    expect_limits(world, &after)?;
     world.finish_guest()?;
     let share = world.until_state("disk", "Ready")?;
     ensure!(share["active"]["preflight"]["limits"]["cpuMillis"] == 1500, "{share:#}");

@@ -20,6 +20,7 @@ use virtiofs_contract::preflight::{Finding, Reason};
 use self::cgroup::{Cgroups, EngineGroups};
 use self::settings::{Device, KNOBS, Knob};
 use super::finding;
+use crate::control_group::Group;
 
 /// Difference of `oom_score_adj` to the broker: an engine is killed first, because it can be replaced.
 const OOM_ADJUSTMENT: i32 = 300;
@@ -104,11 +105,15 @@ fn turn(
         check_scheduler(device)?;
     }
     let (version, group) = cgroups.group(knob.controller(), name).map_err(LimitError::Group)?;
-    if !groups.0.contains(&group) {
-        groups.0.push(group.clone());
-        cgroup::enter(&group, pid).map_err(LimitError::Group)?;
-    }
-    cgroup::set(&group, &knob.setting(version, value, device)).map_err(LimitError::Group)
+    groups.enter(&group, pid).map_err(LimitError::Group)?;
+    groups.set(&group, knob.controller(), knob.setting(version, value, device)).map_err(LimitError::Group)
+}
+
+/// Sets the limits of control groups again, for an engine that an earlier broker started. Returns why they are not active.
+pub(crate) fn renew(active: &mut Limits, groups: &[Group], cgroups: &Cgroups) -> Option<Finding> {
+    let error = cgroups.renew(groups).err()?;
+    *active = Limits { memory_bytes: active.memory_bytes, ..Limits::default() };
+    Some(unavailable("cpu and I/O", &LimitError::Group(error)))
 }
 
 /// Removes limits that the process does not have any more. `applied`: those that were active before it ran.

@@ -18,6 +18,7 @@ use virtiofs_contract::engine::Predecessor;
 
 use super::fork::{Launch, Launched};
 use super::limits::cgroup::EngineGroups;
+use crate::control_group::Group;
 use crate::poll::{Interest, wait_readable};
 
 /// Flag of a thread that runs no more user code (`PF_EXITING` of linux/sched.h).
@@ -198,7 +199,7 @@ impl EngineProcess {
     pub(crate) fn restored(
         pidfd: OwnedFd,
         purpose: Purpose,
-        groups: Vec<PathBuf>,
+        groups: Vec<Group>,
         processes: &Arc<ProcessTable>,
     ) -> io::Result<Self> {
         let pid = pid_of(pidfd.as_fd())?;
@@ -216,7 +217,7 @@ impl EngineProcess {
     }
 
     /// Its control groups.
-    pub(crate) fn groups(&self) -> &[PathBuf] {
+    pub(crate) fn groups(&self) -> &[Group] {
         &self.groups.0
     }
 

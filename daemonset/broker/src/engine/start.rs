@@ -316,6 +316,13 @@ impl Starter {
             .await_ready("preflight")
     }
 
+    /// Gives an engine of an earlier broker its limits again.
+    pub(crate) fn renew_limits(&self, engine: &mut Engine) {
+        let Engine { process, preflight, .. } = engine;
+        let lost = limits::renew(&mut preflight.limits, process.groups(), &self.cgroups);
+        preflight.findings.extend(lost);
+    }
+
     /// Spawns a process, sets its limits and sends the first message. The first descriptor is the source.
     fn begin(
         &self,

@@ -12,6 +12,7 @@ use virtiofs_contract::preflight::Preflight;
 
 use super::SessionRecord;
 use super::plan::SentState;
+use crate::control_group::Group;
 
 /// Everything about a session that outlives the broker's process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,7 +80,7 @@ pub(crate) struct StoredEngine {
     pub(crate) binary: Option<EngineBinary>,
     pub(crate) root: Option<StoredRoot>,
     /// Its control groups.
-    pub(crate) groups: Vec<PathBuf>,
+    pub(crate) groups: Vec<Group>,
     pub(crate) sent: SentState<u32>,
 }
 

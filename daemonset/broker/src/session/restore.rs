@@ -189,7 +189,10 @@ fn restore_engines(
         && let Some(Remnant { process: Some(process), parts }) = remnants.remove(&serial)
     {
         match reattach_engine(process, engine, parts, persistent, held(serial), known) {
-            Ok(engine) => return Ok(RestoredEngines::Serving(engine)),
+            Ok(mut engine) => {
+                service.starter.renew_limits(&mut engine.engine);
+                return Ok(RestoredEngines::Serving(engine));
+            }
             Err(leftover) => leftovers.push(*leftover),
         }
         return Ok(RestoredEngines::Lost(leftovers));

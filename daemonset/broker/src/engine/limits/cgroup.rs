@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use super::settings::{Controller, Setting, Version};
+use super::settings::{Setting, Version, is_in, name_of};
+use crate::control_group::{Controller, Group, Written};
 
 /// Prefix of group names. Groups that a killed broker left are found by it.
 const PREFIX: &str = "virtiofs-engine-";
@@ -64,31 +65,83 @@ impl Cgroups {
 
     /// The group of this name in the hierarchy of a controller; created if missing.
     pub(super) fn group(&self, controller: Controller, name: &str) -> io::Result<(Version, PathBuf)> {
+        let (version, base) = self.enabled(controller)?;
+        let group = base.join(name);
+        match fs::create_dir(&group) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok((version, group)),
+        }
+    }
+
+    /// The broker's own group in the hierarchy of a controller, which groups below it can use.
+    fn enabled(&self, controller: Controller) -> io::Result<(Version, &Path)> {
         let hierarchy = match controller {
             Controller::Cpu => &self.cpu,
             Controller::Io => &self.io,
         };
         let Some(Hierarchy { version, base, is_top }) = hierarchy else {
-            return Err(io::Error::other(format!("no control groups with {}", controller.name(Version::Two))));
+            return Err(io::Error::other(format!("no control groups with {}", name_of(controller, Version::Two))));
         };
         if *version == Version::Two {
-            enable(base, *is_top, controller.name(Version::Two))?;
+            enable(base, *is_top, name_of(controller, Version::Two))?;
         }
-        let group = base.join(name);
-        match fs::create_dir(&group) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok((*version, group)),
-        }
+        Ok((*version, base))
     }
+
+    /// Writes again what was set in the groups of an engine. A service manager that starts another broker in the group of
+    /// the one before takes their controllers away first.
+    pub(crate) fn renew(&self, groups: &[Group]) -> io::Result<()> {
+        for written in groups.iter().flat_map(|group| &group.written) {
+            self.enabled(written.controller)?;
+            write(written)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the value and reads it back.
+fn write(written: &Written) -> io::Result<()> {
+    let Written { file, value, shown, .. } = written;
+    let sent = |error: io::Error| io::Error::other(format!("{}: {error}", file.display()));
+    fs::write(file, value).map_err(sent)?;
+    let found = fs::read_to_string(file).map_err(sent)?;
+    if is_in(shown, &found) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{} says {:?} after {value:?} was written", file.display(), found.trim())))
 }
 
 /// Groups of one engine. Dropping removes them; the engine must be reaped before.
 #[derive(Debug, Default)]
-pub(crate) struct EngineGroups(pub(crate) Vec<PathBuf>);
+pub(crate) struct EngineGroups(pub(crate) Vec<Group>);
+
+impl EngineGroups {
+    /// Moves a process into a group, unless it is in it.
+    pub(super) fn enter(&mut self, path: &Path, pid: u32) -> io::Result<()> {
+        if self.0.iter().any(|group| group.path == path) {
+            return Ok(());
+        }
+        // Listed first, so that it is removed in any case.
+        self.0.push(Group { path: path.into(), written: Vec::new() });
+        enter(path, pid)
+    }
+
+    /// Writes a setting to a group that the process has entered, and reads it back.
+    pub(super) fn set(&mut self, path: &Path, controller: Controller, setting: Setting) -> io::Result<()> {
+        let Setting { files, value, shown } = setting;
+        let file = files.iter().map(|file| path.join(file)).find(|file| file.exists());
+        let file = file.ok_or_else(|| io::Error::other(format!("{} has no {}", path.display(), files[0])))?;
+        let written = Written { controller, file, value, shown };
+        write(&written)?;
+        let group = self.0.iter_mut().find(|group| group.path == path);
+        group.into_iter().for_each(|group| group.written.push(written.clone()));
+        Ok(())
+    }
+}
 
 impl Drop for EngineGroups {
     fn drop(&mut self) {
-        for group in &self.0 {
+        for Group { path: group, .. } in &self.0 {
             // The group is busy for a moment after its process was reaped.
             let removed = (0..REMOVALS).any(|_| match fs::remove_dir(group) {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
@@ -104,21 +157,8 @@ impl Drop for EngineGroups {
     }
 }
 
-/// Writes a setting and reads it back.
-pub(super) fn set(group: &Path, setting: &Setting) -> io::Result<()> {
-    let file = setting.files.iter().map(|file| group.join(file)).find(|file| file.exists());
-    let file = file.ok_or_else(|| io::Error::other(format!("{} has no {}", group.display(), setting.files[0])))?;
-    let sent = |error: io::Error| io::Error::other(format!("{}: {error}", file.display()));
-    fs::write(&file, &setting.value).map_err(sent)?;
-    let found = fs::read_to_string(&file).map_err(sent)?;
-    if setting.is_in(&found) {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("{} says {:?} after {:?} was written", file.display(), found.trim(), setting.value)))
-}
-
 /// Moves a process into a group.
-pub(super) fn enter(group: &Path, pid: u32) -> io::Result<()> {
+fn enter(group: &Path, pid: u32) -> io::Result<()> {
     fs::write(group.join("cgroup.procs"), pid.to_string())
 }
 
@@ -222,10 +262,10 @@ fn hierarchy(
     let two = two.map(|(base, is_top)| Hierarchy { version: Version::Two, base, is_top });
     let offers = |it: &Hierarchy| {
         let offered = read(&it.base.join("cgroup.controllers")).unwrap_or_default();
-        has_word(&offered, controller.name(Version::Two))
+        has_word(&offered, name_of(controller, Version::Two))
     };
     two.filter(offers).or_else(|| {
-        let name = controller.name(Version::One);
+        let name = name_of(controller, Version::One);
         let (base, is_top) = group_of(mounts, own, "cgroup", Some(name))?;
         Some(Hierarchy { version: Version::One, base, is_top })
     })

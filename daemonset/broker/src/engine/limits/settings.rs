@@ -1,8 +1,9 @@
 //! Limits in the syntax of the kernel, for both versions of control groups. Pure.
 
 use std::fmt;
-
 use virtiofs_config::Limits;
+
+use crate::control_group::Controller;
 
 /// Period of CPU accounting, in microseconds.
 const PERIOD_US: u64 = 100_000;
@@ -14,21 +15,12 @@ pub(super) enum Version {
     Two,
 }
 
-/// A controller of control groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Controller {
-    Cpu,
-    Io,
-}
-
-impl Controller {
-    /// Its name in a hierarchy.
-    pub(super) fn name(self, version: Version) -> &'static str {
-        match (self, version) {
-            (Controller::Cpu, _) => "cpu",
-            (Controller::Io, Version::One) => "blkio",
-            (Controller::Io, Version::Two) => "io",
-        }
+/// The name of a controller in a hierarchy.
+pub(super) fn name_of(controller: Controller, version: Version) -> &'static str {
+    match (controller, version) {
+        (Controller::Cpu, _) => "cpu",
+        (Controller::Io, Version::One) => "blkio",
+        (Controller::Io, Version::Two) => "io",
     }
 }
 
@@ -130,14 +122,12 @@ impl Knob {
     }
 }
 
-impl Setting {
-    /// True if the content of the file has the value.
-    pub(super) fn is_in(&self, contents: &str) -> bool {
-        contents.lines().any(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            self.shown.split_whitespace().all(|word| words.contains(&word))
-        })
-    }
+/// True if a line of the file's content has all these fields.
+pub(super) fn is_in(shown: &str, contents: &str) -> bool {
+    contents.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        shown.split_whitespace().all(|word| words.contains(&word))
+    })
 }
 
 #[cfg(test)]
@@ -169,12 +159,12 @@ mod tests {
     #[test]
     fn content_is_compared_by_field() {
         let bytes = Knob::ReadBytes.setting(Version::Two, 4096, DEVICE);
-        assert!(bytes.is_in("8:0 rbps=1 wbps=max\n8:16 rbps=4096 wbps=max riops=max wiops=max\n"));
-        assert!(!bytes.is_in("8:0 rbps=4096 wbps=max\n8:16 rbps=40960 wbps=max\n"));
-        assert!(Knob::IoWeight.setting(Version::Two, 200, DEVICE).is_in("default 200\n"));
-        assert!(Knob::CpuMillis.setting(Version::One, 10, DEVICE).is_in("1000\n"));
-        assert!(!Knob::CpuMillis.setting(Version::One, 10, DEVICE).is_in("-1\n"));
+        assert!(is_in(&bytes.shown, "8:0 rbps=1 wbps=max\n8:16 rbps=4096 wbps=max riops=max wiops=max\n"));
+        assert!(!is_in(&bytes.shown, "8:0 rbps=4096 wbps=max\n8:16 rbps=40960 wbps=max\n"));
+        assert!(is_in(&Knob::IoWeight.setting(Version::Two, 200, DEVICE).shown, "default 200\n"));
+        assert!(is_in(&Knob::CpuMillis.setting(Version::One, 10, DEVICE).shown, "1000\n"));
+        assert!(!is_in(&Knob::CpuMillis.setting(Version::One, 10, DEVICE).shown, "-1\n"));
         let throttle = Knob::Reads.setting(Version::One, 5, DEVICE);
-        assert!(throttle.is_in("8:16 5\n") && !throttle.is_in(""));
+        assert!(is_in(&throttle.shown, "8:16 5\n") && !is_in(&throttle.shown, ""));
     }
 }
