@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -26,7 +27,10 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
     by_series
 }
 
+/// The metrics as they are now.
 fn scrape(host: &Host) -> BTreeMap<String, f64> {
+    // Clients within 200 ms get the same page.
+    std::thread::sleep(Duration::from_millis(250));
     let (code, page) = host.get("/metrics");
     assert_eq!(code, 200, "{page}");
     samples(&page)
