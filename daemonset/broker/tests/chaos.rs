@@ -120,6 +120,8 @@ fn disrupt_all(broker: &mut Broker, random: &mut StdRng) {
             }
             _ => {
                 broker.kill_keeper();
+                // Otherwise the broker could be killed before it has given the next keeper everything.
+                until("the broker notices", || broker.control().status().holder == HolderState::Missing);
                 broker.start_keeper();
                 until("the keeper has everything", || broker.control().status().holder == HolderState::Connected);
             }
