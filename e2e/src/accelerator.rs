@@ -1,4 +1,4 @@
-//! KVM where it runs a guest for real, TCG elsewhere.
+//! Selects QEMU's accelerator: KVM if it runs a guest on this machine, otherwise TCG.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::parts::Parts;
 use crate::process::Process;
 
-/// A kernel that gets this far under KVM in this time runs there; one that does not is not worth waiting for.
+/// Time limit of the KVM trial. A kernel that boots under KVM is done long before.
 const TRIAL: Duration = Duration::from_secs(20);
 
 /// How QEMU executes the guest's instructions.
@@ -23,7 +23,7 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// QEMU's options for it. `max` has every feature that can be emulated.
+    /// QEMU's options for this accelerator. The CPU model `max` has every feature that can be emulated.
     pub(crate) fn options(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
@@ -31,25 +31,25 @@ impl Accelerator {
         }
     }
 
-    /// The verdict for this machine, found once per boot of it by booting a kernel: a `/dev/kvm` that is
-    /// there may still not run a guest.
+    /// The accelerator of this machine. Boots a kernel to find it, once per boot of the host: `/dev/kvm` may exist and
+    /// still not run a guest.
     ///
     /// # Errors
-    /// When the trial cannot be made at all.
+    /// If QEMU does not start, or the result cannot be written.
     pub fn of_this_machine(parts: &Parts) -> Result<Self> {
         if !Path::new("/dev/kvm").exists() {
             return Ok(Self::Tcg);
         }
-        let verdict = verdict_file(parts)?;
-        if let Some(known) = fs::read_to_string(&verdict).ok().and_then(|word| Self::named(word.trim())) {
+        let result = result_file(parts)?;
+        if let Some(known) = fs::read_to_string(&result).ok().and_then(|word| Self::named(word.trim())) {
             return Ok(known);
         }
         let found = if runs_under_kvm(parts)? { Self::Kvm } else { Self::Tcg };
-        fs::write(&verdict, found.name()).with_context(|| format!("writing {}", verdict.display()))?;
+        fs::write(&result, found.name()).with_context(|| format!("writing {}", result.display()))?;
         Ok(found)
     }
 
-    /// The name QEMU has for it.
+    /// QEMU's name for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
@@ -62,14 +62,14 @@ impl Accelerator {
     }
 }
 
-/// Beside the list of parts, named after this boot of the host.
-fn verdict_file(parts: &Parts) -> Result<PathBuf> {
+/// Path of the file that records the result. Its name contains the boot id of the host.
+fn result_file(parts: &Parts) -> Result<PathBuf> {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the host's boot id")?;
     Ok(parts.state.join(format!("accelerator-{}", boot.trim())))
 }
 
 fn runs_under_kvm(parts: &Parts) -> Result<bool> {
-    let dir = tempfile::tempdir().context("making a directory for the trial of KVM")?;
+    let dir = tempfile::tempdir().context("making a directory for the KVM trial")?;
     let console = dir.path().join("console");
     let mut qemu = Command::new(&parts.qemu);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "256"])
@@ -78,10 +78,10 @@ fn runs_under_kvm(parts: &Parts) -> Result<bool> {
         .arg(format!("file:{}", console.display()))
         .arg("-kernel")
         .arg(&parts.kernel)
-        // No root file system: the kernel comes up, panics without one, and the VM ends at once.
+        // Without a root file system the kernel boots, panics, and the VM ends at once.
         .args(["-append", "console=ttyS0 panic=-1"]);
     let trial = Process::start(qemu, &dir.path().join("qemu.log"), Duration::ZERO)?;
     let ended = trial.wait_for(TRIAL)?;
-    let said = fs::read(&console).unwrap_or_default();
-    Ok(ended.is_some() && String::from_utf8_lossy(&said).contains("Unable to mount root fs"))
+    let output = fs::read(&console).unwrap_or_default();
+    Ok(ended.is_some() && String::from_utf8_lossy(&output).contains("Unable to mount root fs"))
 }

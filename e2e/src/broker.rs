@@ -1,5 +1,5 @@
-//! The broker's control socket, which the agent otherwise has for itself: what it says of a session is exact where
-//! `virtiofsctl status` rounds for people.
+//! Client of the broker's control socket. It reads exact values of a session; `virtiofsctl status` rounds them for
+//! people.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,7 +10,8 @@ use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::FramedStream;
 use virtiofs_contract::control::{EndpointStatus, Request, Response, Status, StatusPosition};
 
-const ANSWER: Duration = Duration::from_secs(20);
+/// Read timeout of a response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection to the broker.
 pub(crate) struct Broker {
@@ -20,15 +21,15 @@ pub(crate) struct Broker {
 impl Broker {
     pub(crate) fn connect(runtime_dir: &Path) -> Result<Self> {
         let stream = UnixStream::connect(runtime_dir.join("broker.sock")).context("connecting to the broker")?;
-        stream.set_read_timeout(Some(ANSWER)).context("setting a time limit")?;
+        stream.set_read_timeout(Some(RESPONSE_TIMEOUT)).context("setting a time limit")?;
         let mut broker = Self { stream: FramedStream::new(stream) };
-        match broker.ask(&Request::Hello { version: VERSION })? {
+        match broker.request(&Request::Hello { version: VERSION })? {
             Response::Welcome { version: VERSION, .. } => Ok(broker),
-            other => bail!("the broker answered a greeting with {other:?}"),
+            other => bail!("unexpected response of the broker to Hello: {other:?}"),
         }
     }
 
-    /// Everywhere that VMs connect, as it is now.
+    /// Status of all endpoints.
     pub(crate) fn endpoints(&mut self) -> Result<Vec<EndpointStatus>> {
         let mut status = self.status_page(None)?;
         while let Some(after) = status.next.take() {
@@ -38,20 +39,20 @@ impl Broker {
     }
 
     fn status_page(&mut self, after: Option<StatusPosition>) -> Result<Status> {
-        match self.ask(&Request::Status { after })? {
+        match self.request(&Request::Status { after })? {
             Response::Status(status) => Ok(*status),
-            other => bail!("the broker answered a request for its status with {other:?}"),
+            other => bail!("unexpected response of the broker to Status: {other:?}"),
         }
     }
 
-    /// One share as it is now.
+    /// Status of the endpoint `name`.
     pub(crate) fn endpoint(&mut self, name: &str) -> Result<EndpointStatus> {
         let found = self.endpoints()?.into_iter().find(|it| it.endpoint.name == name);
-        found.with_context(|| format!("the broker knows no endpoint {name}"))
+        found.with_context(|| format!("the broker has no endpoint {name}"))
     }
 
-    fn ask(&mut self, request: &Request) -> Result<Response> {
-        self.stream.send(request).context("asking the broker")?;
-        self.stream.receive().context("waiting for the broker's answer")
+    fn request(&mut self, request: &Request) -> Result<Response> {
+        self.stream.send(request).context("sending a request to the broker")?;
+        self.stream.receive().context("waiting for the broker's response")
     }
 }

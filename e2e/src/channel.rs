@@ -1,4 +1,4 @@
-//! The line on which the host sends shell scripts to the guest's init and gets status and output back.
+//! The serial channel on which the host sends shell scripts to the guest's init and receives status and output.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-/// What a script in the guest did.
+/// Result of a script in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     /// The shell's exit status.
@@ -26,26 +26,28 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    /// Connects to QEMU's end of the port and waits for the guest's first word.
+    /// Connects to QEMU's end of the port and waits for the first message of the guest.
     pub(crate) fn open(socket: &Path, limit: Duration, mut alive: impl FnMut() -> Result<()>) -> Result<Self> {
         let until = Instant::now() + limit;
         let stream = loop {
             alive()?;
             match UnixStream::connect(socket) {
                 Ok(stream) => break stream,
-                Err(error) if Instant::now() >= until => return Err(error).context("QEMU opened no command port"),
+                Err(error) if Instant::now() >= until => {
+                    return Err(error).context("QEMU did not open the command port");
+                }
                 Err(_) => thread::sleep(Duration::from_millis(5)),
             }
         };
         let mut channel = Self { stream: BufReader::new(stream) };
-        channel.greeted(until)?;
+        channel.wait_until_ready(until)?;
         Ok(channel)
     }
 
-    /// Waits for the first word of a guest that boots.
-    pub(crate) fn greeted(&mut self, until: Instant) -> Result<()> {
-        let word = self.line(until).context("the guest did not come up")?;
-        ensure!(word == "ready", "the guest's init said '{word}' where it says 'ready'");
+    /// Waits for the first message of a guest that boots.
+    pub(crate) fn wait_until_ready(&mut self, until: Instant) -> Result<()> {
+        let word = self.line(until).context("the guest did not boot")?;
+        ensure!(word == "ready", "the guest's init sent '{word}' instead of 'ready'");
         Ok(())
     }
 
@@ -54,7 +56,7 @@ impl Channel {
         self.stream.get_mut().write_all(request.as_bytes()).context("sending a script to the guest")?;
         let answer =
             self.line(Instant::now() + limit).with_context(|| format!("the guest did not finish `{script}`"))?;
-        parse(&answer).with_context(|| format!("the guest's answer to `{script}` is no answer: '{answer}'"))
+        parse(&answer).with_context(|| format!("malformed answer of the guest to `{script}`: '{answer}'"))
     }
 
     fn line(&mut self, until: Instant) -> Result<String> {
@@ -62,9 +64,9 @@ impl Channel {
         self.stream.get_ref().set_read_timeout(Some(left)).context("setting a time limit")?;
         let mut line = String::new();
         match self.stream.read_line(&mut line) {
-            Ok(0) => bail!("the guest went away"),
+            Ok(0) => bail!("the guest closed the channel"),
             Ok(_) => Ok(line.trim_end().to_owned()),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("no answer in the time it was given"),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("no answer within the time limit"),
             Err(error) => Err(error).context("reading from the guest"),
         }
     }

@@ -1,6 +1,6 @@
-//! A Kubernetes cluster to test against: a control plane of our own, from the programs that `make tools-kubernetes`
-//! built, or the one that `KUBECONFIG` names. Nothing in it is simulated except nodes, which are kwok's; of a
-//! [`RealCluster`] nothing at all is.
+//! A Kubernetes cluster to test against: a control plane of its own, from the programs that `make tools-kubernetes`
+//! builds, or the cluster that `KUBECONFIG` names. Only its nodes are simulated (by kwok). A [`RealCluster`] simulates
+//! nothing.
 
 mod access;
 mod agent;
@@ -37,12 +37,12 @@ use crate::process::Process;
 
 /// Namespace that the chart is installed in.
 pub const NAMESPACE: &str = "virtiofs-system";
-/// The annotation of nodes that kwok keeps alive.
+/// The annotation of nodes that kwok maintains.
 const FAKE: &str = "kwok.x-k8s.io/node";
 
-/// A cluster with the chart installed. Dropped, everything that was started for it ends.
+/// A cluster in which the chart is installed. Stops everything that it started on drop.
 pub struct Cluster {
-    /// Everything is permitted through this.
+    /// kubectl with all permissions.
     pub admin: Kubectl,
     kwok: Process,
     own: Option<ControlPlane>,
@@ -51,18 +51,18 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a control plane, or takes the cluster that `KUBECONFIG` names, and installs the chart.
+    /// Starts a control plane, or connects to the cluster that `KUBECONFIG` names, and installs the chart.
     ///
     /// # Errors
-    /// When a program is missing or does not start; its log is in the message.
+    /// If a program is missing or does not start; its log is in the message.
     pub fn start() -> Result<Self> {
         Self::start_with(&[])
     }
 
-    /// The same, with more for kwok to do: documents of its stages.
+    /// Like [`Cluster::start`], with additional kwok stages as YAML documents.
     ///
     /// # Errors
-    /// When a program is missing or does not start; its log is in the message.
+    /// If a program is missing or does not start; its log is in the message.
     pub fn start_with(stages: &[&str]) -> Result<Self> {
         let tools = tools()?;
         let dir = tempfile::Builder::new().prefix("cluster-").tempdir().context("making a directory for a cluster")?;
@@ -76,7 +76,7 @@ impl Cluster {
         };
         let admin = Kubectl::new(tools.join("kubectl"), kubeconfig);
         wait_for("the API server", || {
-            // Until it answers, a failure is what is to be expected.
+            // Requests fail until the API server is up.
             Ok(admin.run(&["get", "--raw", "/readyz"]).ok().map(drop))
         })
         .map_err(|error| error.context(own.as_ref().map(ControlPlane::logs).unwrap_or_default()))?;
@@ -85,17 +85,17 @@ impl Cluster {
         Ok(Cluster { admin, kwok, own, tools, dir })
     }
 
-    /// Is this a control plane of our own, which a test may stop?
+    /// True if this control plane was started by the test, so that the test may stop it.
     pub fn is_own(&self) -> bool {
         self.own.is_some()
     }
 
-    /// Stops the API server, does something, and starts it again.
+    /// Stops the API server, runs `act`, and starts the API server again.
     ///
     /// # Errors
-    /// When it does not come back, or what is done meanwhile fails.
+    /// If the API server does not start again, or `act` fails.
     pub fn without_api_server(&mut self, act: impl FnOnce() -> Result<()>) -> Result<()> {
-        let own = self.own.as_mut().context("the API server is not started by this test")?;
+        let own = self.own.as_mut().context("this test did not start the API server and cannot stop it")?;
         own.stop_api_server()?;
         let acted = act();
         own.start_api_server()?;
@@ -103,36 +103,36 @@ impl Cluster {
         acted
     }
 
-    /// The chart as helm prints it with these options.
+    /// Renders the chart with these options (`helm template`).
     ///
     /// # Errors
-    /// When helm refuses them; the message has its output.
+    /// If helm fails; the message has its output.
     pub fn chart(&self, options: &[&str]) -> Result<String> {
         chart(&self.tools, options)
     }
 
-    /// Files of this cluster.
+    /// Temporary directory for the files of this cluster.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// What explains a failure.
+    /// Logs that explain a failure.
     pub fn logs(&self) -> String {
         self.kwok.log_tail()
     }
 
-    /// A node of kwok's with these labels, which counts as ready from then on.
+    /// Adds a kwok node with these labels and waits until it is ready.
     ///
     /// # Errors
-    /// When it cannot be made or does not become ready.
+    /// If the node cannot be created or does not become ready.
     pub fn add_node(&self, name: &str, labels: &[(&str, &str)]) -> Result<()> {
         self.add_nodes(std::slice::from_ref(&name.to_owned()), labels)
     }
 
-    /// Several of them.
+    /// Adds several nodes with these labels and waits until they are ready.
     ///
     /// # Errors
-    /// When they cannot be made or do not become ready.
+    /// If a node cannot be created or does not become ready.
     pub fn add_nodes(&self, names: &[String], labels: &[(&str, &str)]) -> Result<()> {
         let labels: serde_json::Map<String, Value> =
             labels.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
@@ -146,14 +146,14 @@ impl Cluster {
         })
     }
 
-    /// A node goes down: kwok stops looking after it, and it is not ready any more.
+    /// Stops a node: kwok no longer maintains it, and it becomes NotReady.
     ///
     /// # Errors
-    /// When it cannot be changed.
-    pub fn take_down(&self, node: &str) -> Result<()> {
+    /// If the API server rejects the change.
+    pub fn stop_node(&self, node: &str) -> Result<()> {
         self.admin.run(&["annotate", "node", node, &format!("{FAKE}-")])?;
         let down = json!({"status": {"conditions": [
-            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "it does not answer"},
+            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "no answer"},
         ]}});
         self.admin.run(&[
             "patch",
@@ -167,11 +167,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// It comes back.
+    /// Starts a stopped node again and waits until it is ready.
     ///
     /// # Errors
-    /// When it does not become ready.
-    pub fn bring_back(&self, node: &str) -> Result<()> {
+    /// If the node does not become ready.
+    pub fn restart_node(&self, node: &str) -> Result<()> {
         self.admin.run(&["annotate", "--overwrite", "node", node, &format!("{FAKE}=fake")])?;
         wait_for("a node to be ready again", || {
             Ok(self.admin.get("node", node)?.filter(|node| is_true(node, "Ready")).map(drop))
@@ -179,13 +179,13 @@ impl Cluster {
     }
 }
 
-/// Where kubectl and the others are.
+/// Directory of kubectl, helm and the other Kubernetes programs.
 fn tools() -> Result<PathBuf> {
     let tools = std::env::var_os("KUBERNETES_TOOLS").map(PathBuf::from);
-    tools.context("KUBERNETES_TOOLS does not say where kubectl and the others are: use `make api` or `make node`")
+    tools.context("KUBERNETES_TOOLS: not set, must be the directory of kubectl; use `make api` or `make node`")
 }
 
-/// Installs the chart as `helm template` prints it, but for the programs, which tests start themselves.
+/// Installs the chart as `helm template` renders it, without the workloads: tests start the programs themselves.
 fn install_chart(tools: &Path, admin: &Kubectl) -> Result<()> {
     let documents = chart(tools, &["--set", "workloads.enabled=false"])?;
     admin.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}))?;
@@ -196,7 +196,7 @@ fn install_chart(tools: &Path, admin: &Kubectl) -> Result<()> {
     Ok(())
 }
 
-/// The chart as `helm template` prints it with these options.
+/// Renders the chart with these options (`helm template`).
 fn chart(tools: &Path, options: &[&str]) -> Result<String> {
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/virtiofs-operator");
     let mut helm = Command::new(tools.join("helm"));
@@ -215,12 +215,12 @@ fn fake_node(name: &str, labels: &serde_json::Map<String, Value>) -> Value {
     })
 }
 
-/// Has an object this condition?
+/// True if the object has this condition with status `True`.
 pub fn is_true(object: &Value, condition: &str) -> bool {
     condition_of(object, condition)["status"] == "True"
 }
 
-/// A condition of an object; `Null` where it has none of this type.
+/// The condition of this type; `Null` if the object does not have it.
 pub fn condition_of<'a>(object: &'a Value, kind: &str) -> &'a Value {
     let conditions = object["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
     conditions.iter().find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
@@ -229,13 +229,13 @@ pub fn condition_of<'a>(object: &'a Value, kind: &str) -> &'a Value {
 fn start_kwok(tools: &Path, admin: &Kubectl, dir: &Path, more: &[&str]) -> Result<Process> {
     let stages = dir.join("kwok.yaml");
     let documents = [&[include_str!("cluster/kwok.yaml")], more].concat().join("---\n");
-    std::fs::write(&stages, documents).context("writing what kwok is to do")?;
+    std::fs::write(&stages, documents).context("writing kwok's stages")?;
     let mut command = Command::new(tools.join("kwok"));
-    // Reads no file of the user who runs this.
+    // kwok must not read files of the user who runs this.
     command.env("HOME", dir);
     command.arg("--config").arg(stages).arg("--kubeconfig").arg(admin.kubeconfig());
     command.arg(format!("--manage-nodes-with-annotation-selector={FAKE}=fake"));
-    // Else nobody renews their leases, and they are taken for dead after a while.
+    // Without a lease the node lifecycle controller marks the nodes as unreachable after a while.
     command.arg("--node-lease-duration-seconds=40");
     Process::start(command, &dir.join("kwok.log"), Duration::from_secs(2))
 }

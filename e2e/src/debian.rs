@@ -1,5 +1,5 @@
-//! A Debian host with systemd, as users have it: a VM whose root is the one that set-up made, with the programs of this
-//! project laid over it.
+//! A Debian host with systemd, as users have it: a VM whose root file system was made by set-up, with the programs of
+//! this project in an overlay.
 
 use std::cell::RefCell;
 use std::fs;
@@ -17,19 +17,19 @@ use crate::parts::Parts;
 use crate::process::{self, Process};
 use crate::stock::wait_for_socket;
 
-/// From the start of QEMU until systemd has started its units: half a minute emulated, and more beside other work.
+/// Time limit from the start of QEMU until systemd has started its units: half a minute if emulated, more under load.
 const BOOT: Duration = Duration::from_secs(600);
-/// For any one script.
+/// Time limit of a script.
 const SCRIPT: Duration = Duration::from_secs(300);
-/// MiB of memory.
+/// Memory of the VM, in MiB.
 const MEMORY: u32 = 1536;
 const APPEND: &str = "console=ttyS0 panic=-1 no_timer_check root=rootfs rootfstype=virtiofs rw apparmor=1 \
                       security=apparmor systemd.show_status=false";
-/// What explains a failed step: units that failed, and what was logged.
+/// Script that prints what explains a failed step: failed units and the journal.
 const EXPLAIN: &str = "systemctl --failed --no-legend; /root/virtiofs-operator/target/release/virtiofsctl status 2>&1 | head -40; \
                        journalctl --no-pager --boot --lines 120 --output short-monotonic";
 
-/// A host that is up. Dropped, its VM is killed.
+/// A running host. Its VM is killed on drop.
 pub struct Debian {
     channel: RefCell<Channel>,
     console: PathBuf,
@@ -39,16 +39,17 @@ pub struct Debian {
 }
 
 impl Debian {
-    /// Boots a host from the root at `root` and waits until its services are started. In it, `/root/virtiofs-operator`
-    /// is like a checkout of this project in which `make build` has run, and `/usr/bin` has the test's guest `workload`.
+    /// Boots a host from the root file system at `root` and waits until systemd has started its services.
+    /// `/root/virtiofs-operator` of the host is like a checkout of this project after `make build`, and `/usr/bin` has
+    /// the test guest `workload`.
     ///
     /// # Errors
-    /// When a part is missing or the host does not come up; the message has what it printed.
+    /// If a part is missing or the host does not boot; the message has its output.
     pub fn boot(parts: &Parts, root: &Path) -> Result<Self> {
         let accelerator = Accelerator::of_this_machine(parts)?;
         let dir = tempfile::Builder::new().prefix("host-").tempdir().context("making a directory for a host")?;
         let at = |name: &str| dir.path().join(name);
-        lay_out(parts, &at("additions"))?;
+        fill_layer(parts, &at("additions"))?;
         let layers = [at("additions"), parts.modules.clone(), root.to_owned()];
         let server = serve_root(parts, &layers, dir.path())?;
         let mut command = Command::new(&parts.qemu);
@@ -64,28 +65,28 @@ impl Debian {
         Ok(Self { channel: RefCell::new(channel), console, qemu, _server: server, _dir: dir })
     }
 
-    /// Runs a bash script as root and returns what came of it, whatever its status.
+    /// Runs a bash script as root and returns its output, whatever its exit status.
     ///
     /// # Errors
-    /// When the host is gone or does not finish in time.
+    /// If the host has ended or does not finish in time.
     pub fn run(&self, script: &str) -> Result<Output> {
-        self.channel.borrow_mut().run(script, SCRIPT).with_context(|| self.last_words())
+        self.channel.borrow_mut().run(script, SCRIPT).with_context(|| self.console_tail())
     }
 
-    /// Runs a bash script that has to succeed, and returns its standard output.
+    /// Runs a bash script that has to exit with 0, and returns its standard output.
     ///
     /// # Errors
-    /// When it does not exit with 0, or as [`Debian::run`].
+    /// If it does not exit with 0; otherwise as [`Debian::run`].
     pub fn must(&self, script: &str) -> Result<String> {
         let Output { status, stdout, stderr } = self.run(script)?;
         ensure!(status == 0, "`{script}` ended with {status} on the host\n{stdout}{stderr}");
         Ok(stdout)
     }
 
-    /// Runs a script again and again until it succeeds, and returns its standard output.
+    /// Runs a script repeatedly until it exits with 0, and returns its standard output.
     ///
     /// # Errors
-    /// When it still fails after `limit`, with what it printed last; or as [`Debian::run`].
+    /// If it still fails after `limit`, with its last output; otherwise as [`Debian::run`].
     pub fn until(&self, what: &str, limit: Duration, script: &str) -> Result<String> {
         let until = Instant::now() + limit;
         loop {
@@ -93,25 +94,25 @@ impl Debian {
             if status == 0 {
                 return Ok(stdout);
             }
-            ensure!(Instant::now() < until, "still not so after {limit:?}: {what}\n{stdout}{stderr}");
+            ensure!(Instant::now() < until, "timed out after {limit:?} waiting for {what}\n{stdout}{stderr}");
         }
     }
 
-    /// State of the host, printed when a test fails.
+    /// State of the host, to explain a failed test.
     pub fn explain(&self) -> String {
         match self.channel.borrow_mut().run(EXPLAIN, SCRIPT) {
             Ok(output) => format!("---- on the host:\n{}{}", output.stdout, output.stderr),
-            Err(error) => format!("{error:#}\n{}", self.last_words()),
+            Err(error) => format!("{error:#}\n{}", self.console_tail()),
         }
     }
 
-    fn last_words(&self) -> String {
+    fn console_tail(&self) -> String {
         format!("{}\n{}", self.qemu.log_tail(), process::tail(&self.console))
     }
 }
 
-/// The layer that has what this test adds to the root.
-fn lay_out(parts: &Parts, layer: &Path) -> Result<()> {
+/// Fills the upper layer of the root file system with the files of this project.
+fn fill_layer(parts: &Parts, layer: &Path) -> Result<()> {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("host");
     let checkout = Path::new("root/virtiofs-operator");
@@ -132,7 +133,7 @@ fn lay_out(parts: &Parts, layer: &Path) -> Result<()> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let folder = to.parent().context("a file is in a directory")?;
+    let folder = to.parent().context("a file has a parent directory")?;
     fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     Ok(())
@@ -159,8 +160,8 @@ fn arguments(accelerator: Accelerator, parts: &Parts, dir: &Path) -> Vec<String>
         .collect();
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     option("-machine", "q35,memory-backend=ram".to_owned());
-    // QEMU 7.2 emulates two processors wrongly when one changes the kernel's code under the other, as static keys do: the
-    // kernel panics on an int3 once in some runs.
+    // QEMU 7.2 emulates two processors incorrectly if one patches kernel code that the other executes, as static keys
+    // do: the guest kernel occasionally panics with int3.
     option("-smp", "1".to_owned());
     option("-m", MEMORY.to_string());
     option("-object", format!("memory-backend-memfd,id=ram,size={MEMORY}M,share=on"));

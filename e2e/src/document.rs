@@ -1,36 +1,36 @@
-//! What a document of this project has people do, to be done word for word.
+//! Extracts the commands of a Markdown document of this project, so that a test runs exactly what the document shows.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-/// Something to be typed.
+/// A command of an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Into a shell on the admin's machine or on the node.
+    /// For a shell on the admin's machine or on the node.
     Shell(String),
-    /// Into the console of the guest that the shell was attached to.
+    /// For the console of the guest that the shell is attached to.
     Guest(String),
 }
 
-/// The steps of each example below a heading, in order. `document` is a path below the top of this project.
+/// The commands of each example below a heading, in order. `document` is a path in this repository.
 ///
 /// # Errors
-/// When the document has no such section, or the section no step.
+/// If the document has no such section, or the section has no command.
 pub fn examples(document: &str, heading: &str) -> Result<Vec<Vec<Step>>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(document);
     let text = fs::read_to_string(&path).with_context(|| format!("reading {document}"))?;
     let examples: Vec<_> = fenced(&text, heading).iter().map(|example| steps(example)).collect();
     let examples: Vec<_> = examples.into_iter().filter(|steps| !steps.is_empty()).collect();
-    ensure!(!examples.is_empty(), "{document} has no '{heading}' with something to do in it");
+    ensure!(!examples.is_empty(), "{document}: no section '{heading}' with commands");
     Ok(examples)
 }
 
-/// The console sessions between a heading and the next one.
+/// The console blocks between a heading and the next one.
 fn fenced(text: &str, heading: &str) -> Vec<String> {
     let (mut examples, mut inside) = (Vec::new(), false);
-    // What the block under way is written in, and its text.
+    // Language and text of the current block.
     let mut block: Option<(&str, String)> = None;
     for line in text.lines() {
         match (&mut block, line.strip_prefix("```")) {
@@ -47,7 +47,7 @@ fn fenced(text: &str, heading: &str) -> Vec<String> {
     examples
 }
 
-/// Lines after a prompt, with what continues them; all others are what is printed.
+/// Lines after a prompt, with their continuation lines. All other lines are output.
 fn steps(example: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut lines = example.lines();
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_steps_and_the_rest_is_printed() {
+    fn lines_after_prompts_are_steps() {
         let example = "$ one \\\n    --more\nprinted\n$ two <<'EOF'\na: $ 1\nEOF\n$ attach\nguest# mount\nprinted";
         let shell = |text: &str| Step::Shell(text.to_owned());
         let expected = [

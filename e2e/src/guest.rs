@@ -15,32 +15,33 @@ use crate::monitor;
 use crate::parts::Parts;
 use crate::process::{self, Process};
 
-/// Emulated, on two cores that others use too, a guest takes some seconds; a minute means it hangs.
+/// Time limit for boot. An emulated guest takes a few seconds on two shared cores; after a minute it hangs.
 const BOOT: Duration = Duration::from_secs(90);
-/// A guest that is emulated on a busy host may miss the ticks by which its kernel tests its timer, and panics then.
+/// The kernel command line. `no_timer_check`: an emulated guest on a busy host may miss the ticks with which its kernel
+/// tests the timer, and would panic.
 const APPEND: &str = "console=ttyS0 panic=-1 loglevel=5 no_timer_check";
-/// Enough for any one script on an emulated processor, a load's last round included.
+/// Time limit of a script on an emulated processor, including a load's last round.
 const SCRIPT: Duration = Duration::from_secs(120);
 
-/// A virtiofs device: the socket its file server listens on, and the name the guest mounts it by.
+/// A virtiofs device.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// At most 36 bytes.
+    /// The name by which the guest mounts it, at most 36 bytes.
     pub tag: String,
-    /// A vhost-user socket.
+    /// The vhost-user socket of its file server.
     pub socket: PathBuf,
 }
 
-/// What a guest is made with.
+/// Configuration of a guest.
 #[derive(Debug, Clone)]
 pub struct GuestSpec {
-    /// MiB of memory, all of it shared with the file servers.
+    /// Memory in MiB, all of it shared with the file servers.
     pub memory: u32,
-    /// MiB of memory that can be plugged in later.
+    /// Memory in MiB that can be plugged in later.
     pub pluggable: u32,
-    /// Virtual processors.
+    /// Number of virtual processors.
     pub processors: u32,
-    /// Its virtiofs devices.
+    /// The virtiofs devices.
     pub devices: Vec<Device>,
 }
 
@@ -51,7 +52,7 @@ impl Default for GuestSpec {
 }
 
 impl GuestSpec {
-    /// The same guest with one more virtiofs device.
+    /// Adds a virtiofs device.
     #[must_use]
     pub fn with_device(mut self, tag: &str, socket: &Path) -> Self {
         self.devices.push(Device { tag: tag.to_owned(), socket: socket.to_owned() });
@@ -59,7 +60,7 @@ impl GuestSpec {
     }
 }
 
-/// A guest that is up and takes scripts. Dropped, its QEMU is killed.
+/// A running guest that accepts scripts. Its QEMU is killed on drop.
 pub struct Guest {
     vmm: Box<dyn Vmm>,
     channel: Channel,
@@ -71,10 +72,10 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots a guest and waits until its init takes scripts. Nothing is mounted yet.
+    /// Boots a guest and waits until its init accepts scripts. Nothing is mounted yet.
     ///
     /// # Errors
-    /// When QEMU does not start or the guest does not come up; the message carries both their last words.
+    /// If QEMU does not start or the guest does not boot; the message has the end of both logs.
     pub fn boot(parts: &Parts, spec: &GuestSpec) -> Result<Self> {
         let accelerator = Accelerator::of_this_machine(parts)?;
         let dir = tempfile::Builder::new().prefix("guest-").tempdir().context("making a directory for a guest")?;
@@ -88,7 +89,7 @@ impl Guest {
         Self::attach(Box::new(qemu), dir, accelerator, start)
     }
 
-    /// Waits until a guest takes scripts whose QEMU has been started with `dir` to leave its sockets in.
+    /// Waits until the guest of a started QEMU accepts scripts. QEMU has its sockets in `dir`.
     pub(crate) fn attach(vmm: Box<dyn Vmm>, dir: TempDir, accelerator: Accelerator, start: Instant) -> Result<Self> {
         let console = dir.path().join("console.log");
         let channel = Channel::open(&dir.path().join("port"), BOOT, || still_running(&*vmm))
@@ -96,28 +97,28 @@ impl Guest {
         Ok(Self { vmm, channel, console, boot: start.elapsed(), accelerator, loads: 0, dir })
     }
 
-    /// From the start of QEMU until the guest took scripts.
+    /// Time from the start of QEMU until the guest accepted scripts.
     pub fn boot_time(&self) -> Duration {
         self.boot
     }
 
-    /// What executes its instructions.
+    /// The accelerator that executes the guest's instructions.
     pub fn accelerator(&self) -> Accelerator {
         self.accelerator
     }
 
-    /// Runs a shell script in the guest and returns what came of it, whatever its status.
+    /// Runs a shell script in the guest and returns its result, whatever its exit status.
     ///
     /// # Errors
-    /// When the guest is gone or does not finish in time.
+    /// If the guest has ended or does not finish in time.
     pub fn run(&mut self, script: &str) -> Result<Output> {
         self.channel.run(script, SCRIPT).with_context(|| format!("{}\n{}", self.vmm.log_tail(), self.console_tail()))
     }
 
-    /// Runs a shell script that has to succeed, and returns its standard output.
+    /// Runs a shell script that has to exit with 0, and returns its standard output.
     ///
     /// # Errors
-    /// When it does not exit with 0, or as [`Guest::run`].
+    /// If it does not exit with 0; otherwise as [`Guest::run`].
     pub fn must(&mut self, script: &str) -> Result<String> {
         let output = self.run(script)?;
         ensure!(
@@ -134,18 +135,18 @@ impl Guest {
     /// Mounts a virtiofs device on `/mnt/<tag>` and returns that path.
     ///
     /// # Errors
-    /// When the guest cannot mount it.
+    /// If the guest cannot mount it.
     pub fn mount(&mut self, tag: &str) -> Result<String> {
         let at = format!("/mnt/{tag}");
         self.must(&format!("mkdir -p {at} && mount -t virtiofs {tag} {at}"))?;
         Ok(at)
     }
 
-    /// Puts overlayfs over these directories (topmost first) at `/mnt/<name>`, with what is written going
-    /// to the guest's memory, and returns that path.
+    /// Mounts overlayfs over these directories (topmost first) at `/mnt/<name>`, with the upper layer in the guest's
+    /// memory, and returns that path.
     ///
     /// # Errors
-    /// When the guest cannot mount it.
+    /// If the guest cannot mount it.
     pub fn overlay(&mut self, name: &str, lower: &[String]) -> Result<String> {
         let (at, above) = (format!("/mnt/{name}"), format!("/run/{name}"));
         self.must(&format!(
@@ -160,7 +161,7 @@ impl Guest {
     /// movable pages: page cache and programs, but not its kernel's structures.
     ///
     /// # Errors
-    /// When QEMU does not do it, or the guest does not find the memory.
+    /// If QEMU rejects the command, or the guest does not find the memory.
     pub fn plug_unshared_memory(&mut self, mib: u32) -> Result<()> {
         let blocks = "ls -d /sys/devices/system/memory/memory[0-9]* | wc -l";
         let online = "echo online_movable >/sys/devices/system/memory/auto_online_blocks";
@@ -169,7 +170,7 @@ impl Guest {
         self.command("object-add", &json!({"qom-type": "memory-backend-ram", "id": "unshared", "size": size}))?;
         self.command("device_add", &json!({"driver": "pc-dimm", "id": "dimm", "memdev": "unshared"}))?;
         let script = format!(
-            "for turn in $(seq 200); do
+            "for attempt in $(seq 200); do
                  [ $({blocks}) -gt {} ] && ! grep -qs offline /sys/devices/system/memory/memory[0-9]*/state && exit 0
                  sleep 0.1
              done
@@ -179,10 +180,10 @@ impl Guest {
         self.must(&script).map(drop)
     }
 
-    /// Stops the VM: its processors, then its devices.
+    /// Stops the VM: first its processors, then its devices.
     ///
     /// # Errors
-    /// When QEMU does not do it.
+    /// If QEMU rejects the command.
     pub fn pause(&self) -> Result<()> {
         self.command("stop", &json!({}))
     }
@@ -190,20 +191,20 @@ impl Guest {
     /// Resumes a paused VM.
     ///
     /// # Errors
-    /// When QEMU does not do it.
+    /// If QEMU rejects the command.
     pub fn resume(&self) -> Result<()> {
         self.command("cont", &json!({}))
     }
 
-    /// Presses the VM's reset button and waits until its init takes scripts again. Nothing is mounted then.
+    /// Resets the VM and waits until its init accepts scripts again. Nothing is mounted then.
     ///
     /// # Errors
-    /// When QEMU does not do it, or the guest does not come up.
+    /// If QEMU rejects the command, or the guest does not boot.
     pub fn reset(&mut self) -> Result<()> {
-        // Other than here, a reset is the kernel's after a panic, and the VM is to end.
+        // By default a reset (the kernel's after a panic) ends QEMU.
         self.command("set-action", &json!({"reboot": "reset"}))?;
         self.command("system_reset", &json!({}))?;
-        self.channel.greeted(Instant::now() + BOOT).with_context(|| self.console_tail())?;
+        self.channel.wait_until_ready(Instant::now() + BOOT).with_context(|| self.console_tail())?;
         self.command("set-action", &json!({"reboot": "shutdown"}))
     }
 
@@ -211,23 +212,23 @@ impl Guest {
         monitor::execute(&self.dir.path().join("monitor"), name, arguments).with_context(|| self.vmm.log_tail())
     }
 
-    /// A number no load of this guest had before.
+    /// A new number for a load of this guest.
     pub(crate) fn next_load(&mut self) -> u32 {
         self.loads += 1;
         self.loads
     }
 
-    /// What the guest's kernel said last.
+    /// The end of the guest's console.
     pub fn console_tail(&self) -> String {
         process::tail(&self.console)
     }
 
-    /// Unmounts everything, powers the guest off and waits for QEMU's end.
+    /// Unmounts everything, powers the guest off and waits until QEMU ends.
     ///
     /// # Errors
-    /// When it does not end by itself.
+    /// If the guest does not power off in time, or QEMU fails.
     pub fn shutdown(mut self) -> Result<()> {
-        // The answer may be lost to the power-off; the end of QEMU is what counts.
+        // The power-off may lose the answer; only the end of QEMU counts.
         let _ = self.run("(umount -a -r; sync; poweroff -f) >/dev/null 2>&1 &");
         match self.vmm.wait_for(BOOT)? {
             Some(status) if status.success() => Ok(()),
@@ -237,15 +238,15 @@ impl Guest {
     }
 }
 
-/// Who runs a guest's QEMU. Dropped, QEMU is killed.
+/// The process or pod that runs a guest's QEMU. QEMU is killed on drop.
 pub(crate) trait Vmm {
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     fn ended(&self) -> Result<Option<ExitStatus>>;
 
-    /// Waits for its end; nothing when it is still running after `limit`.
+    /// Waits until it ends; `None` if it still runs after `limit`.
     fn wait_for(&self, limit: Duration) -> Result<Option<ExitStatus>>;
 
-    /// The end of its console.
+    /// The end of its output.
     fn log_tail(&self) -> String;
 }
 
@@ -270,7 +271,7 @@ fn still_running(vmm: &dyn Vmm) -> Result<()> {
     }
 }
 
-/// QEMU's options for a guest that leaves its console and sockets in `dir`.
+/// QEMU's options for a guest whose console and sockets are in `dir`.
 pub(crate) fn qemu_arguments(
     spec: &GuestSpec,
     accelerator: Accelerator,

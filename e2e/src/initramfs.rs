@@ -1,4 +1,4 @@
-//! The guest's root file system: busybox, the overlay module, our init and the load program.
+//! The guest's root file system: busybox, the overlay module, the init script and the load program.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -12,10 +12,10 @@ use crate::parts::Parts;
 const INIT: &[u8] = include_bytes!("../guest/init");
 const LOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest-load"));
 
-/// Writes the archive that the guest's kernel unpacks.
+/// Writes the initramfs of the guest as a cpio archive.
 ///
 /// # Errors
-/// When a part cannot be read or the archive not be written.
+/// If a part cannot be read or the archive cannot be written.
 pub(crate) fn write(parts: &Parts, to: &Path) -> Result<()> {
     let read = |path: &Path| fs::read(path).with_context(|| format!("reading {}", path.display()));
     let (busybox, overlay) = (read(&parts.busybox)?, read(&parts.overlay_module)?);

@@ -1,4 +1,4 @@
-//! Ctrl-C: children receive SIGTERM, waiting for them fails, and everything is cleaned up.
+//! Ctrl-C: children receive SIGTERM, waits for them fail, and the program cleans up.
 
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +11,14 @@ use crate::process::interrupt_all;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Exit status of a program that SIGINT ended, as shells have it.
+/// Exit status of a program that was ended by SIGINT, as in shells.
 pub const STATUS: u8 = 130;
 
-/// Takes SIGINT, SIGTERM and SIGHUP out of the hands of the default action. Call it before any other thread
-/// is started, as they inherit what is blocked. A second signal ends the program at once.
+/// Blocks SIGINT, SIGTERM and SIGHUP and handles them in a thread. Call it before any other thread starts: threads
+/// inherit the mask. A second signal ends the program at once.
 ///
 /// # Errors
-/// When the signals cannot be blocked.
+/// If the signals cannot be blocked.
 pub fn arm() -> Result<()> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_block().context("blocking signals")?;
@@ -27,14 +27,14 @@ pub fn arm() -> Result<()> {
             if INTERRUPTED.swap(true, Ordering::Relaxed) {
                 process::exit(i32::from(STATUS));
             }
-            eprintln!("\ninterrupted: cleaning up (press again to leave at once)");
+            eprintln!("\ninterrupted: cleaning up (press again to exit immediately)");
             interrupt_all();
         }
     });
     Ok(())
 }
 
-/// Has a signal come?
-pub fn came() -> bool {
+/// True if a signal was received.
+pub fn received() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }

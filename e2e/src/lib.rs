@@ -1,7 +1,7 @@
-//! Real guests on real shares: boots Linux in QEMU, mounts virtiofs in it and has it count its own errors.
+//! Tests with real guests: boots Linux in QEMU, mounts virtiofs in it and lets the guest count its own errors.
 //!
-//! What a test claims about guests, a guest saw: [`load::Summary`] is counted inside the guest, because the
-//! errors that hurt there (a guest kernel's own `ESTALE`) never pass through a file server.
+//! What a test asserts about guests is observed in a guest: [`load::Summary`] is counted there, because some errors (an
+//! `ESTALE` of the guest kernel itself) never pass through a file server.
 
 pub mod accelerator;
 mod broker;
@@ -12,6 +12,7 @@ pub mod document;
 pub mod guest;
 mod initramfs;
 pub mod interrupt;
+pub mod isolation;
 pub mod load;
 mod monitor;
 pub mod node;
@@ -19,7 +20,6 @@ pub mod parts;
 pub mod process;
 pub mod replacement;
 pub mod report;
-pub mod seclusion;
 pub mod stock;
 pub mod suite;
 pub mod tree;

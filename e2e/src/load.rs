@@ -1,4 +1,4 @@
-//! Work for a guest, and the guest's own count of what went wrong with it.
+//! Load programs in a guest, and the errors that the guest counts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,21 +8,21 @@ use serde::Deserialize;
 
 use crate::guest::Guest;
 
-/// A load runs on past the request to stop by at most one round.
+/// Time limit for the load's current round after the request to stop.
 const LAST_ROUND: Duration = Duration::from_secs(90);
 
-/// What `guest-load` is to work on, by paths in the guest.
+/// Arguments of `guest-load`; all paths are paths in the guest.
 #[derive(Debug, Clone, Default)]
 pub struct Load {
-    /// A tree it walks and reads, comparing content.
+    /// A tree that it walks and reads, comparing content.
     pub read: Option<String>,
-    /// A file with paths of files that it reads, comparing content.
+    /// A file with a list of files that it reads, comparing content.
     pub list: Option<String>,
-    /// How many files of either are read in one round; all when nothing is said.
+    /// Number of files of either that it reads in one round; `None` for all.
     pub most: Option<u32>,
-    /// A directory it makes and removes files and directories in.
+    /// A directory in which it creates and removes files and directories.
     pub write: Option<String>,
-    /// A directory it writes files with holes in, and copies them by their holes before they are closed.
+    /// A directory in which it writes sparse files and copies them by their holes (SEEK_HOLE) before they are closed.
     pub sparse: Option<String>,
 }
 
@@ -32,28 +32,28 @@ impl Load {
         Self { read: Some(directory.to_owned()), ..Self::default() }
     }
 
-    /// A load that reads the files whose paths stand in a file of the guest's, and looks at nothing else.
+    /// A load that only reads the files listed in a file of the guest.
     pub fn listed(list: &str) -> Self {
         Self { list: Some(list.to_owned()), ..Self::default() }
     }
 
-    /// A load that changes things.
+    /// A load that creates, changes and removes files.
     pub fn writing(directory: &str) -> Self {
         Self { write: Some(directory.to_owned()), ..Self::default() }
     }
 
-    /// A load that writes files with holes and copies them by their holes before they are closed.
+    /// A load that writes sparse files and copies them by their holes before they are closed.
     pub fn copying_by_holes(directory: &str) -> Self {
         Self { sparse: Some(directory.to_owned()), ..Self::default() }
     }
 
-    /// The same, walking and reading this directory as well.
+    /// Also walks and reads this directory.
     #[must_use]
     pub fn and_reading(self, directory: &str) -> Self {
         Self { read: Some(directory.to_owned()), ..self }
     }
 
-    /// The same, reading at most so many files in one round.
+    /// Reads at most this number of files in one round.
     #[must_use]
     pub fn at_most(self, files: u32) -> Self {
         Self { most: Some(files), ..self }
@@ -75,35 +75,35 @@ impl Load {
     }
 }
 
-/// The guest's count.
+/// What the guest counted.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Summary {
     /// Rounds of the load.
     pub rounds: u64,
-    /// Operations done, failed ones included.
+    /// Operations, including failed ones.
     pub operations: u64,
     /// Failed operations by errno.
     pub errors: BTreeMap<String, u64>,
-    /// Contents and outcomes that were wrong although no call failed.
+    /// Wrong contents or results of operations that did not fail.
     pub wrong: u64,
-    /// The first few failures in words.
+    /// The first few failures as text.
     pub details: Vec<String>,
-    /// The longest any one operation took, in microseconds.
+    /// The slowest operation, in microseconds.
     pub slowest_us: u64,
 }
 
 impl Summary {
-    /// Failed operations of every kind.
+    /// Number of failed operations.
     pub fn error_count(&self) -> u64 {
         self.errors.values().sum()
     }
 
-    /// Fails unless the guest worked and nothing went wrong for it.
+    /// Fails unless the guest did operations without any error or wrong result.
     ///
     /// # Errors
-    /// With the guest's first few failures.
+    /// If the guest counted an error or did nothing; the message has its first few failures.
     pub fn must_be_clean(&self) -> Result<()> {
-        ensure!(self.operations > 0, "the guest did nothing at all");
+        ensure!(self.operations > 0, "the guest did no operation");
         ensure!(
             self.error_count() == 0 && self.wrong == 0,
             "the guest counted errors {:?} and {} wrong results in {} operations:\n{}",
@@ -123,10 +123,10 @@ pub struct Running {
 }
 
 impl Guest {
-    /// Runs a load for so many rounds.
+    /// Runs a load for this number of rounds.
     ///
     /// # Errors
-    /// When the load cannot be run; errors *it* met are in the summary.
+    /// If the load cannot run. Errors that the load met are in the summary.
     pub fn work(&mut self, load: &Load, rounds: u64) -> Result<Summary> {
         let line = self.must(&format!("{} --rounds {rounds}", load.command()))?;
         summary(&line)
@@ -135,7 +135,7 @@ impl Guest {
     /// Starts a load in the background.
     ///
     /// # Errors
-    /// When it cannot be started.
+    /// If it cannot be started.
     pub fn start_work(&mut self, load: &Load) -> Result<Running> {
         let number = self.next_load();
         let command = load.command();
@@ -145,10 +145,10 @@ impl Guest {
         Ok(Running { number })
     }
 
-    /// Stops a load after the round it is in, and returns what it counted.
+    /// Stops a load after its current round, and returns what it counted.
     ///
     /// # Errors
-    /// When it does not end, or ended without a summary.
+    /// If it does not end, or ends without a summary.
     pub fn stop_work(&mut self, running: Running) -> Result<Summary> {
         let (number, tenths) = (running.number, LAST_ROUND.as_millis() / 100);
         let line = self.must(&format!(
@@ -162,9 +162,9 @@ impl Guest {
 fn summary(line: &str) -> Result<Summary> {
     let line = line.trim();
     if !line.starts_with('{') {
-        bail!("the load in the guest could not work: {line}");
+        bail!("the load in the guest failed: {line}");
     }
-    serde_json::from_str(line).with_context(|| format!("the guest's summary is not one: {line}"))
+    serde_json::from_str(line).with_context(|| format!("malformed summary of the guest: {line}"))
 }
 
 #[cfg(test)]
@@ -172,21 +172,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_becomes_the_command_line_the_guest_understands() {
+    fn a_load_becomes_a_command_line() {
         let load = Load::writing("/mnt/a").and_reading("/mnt/b").at_most(5);
         assert_eq!(load.command(), "guest-load --read /mnt/b --most 5 --write /mnt/a");
         assert_eq!(Load::listed("/run/list").command(), "guest-load --list /run/list");
     }
 
     #[test]
-    fn a_summary_with_errors_is_not_clean_and_says_which() {
+    fn errors_make_a_summary_unclean_and_are_named() {
         let line = r#"{"rounds":1,"operations":9,"errors":{"ESTALE":2},"wrong":1,"details":["read /x: ESTALE"],"slowest_us":5}"#;
         let problem = summary(line).unwrap().must_be_clean().unwrap_err().to_string();
         assert!(problem.contains("ESTALE") && problem.contains("read /x"), "{problem}");
     }
 
     #[test]
-    fn a_load_that_could_not_work_is_an_error() {
+    fn a_failed_load_is_an_error() {
         let problem = summary("guest-load: /mnt/a: Stale file handle\n").unwrap_err().to_string();
         assert!(problem.contains("Stale file handle"), "{problem}");
     }

@@ -1,4 +1,4 @@
-//! QEMU's monitor: commands to the VM that no guest can give.
+//! Client of QEMU's monitor (QMP).
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -8,30 +8,30 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-/// Stopping a VM stops its devices first, and they wait for requests in progress.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Read timeout of a reply. Stopping a VM first stops its devices, which complete their requests.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Has QEMU carry out one command (QMP; the socket serves one connection after the other).
+/// Executes one command. The socket serves one connection at a time.
 pub(crate) fn execute(socket: &Path, command: &str, arguments: &Value) -> Result<()> {
-    let stream = UnixStream::connect(socket).context("QEMU's monitor does not answer")?;
-    stream.set_read_timeout(Some(ANSWER)).context("setting a time limit")?;
+    let stream = UnixStream::connect(socket).context("connecting to QEMU's monitor")?;
+    stream.set_read_timeout(Some(REPLY_TIMEOUT)).context("setting a time limit")?;
     let mut stream = BufReader::new(stream);
     let greeting = message(&mut stream)?;
-    ensure!(greeting.get("QMP").is_some(), "QEMU's monitor began with {greeting}");
-    ask(&mut stream, "qmp_capabilities", &json!({}))?;
-    ask(&mut stream, command, arguments)
+    ensure!(greeting.get("QMP").is_some(), "unexpected greeting of QEMU's monitor: {greeting}");
+    send(&mut stream, "qmp_capabilities", &json!({}))?;
+    send(&mut stream, command, arguments)
 }
 
-fn ask(stream: &mut BufReader<UnixStream>, command: &str, arguments: &Value) -> Result<()> {
+fn send(stream: &mut BufReader<UnixStream>, command: &str, arguments: &Value) -> Result<()> {
     let request = format!("{}\n", json!({"execute": command, "arguments": arguments}));
     stream.get_mut().write_all(request.as_bytes()).with_context(|| format!("sending `{command}` to QEMU"))?;
     loop {
-        let answer = message(stream).with_context(|| format!("waiting for `{command}`"))?;
-        // Everything else is an event.
-        if let Some(error) = answer.get("error") {
-            bail!("QEMU refused `{command}`: {error}");
+        let reply = message(stream).with_context(|| format!("waiting for `{command}`"))?;
+        // All other messages are events.
+        if let Some(error) = reply.get("error") {
+            bail!("QEMU rejected `{command}`: {error}");
         }
-        if answer.get("return").is_some() {
+        if reply.get("return").is_some() {
             return Ok(());
         }
     }
@@ -41,5 +41,5 @@ fn message(stream: &mut BufReader<UnixStream>) -> Result<Value> {
     let mut line = String::new();
     let length = stream.read_line(&mut line).context("reading from QEMU's monitor")?;
     ensure!(length > 0, "QEMU closed its monitor");
-    serde_json::from_str(&line).with_context(|| format!("QEMU's monitor said '{}'", line.trim_end()))
+    serde_json::from_str(&line).with_context(|| format!("malformed message of QEMU's monitor: '{}'", line.trim_end()))
 }

@@ -1,4 +1,4 @@
-//! Our own daemons on a host without Kubernetes: what `virtiofs-agent up` starts, or agent and broker as two services.
+//! Agent and broker on a host without Kubernetes: `virtiofs-agent up`, or both as two services.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -17,33 +17,33 @@ use crate::parts::Parts;
 use crate::process::Process;
 use crate::stock::wait_for_socket;
 
-/// Agent and broker end their engines, too; that is worth waiting for before anything is killed.
-const GOODBYE: Duration = Duration::from_secs(15);
-const SCRAPE: Duration = Duration::from_secs(10);
+/// Time limit for a daemon to end. Agent and broker stop their engines first.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 const BROKER: &str = "virtiofs-broker";
 const ENGINE: &str = "virtiofs-engine";
 
-/// What a share is declared with.
+/// Declaration of a share.
 #[derive(Debug, Clone)]
 pub struct Declaration<'a> {
-    /// The share's name.
+    /// Name of the share.
     pub name: &'a str,
-    /// The directory.
+    /// The shared directory.
     pub source: &'a Path,
     /// `ReadOnly` or `ReadWrite`.
     pub access: &'a str,
     /// `Immutable`, `Exclusive` or `Shared`.
     pub content: &'a str,
-    /// Overrides of what follows from that, in braces: `{}` for none.
+    /// Overrides of engine settings as a YAML flow mapping: `{}` for none.
     pub engine: &'a str,
-    /// What is done about staleness, in braces: `{}` for what is done unless said otherwise.
+    /// Staleness policy as a YAML flow mapping: `{}` for the defaults.
     pub staleness: &'a str,
 }
 
 impl Declaration<'_> {
-    /// The manifest a person would write.
+    /// The share's manifest.
     pub fn manifest(&self) -> String {
-        // JSON is YAML: a path with any character in it stays one string.
+        // JSON is YAML: a path with any character stays one string.
         let path = serde_json::Value::from(self.source.display().to_string());
         format!(
             "apiVersion: virtiofs.dev/v1alpha1\n\
@@ -55,13 +55,13 @@ impl Declaration<'_> {
     }
 }
 
-/// Agent and broker of one host. Dropped, they are asked to end, and killed if they do not.
+/// Agent and broker of one host. Both receive SIGTERM on drop, then SIGKILL if they do not end.
 pub struct Node {
-    // Dropped in this order: the agent ends before the broker.
+    // Fields are dropped in this order: the agent ends before the broker.
     agent: Process,
-    /// The broker, where it is a service of its own.
+    /// The broker, if it is a service of its own.
     broker: Option<Process>,
-    /// How many agents there have been.
+    /// Number of agents started so far.
     agents: u32,
     binary: PathBuf,
     ctl: PathBuf,
@@ -70,10 +70,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts both with no share declared yet, the broker as a child of the agent.
+    /// Starts both without any share; the broker is a child of the agent.
     ///
     /// # Errors
-    /// When they are not built or do not start.
+    /// If they are not built or do not start.
     pub fn start(parts: &Parts) -> Result<Self> {
         Self::prepare(parts, |_, broker, mut up| {
             up.arg("up").arg("--broker").arg(broker);
@@ -81,21 +81,21 @@ impl Node {
         })
     }
 
-    /// Starts both with no share declared yet, as a service manager does: neither is the other's child.
+    /// Starts both without any share, as a service manager does: neither is a child of the other.
     ///
     /// # Errors
-    /// When they are not built or do not start.
+    /// If they are not built or do not start.
     pub fn start_services(parts: &Parts) -> Result<Self> {
         Self::prepare(parts, |dir, broker, mut run| {
             let mut command = Command::new(broker);
             command.arg("--runtime-dir").arg(dir.join("run"));
-            let broker = Process::start(command, &dir.join("broker.log"), GOODBYE)?;
+            let broker = Process::start(command, &dir.join("broker.log"), STOP_TIMEOUT)?;
             run.arg("run");
             Ok((run, Some(broker)))
         })
     }
 
-    /// `complete` makes the agent's command what it is to be, and starts whatever has to run beside it.
+    /// `complete` adds the arguments of the agent's command and starts the processes that run beside the agent.
     fn prepare(
         parts: &Parts,
         complete: impl FnOnce(&Path, PathBuf, Command) -> Result<(Command, Option<Process>)>,
@@ -109,19 +109,19 @@ impl Node {
         Ok(Self { agent, broker, agents: 1, binary, ctl, metrics, dir })
     }
 
-    /// Kills the agent, which is a service beside the broker, and starts another.
+    /// Kills the agent, which is a service beside the broker, and starts another one.
     ///
     /// # Errors
-    /// When that does not answer.
+    /// If the broker is a child of the agent, or the new agent does not answer.
     pub fn kill_agent(&mut self) -> Result<()> {
-        ensure!(self.broker.is_some(), "this agent's death would be the broker's");
+        ensure!(self.broker.is_some(), "the broker is a child of this agent and would end with it");
         kill(Pid::from_raw(self.agent.id().cast_signed()), Signal::SIGKILL).context("killing the agent")?;
-        self.agent.wait_for(GOODBYE)?.context("the agent does not die")?;
+        self.agent.wait_for(STOP_TIMEOUT)?.context("the agent did not end after SIGKILL")?;
         self.agents += 1;
         let mut command = Command::new(&self.binary);
         command.arg("run");
         self.agent = start_agent(command, self.dir.path(), self.metrics, self.agents)?;
-        let until = Instant::now() + GOODBYE;
+        let until = Instant::now() + STOP_TIMEOUT;
         while let Err(error) = self.metrics() {
             ensure!(Instant::now() < until, "the new agent does not answer: {error:#}\n{}", self.log_tail());
             thread::sleep(Duration::from_millis(20));
@@ -129,10 +129,10 @@ impl Node {
         Ok(())
     }
 
-    /// Declares a share, or changes it: writes its manifest, whole or not at all.
+    /// Declares or changes a share: replaces its manifest atomically.
     ///
     /// # Errors
-    /// When the manifest cannot be written.
+    /// If the manifest cannot be written.
     pub fn declare(&self, share: &Declaration<'_>) -> Result<()> {
         let (new, manifest) = (self.dir.path().join("manifest.new"), self.manifest_path(share.name));
         fs::write(&new, share.manifest())
@@ -140,45 +140,45 @@ impl Node {
             .with_context(|| format!("writing {}", manifest.display()))
     }
 
-    /// Withdraws a share: removes its manifest.
+    /// Removes a share's manifest.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn withdraw(&self, name: &str) -> Result<()> {
         let manifest = self.manifest_path(name);
         fs::remove_file(&manifest).with_context(|| format!("removing {}", manifest.display()))
     }
 
-    /// Waits for a share's socket, where VMMs connect.
+    /// Waits for a share's socket and returns its path.
     ///
     /// # Errors
-    /// When it does not appear; the message carries the daemons' log.
+    /// If it does not appear; the message has the daemons' log.
     pub fn socket(&self, name: &str) -> Result<PathBuf> {
         let socket = self.runtime_dir().join("shares").join(format!("{name}.sock"));
         wait_for_socket(&self.agent, &socket)?;
         Ok(socket)
     }
 
-    /// Everything on the metrics page.
+    /// The metrics page of the agent.
     ///
     /// # Errors
-    /// When the agent does not answer, or not with success.
+    /// If the agent does not answer with status 200.
     pub fn metrics(&self) -> Result<String> {
         scrape(self.metrics).with_context(|| format!("fetching /metrics from {}", self.metrics))
     }
 
-    /// What `virtiofsctl status` prints, with these options.
+    /// Output of `virtiofsctl status` with these options.
     ///
     /// # Errors
-    /// When it fails.
+    /// If the command fails.
     pub fn status(&self, options: &[&str]) -> Result<String> {
         self.command("status", options)
     }
 
-    /// Has every guest of a share handed over to a new engine, as a person does.
+    /// Hands every guest of a share over to a new engine with `virtiofsctl handover`.
     ///
     /// # Errors
-    /// When it is not done.
+    /// If the command fails.
     pub fn hand_over(&self, share: &str) -> Result<String> {
         self.command("handover", &[share])
     }
@@ -190,12 +190,12 @@ impl Node {
             .args(options)
             .output()
             .with_context(|| format!("running virtiofsctl {name}"))?;
-        let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "virtiofsctl {name} ended with {}\n{said}{complaint}", output.status);
-        Ok(said.into_owned())
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "virtiofsctl {name} ended with {}\n{stdout}{stderr}", output.status);
+        Ok(stdout.into_owned())
     }
 
-    /// Where sockets and state are.
+    /// Runtime directory: sockets and state.
     pub fn runtime_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
@@ -210,22 +210,22 @@ impl Node {
         self.agent.id()
     }
 
-    /// What the daemons said last.
+    /// The end of the daemons' logs.
     pub fn log_tail(&self) -> String {
         self.agent.log_tail() + &self.broker.as_ref().map(Process::log_tail).unwrap_or_default()
     }
 
-    /// Asks both to end, as Ctrl-C does, and waits for it.
+    /// Stops both with SIGTERM, as Ctrl-C does, and waits until they end.
     ///
     /// # Errors
-    /// When they do not end, or not with success.
+    /// If they do not end in time, or not with exit status 0.
     pub fn stop(self) -> Result<()> {
         let status = self.agent.stop()?;
         let log = self.log_tail();
-        let status = status.with_context(|| format!("virtiofs-agent did not end when asked\n{log}"))?;
+        let status = status.with_context(|| format!("virtiofs-agent did not end after SIGTERM\n{log}"))?;
         ensure!(status.success(), "virtiofs-agent ended with {status}\n{log}");
         if let Some(broker) = &self.broker {
-            let status = broker.stop()?.with_context(|| format!("virtiofs-broker did not end when asked\n{log}"))?;
+            let status = broker.stop()?.with_context(|| format!("virtiofs-broker did not end after SIGTERM\n{log}"))?;
             ensure!(status.success(), "virtiofs-broker ended with {status}\n{log}");
         }
         Ok(())
@@ -236,15 +236,15 @@ impl Node {
     }
 }
 
-/// What engines and sessions did is what explains a failing test.
+/// Starts an agent that logs at level info: events of engines and sessions explain a failed test.
 fn start_agent(mut command: Command, dir: &Path, metrics: SocketAddr, number: u32) -> Result<Process> {
     command.arg("--shares").arg(dir.join("shares")).arg("--runtime-dir").arg(dir.join("run"));
     command.args(["--metrics", &metrics.to_string(), "--log", "info"]);
-    Process::start(command, &dir.join(format!("agent-{number}.log")), GOODBYE)
+    Process::start(command, &dir.join(format!("agent-{number}.log")), STOP_TIMEOUT)
 }
 
-/// Puts copies of broker and engine in a directory of their own, where they can be exchanged without disturbing
-/// anyone; returns the broker's path.
+/// Copies broker and engine into a directory of their own, where a test can replace them without side effects, and
+/// returns the broker's path.
 fn install(parts: &Parts, directory: &Path) -> Result<PathBuf> {
     fs::create_dir(directory).context("making a directory for binaries")?;
     for name in [BROKER, ENGINE] {
@@ -257,24 +257,24 @@ fn install(parts: &Parts, directory: &Path) -> Result<PathBuf> {
 /// An unused port.
 ///
 /// # Errors
-/// When there is none.
+/// If there is none.
 pub fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
     listener.local_addr().context("looking for a free port")
 }
 
-/// The page at /metrics, by HTTP/1.0, where the end of the connection is the end of the answer.
+/// Fetches /metrics by HTTP/1.0: the server closes the connection after the response.
 ///
 /// # Errors
-/// When nobody answers, or not with a page.
+/// If the server does not answer with status 200.
 pub fn scrape(server: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&server, SCRAPE)?;
-    stream.set_read_timeout(Some(SCRAPE))?;
+    let mut stream = TcpStream::connect_timeout(&server, SCRAPE_TIMEOUT)?;
+    stream.set_read_timeout(Some(SCRAPE_TIMEOUT))?;
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of its header")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the response has no end of its header")?;
     let first = head.lines().next().unwrap_or_default();
-    ensure!(first.contains(" 200 "), "the answer is '{first}'");
+    ensure!(first.contains(" 200 "), "unexpected status line: '{first}'");
     Ok(body.to_owned())
 }

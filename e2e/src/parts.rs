@@ -1,4 +1,4 @@
-//! Where the parts are that set-up put in place, and where cargo put our own binaries.
+//! Paths of the parts that set-up prepares, and of this project's binaries.
 
 use std::collections::HashMap;
 use std::fs;
@@ -6,24 +6,24 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-/// The parts a guest is made of, and the file servers it can mount.
+/// The parts of a guest, and the file servers that it can mount.
 #[derive(Debug, Clone)]
 pub struct Parts {
-    /// The guest's kernel; virtiofs is built in.
+    /// The guest's kernel with virtiofs built in.
     pub kernel: PathBuf,
-    /// The overlayfs module of that kernel, uncompressed.
+    /// The uncompressed overlayfs module of that kernel.
     pub overlay_module: PathBuf,
-    /// A root that has that kernel's modules for disks and file systems, and nothing else.
+    /// A root directory that contains only that kernel's modules for disks and file systems.
     pub modules: PathBuf,
     /// A statically linked busybox.
     pub busybox: PathBuf,
     /// QEMU for this architecture.
     pub qemu: PathBuf,
-    /// Stock virtiofsd, the peer.
+    /// Stock virtiofsd, for comparison.
     pub virtiofsd: PathBuf,
-    /// Directory of our own release binaries.
+    /// Directory of this project's release binaries.
     pub release: PathBuf,
-    /// Where what was found out about this machine is kept.
+    /// Directory of results about this machine.
     pub(crate) state: PathBuf,
 }
 
@@ -31,7 +31,7 @@ impl Parts {
     /// Reads what `make setup` wrote to `target/e2e/parts`.
     ///
     /// # Errors
-    /// When set-up has not run, or a part it named is gone since.
+    /// If set-up has not run, or a part was removed since.
     pub fn locate() -> Result<Self> {
         let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
         let list = target.join("e2e/parts");
@@ -40,7 +40,7 @@ impl Parts {
         let named: HashMap<_, _> = text.lines().filter_map(|line| line.split_once('=')).collect();
         let part = |name: &str| -> Result<PathBuf> {
             let path = PathBuf::from(named.get(name).copied().unwrap_or_default());
-            ensure!(path.exists(), "{name} is not at '{}': run `make setup` again", path.display());
+            ensure!(path.exists(), "{name}: '{}' does not exist: run `make setup` again", path.display());
             Ok(path)
         };
         Ok(Self {
@@ -55,13 +55,13 @@ impl Parts {
         })
     }
 
-    /// One of our own binaries, built by `make build`.
+    /// Path of a binary of this project, built by `make build`.
     ///
     /// # Errors
-    /// When it has not been built.
+    /// If it is not built.
     pub fn binary(&self, name: &str) -> Result<PathBuf> {
         let path = self.release.join(name);
-        ensure!(path.exists(), "{} is not there: run `make build` first", path.display());
+        ensure!(path.exists(), "{} does not exist: run `make build` first", path.display());
         Ok(path)
     }
 }

@@ -15,44 +15,43 @@ use nix::sys::signal::{self, SigSet, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-/// Lines of a log that are shown with a failure.
+/// Number of log lines that are shown with a failure.
 const TAIL: usize = 100;
 
 /// Process ids of all children that have not been waited for.
 static RUNNING: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
-/// A running child. On drop it receives SIGTERM, then it is killed with all that it started.
+/// A running child. On drop it receives SIGTERM, then its process group is killed.
 #[derive(Debug)]
 pub struct Process {
     child: Child,
     log: PathBuf,
-    /// How long it may take to end by itself when asked.
-    patience: Duration,
+    /// Time limit to end after SIGTERM.
+    stop_timeout: Duration,
 }
 
 impl Process {
-    /// Starts `command` in a process group of its own with both outputs going to the file `log`.
+    /// Starts `command` in a process group of its own with both outputs redirected to the file `log`.
     ///
-    /// It is ended when the calling *thread* ends without dropping this, so start it from a thread that
-    /// lasts.
+    /// The kernel kills the child when the calling *thread* ends, so call it from a thread that outlives the child.
     ///
     /// # Errors
-    /// When the log cannot be created or the program not be started.
-    pub fn start(mut command: Command, log: &Path, patience: Duration) -> Result<Self> {
+    /// If the log cannot be created or the program cannot be started.
+    pub fn start(mut command: Command, log: &Path, stop_timeout: Duration) -> Result<Self> {
         let out = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let err = out.try_clone().context("duplicating a log's descriptor")?;
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
-        let farewell = if patience.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM };
+        let farewell = if stop_timeout.is_zero() { Signal::SIGKILL } else { Signal::SIGTERM };
         // SAFETY: runs between fork and exec; both are async-signal-safe and touch no memory of the parent.
         unsafe {
             command.pre_exec(move || {
-                // A blocked signal is inherited, and this child has to hear those that its parent waits for.
+                // The child inherits blocked signals, and it has to receive those that its parent blocks.
                 SigSet::empty().thread_set_mask()?;
                 Ok(nix::sys::prctl::set_pdeathsig(farewell)?)
             });
         }
         let child = command.spawn().with_context(|| format!("starting {}", command.get_program().display()))?;
-        let started = Self { child, log: log.to_owned(), patience };
+        let started = Self { child, log: log.to_owned(), stop_timeout };
         running().insert(started.pid().as_raw());
         Ok(started)
     }
@@ -62,23 +61,23 @@ impl Process {
         self.child.id()
     }
 
-    /// How it ended, if it has. It stays a zombie, so that its process id stays its own until it is dropped.
+    /// Its exit status, if it has ended. It stays a zombie until it is dropped, so that its process id is not reused.
     ///
     /// # Errors
-    /// When the system does not report it.
+    /// If `waitid` fails.
     pub fn ended(&self) -> Result<Option<ExitStatus>> {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        Ok(match waitid(Id::Pid(self.pid()), peek).context("asking after a child")? {
+        Ok(match waitid(Id::Pid(self.pid()), peek).context("waiting for a child")? {
             WaitStatus::Exited(_, code) => Some(ExitStatus::from_raw(code << 8)),
             WaitStatus::Signaled(_, signal, _) => Some(ExitStatus::from_raw(signal as i32)),
             _ => None,
         })
     }
 
-    /// Waits for its end; nothing when it is still running after `limit`.
+    /// Waits until it ends; `None` if it still runs after `limit`.
     ///
     /// # Errors
-    /// When the system does not report it.
+    /// If `waitid` fails, or the program was interrupted.
     pub fn wait_for(&self, limit: Duration) -> Result<Option<ExitStatus>> {
         let until = Instant::now() + limit;
         loop {
@@ -90,16 +89,16 @@ impl Process {
         }
     }
 
-    /// Asks it to end and waits as long as its patience says; nothing when it did not end.
+    /// Sends SIGTERM and waits for `stop_timeout`; `None` if it still runs then.
     ///
     /// # Errors
-    /// When it cannot be signalled or asked after.
+    /// If it cannot be signalled or waited for.
     pub fn stop(&self) -> Result<Option<ExitStatus>> {
-        signal::kill(self.pid(), Signal::SIGTERM).context("asking a child to end")?;
-        self.wait_for(self.patience)
+        signal::kill(self.pid(), Signal::SIGTERM).context("sending SIGTERM to a child")?;
+        self.wait_for(self.stop_timeout)
     }
 
-    /// The end of its log, to be shown with a failure.
+    /// The end of its log, to explain a failure.
     pub fn log_tail(&self) -> String {
         tail(&self.log)
     }
@@ -112,21 +111,21 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if !self.patience.is_zero() {
-            // Whatever goes wrong in being polite is mended by the kill below.
+        if !self.stop_timeout.is_zero() {
+            // The kill below also covers a failure here.
             let _ = self.stop();
         }
-        // The group, as it may have started others.
+        // Kills the group: the child may have started other processes.
         let _ = signal::killpg(self.pid(), Signal::SIGKILL);
         running().remove(&self.pid().as_raw());
         let _ = self.child.wait();
     }
 }
 
-/// Sends SIGTERM to every child. Waiting for one of them returns an error, and the caller cleans up.
+/// Sends SIGTERM to every child. Waits for children return an error, and the caller cleans up.
 pub fn interrupt_all() {
     for pid in running().iter() {
-        // A child that is already gone is what was wanted.
+        // A child that has already ended is fine.
         let _ = signal::kill(Pid::from_raw(*pid), Signal::SIGTERM);
     }
 }
@@ -135,7 +134,7 @@ fn running() -> MutexGuard<'static, BTreeSet<i32>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The last lines of a log under a heading that names it.
+/// The last lines of a log below a heading with its name.
 pub(crate) fn tail(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
@@ -148,14 +147,14 @@ pub(crate) fn tail(log: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, log: &Path, patience: Duration) -> Process {
+    fn shell(script: &str, log: &Path, stop_timeout: Duration) -> Process {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Process::start(command, log, patience).unwrap()
+        Process::start(command, log, stop_timeout).unwrap()
     }
 
     fn alive(pid: &str) -> bool {
-        // A zombie that init has not collected yet is as good as gone.
+        // A zombie that init has not reaped yet counts as ended.
         let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
         stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
     }
@@ -168,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_child_takes_with_it_what_it_started() {
+    fn drop_kills_the_process_group() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let child = shell("trap '' TERM; sleep 600 & echo $!; wait; wait", &log, Duration::ZERO);
@@ -180,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_with_patience_ends_by_itself() {
+    fn a_child_with_a_stop_timeout_ends_by_itself() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let child = shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done", &log, Duration::from_secs(10));
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_of_a_log_is_its_end() {
+    fn the_tail_of_a_log_has_its_last_lines() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("console.log");
         fs::write(&log, (0..200).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();

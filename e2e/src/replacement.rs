@@ -1,4 +1,4 @@
-//! Replaces engines under a running guest, and reads the pauses that the broker measured.
+//! Replaces engines under a running guest, and reads the pauses that the broker measures.
 
 use std::fmt;
 use std::fs;
@@ -16,134 +16,132 @@ use virtiofs_contract::counters::{Pauses, Replacements};
 use crate::broker::Broker;
 use crate::node::{Declaration, Node};
 
-/// Engines start in milliseconds, or in seconds on a host whose kernel is busy with namespaces; what takes this long
-/// does not happen at all.
-const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(5);
+/// Time limit of a replacement. Engines start in milliseconds, or in seconds on a host whose kernel is busy with
+/// namespaces.
+const TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// The engine that serves a guest.
+/// The engine process that serves a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Engine {
     /// Its process id.
     pub pid: u32,
-    /// Device and inode number of the binary it runs.
+    /// Device and inode number of its binary.
     pub binary: (u64, u64),
 }
 
 impl Node {
-    /// The engine that serves the one guest of a share.
+    /// The engine that serves the share's only guest.
     ///
     /// # Errors
-    /// When the share has not exactly one guest, or nobody serves it.
+    /// If the share does not have exactly one guest, or no engine serves it.
     pub fn engine(&self, share: &str) -> Result<Engine> {
         let pid = self.session(share)?.engine_pid.context("no engine serves the guest")?;
-        let binary = fs::metadata(format!("/proc/{pid}/exe")).context("looking at the engine's binary")?;
+        let binary = fs::metadata(format!("/proc/{pid}/exe")).context("reading metadata of the engine's binary")?;
         Ok(Engine { pid, binary: (binary.dev(), binary.ino()) })
     }
 
-    /// Kills the engine under the one guest of a share, and returns how long the broker took from learning of it
-    /// until another one served.
+    /// Kills the engine of the share's only guest. Returns the time from the broker's detection until another engine
+    /// served.
     ///
     /// # Errors
-    /// When no other engine takes its place.
+    /// If no other engine replaces it.
     pub fn kill_engine(&self, share: &str) -> Result<Duration> {
         let pid = self.session(share)?.engine_pid.context("no engine serves the guest")?;
-        self.one_more(
+        self.next_pause(
             share,
-            |exchanges| &exchanges.recoveries,
+            |replacements| &replacements.recoveries,
             || kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).context("killing the engine"),
         )
     }
 
-    /// Waits until the one guest of a share is at work: its requests are answered now. Returns how many were while this
-    /// looked.
+    /// Waits until requests of the share's only guest are answered. Returns how many were answered during the last poll
+    /// interval.
     ///
     /// # Errors
-    /// When the guest sends nothing.
+    /// If the guest sends nothing.
     pub fn until_busy(&self, share: &str) -> Result<u64> {
         let answered = || Ok::<_, anyhow::Error>(self.session(share)?.totals.requests());
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         let mut before = answered()?;
         loop {
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
             let now = answered()?;
             if now > before {
                 return Ok(now - before);
             }
-            ensure!(Instant::now() < until, "the guest of {share} has sent nothing for {PATIENCE:?}");
+            ensure!(Instant::now() < until, "the guest of {share} has sent nothing for {TIMEOUT:?}");
             before = now;
         }
     }
 
-    /// Changes a share so that its one guest is handed over to another engine, and returns how long the guest was
-    /// not served.
+    /// Edits a share so that its only guest is handed over to another engine. Returns the guest's pause.
     ///
     /// # Errors
-    /// When it is not handed over, or to an engine of another configuration.
+    /// If no hand-over happens, or the configuration stays the same.
     pub fn reconfigure(&self, share: &Declaration<'_>) -> Result<Duration> {
         let before = self.session(share.name)?.engine;
-        let pause = self.one_more(share.name, |exchanges| &exchanges.hand_overs, || self.declare(share))?;
+        let pause = self.next_pause(share.name, |replacements| &replacements.hand_overs, || self.declare(share))?;
         let session = self.session(share.name)?;
         ensure!(session.engine != before, "the new engine is like the old one: {before:?}");
-        ensure!(session.finding.is_none(), "the session is in trouble: {:?}", session.finding);
+        ensure!(session.finding.is_none(), "the session reports {:?}", session.finding);
         Ok(pause)
     }
 
-    /// Puts another engine's binary in place, has the one guest of a share handed over to it, and returns how long
-    /// the guest was not served.
+    /// Installs another engine binary and hands the share's only guest over to it. Returns the guest's pause.
     ///
     /// # Errors
-    /// When it is not handed over, or not to that binary.
+    /// If no hand-over happens, or the new engine runs another binary.
     pub fn replace_binary(&self, share: &str) -> Result<Duration> {
         let before = self.engine(share)?.binary;
         let installed = self.install_engine()?;
-        let order = || self.hand_over(share).map(drop);
-        let pause = self.one_more(share, |exchanges| &exchanges.hand_overs, order)?;
+        let hand_over = || self.hand_over(share).map(drop);
+        let pause = self.next_pause(share, |replacements| &replacements.hand_overs, hand_over)?;
         let now = self.engine(share)?.binary;
         ensure!(now != before && now == installed, "the new engine runs binary {now:?}, not {installed:?}");
         Ok(pause)
     }
 
-    /// Has the one guest of a share handed over to another engine like the one that serves it, which opens the
-    /// source again, and returns how long the guest was not served.
+    /// Hands the share's only guest over to an engine of the same configuration, which opens the source again. Returns
+    /// the guest's pause.
     ///
     /// # Errors
-    /// When it is not handed over.
+    /// If no hand-over happens.
     pub fn reopen_source(&self, share: &str) -> Result<Duration> {
-        let order = || self.hand_over(share).map(drop);
-        self.one_more(share, |exchanges| &exchanges.hand_overs, order)
+        let hand_over = || self.hand_over(share).map(drop);
+        self.next_pause(share, |replacements| &replacements.hand_overs, hand_over)
     }
 
-    /// A binary that differs from the one before, as an upgrade brings it: in place at once or not at all.
+    /// Installs a binary that differs from the one before, atomically, like an upgrade.
     fn install_engine(&self) -> Result<(u64, u64)> {
         let (binary, new) = (self.engine_binary(), self.engine_binary().with_extension("new"));
         fs::copy(&binary, &new).context("copying the engine's binary")?;
         let append = fs::File::options().append(true).open(&new).and_then(|mut file| file.write_all(b"another\n"));
         append.and_then(|()| fs::rename(&new, &binary)).context("installing another engine")?;
-        let found = fs::metadata(&binary).context("looking at the new engine's binary")?;
+        let found = fs::metadata(&binary).context("reading metadata of the new engine's binary")?;
         Ok((found.dev(), found.ino()))
     }
 
-    /// What the broker says of the one guest of a share.
+    /// The broker's status of the share's only session.
     ///
     /// # Errors
-    /// When the share has not exactly one guest.
+    /// If the share does not have exactly one guest.
     pub fn session(&self, share: &str) -> Result<SessionStatus> {
         let mut sessions = self.sessions(share)?;
         ensure!(sessions.len() == 1, "share {share} has {} guests: {sessions:?}", sessions.len());
         Ok(sessions.remove(0))
     }
 
-    /// What the broker says of all guests of a share.
+    /// The broker's status of all sessions of a share.
     ///
     /// # Errors
-    /// When it does not answer, or knows no such share.
+    /// If the broker does not answer, or has no such share.
     pub fn sessions(&self, share: &str) -> Result<Vec<SessionStatus>> {
         Ok(Broker::connect(&self.runtime_dir())?.endpoint(share)?.sessions)
     }
 
-    /// Runs `cause`, waits until the broker has measured one more pause of this kind, and returns the pause.
-    fn one_more(
+    /// Runs `cause`, waits until the broker has measured another pause of this kind, and returns it.
+    fn next_pause(
         &self,
         share: &str,
         kind: impl Fn(&Replacements) -> &Pauses,
@@ -155,33 +153,33 @@ impl Node {
         };
         let (before, _) = measured()?;
         cause()?;
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         loop {
             let (now, session) = measured()?;
             if now.count > before.count {
-                ensure!(now.count == before.count + 1, "{} changes where one was asked for", now.count - before.count);
+                ensure!(now.count == before.count + 1, "{} replacements instead of one", now.count - before.count);
                 return Ok(Duration::from_nanos(now.nanoseconds - before.nanoseconds));
             }
-            ensure!(Instant::now() < until, "no other engine took over in {PATIENCE:?}: {:?}", session.finding);
-            thread::sleep(LOOK);
+            ensure!(Instant::now() < until, "no other engine took over in {TIMEOUT:?}: {:?}", session.finding);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-/// Pauses of one kind, to be printed.
+/// Pauses of one kind.
 #[derive(Debug, Default)]
 pub struct Series {
     pauses: Vec<Duration>,
 }
 
 impl Series {
-    /// One more.
+    /// Adds a pause.
     pub fn add(&mut self, pause: Duration) {
         self.pauses.push(pause);
         self.pauses.sort();
     }
 
-    /// How many.
+    /// Number of pauses.
     pub fn count(&self) -> usize {
         self.pauses.len()
     }

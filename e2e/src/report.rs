@@ -1,4 +1,5 @@
-//! The report that this project began with: many small files in layers, and an engine that holds a descriptor of each.
+//! Reproduces the bug report that started this project: many small files in layers, and an engine that holds a
+//! descriptor of each.
 
 use std::fs;
 use std::path::Path;
@@ -12,19 +13,19 @@ use crate::load::Load;
 use crate::node::Node;
 use crate::tree;
 
-/// Layers for overlayfs, the uppermost first.
+/// Layers for overlayfs, topmost first.
 pub const LAYERS: [&str; 3] = ["top", "middle", "base"];
 
-/// Files, spread over the layers.
+/// Number of files in all layers together.
 pub const FILES: u64 = 10_000;
 
-/// Number of files that are read again.
-pub const AGAIN: u32 = 400;
+/// Number of files that are read a second time.
+pub const REREAD_FILES: u32 = 400;
 
-/// Small files in the layers, and a list of their paths in the guest.
+/// Writes small files into the layers, and a list of their paths in the guest.
 ///
 /// # Errors
-/// When they cannot be written.
+/// If they cannot be written.
 pub fn plant(source: &Path) -> Result<()> {
     let mut list = String::new();
     for (number, layer) in (0..).zip(LAYERS) {
@@ -37,24 +38,26 @@ pub fn plant(source: &Path) -> Result<()> {
     fs::write(source.join("list"), list).context("writing the list of files")
 }
 
-/// Takes the list into the guest: all files as `/run/list`, the last 3000 as `/run/others`.
+/// Copies the list into the guest: all files as `/run/list`, the last 3000 as `/run/others`.
 ///
 /// # Errors
-/// When the guest cannot read it.
-pub fn take_list(guest: &mut Guest, mount: &str) -> Result<()> {
+/// If the guest cannot read it.
+pub fn copy_list(guest: &mut Guest, mount: &str) -> Result<()> {
     guest.must(&format!("cp {mount}/list /run/list && tail -n 3000 /run/list >/run/others")).map(drop)
 }
 
-/// The library of 1.14 needs no descriptor to find an inode that it holds, so an engine that is full fails to open
-/// files (ENFILE) but not to find them. One that holds none yet, as after the death of the one before, and is filled
-/// with other files first, fails to find them; of a lookup that fails overlayfs makes ESTALE.
+/// Makes lookups in overlayfs fail with ESTALE.
+///
+/// With the engine library 1.14 an engine needs no descriptor to find an inode that it holds, so a full engine fails to
+/// open files (ENFILE) but finds them. This kills the engine and fills the new one, which holds no inode yet, with
+/// other files. Its lookups then fail, and overlayfs turns a failed lookup into ESTALE.
 ///
 /// # Errors
-/// When no other engine takes the place of the one that dies, or the guest does not work.
-pub fn fall_ill(node: &Node, share: &str, guest: &mut Guest) -> Result<()> {
+/// If no other engine replaces the killed one, or the guest's load fails.
+pub fn provoke_estale(node: &Node, share: &str, guest: &mut Guest) -> Result<()> {
     node.kill_engine(share)?;
     guest.work(&Load::listed("/run/others"), 1)?;
-    // Names are trusted for a second; after that the guest asks.
+    // The guest caches names for one second; then it sends lookups.
     sleep(Duration::from_secs(2));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Stock virtiofsd: the peer our own engine is compared with, and what keeps this harness honest.
+//! Stock virtiofsd: the reference that the engine is compared with, and a check of this harness.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::process::Process;
 
 const START: Duration = Duration::from_secs(60);
 
-/// A stock virtiofsd that serves one guest. Dropped, it is killed.
+/// A stock virtiofsd that serves one guest. Killed on drop.
 pub struct Stock {
     process: Process,
     socket: PathBuf,
@@ -20,10 +20,10 @@ pub struct Stock {
 }
 
 impl Stock {
-    /// Starts it on `shared` with further options of its own, and waits for its socket.
+    /// Starts virtiofsd on `shared` with these additional options, and waits for its socket.
     ///
     /// # Errors
-    /// When it does not come up; the message carries its log.
+    /// If it does not start; the message has its log.
     pub fn start(parts: &Parts, shared: &Path, options: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("stock-").tempdir().context("making a directory for virtiofsd")?;
         let socket = dir.path().join("socket");
@@ -34,7 +34,7 @@ impl Stock {
         Ok(Self { process, socket, _dir: dir })
     }
 
-    /// Where a VMM connects.
+    /// Path of its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
@@ -45,12 +45,12 @@ impl Stock {
     }
 }
 
-/// Waits until `process` has made the socket.
+/// Waits until `process` has created the socket.
 pub(crate) fn wait_for_socket(process: &Process, socket: &Path) -> Result<()> {
     let until = Instant::now() + START;
     while !socket.exists() {
         if let Some(status) = process.ended()? {
-            bail!("it ended with {status} before {} was there\n{}", socket.display(), process.log_tail());
+            bail!("the process ended with {status} before it created {}\n{}", socket.display(), process.log_tail());
         }
         ensure!(Instant::now() < until, "{} did not appear\n{}", socket.display(), process.log_tail());
         process.wait_for(Duration::from_millis(10))?;

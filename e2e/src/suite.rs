@@ -1,43 +1,43 @@
-//! Tests that share one world, whose set-up takes a while. They run one after the other.
+//! Tests that share one environment, whose set-up is expensive. They run one after the other.
 
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-/// What tests share.
+/// The environment that the tests of a suite share.
 pub trait World: Sized {
-    /// Sets it up.
+    /// Sets up the environment.
     ///
     /// # Errors
-    /// When a part of it does not start.
+    /// If a part of it does not start.
     fn start() -> Result<Self>;
 
-    /// Restores it after the previous test.
+    /// Restores the environment after the previous test.
     ///
     /// # Errors
-    /// When that is not possible.
+    /// If a part of it does not recover.
     fn ready(&mut self) -> Result<()>;
 
-    /// State of the world, printed when a test fails.
+    /// State of the environment, to explain a failed test.
     fn explain(&self) -> String;
 
-    /// Removes what a test has created.
+    /// Removes what a test created.
     fn clean_up(&mut self);
 }
 
 /// A test and its name.
 pub type Test<W> = (&'static str, fn(&mut W) -> Result<()>);
 
-/// Runs those of these tests whose names contain one of the program's arguments; all of them without any. Have all
-/// passed?
+/// Runs the tests whose names contain one of the program's arguments; without arguments, all tests. Returns true if all
+/// passed.
 ///
 /// # Errors
-/// When no name matches, or when their world cannot be made.
+/// If no name matches, or the environment does not start.
 pub fn run<W: World>(tests: &[Test<W>]) -> Result<bool> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
     let chosen: Vec<_> = tests.iter().filter(|(name, _)| is_wanted(name)).collect();
-    ensure!(!chosen.is_empty(), "no test's name contains any of {wanted:?}");
+    ensure!(!chosen.is_empty(), "no test matches {wanted:?}");
     let began = Instant::now();
     let mut world = W::start()?;
     println!("set up in {:.0} s", began.elapsed().as_secs_f64());

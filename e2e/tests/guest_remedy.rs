@@ -10,7 +10,7 @@ use e2e::guest::{Guest, GuestSpec};
 use e2e::load::{Load, Summary};
 use e2e::node::{Declaration, Node};
 use e2e::parts::Parts;
-use e2e::report::{self, AGAIN, FILES, LAYERS};
+use e2e::report::{self, FILES, LAYERS, REREAD_FILES};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -81,7 +81,7 @@ fn print(what: &str, count: &Summary) {
 fn mount_layers(guest: &mut Guest) -> Result<()> {
     let direct = guest.mount(SHARE)?;
     guest.overlay("merged", &LAYERS.map(|layer| format!("{direct}/{layer}")))?;
-    report::take_list(guest, &direct)
+    report::copy_list(guest, &direct)
 }
 
 #[test]
@@ -115,13 +115,13 @@ fn policy_report_counts_and_changes_nothing() -> Result<()> {
         let mut guest = host.guest("Shared", SCARCE, REPORT)?;
         mount_layers(&mut guest)?;
         guest.work(&Load::listed("/run/list"), 1)?;
-        report::fall_ill(&host.node, SHARE, &mut guest)?;
+        report::provoke_estale(&host.node, SHARE, &mut guest)?;
         let engines = host.share()?["sessions"][0]["engines"].clone();
-        let first = Load::listed("/run/list").at_most(AGAIN);
+        let first = Load::listed("/run/list").at_most(REREAD_FILES);
         let ill = guest.work(&first, 1)?;
         print("descriptors, the first files", &ill);
         let stale = ill.errors.get("ESTALE").copied().unwrap_or_default();
-        ensure!(stale > u64::from(AGAIN) * 9 / 10, "the report is not reproduced: {ill:?}");
+        ensure!(stale > u64::from(REREAD_FILES) * 9 / 10, "the report is not reproduced: {ill:?}");
 
         // Reported, and then no longer: a remedy would have come in between.
         let is = |share: &Value, reason: &str| share["staleness"]["conditions"][0]["reason"] == reason;

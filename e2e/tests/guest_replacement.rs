@@ -12,7 +12,7 @@ use e2e::load::{Load, Running, Summary};
 use e2e::node::{Declaration, Node};
 use e2e::parts::Parts;
 use e2e::replacement::Series;
-use e2e::report::{self, AGAIN, FILES, LAYERS};
+use e2e::report::{self, FILES, LAYERS, REREAD_FILES};
 use e2e::tree;
 use tempfile::TempDir;
 use virtiofs_contract::control::SessionState;
@@ -218,15 +218,15 @@ fn file_handles_recover_a_guest_without_open_files() -> Result<()> {
         report::plant(host.source())?;
         let mut guest = host.guest("{inodeFileHandles: Never, openFiles: 2000}")?;
         let mounts = Mounts::of(&mut guest)?;
-        report::take_list(&mut guest, &mounts.direct)?;
-        let (all, first) = (Load::listed("/run/list"), Load::listed("/run/list").at_most(AGAIN));
+        report::copy_list(&mut guest, &mounts.direct)?;
+        let (all, first) = (Load::listed("/run/list"), Load::listed("/run/list").at_most(REREAD_FILES));
         print("O_PATH descriptors, all files", &guest.work(&all, 1)?);
         print("O_PATH descriptors, the first files again", &guest.work(&first, 1)?);
-        report::fall_ill(&host.node, SHARE, &mut guest)?;
+        report::provoke_estale(&host.node, SHARE, &mut guest)?;
         let ill = guest.work(&first, 1)?;
         print("after the engine's death and other files, the first ones", &ill);
         let stale = ill.errors.get("ESTALE").copied().unwrap_or_default();
-        ensure!(stale > u64::from(AGAIN) * 9 / 10, "the report is not reproduced: {ill:?}");
+        ensure!(stale > u64::from(REREAD_FILES) * 9 / 10, "the report is not reproduced: {ill:?}");
 
         let pause = host.node.reconfigure(&host.declaration("{inodeFileHandles: Mandatory, openFiles: 2000}"))?;
         println!("handed over to file handles in {pause:?}");

@@ -8,21 +8,22 @@ use serde_json::{Value, json};
 use super::{Cluster, Kubectl, NAMESPACE};
 
 impl Cluster {
-    /// kubectl with the rights of a service account of the chart's.
+    /// kubectl with the rights of one of the chart's service accounts.
     ///
     /// # Errors
-    /// When the API server issues no token.
+    /// If the API server issues no token.
     pub fn service_account(&self, account: &str) -> Result<Kubectl> {
         let token = self.admin.run(&["create", "token", account, "-n", NAMESPACE, "--duration=2h"])?;
         self.kubectl_with(account, token.trim())
     }
 
-    /// kubectl with the rights of a node's agent: its token says for which node it was issued, as that of a pod there.
+    /// kubectl with the rights of a node's agent. Its token is bound to the node, like the token of a pod that runs
+    /// there.
     ///
     /// # Errors
-    /// When there is no such node.
+    /// If there is no such node, or the API server issues no token.
     pub fn agent_of(&self, node: &str) -> Result<Kubectl> {
-        let uid = self.admin.get("node", node)?.context("there is no such node")?["metadata"]["uid"].clone();
+        let uid = self.admin.get("node", node)?.context("no such node")?["metadata"]["uid"].clone();
         let token = self.admin.run(&[
             "create",
             "token",
@@ -34,7 +35,7 @@ impl Cluster {
             &format!("--bound-object-name={node}"),
             &format!("--bound-object-uid={}", uid.as_str().unwrap_or_default()),
         ])?;
-        // A node's name may be longer than a file's.
+        // A node's name may be longer than a file name.
         let short: String = node.chars().take(100).collect();
         self.kubectl_with(&format!("agent-{short}"), token.trim())
     }

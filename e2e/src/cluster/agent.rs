@@ -1,4 +1,4 @@
-//! A node's real agent and broker, as processes; the node itself may be kwok's.
+//! The real agent and broker of a node, as processes. The node object may be kwok's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,49 +13,49 @@ use tempfile::TempDir;
 use super::Cluster;
 use crate::process::Process;
 
-/// Engines end with their broker.
-const FAREWELL: Duration = Duration::from_secs(15);
+/// Time limit for a daemon to end. The broker stops its engines first.
+const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Agent and broker of a node. Dropped, both are asked to end.
+/// Agent and broker of a node. Both receive SIGTERM on drop.
 pub struct NodeDaemons {
     agent: Option<Process>,
     broker: Option<Process>,
     node: String,
     kubeconfig: PathBuf,
-    /// Does the agent serve a kubelet?
+    /// True if the agent serves a kubelet (CSI).
     volumes: bool,
-    /// More options of the agent.
+    /// Additional options of the agent.
     options: Vec<String>,
     dir: TempDir,
 }
 
 impl NodeDaemons {
-    /// Starts both for a node that there is.
+    /// Starts agent and broker for an existing node.
     ///
     /// # Errors
-    /// When they are not built or do not start.
+    /// If they are not built or do not start.
     pub fn start(cluster: &Cluster, node: &str) -> Result<Self> {
         Self::start_with(cluster, node, false, &[])
     }
 
-    /// The same with an agent that serves a kubelet, whose directory is [`NodeDaemons::kubelet_dir`].
+    /// Like [`NodeDaemons::start`], with an agent that serves the kubelet directory [`NodeDaemons::kubelet_dir`].
     ///
     /// # Errors
-    /// When they are not built or do not start.
+    /// If they are not built or do not start.
     pub fn start_with_volumes(cluster: &Cluster, node: &str) -> Result<Self> {
         Self::start_with(cluster, node, true, &[])
     }
 
-    /// The same with more options for the agent, and without volumes.
+    /// Like [`NodeDaemons::start`], with additional options of the agent.
     ///
     /// # Errors
-    /// When they are not built or do not start.
+    /// If they are not built or do not start.
     pub fn start_with_options(cluster: &Cluster, node: &str, options: &[String]) -> Result<Self> {
         Self::start_with(cluster, node, false, options)
     }
 
     fn start_with(cluster: &Cluster, node: &str, volumes: bool, options: &[String]) -> Result<Self> {
-        // Sockets lie deep below it, and their paths must not be long.
+        // Unix socket paths below it may not exceed 107 bytes.
         let dir = tempfile::Builder::new().prefix("n-").tempdir_in(cluster.dir());
         let dir = dir.context("making a directory for a node")?;
         let kubeconfig = cluster.agent_of(node)?.kubeconfig().to_owned();
@@ -69,49 +69,49 @@ impl NodeDaemons {
     /// Starts the broker.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If the broker does not start.
     pub fn start_broker(&mut self) -> Result<()> {
         let mut broker = Command::new(binary("virtiofs-broker")?);
         broker.arg("--runtime-dir").arg(self.runtime_dir());
-        self.broker = Some(Process::start(broker, &self.dir.path().join("broker.log"), FAREWELL)?);
+        self.broker = Some(Process::start(broker, &self.dir.path().join("broker.log"), STOP_TIMEOUT)?);
         Ok(())
     }
 
-    /// Kills the broker, and with it its engines.
+    /// Kills the broker. Its engines end with it.
     ///
     /// # Errors
-    /// When it does not die.
+    /// If no broker runs, or it does not end.
     pub fn kill_broker(&mut self) -> Result<()> {
-        let broker = self.broker.take().context("there is no broker")?;
+        let broker = self.broker.take().context("no broker runs")?;
         kill_now(&broker)
     }
 
     /// Kills the agent.
     ///
     /// # Errors
-    /// When it does not die.
+    /// If no agent runs, or it does not end.
     pub fn kill_agent(&mut self) -> Result<()> {
-        let agent = self.agent.take().context("there is no agent")?;
+        let agent = self.agent.take().context("no agent runs")?;
         kill_now(&agent)
     }
 
     /// Process id of the broker.
     ///
     /// # Errors
-    /// When there is none.
+    /// If no broker runs.
     pub fn broker_pid(&self) -> Result<u32> {
-        Ok(self.broker.as_ref().context("there is no broker")?.id())
+        Ok(self.broker.as_ref().context("no broker runs")?.id())
     }
 
-    /// Starts another agent for the node beside this one, and returns it.
+    /// Starts another agent for the same node, beside this one.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If the agent does not start.
     pub fn start_another_agent(&self, log: &str) -> Result<Process> {
-        Process::start(self.agent_command()?, &self.dir.path().join(log), FAREWELL)
+        Process::start(self.agent_command()?, &self.dir.path().join(log), STOP_TIMEOUT)
     }
 
-    /// Puts another agent in the place of this one, which has ended.
+    /// Replaces this agent, which has ended, with another one.
     pub fn replace_agent(&mut self, agent: Process) {
         self.agent = Some(agent);
     }
@@ -127,12 +127,12 @@ impl NodeDaemons {
         Ok(agent)
     }
 
-    /// Where agent and broker meet.
+    /// Runtime directory: the broker's control socket and the shares' sockets.
     pub fn runtime_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
 
-    /// The kubelet's directory.
+    /// The kubelet's root directory.
     pub fn kubelet_dir(&self) -> PathBuf {
         self.dir.path().join("k")
     }
@@ -140,40 +140,41 @@ impl NodeDaemons {
     /// Starts the agent.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If the agent does not start.
     pub fn start_agent(&mut self) -> Result<()> {
-        self.agent = Some(Process::start(self.agent_command()?, &self.dir.path().join("agent.log"), FAREWELL)?);
+        self.agent = Some(Process::start(self.agent_command()?, &self.dir.path().join("agent.log"), STOP_TIMEOUT)?);
         Ok(())
     }
 
-    /// Ends the agent in good order; broker and sessions continue.
+    /// Stops the agent with SIGTERM. Broker and sessions continue.
     ///
     /// # Errors
-    /// When it does not end, or not with success.
+    /// If the agent does not end within the time limit, or not with exit status 0.
     pub fn stop_agent(&mut self) -> Result<()> {
-        let agent = self.agent.take().context("there is no agent")?;
-        let status = agent.stop()?.with_context(|| format!("the agent does not end\n{}", agent.log_tail()))?;
+        let agent = self.agent.take().context("no agent runs")?;
+        let status =
+            agent.stop()?.with_context(|| format!("the agent did not end after SIGTERM\n{}", agent.log_tail()))?;
         ensure!(status.success(), "the agent ended with {status}\n{}", agent.log_tail());
         Ok(())
     }
 
-    /// A directory of this node that may be shared.
+    /// Creates a directory of this node that a share can export.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// If the directory cannot be created.
     pub fn source(&self, name: &str) -> Result<PathBuf> {
         let source = self.dir.path().join("sources").join(name);
-        fs::create_dir_all(&source).context("making a source")?;
-        fs::write(source.join("hello"), "from the host\n").context("writing into a source")?;
+        fs::create_dir_all(&source).context("creating a source directory")?;
+        fs::write(source.join("hello"), "from the host\n").context("writing to a source directory")?;
         Ok(source)
     }
 
-    /// The socket of a share.
+    /// Path of a share's socket.
     pub fn socket(&self, share: &str) -> PathBuf {
         self.dir.path().join("run/shares").join(format!("{share}.sock"))
     }
 
-    /// What both said last.
+    /// Last lines of both logs.
     pub fn log_tail(&self) -> String {
         let agent = self.agent.as_ref().map(Process::log_tail).unwrap_or_default();
         let broker = self.broker.as_ref().map(Process::log_tail).unwrap_or_default();
@@ -183,13 +184,14 @@ impl NodeDaemons {
 
 fn kill_now(process: &Process) -> Result<()> {
     kill(Pid::from_raw(process.id().cast_signed()), Signal::SIGKILL).context("killing a daemon")?;
-    process.wait_for(FAREWELL)?.map(drop).context("a daemon does not die")
+    process.wait_for(STOP_TIMEOUT)?.map(drop).context("a daemon did not end after SIGKILL")
 }
 
-/// A daemon for tests, built by `make api`; `VIRTIOFS_BINARIES` names a directory of others, for figures.
+/// Path of a daemon's binary, built by `make api`. `VIRTIOFS_BINARIES` names another directory, for measurements of
+/// release binaries.
 fn binary(name: &str) -> Result<PathBuf> {
     let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug");
     let path = std::env::var_os("VIRTIOFS_BINARIES").map_or_else(built, PathBuf::from).join(name);
-    ensure!(path.exists(), "{} is not there: use `make api`", path.display());
+    ensure!(path.exists(), "{}: no such file; run `make api`", path.display());
     Ok(path)
 }

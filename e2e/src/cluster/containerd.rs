@@ -1,4 +1,4 @@
-//! containerd with a place of its own, and pods' network.
+//! containerd with directories of its own, and the pods' network.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use super::image::PAUSE;
 use super::wait::wait_for;
 use crate::process::Process;
 
-const FAREWELL: Duration = Duration::from_secs(5);
-/// Debian's containernetworking-plugins.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Directory of Debian's package containernetworking-plugins.
 const PLUGINS: &str = "/usr/lib/cni";
 
-/// A container runtime. Dropped, it ends; containers belong to their shims and continue.
+/// A container runtime. Stopped on drop; containers belong to their shims and continue.
 pub(super) struct Containerd {
     process: Option<Process>,
     socket: PathBuf,
@@ -25,7 +25,7 @@ pub(super) struct Containerd {
 }
 
 impl Containerd {
-    /// Starts it.
+    /// Starts containerd.
     pub(super) fn start(dir: &Path) -> Result<Self> {
         let (config, socket) = (dir.join("containerd.toml"), dir.join("containerd.sock"));
         write_network(dir)?;
@@ -35,17 +35,17 @@ impl Containerd {
         Ok(containerd)
     }
 
-    /// Ends it.
+    /// Stops containerd.
     pub(super) fn stop(&mut self) {
         self.process = None;
     }
 
-    /// Ends it, as far as it has not ended, and starts another.
+    /// Stops containerd if it runs, and starts it again.
     pub(super) fn restart(&mut self) -> Result<()> {
         self.stop();
         let mut command = Command::new("containerd");
         command.arg("--config").arg(self.dir.join("containerd.toml"));
-        let process = Process::start(command, &self.dir.join("containerd.log"), FAREWELL)?;
+        let process = Process::start(command, &self.dir.join("containerd.log"), STOP_TIMEOUT)?;
         wait_for("containerd", || {
             ensure!(process.ended()?.is_none(), "containerd ended\n{}", process.log_tail());
             Ok(self.ctr(&["version"]).ok().map(drop))
@@ -55,17 +55,17 @@ impl Containerd {
         Ok(())
     }
 
-    /// What the kubelet connects to.
+    /// The CRI endpoint that the kubelet connects to.
     pub(super) fn endpoint(&self) -> String {
         format!("unix://{}", self.socket.display())
     }
 
-    /// Where it listens.
+    /// Path of containerd's socket.
     pub(super) fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Makes an image known to the kubelet.
+    /// Imports an image archive for the kubelet.
     pub(super) fn import(&self, archive: &Path) -> Result<()> {
         self.ctr(&["images", "import", &archive.display().to_string()]).map(drop)
     }
@@ -83,7 +83,7 @@ impl Containerd {
     }
 }
 
-/// Pods have addresses of their own and reach what the node has; nothing leads outside.
+/// Writes the pods' network configuration: pods have addresses of their own and reach the node, and nothing else.
 fn write_network(dir: &Path) -> Result<()> {
     let network = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [{
         "type": "bridge",
@@ -97,13 +97,14 @@ fn write_network(dir: &Path) -> Result<()> {
         },
     }]});
     let networks = dir.join("cni");
-    fs::create_dir_all(&networks).context("making a directory for networks")?;
-    fs::write(networks.join("pods.conflist"), network.to_string()).context("writing the pods' network")
+    fs::create_dir_all(&networks).context("creating the directory of network configurations")?;
+    fs::write(networks.join("pods.conflist"), network.to_string()).context("writing the pods' network configuration")
 }
 
 fn configuration(dir: &Path, socket: &Path) -> Result<String> {
-    // overlayfs does not stand on overlayfs.
-    let on_overlay = statfs(dir).context("looking at a file system")?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
+    // overlayfs cannot use overlayfs as its upper layer.
+    let on_overlay =
+        statfs(dir).context("reading the type of a file system")?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
     let snapshotter = if on_overlay { "native" } else { "overlayfs" };
     let dir = dir.display();
     // Lowering the OOM score needs CAP_SYS_RESOURCE, which not every root has.

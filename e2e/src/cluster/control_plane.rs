@@ -1,4 +1,4 @@
-//! etcd, kube-apiserver, kube-controller-manager and, where there are pods, kube-scheduler on loopback.
+//! etcd, kube-apiserver, kube-controller-manager and, if there are pods, kube-scheduler, on loopback.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
@@ -12,42 +12,42 @@ use serde_json::json;
 use super::wait::wait_for;
 use crate::process::Process;
 
-/// The token of this user permits everything. It protects no more than a control plane on loopback in a temporary
-/// directory.
+/// The user whose token permits everything. It protects only a control plane on loopback in a temporary directory.
 const ADMIN: &str = "admin";
 const KUBELET: &str = "kubelet";
 const SCHEDULER: &str = "scheduler";
-/// What the control plane's processes get to end by themselves; there is nothing to save.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Time limit for a process of the control plane to end. It has nothing to save.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Which nodes a control plane has.
+/// The nodes of a control plane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Nodes {
-    /// kwok's, and what runs on this host. The API server listens at any port.
+    /// kwok's nodes, and processes on this host. The API server listens on any free port.
     Fake,
-    /// One with a kubelet. Its pods find the API server at the address of its service, which must be this host's own.
+    /// One node with a kubelet. Its pods reach the API server at the address of its service, which must be an address
+    /// of this host.
     Real {
         /// The node's name.
         name: &'static str,
-        /// The first address of the services' range, 10.0.0.0/24.
+        /// The first address of the service range 10.0.0.0/24.
         service: Ipv4Addr,
     },
 }
 
 /// A control plane.
 pub(super) struct ControlPlane {
-    // Dropped in this order: clients before their servers.
+    // Fields are dropped in this order: clients before their servers.
     scheduler: Option<Process>,
     controller_manager: Process,
     api_server: Option<Process>,
     etcd: Process,
-    place: Place,
+    layout: Layout,
 }
 
-/// Where everything is.
-struct Place {
+/// Paths and ports of the control plane.
+struct Layout {
     tools: PathBuf,
-    /// Where kube-apiserver and kube-controller-manager are.
+    /// Directory of kube-apiserver and kube-controller-manager.
     kubernetes: PathBuf,
     dir: PathBuf,
     etcd: u16,
@@ -56,7 +56,7 @@ struct Place {
 }
 
 impl ControlPlane {
-    /// Starts all of them.
+    /// Starts all processes of the control plane.
     pub(super) fn start(tools: &Path, dir: &Path, nodes: Nodes) -> Result<Self> {
         let [etcd, peers, any] = free_ports()?;
         let api_server = match nodes {
@@ -64,41 +64,41 @@ impl ControlPlane {
             Nodes::Real { service, .. } => SocketAddrV4::new(service, 443),
         };
         let kubernetes = std::env::var_os("KUBERNETES_CONTROL_PLANE").map_or_else(|| tools.to_owned(), PathBuf::from);
-        let place = Place { tools: tools.to_owned(), kubernetes, dir: dir.to_owned(), etcd, api_server, nodes };
-        place.make_keys()?;
-        let etcd = place.start_etcd(peers)?;
-        let server = place.start_api_server()?;
-        // It makes its certificate itself, and the kubeconfig names that.
-        let certificate = place.certificate();
+        let layout = Layout { tools: tools.to_owned(), kubernetes, dir: dir.to_owned(), etcd, api_server, nodes };
+        layout.make_keys()?;
+        let etcd = layout.start_etcd(peers)?;
+        let server = layout.start_api_server()?;
+        // kube-apiserver creates its certificate, which the kubeconfig names.
+        let certificate = layout.certificate();
         wait_for("the API server's certificate", || Ok(certificate.exists().then_some(())))
             .map_err(|error| error.context(server.log_tail()))?;
-        for (user, token) in place.users() {
-            place.write_kubeconfig(user, &token)?;
+        for (user, token) in layout.users() {
+            layout.write_kubeconfig(user, &token)?;
         }
-        let controller_manager = place.start_controller_manager()?;
-        let scheduler = (nodes != Nodes::Fake).then(|| place.start_scheduler()).transpose()?;
-        Ok(ControlPlane { scheduler, controller_manager, api_server: Some(server), etcd, place })
+        let controller_manager = layout.start_controller_manager()?;
+        let scheduler = (nodes != Nodes::Fake).then(|| layout.start_scheduler()).transpose()?;
+        Ok(ControlPlane { scheduler, controller_manager, api_server: Some(server), etcd, layout })
     }
 
-    /// Everything is permitted with this.
+    /// Path of the admin's kubeconfig.
     pub(super) fn kubeconfig(&self) -> PathBuf {
-        self.place.kubeconfig(ADMIN)
+        self.layout.kubeconfig(ADMIN)
     }
 
-    /// The kubelet's, of a real node.
+    /// Path of the kubelet's kubeconfig.
     pub(super) fn kubelet_kubeconfig(&self) -> PathBuf {
-        self.place.kubeconfig(KUBELET)
+        self.layout.kubeconfig(KUBELET)
     }
 
-    /// Ends the API server, and with it every watch.
+    /// Stops the API server, which ends every watch.
     pub(super) fn stop_api_server(&mut self) -> Result<()> {
-        let server = self.api_server.take().context("the API server has been stopped already")?;
+        let server = self.api_server.take().context("the API server is already stopped")?;
         server.stop().map(drop)
     }
 
-    /// Starts it again where it was.
+    /// Starts the API server again on the same port.
     pub(super) fn start_api_server(&mut self) -> Result<()> {
-        self.api_server = Some(self.place.start_api_server()?);
+        self.api_server = Some(self.layout.start_api_server()?);
         Ok(())
     }
 
@@ -109,18 +109,18 @@ impl ControlPlane {
     }
 }
 
-impl Place {
+impl Layout {
     fn kubeconfig(&self, user: &str) -> PathBuf {
         self.dir.join(format!("{user}.kubeconfig"))
     }
 
-    /// Who may come, with which token: the name of a kubeconfig, not of a user.
+    /// Names of kubeconfigs with their tokens.
     fn users(&self) -> Vec<(&'static str, String)> {
         let real: &[_] = if self.nodes == Nodes::Fake { &[] } else { &[KUBELET, SCHEDULER] };
         [ADMIN].iter().chain(real).map(|user| (*user, format!("{user}-of-a-test"))).collect()
     }
 
-    /// The user that a kubeconfig stands for, and its group, as the API server reads them.
+    /// User and group of a kubeconfig, in the format of the API server's token file.
     fn identity(&self, user: &str) -> String {
         match (user, self.nodes) {
             (KUBELET, Nodes::Real { name, .. }) => format!("system:node:{name},{user},\"system:nodes\""),
@@ -137,7 +137,7 @@ impl Place {
         self.dir.join("signing.key")
     }
 
-    /// The key that service accounts' tokens are signed with, and the admin's token.
+    /// Creates the key that signs the tokens of service accounts, and the token file.
     fn make_keys(&self) -> Result<()> {
         let mut openssl = Command::new("openssl");
         openssl.args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out"]);
@@ -170,7 +170,7 @@ impl Place {
         etcd.args([format!("--listen-client-urls={client}"), format!("--advertise-client-urls={client}")]);
         etcd.args([format!("--listen-peer-urls={peer}"), format!("--initial-advertise-peer-urls={peer}")]);
         etcd.arg(format!("--initial-cluster=test={peer}"));
-        Process::start(etcd, &self.dir.join("etcd.log"), FAREWELL)
+        Process::start(etcd, &self.dir.join("etcd.log"), STOP_TIMEOUT)
     }
 
     fn start_api_server(&self) -> Result<Process> {
@@ -184,20 +184,21 @@ impl Place {
         server.arg("--service-account-key-file").arg(self.signing_key());
         server.arg("--service-account-signing-key-file").arg(self.signing_key());
         server.arg("--token-auth-file").arg(self.dir.join("tokens.csv"));
-        // A kubelet may change its own node and pods only, and is asked for logs where it says it is.
+        // A kubelet may change only its own node and pods. Its logs are fetched from the address that its node reports.
         server.args(["--enable-admission-plugins=NodeRestriction", "--kubelet-preferred-address-types=InternalIP"]);
-        // It keeps nothing of its own, and asked to end it waits for an etcd that may have gone before it.
+        // The API server has no state of its own. After SIGTERM it waits for an etcd that may already have ended.
         Process::start(server, &self.dir.join("kube-apiserver.log"), Duration::ZERO)
     }
 
-    /// Where nodes are fake, of its many controllers those that the tests are about: owners that are gone take along
-    /// what they own.
+    /// With fake nodes, starts only the controllers that the tests need: the garbage collector deletes objects whose
+    /// owners are deleted.
     fn start_controller_manager(&self) -> Result<Process> {
         let mut manager = self.program("kube-controller-manager");
         manager.arg("--kubeconfig").arg(self.kubeconfig(ADMIN));
         manager.arg("--service-account-private-key-file").arg(self.signing_key());
         manager.args(["--leader-elect=false", "--secure-port=0"]);
-        // Each controller has an account of its own, as in real clusters: admission policies know the garbage collector by it.
+        // Each controller has its own account, as in real clusters: admission policies identify the garbage collector
+        // by it.
         manager.arg("--use-service-account-credentials=true");
         if self.nodes == Nodes::Fake {
             manager.arg(
@@ -205,17 +206,17 @@ impl Place {
                  node-lifecycle-controller",
             );
         } else {
-            // Pods get the CA that identifies the API server.
+            // Publishes the API server's CA to pods.
             manager.arg("--root-ca-file").arg(self.certificate());
         }
-        Process::start(manager, &self.dir.join("kube-controller-manager.log"), FAREWELL)
+        Process::start(manager, &self.dir.join("kube-controller-manager.log"), STOP_TIMEOUT)
     }
 
     fn start_scheduler(&self) -> Result<Process> {
         let mut scheduler = self.program("kube-scheduler");
         scheduler.arg("--kubeconfig").arg(self.kubeconfig(SCHEDULER));
         scheduler.args(["--leader-elect=false", "--secure-port=0"]);
-        Process::start(scheduler, &self.dir.join("kube-scheduler.log"), FAREWELL)
+        Process::start(scheduler, &self.dir.join("kube-scheduler.log"), STOP_TIMEOUT)
     }
 
     fn program(&self, name: &str) -> Command {
@@ -223,7 +224,7 @@ impl Place {
     }
 }
 
-/// Unused ports, no two the same.
+/// Unused ports, all different.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let listeners: Vec<TcpListener> = (0..N)
         .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))

@@ -1,4 +1,4 @@
-//! Container images from files of this host: an OCI archive with one layer, as containerd imports it.
+//! Builds container images from files of this host: an OCI archive with one layer, as containerd imports it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use serde_json::{Value, json};
 use crate::initramfs;
 use crate::parts::Parts;
 
-/// The image whose containers do nothing: what holds a pod's namespaces.
+/// The pause image, whose container holds a pod's namespaces.
 pub(super) const PAUSE: &str = "localhost/pause:1";
-/// QEMU, a guest's kernel and initramfs, and a shell.
+/// Image with QEMU, a guest's kernel and initramfs, and a shell.
 pub const VM: &str = "localhost/vm:1";
-/// The guest's kernel in that image.
+/// Path of the guest's kernel in that image.
 pub(crate) const KERNEL: &str = "/guest/vmlinuz";
-/// Its initramfs.
+/// Path of its initramfs.
 pub(crate) const INITRAMFS: &str = "/guest/initramfs";
 
-/// What QEMU reads when it boots a kernel, where it is on this host.
+/// Paths of the firmware that QEMU reads when it boots a kernel.
 const FIRMWARE: [&str; 4] = [
     "/usr/share/seabios/bios-256k.bin",
     "/usr/share/qemu/kvmvapic.bin",
@@ -27,13 +27,13 @@ const FIRMWARE: [&str; 4] = [
     "/usr/share/qemu/linuxboot_dma.bin",
 ];
 
-/// Writes the archives of both images into `dir`, and returns where they are.
+/// Writes the archives of both images into `dir`, and returns their paths.
 pub(super) fn write_all(parts: &Parts, dir: &Path) -> Result<Vec<PathBuf>> {
     let (pause, vm) = (dir.join("pause"), dir.join("vm"));
     copy(&parts.busybox, &pause.join("bin/busybox"))?;
     let pause = archive(&pause, PAUSE, &["/bin/busybox", "sleep", "2147483647"])?;
     copy(&parts.busybox, &vm.join("bin/busybox"))?;
-    std::os::unix::fs::symlink("busybox", vm.join("bin/sh")).context("making a shell")?;
+    std::os::unix::fs::symlink("busybox", vm.join("bin/sh")).context("creating the link of the shell")?;
     for file in qemu_needs(parts)? {
         copy(&file, &vm.join(file.strip_prefix("/").unwrap_or(&file)))?;
     }
@@ -43,7 +43,7 @@ pub(super) fn write_all(parts: &Parts, dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(vec![pause, vm])
 }
 
-/// QEMU, its libraries, its emulation where that is a module, and firmware.
+/// QEMU, its libraries, its TCG module if there is one, and firmware.
 fn qemu_needs(parts: &Parts) -> Result<Vec<PathBuf>> {
     let modules = fs::read_dir("/usr/lib/x86_64-linux-gnu/qemu").into_iter().flatten().flatten();
     let emulation = modules.map(|entry| entry.path()).filter(|path| path.ends_with("accel-tcg-x86_64.so"));
@@ -59,19 +59,19 @@ fn qemu_needs(parts: &Parts) -> Result<Vec<PathBuf>> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let parent = to.parent().context("a file lies in a directory")?;
+    let parent = to.parent().context("a file has a parent directory")?;
     fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
     fs::copy(from, to).map(drop).with_context(|| format!("copying {}", from.display()))
 }
 
-/// Makes an image of a tree: `TREE.tar`. The tree goes.
+/// Turns a tree into the image archive `TREE.tar`. Removes the tree.
 fn archive(tree: &Path, name: &str, entrypoint: &[&str]) -> Result<PathBuf> {
     let image = tree.with_extension("image");
-    fs::create_dir_all(image.join("blobs/sha256")).context("making an image")?;
+    fs::create_dir_all(image.join("blobs/sha256")).context("creating an image")?;
     let layer = image.join("layer");
     tar(tree, &layer)?;
-    fs::remove_dir_all(tree).context("removing what went into an image")?;
-    let layer = Blob::keep(&image, &layer, "application/vnd.oci.image.layer.v1.tar")?;
+    fs::remove_dir_all(tree).context("removing the tree of an image")?;
+    let layer = Blob::store(&image, &layer, "application/vnd.oci.image.layer.v1.tar")?;
     let config = json!({
         "architecture": "amd64",
         "os": "linux",
@@ -89,7 +89,7 @@ fn archive(tree: &Path, name: &str, entrypoint: &[&str]) -> Result<PathBuf> {
         .context("writing an image's index")?;
     let archive = tree.with_extension("tar");
     tar(&image, &archive)?;
-    fs::remove_dir_all(&image).context("removing what went into an archive")?;
+    fs::remove_dir_all(&image).context("removing the directory of an archive")?;
     Ok(archive)
 }
 
@@ -101,23 +101,23 @@ fn tar(tree: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A descriptor of something in an image.
+/// Descriptor of a blob in an image.
 struct Blob(Value);
 
 impl Blob {
     fn write(image: &Path, value: &Value, kind: &str) -> Result<Self> {
         let file = image.join("value");
-        fs::write(&file, value.to_string()).context("writing a part of an image")?;
-        Self::keep(image, &file, kind)
+        fs::write(&file, value.to_string()).context("writing a blob of an image")?;
+        Self::store(image, &file, kind)
     }
 
-    /// Names a file after what is in it.
-    fn keep(image: &Path, file: &Path, kind: &str) -> Result<Self> {
+    /// Moves a file to the path that its digest names.
+    fn store(image: &Path, file: &Path, kind: &str) -> Result<Self> {
         let output = Command::new("sha256sum").arg(file).output().context("running sha256sum")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let digest = text.split_whitespace().next().context("sha256sum said nothing")?;
-        let size = fs::metadata(file).context("looking at a part of an image")?.len();
-        fs::rename(file, image.join("blobs/sha256").join(digest)).context("putting a part into an image")?;
+        let digest = text.split_whitespace().next().context("sha256sum printed nothing")?;
+        let size = fs::metadata(file).context("reading metadata of a blob")?.len();
+        fs::rename(file, image.join("blobs/sha256").join(digest)).context("moving a blob into an image")?;
         Ok(Blob(json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": size})))
     }
 }

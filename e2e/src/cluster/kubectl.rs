@@ -31,10 +31,10 @@ impl Kubectl {
         &self.kubeconfig
     }
 
-    /// The same user at another server, whose certificate is not verified.
+    /// The same user at another server, without verification of the server's certificate.
     ///
     /// # Errors
-    /// When the kubeconfig cannot be read or written.
+    /// If the kubeconfig cannot be read or written.
     pub fn of_server(&self, server: SocketAddr) -> Result<Self> {
         self.changed(&server.port().to_string(), |kubeconfig| {
             kubeconfig["clusters"][0]["cluster"] =
@@ -42,17 +42,17 @@ impl Kubectl {
         })
     }
 
-    /// The same server for another bearer token.
+    /// The same server with another bearer token.
     ///
     /// # Errors
-    /// When the kubeconfig cannot be read or written.
+    /// If the kubeconfig cannot be read or written.
     pub fn with_token(&self, token: &str) -> Result<Self> {
         self.changed(token, |kubeconfig| kubeconfig["users"][0]["user"] = json!({"token": token}))
     }
 
     fn changed(&self, suffix: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let text = std::fs::read(&self.kubeconfig).context("reading a kubeconfig")?;
-        let mut kubeconfig: Value = serde_json::from_slice(&text).context("a kubeconfig that is not JSON")?;
+        let mut kubeconfig: Value = serde_json::from_slice(&text).context("parsing a kubeconfig as JSON")?;
         change(&mut kubeconfig);
         let name = self.kubeconfig.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let path = self.kubeconfig.with_file_name(format!("{name}-{suffix}.kubeconfig"));
@@ -60,18 +60,18 @@ impl Kubectl {
         Ok(self.with(path))
     }
 
-    /// Runs it and returns what it prints.
+    /// Runs kubectl and returns its standard output.
     ///
     /// # Errors
-    /// When it fails; the message has its output.
+    /// If it fails; the message has its standard error.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         self.run_with(arguments, "")
     }
 
-    /// Runs it with a text to read.
+    /// Runs kubectl with `input` as its standard input.
     ///
     /// # Errors
-    /// When it fails; the message has its output.
+    /// If it fails; the message has its standard error.
     pub fn run_with(&self, arguments: &[&str], input: &str) -> Result<String> {
         let output = self.output(arguments, input)?;
         if !output.status.success() {
@@ -80,11 +80,11 @@ impl Kubectl {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// What it prints before it fails, as it should.
+    /// Runs kubectl, which has to fail, and returns what it printed before.
     ///
     /// # Errors
-    /// When it does not fail.
-    pub fn run_in_vain(&self, arguments: &[&str]) -> Result<String> {
+    /// If it succeeds.
+    pub fn run_expecting_failure(&self, arguments: &[&str]) -> Result<String> {
         let output = self.output(arguments, "")?;
         ensure!(!output.status.success(), "kubectl {} did not fail", arguments.join(" "));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -94,7 +94,7 @@ impl Kubectl {
         let mut child = Command::new(&self.program)
             .arg("--kubeconfig")
             .arg(&self.kubeconfig)
-            // Its cache of the API would otherwise be in the home directory of the user.
+            // By default kubectl caches the API in the user's home directory.
             .arg("--cache-dir")
             .arg(self.kubeconfig.with_extension("cache"))
             .args(arguments)
@@ -104,60 +104,60 @@ impl Kubectl {
             .spawn()
             .with_context(|| format!("running {}", self.program.display()))?;
         let mut stdin = child.stdin.take().context("kubectl has no standard input")?;
-        // A program that ends without reading all of it says itself why.
+        // A program that exits before it has read everything reports an error itself.
         let _ = stdin.write_all(input.as_bytes());
         drop(stdin);
         child.wait_with_output().context("waiting for kubectl")
     }
 
-    /// An object; none if there is none of that name.
+    /// The object of this name; `None` if it does not exist.
     ///
     /// # Errors
-    /// When the API server does not answer or permit it.
+    /// If the API server does not answer or denies access.
     pub fn get(&self, kind: &str, name: &str) -> Result<Option<Value>> {
         let text = self.run(&["get", kind, name, "--ignore-not-found", "-o", "json"])?;
         if text.trim().is_empty() { Ok(None) } else { Ok(Some(serde_json::from_str(&text)?)) }
     }
 
-    /// An object in a namespace; `Null` where there is none of that name.
+    /// The object of this name in a namespace; `Null` if it does not exist.
     ///
     /// # Errors
-    /// When the API server does not answer or permit it.
+    /// If the API server does not answer or denies access.
     pub fn get_in(&self, namespace: &str, kind: &str, name: &str) -> Result<Value> {
         let text = self.run(&["-n", namespace, "get", kind, name, "--ignore-not-found", "-o", "json"])?;
         if text.trim().is_empty() { Ok(Value::Null) } else { Ok(serde_json::from_str(&text)?) }
     }
 
-    /// All objects of a kind that further options select.
+    /// All objects of a kind that these options select.
     ///
     /// # Errors
-    /// When the API server does not answer or permit it.
+    /// If the API server does not answer or denies access.
     pub fn list(&self, kind: &str, options: &[&str]) -> Result<Vec<Value>> {
         let text = self.run(&[&["get", kind, "-o", "json"], options].concat())?;
         let mut list: Value = serde_json::from_str(&text)?;
         Ok(serde_json::from_value(list["items"].take())?)
     }
 
-    /// Applies an object, or a list of them.
+    /// Applies an object or a list of objects.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If the API server rejects it.
     pub fn apply(&self, object: &Value) -> Result<()> {
         self.apply_text(&object.to_string())
     }
 
-    /// Applies documents.
+    /// Applies YAML documents.
     ///
     /// # Errors
-    /// When one is refused.
+    /// If the API server rejects one.
     pub fn apply_text(&self, documents: &str) -> Result<()> {
         self.run_with(&["apply", "--server-side", "--force-conflicts", "-f", "-"], documents).map(drop)
     }
 
-    /// Has the API server look at documents as if they were applied.
+    /// Applies YAML documents as a server-side dry run.
     ///
     /// # Errors
-    /// When it would refuse one.
+    /// If the API server rejects one.
     pub fn try_text(&self, documents: &str) -> Result<()> {
         let arguments = ["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"];
         self.run_with(&arguments, documents).map(drop)
@@ -166,7 +166,7 @@ impl Kubectl {
     /// Applies the status of an object.
     ///
     /// # Errors
-    /// When it is refused.
+    /// If the API server rejects it.
     pub fn apply_status(&self, object: &Value) -> Result<()> {
         let arguments = ["apply", "--server-side", "--force-conflicts", "--subresource=status", "-f", "-"];
         self.run_with(&arguments, &object.to_string()).map(drop)

@@ -1,4 +1,4 @@
-//! A kubelet.
+//! The kubelet of a real node.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use nix::sys::resource::{Resource, getrlimit};
 use serde_json::json;
 
 use super::containerd::Containerd;
+use crate::isolation;
 use crate::process::Process;
-use crate::seclusion;
 
-const FAREWELL: Duration = Duration::from_secs(10);
-/// Where every kubelet keeps things; a test that keeps to itself has a directory of its own there.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The root directory of every kubelet. An isolated test has its own directory mounted there.
 pub(super) const ROOT: &str = "/var/lib/kubelet";
 
-/// A kubelet that can be stopped and started again. Dropped, it ends; pods continue.
+/// A kubelet that can be restarted. Stopped on drop; pods continue.
 pub(super) struct Kubelet {
     process: Option<Process>,
     program: PathBuf,
@@ -27,7 +27,7 @@ pub(super) struct Kubelet {
 }
 
 impl Kubelet {
-    /// Starts it as the node `name`.
+    /// Starts the kubelet of the node `name`.
     pub(super) fn start(
         tools: &Path,
         dir: &Path,
@@ -39,15 +39,15 @@ impl Kubelet {
         let configuration = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
-            "address": seclusion::NODE,
-            // The network is this test's alone.
+            "address": isolation::NODE,
+            // The network namespace belongs to this test only.
             "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"},
             "cgroupDriver": "cgroupfs",
-            "cgroupRoot": seclusion::cgroup()?,
+            "cgroupRoot": isolation::cgroup()?,
             "clusterDNS": ["10.0.0.10"],
             "containerRuntimeEndpoint": containerd.endpoint(),
-            // A full disk of the test machine evicts no image and no pod.
+            // A full disk of the test machine must not evict images or pods.
             "evictionHard": {"memory.available": "50Mi"},
             "imageGCHighThresholdPercent": 100,
             "failCgroupV1": false,
@@ -64,12 +64,12 @@ impl Kubelet {
         Ok(kubelet)
     }
 
-    /// Ends it.
+    /// Stops the kubelet.
     pub(super) fn stop(&mut self) {
         self.process = None;
     }
 
-    /// Ends it, as far as it has not ended, and starts another.
+    /// Stops the kubelet if it runs, and starts it again.
     pub(super) fn restart(&mut self) -> Result<()> {
         self.stop();
         self.run()
@@ -80,8 +80,8 @@ impl Kubelet {
         kubelet.arg("--config").arg(self.dir.join("kubelet.json"));
         kubelet.arg("--kubeconfig").arg(&self.kubeconfig);
         kubelet.arg("--root-dir").arg(ROOT).arg("--cert-dir").arg(self.dir.join("kubelet-pki"));
-        kubelet.args(["--hostname-override", self.name, "--node-ip", &seclusion::NODE.to_string(), "-v=2"]);
-        self.process = Some(Process::start(kubelet, &self.dir.join("kubelet.log"), FAREWELL)?);
+        kubelet.args(["--hostname-override", self.name, "--node-ip", &isolation::NODE.to_string(), "-v=2"]);
+        self.process = Some(Process::start(kubelet, &self.dir.join("kubelet.log"), STOP_TIMEOUT)?);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The operator as a process, with its own service account's rights and no more.
+//! The operator as a process, with the rights of its own service account only.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -11,51 +11,51 @@ use super::{Cluster, NAMESPACE};
 use crate::node::{free_port, scrape};
 use crate::process::Process;
 
-/// Time to release its lease.
-const FAREWELL: Duration = Duration::from_secs(20);
-/// Short, so that a test need not wait long for another to take over.
+/// Time limit to end; the operator releases its lease first.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Short, so that tests do not wait long for another operator to take over.
 const LEASE_SECONDS: &str = "4";
 
-/// An operator. On drop it receives SIGTERM.
+/// An operator. It receives SIGTERM on drop.
 pub struct Operator {
     process: Process,
     metrics: std::net::SocketAddr,
 }
 
 impl Operator {
-    /// Starts an operator by this name.
+    /// Starts an operator with this identity.
     ///
     /// # Errors
-    /// When it is not built or does not start.
+    /// If it is not built or does not start.
     pub fn start(cluster: &Cluster, name: &str) -> Result<Self> {
         Self::start_with(cluster, name, |_| {})
     }
 
-    /// Starts one that looks at the agents' pods, which this selects.
+    /// Starts an operator that watches the agents' pods which `selector` selects.
     ///
     /// # Errors
-    /// When it is not built or does not start.
+    /// If it is not built or does not start.
     pub fn start_watching_agents(cluster: &Cluster, name: &str, selector: &str) -> Result<Self> {
         Self::start_with(cluster, name, |command| {
             command.args(["--agent-selector", selector]);
         })
     }
 
-    /// Starts one with more options.
+    /// Starts an operator with additional options.
     ///
     /// # Errors
-    /// When it is not built or does not start.
+    /// If it is not built or does not start.
     pub fn start_with_options(cluster: &Cluster, name: &str, options: &[String]) -> Result<Self> {
         Self::start_with(cluster, name, |command| {
             command.args(options);
         })
     }
 
-    /// Starts one that dies before its write of this number.
+    /// Starts an operator that dies immediately before write number `write`.
     ///
     /// # Errors
-    /// When it is not built or does not start.
-    pub fn start_mortal(cluster: &Cluster, name: &str, write: usize) -> Result<Self> {
+    /// If it is not built or does not start.
+    pub fn start_dying_at_write(cluster: &Cluster, name: &str, write: usize) -> Result<Self> {
         Self::start_with(cluster, name, |command| {
             command.env("VIRTIOFS_DIE_AT_WRITE", write.to_string());
         })
@@ -69,19 +69,19 @@ impl Operator {
         command.args(["--namespace", NAMESPACE, "--identity", name, "--lease-seconds", LEASE_SECONDS]);
         command.args(["--log", "info,virtiofs_operator=debug"]);
         prepare(&mut command);
-        // An option that `prepare` gives takes its place.
+        // An option of `prepare` takes precedence.
         let given = command.get_args().any(|argument| argument.to_string_lossy().starts_with("--metrics="));
         if !given {
             command.args(["--metrics", &metrics.to_string()]);
         }
-        let process = Process::start(command, &cluster.dir().join(format!("operator-{name}.log")), FAREWELL)?;
+        let process = Process::start(command, &cluster.dir().join(format!("operator-{name}.log")), STOP_TIMEOUT)?;
         Ok(Operator { process, metrics })
     }
 
-    /// What the chart's hook runs before the chart is removed, with its rights and these arguments of its Job.
+    /// The command that the chart's uninstall hook runs, with the hook's rights and these arguments of its Job.
     ///
     /// # Errors
-    /// When it is not built, or the API server issues no token.
+    /// If it is not built, or the API server issues no token.
     pub fn hook(cluster: &Cluster, arguments: &[String]) -> Result<Command> {
         let access = cluster.service_account("virtiofs-uninstall")?;
         let mut command = Command::new(binary()?);
@@ -94,20 +94,23 @@ impl Operator {
         self.process.id()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, if it has ended.
     ///
     /// # Errors
-    /// When the system does not report it.
+    /// If `waitid` fails.
     pub fn ended(&self) -> Result<Option<ExitStatus>> {
         self.process.ended()
     }
 
-    /// Asks it to end in good order.
+    /// Stops the operator with SIGTERM.
     ///
     /// # Errors
-    /// When it does not, or not with success.
+    /// If it does not end in time, or not with exit status 0.
     pub fn stop(self) -> Result<()> {
-        let status = self.process.stop()?.with_context(|| format!("it does not end\n{}", self.log_tail()))?;
+        let status = self
+            .process
+            .stop()?
+            .with_context(|| format!("the operator did not end after SIGTERM\n{}", self.log_tail()))?;
         ensure!(status.success(), "the operator ended with {status}\n{}", self.log_tail());
         Ok(())
     }
@@ -117,7 +120,7 @@ impl Operator {
         self.process.log_tail()
     }
 
-    /// The sum of a metric over all its labels; none while nobody answers.
+    /// The sum of a metric over all labels; `None` if the operator does not answer.
     pub fn metric(&self, name: &str) -> Option<u64> {
         let page = scrape(self.metrics).ok()?;
         let line = |line: &str| {
@@ -127,26 +130,26 @@ impl Operator {
         Some(page.lines().filter_map(line).sum())
     }
 
-    /// Waits until it holds the lease.
+    /// Waits until the operator holds the lease.
     ///
     /// # Errors
-    /// When it does not.
+    /// If it ends or does not get the lease in time.
     pub fn until_working(&self) -> Result<()> {
         until(
-            "an operator to work",
+            "an operator to hold the lease",
             || self.log_tail(),
             || {
-                ensure!(self.ended()?.is_none(), "the operator has ended\n{}", self.log_tail());
+                ensure!(self.ended()?.is_none(), "the operator ended\n{}", self.log_tail());
                 Ok(self.metric("virtiofs_operator_leader").filter(|leader| *leader == 1).map(drop))
             },
         )
     }
 }
 
-/// The operator for tests, built by `make api`.
+/// Path of the operator's binary for tests, built by `make api`.
 fn binary() -> Result<PathBuf> {
     let given = std::env::var_os("VIRTIOFS_OPERATOR").map(PathBuf::from);
     let path = given.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/virtiofs-operator"));
-    ensure!(path.exists(), "{} is not there: use `make api`", path.display());
+    ensure!(path.exists(), "{} does not exist: run `make api`", path.display());
     Ok(path)
 }

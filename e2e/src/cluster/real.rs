@@ -1,4 +1,4 @@
-//! A cluster of one node, with everything that a node has: scheduler, kubelet, containerd. Nothing in it is simulated.
+//! A cluster with one node and all parts of a real node: scheduler, kubelet, containerd. Nothing in it is simulated.
 
 use std::fs;
 use std::io::Write;
@@ -16,16 +16,16 @@ use super::kubelet::Kubelet;
 use super::sessions::{KEEPER_DIR, RUNTIME_DIR, processes_of};
 use super::wait::{until, wait_for};
 use super::{Kubectl, NAMESPACE, image, is_true, kubelet, tools};
+use crate::isolation::{self, SERVICE};
 use crate::parts::Parts;
-use crate::seclusion::{self, SERVICE};
 
 /// The node's name.
 const NODE: &str = "node";
 
-/// A cluster without anything of ours in it. To be started by a test that keeps to itself. Dropped, its daemons end;
-/// containers end with the test's first process.
+/// A cluster in which nothing of this project is installed. Start it in an isolated test. Its daemons are stopped on
+/// drop; containers end with the test's init process.
 pub struct RealCluster {
-    /// Everything is permitted through this.
+    /// kubectl with all permissions.
     pub admin: Kubectl,
     kubelet: Kubelet,
     containerd: Containerd,
@@ -35,10 +35,10 @@ pub struct RealCluster {
 }
 
 impl RealCluster {
-    /// Starts it, and waits until the node is ready.
+    /// Starts the cluster and waits until the node is ready.
     ///
     /// # Errors
-    /// When a program is missing or does not start; its log is in the message.
+    /// If a program is missing or does not start; its log is in the message.
     pub fn start(parts: &Parts) -> Result<Self> {
         let tools = tools()?;
         let dir = tempfile::Builder::new().prefix("cluster-").tempdir().context("making a directory for a node")?;
@@ -49,14 +49,14 @@ impl RealCluster {
             containerd.import(&archive)?;
         }
         let admin = Kubectl::new(tools.join("kubectl"), control_plane.kubeconfig());
-        // Until it answers, a failure is what is to be expected.
+        // Requests fail until the API server is up.
         wait_for("the API server", || Ok(admin.run(&["get", "--raw", "/readyz"]).ok().map(drop)))
             .map_err(|error| error.context(control_plane.logs()))?;
         let kubeconfig = control_plane.kubelet_kubeconfig();
         let kubelet = Kubelet::start(&tools, dir.path(), NODE, kubeconfig, &containerd)?;
         let cluster = RealCluster { admin, kubelet, containerd, control_plane, tools, dir };
         cluster.until_ready()?;
-        // Controllers make it some time after the namespace, and no pod is admitted before.
+        // No pod is admitted before the controllers have created this account.
         until("the default service account", || cluster.logs(), || cluster.admin.get("serviceaccount", "default"))?;
         Ok(cluster)
     }
@@ -64,24 +64,24 @@ impl RealCluster {
     /// Waits until the node is ready.
     ///
     /// # Errors
-    /// When it does not become so.
+    /// If the node does not become ready in time.
     pub fn until_ready(&self) -> Result<()> {
         let look = || Ok(self.admin.get("node", NODE)?.filter(|node| is_true(node, "Ready")).map(drop));
         until("the node to be ready", || self.logs(), look)
     }
 
-    /// Ends the kubelet and starts another, under all that runs.
+    /// Restarts the kubelet while pods run.
     ///
     /// # Errors
-    /// When it does not start.
+    /// If it does not start.
     pub fn restart_kubelet(&mut self) -> Result<()> {
         self.kubelet.restart()
     }
 
-    /// Upgrades the chart to another image, which is the same under another name.
+    /// Upgrades the chart to another image tag of the same image.
     ///
     /// # Errors
-    /// When helm fails.
+    /// If helm fails.
     pub fn upgrade(&self) -> Result<()> {
         let script = format!(
             "from=$(ctr --namespace k8s.io images list -q | grep '^localhost/virtiofs-operator:' | head -n 1)
@@ -92,10 +92,10 @@ impl RealCluster {
         self.shell(&script, "").map(drop)
     }
 
-    /// The node goes down, with all that runs on it and all that is not on a disk, and comes up again.
+    /// Simulates a power failure: kills everything on the node, empties its tmpfs directories, and boots it again.
     ///
     /// # Errors
-    /// When it does not come up, or what is done meanwhile fails.
+    /// If it does not boot, or `meanwhile` fails.
     pub fn reboot(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         self.kubelet.stop();
         self.containerd.stop();
@@ -106,23 +106,23 @@ impl RealCluster {
         self.until_ready()
     }
 
-    /// Runs a script in this repository with all rights and with `input` as standard input, and
-    /// returns what it prints.
+    /// Runs a bash script in this repository as root with `input` as its standard input, and returns its standard
+    /// output.
     ///
     /// # Errors
-    /// When it fails; the message has its output.
+    /// If it fails; the message has its output.
     pub fn shell(&self, script: &str, input: &str) -> Result<String> {
         let path = std::env::join_paths(
             std::iter::once(self.tools.clone())
                 .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
         )
-        .context("putting the tools on the path")?;
+        .context("adding the tools to PATH")?;
         let mut child = Command::new("bash")
             .args(["-euo", "pipefail", "-c", script])
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
             .env("PATH", path)
             .env("KUBECONFIG", self.admin.kubeconfig())
-            // Reads no file of the user who runs this.
+            // Tools must not read files of the user who runs this.
             .env("HOME", self.dir.path())
             .env("CONTAINERD_ADDRESS", self.containerd.socket())
             .stdin(Stdio::piped())
@@ -131,36 +131,36 @@ impl RealCluster {
             .spawn()
             .context("running bash")?;
         let mut stdin = child.stdin.take().context("bash has no standard input")?;
-        // A program that ends without reading all of it says itself why.
+        // A program that exits before it has read everything reports an error itself.
         let _ = stdin.write_all(input.as_bytes());
         drop(stdin);
         let output = child.wait_with_output().context("waiting for bash")?;
-        let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "`{script}` ended with {}\n{said}{complained}", output.status);
-        Ok(said.into_owned())
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "`{script}` ended with {}\n{stdout}{stderr}", output.status);
+        Ok(stdout.into_owned())
     }
 
-    /// Files of this cluster.
+    /// Temporary directory for the files of this cluster.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// What explains a failure.
+    /// Logs that explain a failure.
     pub fn logs(&self) -> String {
         [self.control_plane.logs(), self.containerd.log_tail(), self.kubelet.log_tail()].join("\n")
     }
 }
 
-/// What a power failure does to a node whose runtime has its state in `dir`.
+/// Kills everything that a power failure ends. `dir` is the runtime's state directory.
 fn power_off(dir: &Path) -> Result<()> {
-    // Shims first: they would record the death of their containers.
+    // Kills the shims first: otherwise they would record the end of their containers.
     for pid in processes_of("containerd-shim-runc-v2") {
         kill(pid, Signal::SIGKILL).context("killing a container's shim")?;
     }
-    wait_for("all containers to be dead", || {
-        let left = seclusion::processes()?;
+    wait_for("all containers to end", || {
+        let left = isolation::processes()?;
         for pid in &left {
-            // One that has just died is what was wanted.
+            // The process may have ended already.
             let _ = kill(*pid, Signal::SIGKILL);
         }
         Ok(left.is_empty().then_some(()))

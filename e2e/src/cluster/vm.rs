@@ -1,4 +1,4 @@
-//! VMs in pods: QEMU without any privilege, as uid 107, on volumes of shares.
+//! VMs in pods: an unprivileged QEMU with uid 107, on volumes of shares.
 
 use std::os::unix::fs::chown;
 use std::os::unix::process::ExitStatusExt;
@@ -15,31 +15,31 @@ use super::{Kubectl, RealCluster, image};
 use crate::accelerator::Accelerator;
 use crate::guest::{Guest, GuestSpec, Vmm, qemu_arguments};
 
-/// Whom QEMU runs as, with KubeVirt and with libvirt on some distributions.
+/// Uid of QEMU, as in KubeVirt and with libvirt on some distributions.
 const QEMU: u32 = 107;
-/// Where a VM's volumes are, by the name of the share.
+/// Directory in the pod below which a share's volume is mounted.
 const VOLUMES: &str = "/run/shares";
-/// A kubelet needs a moment to do it.
-const GLANCE: Duration = Duration::from_millis(200);
+/// Interval between two polls of a pod.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A pod with a VM.
+/// A pod that runs a VM.
 #[derive(Debug, Clone)]
 pub struct VmPod<'a> {
     /// The pod's namespace.
     pub namespace: &'a str,
     /// Its name.
     pub name: &'a str,
-    /// The share that its one volume is of, which is the tag of the guest's device as well.
+    /// The share of its only volume, and the tag of the guest's device.
     pub share: &'a str,
-    /// What the volume is, as a pod's spec says it: `{"csi": {...}}`.
+    /// The volume as in a pod spec: `{"csi": {...}}`.
     pub volume: Value,
-    /// Seconds until a pod that is to end is killed; its VM takes all of them if `stubborn`.
+    /// The pod's termination grace period in seconds. A `stubborn` VM takes all of it.
     pub grace: u32,
-    /// Does QEMU not end when it is asked to?
+    /// True if QEMU ignores SIGTERM.
     pub stubborn: bool,
 }
 
-/// An inline volume of a share, without a name.
+/// An inline volume of a share, without the volume's name.
 pub fn volume_of(share: &str) -> Value {
     json!({"csi": {"driver": "csi.virtiofs.dev", "readOnly": true, "volumeAttributes": {"share": share}}})
 }
@@ -50,7 +50,7 @@ impl<'a> VmPod<'a> {
         VmPod { namespace, name, share, volume: volume_of(share), grace: 5, stubborn: false }
     }
 
-    /// The pod. Its guest's console and sockets are in `dir`, on the node too.
+    /// The pod's manifest. The guest's console and sockets are in `dir` on the node.
     fn manifest(&self, dir: &Path) -> Value {
         let socket = Path::new(VOLUMES).join(self.share).join("virtiofs.sock");
         let spec = GuestSpec { memory: 256, ..GuestSpec::default() }.with_device(self.share, &socket);
@@ -95,11 +95,11 @@ impl<'a> VmPod<'a> {
 }
 
 impl RealCluster {
-    /// Creates a pod with a VM, and waits until its guest takes scripts. Nothing is mounted yet. Dropped, the pod is
-    /// deleted.
+    /// Creates a pod with a VM, and waits until its guest accepts scripts. Nothing is mounted yet. The pod is deleted
+    /// on drop.
     ///
     /// # Errors
-    /// When the pod does not start or the guest does not come up.
+    /// If the pod does not start or the guest does not boot.
     pub fn boot(&self, pod: &VmPod<'_>) -> Result<Guest> {
         let start = Instant::now();
         let dir = self.create(pod)?;
@@ -107,21 +107,20 @@ impl RealCluster {
         Guest::attach(Box::new(vmm), dir, Accelerator::Tcg, start)
     }
 
-    /// Creates a pod with a VM, which may come to nothing, and returns the directory that its guest's console and
-    /// sockets come into.
+    /// Creates a pod with a VM, which may fail to start, and returns the directory for its guest's console and sockets.
     ///
     /// # Errors
-    /// When the API server refuses it.
+    /// If the API server rejects it.
     pub fn create(&self, pod: &VmPod<'_>) -> Result<TempDir> {
         let dir = tempfile::Builder::new().prefix("vm-").tempdir_in(self.dir());
-        let dir = dir.context("making a directory for a guest")?;
-        chown(dir.path(), Some(QEMU), Some(QEMU)).context("giving a directory to QEMU")?;
+        let dir = dir.context("creating a directory for a guest")?;
+        chown(dir.path(), Some(QEMU), Some(QEMU)).context("changing the owner of a directory to QEMU")?;
         self.admin.apply(&pod.manifest(dir.path()))?;
         Ok(dir)
     }
 }
 
-/// A pod whose one container is QEMU.
+/// A pod whose only container runs QEMU.
 struct Pod {
     admin: Kubectl,
     namespace: String,
@@ -142,7 +141,7 @@ impl Vmm for Pod {
         }
         let pod: Value = serde_json::from_str(&text).context("reading a pod")?;
         let code = &pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"];
-        // As wait(2) has it.
+        // A wait status as in wait(2).
         Ok(code.as_i64().and_then(|code| i32::try_from(code).ok()).map(|code| ExitStatus::from_raw(code << 8)))
     }
 
@@ -153,7 +152,7 @@ impl Vmm for Pod {
             if ended.is_some() || Instant::now() >= until {
                 return Ok(ended);
             }
-            sleep(GLANCE);
+            sleep(POLL_INTERVAL);
         }
     }
 
@@ -166,7 +165,7 @@ impl Vmm for Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        // If this fails, the pod stays, and the checks for leftovers find it.
+        // If this fails, the pod remains and the checks for leftovers report it.
         let _ = self.kubectl(&["delete", "pod", &self.name, "--ignore-not-found", "--wait=false"]);
     }
 }

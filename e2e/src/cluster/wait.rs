@@ -1,36 +1,36 @@
-//! Tests wait for states, never for a time.
+//! Waits for states, never for a fixed time.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How long anything may take on a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Between two looks.
-const GLANCE: Duration = Duration::from_millis(150);
+/// Time limit on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// Interval between two probes.
+const POLL_INTERVAL: Duration = Duration::from_millis(150);
 
-/// Looks until there is something.
+/// Calls `probe` until it returns a value.
 ///
 /// # Errors
-/// When looking fails, or there is nothing for too long.
-pub fn wait_for<T>(what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    until(what, String::new, look)
+/// If `probe` fails, or returns no value in time.
+pub fn wait_for<T>(what: &str, probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until(what, String::new, probe)
 }
 
-/// The same; `explain` says how things are when it took too long.
+/// Like [`wait_for`]; `explain` describes the state in the error message of a timeout.
 ///
 /// # Errors
-/// When looking fails, or there is nothing for too long.
-pub fn until<T>(what: &str, explain: impl Fn() -> String, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+/// If `probe` fails, or returns no value in time.
+pub fn until<T>(what: &str, explain: impl Fn() -> String, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + TIMEOUT;
     loop {
-        if let Some(found) = look()? {
+        if let Some(found) = probe()? {
             return Ok(found);
         }
         if Instant::now() >= deadline {
             bail!("timed out waiting for {what}\n{}", explain());
         }
-        sleep(GLANCE);
+        sleep(POLL_INTERVAL);
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn an_operator_killed_before_any_write_is_replaced(world: &mut World)
     world.nodes("mortal", &["m1", "m2"])?;
     let mut deaths = 0;
     // Each operator does one write and dies before the next.
-    let mut operator = Operator::start_mortal(&world.cluster, "mortal", 2)?;
+    let mut operator = Operator::start_dying_at_write(&world.cluster, "mortal", 2)?;
     let mut survive = |world: &World, what: &str, done: &dyn Fn(&World) -> Result<bool>| -> Result<()> {
         let explain = || world.explain();
         until(what, explain, || {
@@ -28,7 +28,7 @@ pub(crate) fn an_operator_killed_before_any_write_is_replaced(world: &mut World)
                 ensure!(status.signal() == Some(6), "it ended with {status}\n{}", operator.log_tail());
                 deaths += 1;
                 ensure!(deaths < WRITES_MAX, "{deaths} operators died, and it is not done\n{}", operator.log_tail());
-                operator = Operator::start_mortal(&world.cluster, "mortal", 2)?;
+                operator = Operator::start_dying_at_write(&world.cluster, "mortal", 2)?;
             }
             Ok(done(world)?.then_some(()))
         })

@@ -30,7 +30,7 @@ pub(crate) fn a_share_in_use_is_kept(world: &mut World) -> Result<()> {
 pub(crate) fn a_forced_deletion_does_not_wait(world: &mut World) -> Result<()> {
     world.served("forced", &["c1"], json!({}))?;
     world.answer("forced", "c1", How::Used(1))?;
-    world.cluster.take_down("c1")?;
+    world.cluster.stop_node("c1")?;
     world.admin().run(&["delete", "vfs", "forced", "--wait=false"])?;
     let share = world.until_reason("forced", "Deleting", "InUse")?;
     let message = condition_of(&share, "Deleting")["message"].as_str().unwrap_or_default().to_owned();

@@ -9,7 +9,7 @@ use crate::world::{How, World};
 
 pub(crate) fn a_node_goes_down_and_comes_back(world: &mut World) -> Result<()> {
     world.served("downs", &["d1", "d2"], json!({"rollout": {"maxUnavailable": 1}}))?;
-    world.cluster.take_down("d1")?;
+    world.cluster.stop_node("d1")?;
     let share = world.until_share("downs", "one down", |share| share["status"]["nodes"]["unreachable"] == 1)?;
     ensure!(share["status"]["nodes"]["ready"] == 1 && share["status"]["nodes"]["selected"] == 2, "{share:#}");
     // A change passes it over, and waits for nobody.
@@ -18,7 +18,7 @@ pub(crate) fn a_node_goes_down_and_comes_back(world: &mut World) -> Result<()> {
     world.answer("downs", "d2", How::Serving)?;
     world.until_reason("downs", "Reconciling", "Complete")?;
     ensure!(world.asked("downs")? == ["d2"], "a node that is down was asked");
-    world.cluster.bring_back("d1")?;
+    world.cluster.restart_node("d1")?;
     world.until_asked("downs", &["d1", "d2"])?;
     world.answer("downs", "d1", How::Serving)?;
     let share = world.until_share("downs", "all updated", |share| share["status"]["nodes"]["updated"] == 2)?;

@@ -11,7 +11,7 @@ mod world;
 
 use std::process::ExitCode;
 
-use e2e::seclusion;
+use e2e::isolation;
 use e2e::suite::{self, Test};
 
 use crate::world::World;
@@ -39,5 +39,5 @@ const TESTS: &[Test<World>] = &[
 ];
 
 fn main() -> ExitCode {
-    seclusion::run(|| suite::run(TESTS))
+    isolation::run(|| suite::run(TESTS))
 }

@@ -1,8 +1,8 @@
-//! The output of the demo.
+//! Output of the demo.
 
 use std::time::Instant;
 
-/// Prints each step with the time since the start.
+/// Prints steps with the time since the start, and indented details.
 pub(crate) struct Printer {
     start: Instant,
 }
@@ -12,11 +12,11 @@ impl Printer {
         Self { start: Instant::now() }
     }
 
-    pub(crate) fn say(&self, line: &str) {
+    pub(crate) fn step(&self, line: &str) {
         println!("[{:5.1} s] {line}", self.start.elapsed().as_secs_f64());
     }
 
-    pub(crate) fn show(&self, text: &str) {
+    pub(crate) fn detail(&self, text: &str) {
         for line in text.lines() {
             println!("          | {line}");
         }

@@ -1,18 +1,18 @@
-//! What the API server counts, and what a process needs.
+//! Counts requests to the API server, and the memory of a process.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 use e2e::cluster::Cluster;
 
-/// Requests that changed something, as the API server counts them.
+/// Number of writing requests, as counted by the API server.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Requests {
     /// To exports.
     pub(crate) exports: u64,
-    /// To their status.
+    /// To the status of exports.
     pub(crate) export_status: u64,
-    /// To shares, with their status, and to nodes, without theirs.
+    /// To shares including their status, and to nodes without their status.
     pub(crate) others: u64,
 }
 
@@ -46,7 +46,7 @@ pub(crate) struct Memory {
 }
 
 pub(crate) fn memory(pid: u32) -> Result<Memory> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("looking at the operator's memory")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading the operator's memory")?;
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1000

@@ -1,6 +1,5 @@
-//! Figures of the operator in a cluster of a thousand nodes, which are kwok's, as are their agents: how long it takes, what
-//! it asks of the API server, what it needs itself. A control plane of its own on the same machine: the figures are of
-//! both.
+//! Measures the operator in a cluster of a thousand kwok nodes with simulated agents: duration, requests to the API
+//! server, memory. The control plane runs on the same machine, so the figures include it.
 
 mod count;
 
@@ -15,22 +14,22 @@ use serde_json::{Value, json};
 
 use crate::count::{Requests, memory};
 
-/// How often progress is looked at.
-const GLANCE: Duration = Duration::from_secs(1);
-/// How long nothing is written once all is done: longer than anything here waits before it writes.
-const REST: Duration = Duration::from_secs(20);
-/// The longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(3600);
+/// Interval between two polls of the progress.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// The cluster is idle if nothing is written for this long, which is longer than any delay before a write.
+const IDLE: Duration = Duration::from_secs(20);
+/// Time limit of each phase.
+const TIMEOUT: Duration = Duration::from_secs(3600);
 
 #[derive(Parser)]
 struct Arguments {
-    /// How many nodes.
+    /// Number of nodes
     #[arg(long, default_value_t = 1000)]
     nodes: usize,
-    /// How many shares, each on every node.
+    /// Number of shares, each on every node
     #[arg(long, default_value_t = 10)]
     shares: usize,
-    /// How many seconds nothing happens, to see whether anything is written then.
+    /// Length of the idle phase in seconds, in which writes are counted
     #[arg(long, default_value_t = 600)]
     quiet: u64,
 }
@@ -60,37 +59,37 @@ fn run(arguments: &Arguments) -> Result<()> {
     cluster.admin.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}))?;
     until_ready(&cluster, &shares, nodes.len())?;
     let took = began.elapsed();
-    settle(&cluster)?;
+    wait_until_idle(&cluster)?;
     let (after, exports) = (Requests::of(&cluster)?, nodes.len() * shares.len());
     let memory = memory(operator.id())?;
     let each = |count: u64| count as f64 / exports as f64;
     println!("{exports} exports ready after {:.0} s", took.as_secs_f64());
     println!(
-        "writes for each export: {:.2} to the export, {:.2} to its status (kwok's, in two), {:.2} to shares and nodes",
+        "writes for each export: {:.2} to the export, {:.2} to its status (by kwok, in two steps), {:.2} to shares and nodes",
         each(after.exports - before.exports),
         each(after.export_status - before.export_status),
         each(after.others - before.others),
     );
     println!("operator: {} MB, {} MB at most", memory.now, memory.most);
 
-    let written = operator.metric("virtiofs_operator_writes_total").context("no answer from the operator")?;
+    let written = operator.metric("virtiofs_operator_writes_total").context("the operator does not answer")?;
     cluster.admin.run(&["label", "node", &nodes[0], &format!("{}-", shares[0])])?;
     until_ready(&cluster, &shares[..1], nodes.len() - 1)?;
-    settle(&cluster)?;
-    let now = operator.metric("virtiofs_operator_writes_total").context("no answer from the operator")?;
+    wait_until_idle(&cluster)?;
+    let now = operator.metric("virtiofs_operator_writes_total").context("the operator does not answer")?;
     println!("a label of one node changed: {} writes of the operator", now - written);
 
     let before = Requests::of(&cluster)?;
     sleep(Duration::from_secs(arguments.quiet));
     let after = Requests::of(&cluster)?;
     println!(
-        "{} quiet seconds: {} writes to exports, {} to their status",
+        "{} idle seconds: {} writes to exports, {} to their status",
         arguments.quiet,
         after.exports - before.exports,
         after.export_status - before.export_status,
     );
-    let quiet = operator.metric("virtiofs_operator_writes_total").context("no answer from the operator")?;
-    println!("and {} of the operator, its lease aside", quiet - now);
+    let quiet = operator.metric("virtiofs_operator_writes_total").context("the operator does not answer")?;
+    println!("operator: {} writes, without its lease", quiet - now);
     Ok(())
 }
 
@@ -107,7 +106,7 @@ fn share(name: &str) -> Value {
 }
 
 fn until_ready(cluster: &Cluster, shares: &[String], nodes: usize) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let found = cluster.admin.list("vfs", &[])?;
         let ready = |name: &String| {
@@ -118,18 +117,18 @@ fn until_ready(cluster: &Cluster, shares: &[String], nodes: usize) -> Result<()>
         if shares.iter().all(ready) {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "shares are not ready within {PATIENCE:?}");
-        sleep(GLANCE);
+        ensure!(Instant::now() < deadline, "shares are not ready after {TIMEOUT:?}");
+        sleep(POLL_INTERVAL);
     }
 }
 
-/// Waits until nothing has been written for a while, by the operator or by what plays the agents.
-fn settle(cluster: &Cluster) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+/// Waits until neither the operator nor the simulated agents have written for [`IDLE`].
+fn wait_until_idle(cluster: &Cluster) -> Result<()> {
+    let deadline = Instant::now() + TIMEOUT;
     let mut last = (Requests::of(cluster)?, Instant::now());
-    while last.1.elapsed() < REST {
-        ensure!(Instant::now() < deadline, "writes do not end within {PATIENCE:?}");
-        sleep(GLANCE);
+    while last.1.elapsed() < IDLE {
+        ensure!(Instant::now() < deadline, "writes continue after {TIMEOUT:?}");
+        sleep(POLL_INTERVAL);
         let now = Requests::of(cluster)?;
         if now != last.0 {
             last = (now, Instant::now());

@@ -1,4 +1,4 @@
-//! What is shared, and what a guest may do with it.
+//! The share of the demo, and the load that a guest may run on it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,34 +9,34 @@ use e2e::node::Declaration;
 use e2e::tree;
 use tempfile::TempDir;
 
-/// Files read in one round of a directory of someone's own, so that the demo ends whatever its size.
+/// Limit of files read in one round of a user's directory, so that the demo ends whatever its size.
 const MOST_FILES: u32 = 300;
 
-/// The share's name, and the guest's device.
+/// Name of the share, and tag of the guest's device.
 pub(crate) const NAME: &str = "demo";
 
-/// A directory of someone's own, which is only read, or a small tree made up for the demo.
-pub(crate) struct Subject {
+/// A directory of the user, which is only read, or a small generated tree.
+pub(crate) struct DemoShare {
     source: PathBuf,
     own: bool,
-    _made_up: Option<TempDir>,
+    _generated: Option<TempDir>,
 }
 
-impl Subject {
+impl DemoShare {
     pub(crate) fn new(share: Option<&Path>) -> Result<Self> {
         if let Some(path) = share {
             let source =
-                fs::canonicalize(path).with_context(|| format!("SHARE={} cannot be shared", path.display()))?;
-            ensure!(source.is_dir(), "SHARE={} is not a directory; name one", path.display());
-            return Ok(Self { source, own: true, _made_up: None });
+                fs::canonicalize(path).with_context(|| format!("SHARE={}: cannot be resolved", path.display()))?;
+            ensure!(source.is_dir(), "SHARE={}: not a directory; set SHARE to a directory", path.display());
+            return Ok(Self { source, own: true, _generated: None });
         }
-        let dir = tempfile::Builder::new().prefix("demo-share-").tempdir().context("making a directory to share")?;
+        let dir = tempfile::Builder::new().prefix("demo-share-").tempdir().context("creating a directory to share")?;
         tree::plant(&dir.path().join("base"), 60)?;
         tree::plant(&dir.path().join("top"), 60)?;
-        Ok(Self { source: dir.path().to_owned(), own: false, _made_up: Some(dir) })
+        Ok(Self { source: dir.path().to_owned(), own: false, _generated: Some(dir) })
     }
 
-    /// `engine` overrides what follows from the rest.
+    /// The share's declaration; `engine` overrides engine settings.
     pub(crate) fn declaration<'a>(&'a self, engine: &'a str) -> Declaration<'a> {
         let (access, content) = if self.own { ("ReadOnly", "Shared") } else { ("ReadWrite", "Exclusive") };
         Declaration { name: NAME, source: &self.source, access, content, engine, staleness: "{}" }
@@ -47,12 +47,12 @@ impl Subject {
         load.and_reading(mount).at_most(MOST_FILES)
     }
 
-    /// What overlayfs writes goes to the guest's memory, whatever lies below.
+    /// The load on overlayfs, which writes to the guest's memory, whatever the lower layers are.
     pub(crate) fn load_on_overlay(merged: &str) -> Load {
         Load::writing(merged).and_reading(merged).at_most(MOST_FILES)
     }
 
-    /// Directories for overlayfs, topmost first.
+    /// Lower layers for overlayfs, topmost first.
     pub(crate) fn lower_layers(&self, mount: &str) -> Vec<String> {
         if self.own { vec![mount.to_owned()] } else { vec![format!("{mount}/top"), format!("{mount}/base")] }
     }
