@@ -1,5 +1,5 @@
-//! A guest that reads the files of a list, by absolute paths and nothing else: no directory is listed, so what a
-//! guest cannot list it can still be counted on.
+//! Load: reads the files of a list by absolute paths and lists no directory. So it works on a file system whose
+//! directories cannot be listed.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// `list` has a path on each line, of which the first `most` are taken.
+    /// `list` has one path per line; the first `most` are used.
     pub fn enter(list: &Path, most: u64) -> io::Result<Self> {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         Ok(Self { paths: fs::read_to_string(list)?.lines().take(most).map(PathBuf::from).collect() })

@@ -1,11 +1,13 @@
-//! guest-load: works on file systems inside a guest and counts what went wrong there.
+//! guest-load: runs loads on file systems inside a guest and counts errors and wrong results.
 //!
-//! `guest-load [--read DIR] [--list FILE] [--most FILES] [--write DIR] [--sparse DIR] (--rounds N | --until FILE)` prints one line of
-//! JSON.
-//! The count is taken where it matters: a virtiofs engine's own counters do not see the errors that a guest kernel
-//! makes up by itself.
+//! `guest-load [--read DIR] [--list FILE] [--most FILES] [--write DIR] [--sparse DIR] (--rounds N | --until FILE)`
+//! prints one line of JSON. The guest counts, because the counters of a virtiofs engine do not include errors that the
+//! guest kernel generates.
 
-#![allow(unreachable_pub, reason = "pattern.rs is public where the library includes it; the others follow suit")]
+#![allow(
+    unreachable_pub,
+    reason = "pattern.rs is public where the library includes it; the other modules are the same"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -61,7 +63,7 @@ impl Arguments {
                 "--until" => parsed.end = End::Until(value.into()),
                 _ => {
                     return Err(format!(
-                        "{option} is none of --read, --list, --most, --write, --sparse, --rounds, --until"
+                        "unknown option {option}; use one of --read, --list, --most, --write, --sparse, --rounds, --until"
                     ));
                 }
             }

@@ -1,5 +1,5 @@
-//! A guest that reads: it walks a tree by absolute paths and reads every file, and reads again
-//! relative to a working directory it entered at the start and never left.
+//! Load: walks a tree by absolute paths and reads every file, then reads again relative to a working directory that it
+//! entered at the start.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use crate::pattern;
 use crate::tally::Tally;
 
-/// Bytes of a file that are read: a directory of someone's own may hold files larger than the guest's memory.
+/// Number of bytes that are read of a file: a user's directory may contain files larger than the guest's memory.
 const MOST_BYTES: u64 = 4 << 20;
 
 pub struct Reader {
     root: PathBuf,
-    /// Files read in one round.
+    /// Number of files that are read in one round.
     most: u64,
-    /// A file in the working directory, by its name alone.
+    /// Name of a file in the working directory.
     beside: Option<PathBuf>,
 }
 
@@ -35,7 +35,7 @@ impl Reader {
     }
 }
 
-/// Continues until `left` files have been read.
+/// Reads files below `directory` until `left` files have been read.
 fn walk(directory: &Path, left: &mut u64, tally: &mut Tally) {
     let what = format!("list {}", directory.display());
     for path in tally.of(&what, || entries(directory)).unwrap_or_default() {
@@ -55,7 +55,7 @@ fn walk(directory: &Path, left: &mut u64, tally: &mut Tally) {
     }
 }
 
-/// Reads a file; if its name describes its content, compares.
+/// Reads a file, and checks its content if its name describes it.
 pub fn read(path: &Path, tally: &mut Tally) {
     let Some(bytes) = tally.of(&format!("read {}", path.display()), || head(path)) else { return };
     let described = path.file_name().and_then(|name| pattern::parse(name.to_str()?));

@@ -1,4 +1,4 @@
-//! A guest that copies a file by its data and holes while another descriptor has it open and writes to it.
+//! Load: copies a file by its data and holes while another descriptor has it open and writes to it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use crate::pattern;
 use crate::tally::Tally;
 
-/// Where the data begins; before it is a hole.
+/// Offset of the data; a hole is before it.
 const HOLE: u64 = 128 << 10;
-/// Bytes of data.
+/// Length of the data in bytes.
 const DATA: u64 = 200_000;
 
 const SEEK_DATA: i32 = 3;
@@ -48,7 +48,7 @@ impl Sparse {
     }
 }
 
-/// The contents of a file: what SEEK_DATA and SEEK_HOLE call data is read, the rest is taken for zeros.
+/// The content of a file as a copy tool reads it: data that SEEK_DATA and SEEK_HOLE report, zeros elsewhere.
 fn copy(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
@@ -62,9 +62,9 @@ fn copy(path: &Path) -> io::Result<Vec<u8>> {
     Ok(copy)
 }
 
-/// None: there is no data any more.
+/// The offset, or `None` if there is no more data.
 fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
-    // SAFETY: lseek touches no memory of ours, and the descriptor is open.
+    // SAFETY: lseek accesses no memory of this process, and the descriptor is open.
     let found = unsafe { lseek(file.as_raw_fd(), offset as i64, whence) };
     match u64::try_from(found) {
         Ok(found) => Ok(Some(found)),

@@ -1,10 +1,10 @@
-//! What the guest counts: operations, errors by errno, content that was not what it had to be.
+//! Counts operations, errors by errno, and wrong contents.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Failures that are printed in full; the rest are only counted.
+/// Number of failures that are printed. All failures are counted.
 const PRINTED: usize = 8;
 
 #[derive(Default)]
@@ -17,7 +17,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Does one operation, counts it and how it went.
+    /// Runs one operation and counts it and its result.
     pub fn of<T>(&mut self, what: &str, operation: impl FnOnce() -> io::Result<T>) -> Option<T> {
         let start = Instant::now();
         let result = operation();
@@ -34,7 +34,7 @@ impl Tally {
         }
     }
 
-    /// Counts content or an outcome that is wrong although no call failed.
+    /// Counts a wrong content or a wrong result of a call that succeeded.
     pub fn expect(&mut self, right: bool, what: impl FnOnce() -> String) {
         if !right {
             self.wrong += 1;
@@ -76,8 +76,7 @@ fn quoted(text: &str) -> String {
     out
 }
 
-/// The names of the errors one meets on a file system; Linux numbers, which are the same on every
-/// architecture guests are booted for.
+/// Names of the errors of file systems. The numbers are Linux's, which are the same on all architectures of guests.
 fn errno_name(error: &io::Error) -> String {
     let Some(number) = error.raw_os_error() else { return error.to_string() };
     let name = match number {

@@ -1,5 +1,5 @@
-//! A guest that writes: it appends to a file it holds open, writes to a file it holds open and has
-//! unlinked, and makes, renames and removes directories and files.
+//! Load: appends to an open file, writes to an open file without a name, and creates, renames and removes directories
+//! and files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::pattern;
 use crate::tally::Tally;
 
-/// Bytes of one record in the files that stay open.
+/// Bytes of a record in the files that stay open.
 const RECORD: u64 = 16;
 
 pub struct Writer {
@@ -19,7 +19,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts in a directory of its own below `parent`, which must not be there yet.
+    /// Creates a directory below `parent`, which must not exist, and opens the files in it.
     pub fn enter(parent: &Path) -> io::Result<Self> {
         let home = parent.join(format!("load-{}", std::process::id()));
         fs::create_dir(&home)?;
@@ -70,10 +70,11 @@ impl Writer {
 
     fn expect_gone(&self, path: &Path, tally: &mut Tally) {
         let kind = fs::symlink_metadata(path).map_err(|error| error.kind()).err();
-        tally.expect(kind == Some(io::ErrorKind::NotFound), || format!("{}: still there, or {kind:?}", path.display()));
+        tally
+            .expect(kind == Some(io::ErrorKind::NotFound), || format!("{}: still exists, or {kind:?}", path.display()));
     }
 
-    /// Every record of every round, once, in order; then the directory goes away.
+    /// Checks that every record of every round is in the log exactly once and in order, and removes the directory.
     pub fn finish(self, rounds: u64, tally: &mut Tally) {
         let all: Vec<u8> = (0..rounds).flat_map(record).collect();
         let log = tally.of("read what was appended", || fs::read(self.home.join("log")));

@@ -1,5 +1,5 @@
-//! Replies to a guest's programs are correct while the host changes the same files: listings are complete, and a write
-//! that succeeded is on the host.
+//! Guests' programs get correct replies while the host changes the same files: listings are complete, and every
+//! successful write is on the host.
 
 use std::fs;
 use std::path::Path;
@@ -12,12 +12,12 @@ use e2e::node::{Declaration, Node};
 use e2e::parts::Parts;
 
 const STABLE: usize = 300;
-/// Scripts of ten listings each: one script must not take longer than a guest may, on however slow a machine.
+/// Scripts of ten listings each. A script must not exceed the time limit, even on a slow machine.
 const BATCHES: usize = 12;
 const LISTINGS: usize = 10 * BATCHES;
 
-/// Serves `source` with these engine settings to a guest that has mounted it, and runs `test` on the mount point.
-/// A failure is reported with the daemons' log.
+/// Serves `source` with these engine settings to a guest that has mounted it, and runs `test` on the mount point. A
+/// failure includes the daemons' log.
 fn serve(source: &Path, content: &str, engine: &str, test: impl FnOnce(&mut Guest, &str) -> Result<()>) -> Result<()> {
     let parts = Parts::locate()?;
     let node = Node::start(&parts)?;
@@ -43,10 +43,11 @@ fn churn(directory: &Path, stop: &AtomicBool, rounds: &AtomicU64) -> std::io::Re
     Ok(())
 }
 
-/// A script that lists `mount` ten times and prints how many stable names each listing has, and how many of them differ.
+/// A script that lists `mount` ten times and prints the number of stable names in each listing, and how many of them
+/// differ.
 ///
-/// A program that stops at an error of getdents prints a short list. `find` asks for attributes between two getdents, and
-/// the guest's kernel then reads all of the directory by READDIRPLUS.
+/// A program that stops at an error of getdents prints a short list. `find` requests attributes between two getdents,
+/// so that the guest's kernel reads the directory with READDIRPLUS.
 fn list(mount: &str) -> String {
     format!(
         "for n in $(seq 5); do for list in 'ls -1 {mount}' 'find {mount} -type f'; do \
@@ -67,7 +68,7 @@ fn listings_are_complete_while_the_host_adds_and_removes_names() -> Result<()> {
             let host = scope.spawn(|| churn(source.path(), &stop, &rounds));
             let listed = (0..BATCHES).map(|_| guest.must(&list(mount))).collect::<Result<String>>();
             stop.store(true, Ordering::Relaxed);
-            host.join().map_err(|_| anyhow::anyhow!("the host's thread panicked"))??;
+            host.join().map_err(|_| anyhow::anyhow!("the thread of the host panicked"))??;
             let (listed, complete) = (listed?, format!("{STABLE} {STABLE}"));
             ensure!(listed.lines().count() == LISTINGS, "{listed}");
             let short = listed.lines().filter(|line| *line != complete).count();
@@ -76,13 +77,13 @@ fn listings_are_complete_while_the_host_adds_and_removes_names() -> Result<()> {
                 "{LISTINGS} listings, {short} incomplete, while the host went through {rounds} rounds of 200 names"
             );
             ensure!(short == 0, "{short} of {LISTINGS} listings were incomplete:\n{listed}");
-            ensure!(rounds > 10, "the host changed too little: {rounds} rounds");
+            ensure!(rounds > 10, "the host made too few changes: {rounds} rounds");
             Ok(())
         })
     })
 }
 
-/// How a program of the guest writes `kept`, and what the file must then hold.
+/// Commands with which the guest writes the file, and the content that the file must then have.
 const WRITES: [(&str, &str, &str); 3] = [
     ("truncate and write", "echo kept >$f", "kept\n"),
     ("append", "echo kept >>$f", "new\nkept\n"),
@@ -93,7 +94,7 @@ const WRITES: [(&str, &str, &str); 3] = [
 fn a_write_to_a_file_that_the_host_removed_or_replaced_is_kept() -> Result<()> {
     for (content, handles) in [("Shared", "Never"), ("Exclusive", "Never"), ("Shared", "Prefer")] {
         let source = tempfile::tempdir()?;
-        // For so long that the guest's kernel trusts its name however slow this machine is.
+        // Long enough that the guest's kernel still trusts the name on a slow machine.
         let engine = format!("{{inodeFileHandles: {handles}, entryTimeout: 1m, attrTimeout: 1m}}");
         serve(source.path(), content, &engine, |guest, mount| {
             for round in 0..4 {
@@ -103,7 +104,7 @@ fn a_write_to_a_file_that_the_host_removed_or_replaced_is_kept() -> Result<()> {
                         let file = source.path().join(&name);
                         fs::write(&file, "old\n")?;
                         guest.must(&format!("cat {mount}/{name}"))?;
-                        // A process of the host that has the file open keeps it within reach of a file handle.
+                        // A host process that has the file open keeps it reachable by its file handle.
                         let _open = fs::File::open(&file)?;
                         if replace {
                             fs::write(source.path().join("beside"), "new\n")?;
@@ -115,7 +116,7 @@ fn a_write_to_a_file_that_the_host_removed_or_replaced_is_kept() -> Result<()> {
                         let found = fs::read_to_string(&file)
                             .with_context(|| format!("{what}, {content}, {handles}: the guest's write is lost"))?;
                         let expected = if replace { replaced } else { "kept\n" };
-                        ensure!(found == expected, "{what}, {content}, {handles}: the file holds {found:?}");
+                        ensure!(found == expected, "{what}, {content}, {handles}: the file contains {found:?}");
                     }
                 }
             }

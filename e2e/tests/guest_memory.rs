@@ -1,5 +1,5 @@
-//! Guest memory and its page cache: a program reads the right bytes or sees an error, whatever memory the VMM shares and
-//! whatever the guest has not sent yet.
+//! Guest memory and the guest's page cache: programs read correct bytes or get an error, whatever memory the VMM shares
+//! and whatever data the guest has not sent yet.
 
 use std::fs;
 use std::path::Path;
@@ -13,15 +13,15 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const SHARE: &str = "share";
-/// MiB of a file, read MiB by MiB.
+/// Size of a file in MiB. It is read MiB by MiB.
 const FILE: usize = 96;
-/// MiB plugged in; a block of hot-plugged memory has 128.
+/// Memory to plug in, in MiB, in blocks of 128 MiB.
 const PLUGGED: u32 = 256;
-/// Files that the guest writes, and their size.
+/// Number of files that the guest writes, and their size in bytes.
 const WRITES: usize = 32;
 const WRITTEN: usize = 256 << 10;
 
-/// Agent and broker, and a directory to share; whatever fails is explained by the daemons' log.
+/// Agent and broker, and a directory to share. A failure includes the daemons' log.
 struct Host {
     parts: Parts,
     node: Node,
@@ -29,7 +29,7 @@ struct Host {
 }
 
 impl Host {
-    fn visit(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+    fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let parts = Parts::locate()?;
         let host = Self { node: Node::start(&parts)?, source: tempfile::tempdir()?, parts };
         test(&host).with_context(|| host.node.log_tail())?;
@@ -42,14 +42,14 @@ impl Host {
         Guest::boot(&self.parts, &spec.with_device(SHARE, &self.node.socket(SHARE)?))
     }
 
-    /// The share as `status` shows it.
+    /// The share in the output of `virtiofsctl status`.
     fn share(&self) -> Result<Value> {
         let status: Value = serde_json::from_str(&self.node.status(&[SHARE, "-o", "json"])?)?;
         Ok(status["shares"][0].clone())
     }
 }
 
-/// What became of each MiB that the guest read.
+/// Number of MiB that the guest read correctly, failed to read, or read wrong.
 #[derive(Debug, PartialEq)]
 struct Reads {
     right: usize,
@@ -57,7 +57,7 @@ struct Reads {
     wrong_bytes: usize,
 }
 
-/// Reads a file of nothing but `x`, MiB by MiB.
+/// Reads a file that contains only `x`, MiB by MiB.
 fn read(guest: &mut Guest, file: &str, options: &str) -> Result<Reads> {
     let script = format!(
         "right=0; failed=0; wrong=0
@@ -78,7 +78,7 @@ fn read(guest: &mut Guest, file: &str, options: &str) -> Result<Reads> {
     Ok(Reads { right, failed, wrong_bytes })
 }
 
-/// Writes files of nothing but `y`; returns the ones whose fsync succeeded in the guest.
+/// Writes files that contain only `y`. Returns the names of those whose fsync succeeded.
 fn write(guest: &mut Guest, directory: &str) -> Result<Vec<String>> {
     let written = guest.must(&format!(
         "for name in $(seq {WRITES}); do
@@ -89,16 +89,16 @@ fn write(guest: &mut Guest, directory: &str) -> Result<Vec<String>> {
     Ok(written.lines().map(str::to_owned).collect())
 }
 
-fn must_hold(path: &Path, byte: u8, length: usize) -> Result<()> {
+fn check_content(path: &Path, byte: u8, length: usize) -> Result<()> {
     let bytes = fs::read(path)?;
     let right = bytes.len() == length && bytes.iter().all(|it| *it == byte);
-    ensure!(right, "{} was written, and is not right", path.display());
+    ensure!(right, "{}: wrong content after a successful write", path.display());
     Ok(())
 }
 
 #[test]
 fn memory_that_is_not_shared_gives_errors_and_no_wrong_bytes() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         fs::write(host.source.path().join("data"), vec![b'x'; FILE << 20])?;
         let mut guest = host.guest("Shared", "{}", GuestSpec { pluggable: PLUGGED, ..GuestSpec::default() })?;
         let at = guest.mount(SHARE)?;
@@ -112,11 +112,11 @@ fn memory_that_is_not_shared_gives_errors_and_no_wrong_bytes() -> Result<()> {
             let reads = read(&mut guest, &file, options)?;
             println!("reads {options}: {reads:?}");
             ensure!(reads.wrong_bytes == 0, "{} wrong bytes were read as data", reads.wrong_bytes);
-            ensure!(reads.failed > 0, "the guest does not use the memory that was plugged in: {reads:?}");
+            ensure!(reads.failed > 0, "the guest does not use the plugged-in memory: {reads:?}");
         }
         let written = write(&mut guest, &at)?;
         println!("{} of {WRITES} writes succeeded", written.len());
-        written.iter().try_for_each(|name| must_hold(&host.source.path().join(name), b'y', WRITTEN))?;
+        written.iter().try_for_each(|name| check_content(&host.source.path().join(name), b'y', WRITTEN))?;
 
         let share = host.share()?;
         println!("{:#}", share["notices"]);
@@ -127,19 +127,19 @@ fn memory_that_is_not_shared_gives_errors_and_no_wrong_bytes() -> Result<()> {
         ensure!(notices.contains("GuestMemoryUnreachable") && notices.contains("share=on"), "{notices}");
         let metrics = host.node.metrics()?;
         let metric = format!("virtiofs_unreachable_memory_requests_total{{share=\"{SHARE}\"}}");
-        ensure!(metrics.contains(&metric), "{metric} is not among\n{metrics}");
+        ensure!(metrics.contains(&metric), "no {metric} in\n{metrics}");
         Ok(())
     })
 }
 
 #[test]
 fn a_copy_by_holes_is_whole_under_writeback() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         let mut guest = host.guest("Exclusive", "{writeback: Enabled}", GuestSpec::default())?;
         let at = guest.mount(SHARE)?;
         let copies = guest.work(&Load::copying_by_holes(&at), 50)?;
         copies.must_be_clean()?;
-        // An engine that received the replayed INIT.
+        // This engine received the replayed FUSE_INIT.
         host.node.kill_engine(SHARE)?;
         guest.work(&Load::copying_by_holes(&at), 50)?.must_be_clean()?;
         guest.shutdown()

@@ -1,4 +1,4 @@
-//! Staleness under real guests, cured by the policy alone: nobody edits a share, exchanges an engine or touches a VM.
+//! Staleness under real guests, repaired by the policy alone: no one edits a share, replaces an engine or touches a VM.
 
 use std::fs;
 use std::path::Path;
@@ -16,13 +16,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 const SHARE: &str = "share";
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 const HEAL: &str = "{policy: Heal, threshold: 10, window: 10s}";
 const REPORT: &str = "{policy: Report, threshold: 10, window: 10s}";
-/// A descriptor for each inode, and far fewer than there are files.
+/// A descriptor for each inode, and far fewer descriptors than files.
 const SCARCE: &str = "{inodeFileHandles: Never, openFiles: 2000}";
 
-/// Agent and broker, and a directory to share; whatever fails is explained by the daemons' log.
+/// Agent and broker, and a directory to share. A failure includes the daemons' log.
 struct Host {
     parts: Parts,
     node: Node,
@@ -30,7 +30,7 @@ struct Host {
 }
 
 impl Host {
-    fn visit(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+    fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let parts = Parts::locate()?;
         let host = Self { node: Node::start(&parts)?, source: tempfile::tempdir()?, parts };
         test(&host).with_context(|| host.node.log_tail())?;
@@ -43,22 +43,22 @@ impl Host {
         Guest::boot(&self.parts, &GuestSpec::default().with_device(SHARE, &self.node.socket(SHARE)?))
     }
 
-    /// The share as `status` shows it.
+    /// The share in the output of `virtiofsctl status`.
     fn share(&self) -> Result<Value> {
         let status: Value = serde_json::from_str(&self.node.status(&[SHARE, "-o", "json"])?)?;
         Ok(status["shares"][0].clone())
     }
 
-    /// Waits until the share is like that.
+    /// Waits until `wanted` is true for the share.
     fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         loop {
             let share = self.share()?;
             if wanted(&share) {
                 return Ok(share);
             }
             if Instant::now() > end {
-                bail!("the share is not {what}: {share:#}");
+                bail!("timed out waiting for the share to be {what}: {share:#}");
             }
             sleep(Duration::from_millis(50));
         }
@@ -77,7 +77,7 @@ fn print(what: &str, count: &Summary) {
     println!("{what}: {} operations, errors {:?}, {} wrong results", count.operations, count.errors, count.wrong);
 }
 
-/// Mounts the share, and overlayfs over its layers.
+/// Mounts the share, and overlayfs on its layers.
 fn mount_layers(guest: &mut Guest) -> Result<()> {
     let direct = guest.mount(SHARE)?;
     guest.overlay("merged", &LAYERS.map(|layer| format!("{direct}/{layer}")))?;
@@ -86,15 +86,15 @@ fn mount_layers(guest: &mut Guest) -> Result<()> {
 
 #[test]
 fn policy_heal_hands_over_to_file_handles() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         report::plant(host.source.path())?;
         let mut guest = host.guest("Shared", SCARCE, HEAL)?;
         mount_layers(&mut guest)?;
-        let ill = guest.work(&Load::listed("/run/list"), 1)?;
-        print("descriptors, every file", &ill);
-        ensure!(ill.error_count() > 0, "the engine does not run out of files");
+        let stale_read = guest.work(&Load::listed("/run/list"), 1)?;
+        print("descriptors, every file", &stale_read);
+        ensure!(stale_read.error_count() > 0, "the engine did not run out of descriptors");
 
-        let share = host.until("cured, and the cure verified", is_verified)?;
+        let share = host.until("recovered, and the remedy verified", is_verified)?;
         println!("stale: {}; {}", share["counts"]["staleByCause"], share["staleness"]["lastRemedy"]);
         ensure!(stale_events(&share, "FdExhausted") > 10, "{share:#}");
         ensure!(share["staleness"]["lastRemedy"]["remedy"] == "FileHandles", "{share:#}");
@@ -110,7 +110,7 @@ fn policy_heal_hands_over_to_file_handles() -> Result<()> {
 
 #[test]
 fn policy_report_counts_and_changes_nothing() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         report::plant(host.source.path())?;
         let mut guest = host.guest("Shared", SCARCE, REPORT)?;
         mount_layers(&mut guest)?;
@@ -118,25 +118,25 @@ fn policy_report_counts_and_changes_nothing() -> Result<()> {
         report::provoke_estale(&host.node, SHARE, &mut guest)?;
         let engines = host.share()?["sessions"][0]["engines"].clone();
         let first = Load::listed("/run/list").at_most(REREAD_FILES);
-        let ill = guest.work(&first, 1)?;
-        print("descriptors, the first files", &ill);
-        let stale = ill.errors.get("ESTALE").copied().unwrap_or_default();
-        ensure!(stale > u64::from(REREAD_FILES) * 9 / 10, "the report is not reproduced: {ill:?}");
+        let stale_read = guest.work(&first, 1)?;
+        print("descriptors, the first files", &stale_read);
+        let stale = stale_read.errors.get("ESTALE").copied().unwrap_or_default();
+        ensure!(stale > u64::from(REREAD_FILES) * 9 / 10, "the bug report is not reproduced: {stale_read:?}");
 
-        // Reported, and then no longer: a remedy would have come in between.
+        // Wait until the condition expires: a remedy would have been applied before.
         let is = |share: &Value, reason: &str| share["staleness"]["conditions"][0]["reason"] == reason;
         let share = host.until("stale", |share| is(share, "FdExhausted"))?;
         ensure!(stale_events(&share, "FdExhausted") >= stale, "{share:#}");
         let share = host.until("quiet", |share| is(share, "None"))?;
         ensure!(share["staleness"]["lastRemedy"].is_null(), "{share:#}");
-        ensure!(share["sessions"][0]["engines"] == engines, "an engine was exchanged: {share:#}");
+        ensure!(share["sessions"][0]["engines"] == engines, "an engine was replaced: {share:#}");
         let still = guest.work(&first, 1)?;
-        ensure!(still.error_count() > 0, "the guest has recovered already: {still:?}");
+        ensure!(still.error_count() > 0, "the guest has already recovered: {still:?}");
         guest.shutdown()
     })
 }
 
-/// A file system in memory, mounted on a directory.
+/// A tmpfs on a directory. Unmounted on drop.
 struct Tmpfs<'a>(&'a Path);
 
 impl<'a> Tmpfs<'a> {
@@ -151,14 +151,14 @@ impl<'a> Tmpfs<'a> {
 
 impl Drop for Tmpfs<'_> {
     fn drop(&mut self) {
-        // Engines may still have files of it open.
+        // Engines may still have open files on it.
         let _ = umount2(self.0, MntFlags::MNT_DETACH);
     }
 }
 
 #[test]
 fn a_mounted_guest_follows_a_replaced_source() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         let first = Tmpfs::mount(host.source.path(), "first")?;
         let mut guest = host.guest("Shared", "{}", HEAL)?;
         let direct = guest.mount(SHARE)?;
@@ -167,10 +167,10 @@ fn a_mounted_guest_follows_a_replaced_source() -> Result<()> {
 
         drop(first);
         let second = Tmpfs::mount(host.source.path(), "second")?;
-        let share = host.until("handed over onto the new source", is_verified)?;
+        let share = host.until("handed over to the new source", is_verified)?;
         ensure!(share["staleness"]["lastRemedy"]["cause"] == "SourceGone", "{share:#}");
         println!("{}", share["staleness"]["lastRemedy"]);
-        // Names are trusted for a second.
+        // The guest caches names for one second.
         sleep(Duration::from_secs(1));
         ensure!(guest.must(&which)? == "second\n");
         guest.must(&format!("ls -l {direct} && stat {direct}/which"))?;
@@ -182,7 +182,7 @@ fn a_mounted_guest_follows_a_replaced_source() -> Result<()> {
 
 #[test]
 fn a_content_violation_names_the_file_and_replaces_no_engine() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         fs::create_dir(host.source.path().join("etc"))?;
         for number in 0..50 {
             fs::write(host.source.path().join(format!("etc/{number}")), "before\n")?;
@@ -196,7 +196,7 @@ fn a_content_violation_names_the_file_and_replaces_no_engine() -> Result<()> {
             fs::rename(host.source.path().join("new"), host.source.path().join(format!("etc/{number}")))?;
         }
 
-        // Opened again, or not: the audit comes by.
+        // The audit finds it, whether the file is opened again or not.
         let _ = guest.run(&format!("cat {direct}/etc/7"))?;
         let share = host
             .until("reported as changed", |share| share["staleness"]["conditions"][0]["reason"] == "SourceReplaced")?;
@@ -204,8 +204,11 @@ fn a_content_violation_names_the_file_and_replaces_no_engine() -> Result<()> {
         println!("{said}");
         ensure!(said.contains("etc/"), "{share:#}");
         ensure!(share["staleness"]["lastRemedy"].is_null(), "{share:#}");
-        ensure!(share["sessions"][0]["engines"] == engines, "an engine was exchanged: {share:#}");
-        ensure!(guest.must(&format!("ls {direct}/etc | wc -l"))?.trim() == "50", "what can be served is served");
+        ensure!(share["sessions"][0]["engines"] == engines, "an engine was replaced: {share:#}");
+        ensure!(
+            guest.must(&format!("ls {direct}/etc | wc -l"))?.trim() == "50",
+            "the directory is not served completely"
+        );
         guest.shutdown()
     })
 }

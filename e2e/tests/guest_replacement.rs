@@ -1,5 +1,5 @@
-//! Engines are replaced under real guests, and the guests count no error: kills, hand-overs, another binary, a VM that is
-//! paused, reset or mounts again, and the remedy for the report that this project began with.
+//! Replaces engines under real guests, which count no error: kills, hand-overs, another binary, a VM that is paused,
+//! reset or mounts again, and the remedy for the bug report that started this project.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ use virtiofs_contract::control::SessionState;
 const SHARE: &str = "share";
 const KILLS: usize = 20;
 const HAND_OVERS: usize = 20;
-/// Configurations that a session is handed over between; each differs from its neighbours.
+/// Configurations of successive hand-overs; each differs from its neighbours.
 const CONFIGURATIONS: [&str; 5] = [
     "{cache: Metadata}",
     "{inodeFileHandles: Never}",
@@ -29,8 +29,8 @@ const CONFIGURATIONS: [&str; 5] = [
     "{}",
 ];
 
-/// Agent and broker, and a share of three layers for overlayfs and a directory to write in; whatever fails is
-/// explained by the daemons' log.
+/// Agent and broker, and a share with three layers for overlayfs and a directory to write to. A failure includes the
+/// daemons' log.
 struct Host {
     parts: Parts,
     node: Node,
@@ -38,7 +38,7 @@ struct Host {
 }
 
 impl Host {
-    fn visit(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+    fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let parts = Parts::locate()?;
         let host = Self { node: Node::start(&parts)?, source: tempfile::tempdir()?, parts };
         fs::create_dir(host.source().join("work"))?;
@@ -55,19 +55,19 @@ impl Host {
     }
 
     fn declaration<'a>(&'a self, engine: &'a str) -> Declaration<'a> {
-        // Only these tests replace engines.
+        // No remedy may interfere.
         let staleness = "{policy: Report}";
         Declaration { name: SHARE, source: self.source(), access: "ReadWrite", content: "Shared", engine, staleness }
     }
 
-    /// Declares the share and boots a guest that has it as a device.
+    /// Declares the share and boots a guest with it as a device.
     fn guest(&self, engine: &str) -> Result<Guest> {
         self.node.declare(&self.declaration(engine))?;
         Guest::boot(&self.parts, &GuestSpec::default().with_device(SHARE, &self.node.socket(SHARE)?))
     }
 }
 
-/// Where the share is in the guest, and overlayfs over its layers.
+/// Mount points of the share and of overlayfs on its layers.
 struct Mounts {
     direct: String,
     merged: String,
@@ -80,13 +80,13 @@ impl Mounts {
         Ok(Self { direct, merged })
     }
 
-    /// Unmounts what a running guest mounted.
+    /// Unmounts both in a running guest.
     fn undo(&self, guest: &mut Guest) -> Result<()> {
         guest.must(&format!("umount {} && umount /run/merged && umount {}", self.merged, self.direct)).map(drop)
     }
 }
 
-/// Two loads at a time: one on the mount itself, that writes there, and one on overlayfs.
+/// Two concurrent loads: one writes to the mount itself, the other works on overlayfs.
 struct Loads {
     direct: Running,
     merged: Running,
@@ -100,7 +100,7 @@ impl Loads {
         Ok(Self { direct: guest.start_work(&on_mount)?, merged: guest.start_work(&on_overlay)? })
     }
 
-    /// Stops both; neither may have counted anything.
+    /// Stops both and fails if either counted an error.
     fn stop(self, guest: &mut Guest) -> Result<()> {
         for (place, running) in [("direct mount", self.direct), ("overlayfs", self.merged)] {
             let count = guest.stop_work(running)?;
@@ -122,15 +122,15 @@ fn print(what: &str, count: &Summary) {
     );
 }
 
-/// Moments that do not depend on what the guest does; also soon after the last replacement, when there is no standby engine
-/// yet.
-fn a_while(number: usize) {
+/// Waits for a time that does not depend on the guest's work, sometimes so short that the standby engine is not ready
+/// after the previous replacement.
+fn pause(number: usize) {
     sleep(Duration::from_millis((number * 167 % 400) as u64));
 }
 
 #[test]
 fn kills_and_hand_overs_under_load_cost_the_guest_no_error() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         host.plant_layers()?;
         let mut guest = host.guest("{}")?;
         let mounts = Mounts::of(&mut guest)?;
@@ -139,16 +139,16 @@ fn kills_and_hand_overs_under_load_cost_the_guest_no_error() -> Result<()> {
         let (mut kills, mut hand_overs) = (Series::default(), Series::default());
         let mut requests = u64::MAX;
         for (number, engine) in CONFIGURATIONS.iter().cycle().take(HAND_OVERS).enumerate() {
-            a_while(number);
+            pause(number);
             requests = requests.min(host.node.until_busy(SHARE)?);
             kills.add(host.node.kill_engine(SHARE)?);
-            a_while(number + 1);
+            pause(number + 1);
             requests = requests.min(host.node.until_busy(SHARE)?);
             hand_overs.add(host.node.reconfigure(&host.declaration(engine))?);
         }
-        a_while(HAND_OVERS);
+        pause(HAND_OVERS);
         let binary = host.node.replace_binary(SHARE)?;
-        a_while(HAND_OVERS + 1);
+        pause(HAND_OVERS + 1);
         loads.stop(&mut guest)?;
         println!("kills: {kills}\nhand-overs: {hand_overs}\nanother binary: {binary:?}");
         println!("requests answered within 5 ms before each of them: at least {requests}");
@@ -159,7 +159,7 @@ fn kills_and_hand_overs_under_load_cost_the_guest_no_error() -> Result<()> {
 
 #[test]
 fn an_engine_is_replaced_under_a_paused_vm() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         host.plant_layers()?;
         let mut guest = host.guest("{}")?;
         let mounts = Mounts::of(&mut guest)?;
@@ -183,7 +183,7 @@ fn an_engine_is_replaced_under_a_paused_vm() -> Result<()> {
 
 #[test]
 fn a_share_survives_remount_and_reset() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         host.plant_layers()?;
         let mut guest = host.guest("{}")?;
         work_through_a_kill(host, &mut guest)?.undo(&mut guest)?;
@@ -214,7 +214,7 @@ fn work_through_a_kill(host: &Host, guest: &mut Guest) -> Result<Mounts> {
 
 #[test]
 fn file_handles_recover_a_guest_without_open_files() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         report::plant(host.source())?;
         let mut guest = host.guest("{inodeFileHandles: Never, openFiles: 2000}")?;
         let mounts = Mounts::of(&mut guest)?;
@@ -223,16 +223,16 @@ fn file_handles_recover_a_guest_without_open_files() -> Result<()> {
         print("O_PATH descriptors, all files", &guest.work(&all, 1)?);
         print("O_PATH descriptors, the first files again", &guest.work(&first, 1)?);
         report::provoke_estale(&host.node, SHARE, &mut guest)?;
-        let ill = guest.work(&first, 1)?;
-        print("after the engine's death and other files, the first ones", &ill);
-        let stale = ill.errors.get("ESTALE").copied().unwrap_or_default();
-        ensure!(stale > u64::from(REREAD_FILES) * 9 / 10, "the report is not reproduced: {ill:?}");
+        let stale_read = guest.work(&first, 1)?;
+        print("after the engine's death and other files, the first ones", &stale_read);
+        let stale = stale_read.errors.get("ESTALE").copied().unwrap_or_default();
+        ensure!(stale > u64::from(REREAD_FILES) * 9 / 10, "the bug report is not reproduced: {stale_read:?}");
 
         let pause = host.node.reconfigure(&host.declaration("{inodeFileHandles: Mandatory, openFiles: 2000}"))?;
         println!("handed over to file handles in {pause:?}");
-        let cured = guest.work(&first, 1)?;
-        print("file handles, the same files", &cured);
-        cured.must_be_clean()?;
+        let recovered = guest.work(&first, 1)?;
+        print("file handles, the same files", &recovered);
+        recovered.must_be_clean()?;
         let whole = guest.work(&all, 1)?;
         print("file handles, every file", &whole);
         whole.must_be_clean()?;

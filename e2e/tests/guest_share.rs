@@ -1,4 +1,4 @@
-//! A share is declared, real guests work on it, and count no error.
+//! Declares shares, on which real guests work without errors.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,15 +12,15 @@ use e2e::parts::Parts;
 use e2e::tree;
 use tempfile::TempDir;
 
-/// Agent and broker, and a directory to share; whatever fails is explained by the daemons' log.
-struct Road {
+/// Agent and broker, and a directory to share. A failure includes the daemons' log.
+struct Host {
     parts: Parts,
     node: Node,
     source: TempDir,
 }
 
-impl Road {
-    fn travel(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+impl Host {
+    fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let parts = Parts::locate()?;
         let road = Self { node: Node::start(&parts)?, source: tempfile::tempdir()?, parts };
         test(&road).with_context(|| road.node.log_tail())?;
@@ -36,7 +36,7 @@ impl Road {
         self.node.declare(&Declaration { name, source: self.source(), access, content, engine, staleness })
     }
 
-    /// Boots a guest that has the share as the device `share`.
+    /// Boots a guest with the share as the device `share`.
     fn guest_on(&self, share: &str) -> Result<Guest> {
         Guest::boot(&self.parts, &GuestSpec::default().with_device("share", &self.node.socket(share)?))
     }
@@ -44,7 +44,7 @@ impl Road {
 
 #[test]
 fn a_guest_reads_and_writes_a_share() -> Result<()> {
-    Road::travel(|road| {
+    Host::run(|road| {
         tree::plant(road.source(), 40)?;
         road.declare("road", "ReadWrite", "Exclusive")?;
         let mut guest = road.guest_on("road")?;
@@ -61,7 +61,7 @@ fn a_guest_reads_and_writes_a_share() -> Result<()> {
 
 #[test]
 fn overlayfs_on_a_read_only_share_leaves_the_source_alone() -> Result<()> {
-    Road::travel(|road| {
+    Host::run(|road| {
         for layer in ["base", "top"] {
             tree::plant(&road.source().join(layer), 40)?;
         }
@@ -81,7 +81,7 @@ fn overlayfs_on_a_read_only_share_leaves_the_source_alone() -> Result<()> {
 
 #[test]
 fn two_guests_share_one_socket_and_see_each_others_files() -> Result<()> {
-    Road::travel(|road| {
+    Host::run(|road| {
         tree::plant(road.source(), 20)?;
         road.declare("both", "ReadWrite", "Shared")?;
         let (mut first, mut second) = (road.guest_on("both")?, road.guest_on("both")?);
@@ -101,16 +101,16 @@ fn two_guests_share_one_socket_and_see_each_others_files() -> Result<()> {
     })
 }
 
-/// Some sample of that prefix is labelled with the share and counts more than nothing.
+/// Checks that a metric with this prefix and the label of the share is greater than zero.
 fn assert_metric_counts(page: &str, prefix: &str, share: &str) -> Result<()> {
     let label = format!("\"{share}\"");
     let mut samples = page.lines().filter(|line| line.starts_with(prefix) && line.contains(&label));
     let counted = samples.any(|line| line.rsplit(' ').next().is_some_and(|value| value != "0"));
-    ensure!(counted, "no metric {prefix}* of share {share} counts anything:\n{page}");
+    ensure!(counted, "no metric {prefix}* of share {share} is greater than 0:\n{page}");
     Ok(())
 }
 
-/// Every path below a directory with the length of what is there.
+/// Every path below a directory, with the length of files.
 fn listing(root: &Path) -> Result<Vec<(String, u64)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root)? {

@@ -1,4 +1,4 @@
-//! The harness held against stock virtiofsd: what works there has to work here, or the harness is at fault.
+//! Checks this harness against stock virtiofsd: if a test fails here, the harness is wrong.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ fn stock_serves_a_direct_mount_and_overlayfs_on_top() -> Result<()> {
     }
     let stock = Stock::start(&parts, shared.path(), &["--cache=auto"])?;
     let mut guest = Guest::boot(&parts, &GuestSpec::default().with_device("share", stock.socket()))?;
-    println!("{} guest up after {:?}", guest.accelerator().name(), guest.boot_time());
+    println!("{} guest booted in {:?}", guest.accelerator().name(), guest.boot_time());
 
     let direct = guest.mount("share")?;
     guest.work(&Load::writing(&direct).and_reading(&direct), 3)?.must_be_clean()?;
@@ -47,10 +47,10 @@ fn the_guest_counts_what_the_host_does_to_its_files() -> Result<()> {
     let victim = "d0/p-3-23757";
     fs::write(shared.path().join("new"), "not what the name says")?;
     fs::rename(shared.path().join("new"), shared.path().join(victim))?;
-    guest.must("sleep 2; echo the attributes cached for a second are old now")?;
+    guest.must("sleep 2; echo the cached attributes have expired")?;
     let held = guest.run(&format!("cat {merged}/{victim}"))?;
-    assert!(held.stderr.contains("Stale file handle"), "overlayfs holds a name that leads elsewhere now: {held:?}");
+    assert!(held.stderr.contains("Stale file handle"), "overlayfs still reads the replaced file: {held:?}");
     let fresh = guest.work(&Load::reading(&direct), 1)?;
-    assert_eq!((fresh.error_count(), fresh.wrong > 0), (0, true), "a direct mount reads the new content: {fresh:?}");
+    assert_eq!((fresh.error_count(), fresh.wrong > 0), (0, true), "unexpected result on the direct mount: {fresh:?}");
     guest.shutdown()
 }

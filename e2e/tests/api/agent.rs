@@ -1,4 +1,4 @@
-//! A real agent with a real broker, on a node among kwok's.
+//! A real agent and broker on a kwok node.
 
 use std::fs;
 
@@ -8,9 +8,9 @@ use e2e::suite::World as _;
 use serde_json::{Value, json};
 use testkit::guest::{Guest, GuestConfig};
 
-use crate::world::{How, World};
+use crate::world::{State, World};
 
-/// The guest's number of a share's root.
+/// Node id of a share's root directory in FUSE.
 const ROOT: u64 = 1;
 
 fn ready(export: &Value) -> (&str, &str) {
@@ -18,7 +18,7 @@ fn ready(export: &Value) -> (&str, &str) {
     (ready["status"].as_str().unwrap_or_default(), ready["reason"].as_str().unwrap_or_default())
 }
 
-/// Waits until the export on a node says this of Ready.
+/// Waits until the Ready condition of the export has this status and reason.
 fn until_ready(world: &World, daemons: &NodeDaemons, share: &str, wanted: (&str, &str)) -> Result<Value> {
     until(
         &format!("{share} to be {wanted:?}"),
@@ -43,31 +43,31 @@ pub(crate) fn a_real_agent_serves_and_releases_a_share(world: &mut World) -> Res
     let export = until_ready(world, &daemons, "data", ("True", "Serving"))?;
     ensure!(!export["status"]["preflight"]["sandbox"].is_null(), "{:#}", export["status"]);
     ensure!(export["status"]["observedRevision"] == export["spec"]["revision"], "{export:#}");
-    world.answer("data", "fake", How::Serving)?;
+    world.report_status("data", "fake", State::Serving)?;
     world.until_reason("data", "Ready", "AllNodesReady")?;
 
-    // A VM connects, is served, and is counted.
+    // A VM connects, is served and counted.
     let guest = Guest::boot(GuestConfig::new(daemons.socket("data")).small()).context("a guest")?;
     world.until_share("data", "one session", |share| share["status"]["sessions"] == 1)?;
 
-    // A change comes to this node under the guest; a node that cannot follow halts it.
+    // A change is applied under the guest; a node that cannot apply it halts the roll-out.
     world.declare("data", spec("Immutable"))?;
-    world.until_asked("data", &["fake"])?;
-    world.answer("data", "fake", How::Serving)?;
+    world.until_rolled_out_to("data", &["fake"])?;
+    world.report_status("data", "fake", State::Serving)?;
     let share = world.until_share("data", "updated", |share| share["status"]["nodes"]["updated"] == 2)?;
     ensure!(condition_of(&share, "Reconciling")["reason"] == "Complete", "{share:#}");
 
-    // Its source goes and comes back.
+    // The source is removed and created again.
     fs::rename(&source, source.with_extension("away"))?;
     until_ready(world, &daemons, "data", ("False", "SourceMissing"))?;
     fs::rename(source.with_extension("away"), &source)?;
     until_ready(world, &daemons, "data", ("True", "Serving"))?;
 
-    // In use, the share stays, and says by whom.
+    // A share in use is kept and names its users.
     world.admin().run(&["delete", "vfs", "data", "--wait=false"])?;
-    wait_for("the socket to go", || Ok((!daemons.socket("data").exists()).then_some(())))?;
-    world.until_exports("data", "the other node has left", |exports| exports.contains_key("real"))?;
-    world.answer("data", "fake", How::Drained)?;
+    wait_for("the socket to be removed", || Ok((!daemons.socket("data").exists()).then_some(())))?;
+    world.until_exports("data", "the other node is removed", |exports| exports.contains_key("real"))?;
+    world.report_status("data", "fake", State::Drained)?;
     let share = world.until_reason("data", "Deleting", "InUse")?;
     let message = condition_of(&share, "Deleting")["message"].as_str().unwrap_or_default().to_owned();
     ensure!(message.contains("node real: ") && message.contains("(pid "), "{message}");
@@ -78,7 +78,7 @@ pub(crate) fn a_real_agent_serves_and_releases_a_share(world: &mut World) -> Res
     daemons.stop_agent()
 }
 
-/// An engine runs out of files and is cured; the share says what was done, and is served all the while.
+/// An engine runs out of descriptors and recovers. The share reports the remedy and stays ready.
 pub(crate) fn a_remedy_is_reported_and_the_share_stays_ready(world: &mut World) -> Result<()> {
     const FILES: usize = 1200;
     world.nodes("cured", &["real"])?;
@@ -87,7 +87,7 @@ pub(crate) fn a_remedy_is_reported_and_the_share_stays_ready(world: &mut World) 
     for number in 0..FILES {
         fs::write(source.join(format!("file-{number}")), "here\n")?;
     }
-    // An engine that holds a descriptor for each inode, and may have fewer than there are.
+    // An engine that needs a descriptor for each inode and has fewer than inodes.
     let scarce = json!({"inodeFileHandles": "Never", "openFiles": 1024});
     let staleness = json!({"policy": "Heal", "threshold": 10, "window": "10s"});
     world.declare(
@@ -97,7 +97,7 @@ pub(crate) fn a_remedy_is_reported_and_the_share_stays_ready(world: &mut World) 
     until_ready(world, &daemons, "cured", ("True", "Serving"))?;
     let guest = Guest::boot(GuestConfig::new(daemons.socket("cured")).small()).context("a guest")?;
     let missed = || (0..FILES).filter(|number| guest.fuse().lookup(ROOT, format!("file-{number}")).is_err()).count();
-    ensure!(missed() > 0, "the engine has room for all");
+    ensure!(missed() > 0, "the engine has descriptors for all inodes");
     let export = until(
         "the remedy to be verified",
         || format!("{}\n{}", world.explain(), daemons.log_tail()),
@@ -111,7 +111,7 @@ pub(crate) fn a_remedy_is_reported_and_the_share_stays_ready(world: &mut World) 
     ensure!(ready(&export) == ("True", "Serving"), "{:#}", export["status"]);
     ensure!(condition_of(&export, "Degraded")["reason"] == "RemedyActive", "{:#}", export["status"]);
     let found = missed();
-    ensure!(found == 0, "{found} files are still out of reach");
+    ensure!(found == 0, "{found} files still cannot be opened");
     println!("{}", world.admin().run(&["get", "vfs,vfe"])?);
     ensure!(guest.violations().is_empty(), "{:?}", guest.violations());
     Ok(())
@@ -119,7 +119,7 @@ pub(crate) fn a_remedy_is_reported_and_the_share_stays_ready(world: &mut World) 
 
 pub(crate) fn an_agent_serves_without_an_api_server(world: &mut World) -> Result<()> {
     if !world.cluster.is_own() {
-        println!("the API server is not ours to stop");
+        println!("skipped: this test did not start the API server");
         return Ok(());
     }
     world.nodes("kept", &["real"])?;
@@ -130,7 +130,7 @@ pub(crate) fn an_agent_serves_without_an_api_server(world: &mut World) -> Result
     let guest = Guest::boot(GuestConfig::new(daemons.socket("kept")).small()).context("a guest")?;
     world.until_share("kept", "one session", |share| share["status"]["sessions"] == 1)?;
     world.cluster.without_api_server(|| {
-        // Even an agent that starts now continues with what was known last, and another VM may come.
+        // A new agent also continues with the last known exports, and serves new VMs.
         daemons.stop_agent()?;
         daemons.start_agent()?;
         until(
@@ -149,7 +149,7 @@ pub(crate) fn an_agent_serves_without_an_api_server(world: &mut World) -> Result
     if status.is_some() {
         world.ready()?;
     }
-    // The status catches up.
+    // The status is updated.
     world.until_share("kept", "no session", |share| share["status"]["sessions"] == 0)?;
     until_ready(world, &daemons, "kept", ("True", "Serving"))?;
     Ok(())

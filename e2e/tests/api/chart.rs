@@ -1,11 +1,11 @@
-//! The chart, against a real API server.
+//! The chart against a real API server.
 
 use anyhow::{Context, Result};
 
 use crate::permissions::refused;
 use crate::world::World;
 
-/// Values that make templates say something else.
+/// Values that change what the templates render.
 const VALUES: &[&[&str]] = &[
     &[],
     &["allowedSources={/srv/vm,/var/lib/containers,/var/lib/kubelet-data}", "kubeletDir=/var/lib/k0s/kubelet"],
@@ -22,8 +22,8 @@ const VALUES: &[&[&str]] = &[
     &["broker.updateStrategy=OnDelete", "keeper.image.repository=example.com/keeper", "keeper.image.tag=1.2.3"],
 ];
 
-/// Values that are refused, and words of the refusal.
-const REFUSED: &[(&str, &[&str])] = &[
+/// Invalid values, with words of the error message.
+const INVALID: &[(&str, &[&str])] = &[
     ("kubletDir=/var", &["additional properties 'kubletDir' not allowed"]),
     ("allowedSources=/srv", &["/allowedSources", "want array"]),
     ("allowedSources={srv}", &["allowedSources[0]: \"srv\" is not absolute", "such as /srv/vm"]),
@@ -64,7 +64,7 @@ pub(crate) fn the_api_server_accepts_the_chart(world: &mut World) -> Result<()> 
 }
 
 pub(crate) fn invalid_values_are_rejected(world: &mut World) -> Result<()> {
-    for (value, words) in REFUSED {
+    for (value, words) in INVALID {
         for word in *words {
             refused(value, world.cluster.chart(&["--set", value]), word)?;
         }

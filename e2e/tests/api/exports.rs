@@ -1,10 +1,10 @@
-//! From a share to its exports, and from their status to the share's.
+//! A share's exports follow the share, and the share's status follows theirs.
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{until, wait_for};
 use serde_json::{Value, json};
 
-use crate::world::{How, World};
+use crate::world::{State, World};
 
 pub(crate) fn a_share_gets_exports_and_a_status(world: &mut World) -> Result<()> {
     world.nodes("images", &["n1", "n2", "n3"])?;
@@ -15,9 +15,9 @@ pub(crate) fn a_share_gets_exports_and_a_status(world: &mut World) -> Result<()>
     ensure!(spec["engine"]["cache"] == "Always" && spec["mode"] == "Serve", "{spec:#}");
     world.until_reason("images", "Ready", "NodesNotReady")?;
     for (node, sessions) in [("n1", 2), ("n2", 1)] {
-        world.answer("images", node, How::Used(sessions))?;
+        world.report_status("images", node, State::Used(sessions))?;
     }
-    world.answer("images", "n3", How::SourceMissing)?;
+    world.report_status("images", "n3", State::SourceMissing)?;
     let share = world.until_share("images", "counted", |share| share["status"]["nodes"]["ready"] == 2)?;
     ensure!(share["status"]["sessions"] == 3, "{:#}", share["status"]);
     let table = world.admin().run(&["get", "vfs,vfe"])?;
@@ -27,7 +27,7 @@ pub(crate) fn a_share_gets_exports_and_a_status(world: &mut World) -> Result<()>
     }
     let wide = world.admin().run(&["get", "vfs", "-o", "wide"])?;
     ensure!(!table.contains("Immutable") && wide.contains("Immutable"), "{wide}");
-    world.answer("images", "n3", How::Serving)?;
+    world.report_status("images", "n3", State::Serving)?;
     world.until_reason("images", "Ready", "AllNodesReady")?;
     for node in ["n1", "n2", "n3"] {
         wait_for("a label", || {
@@ -40,7 +40,7 @@ pub(crate) fn a_share_gets_exports_and_a_status(world: &mut World) -> Result<()>
     Ok(())
 }
 
-/// After another reconcile of everything, nothing has been written.
+/// A reconcile of everything writes nothing.
 pub(crate) fn nothing_is_written_when_nothing_changes(world: &mut World) -> Result<()> {
     world.served("quiet", &["q1", "q2"], json!({}))?;
     let operator = world.operator()?;
@@ -49,20 +49,20 @@ pub(crate) fn nothing_is_written_when_nothing_changes(world: &mut World) -> Resu
         Ok(nodes.len() == 2)
     };
     wait_for("both labels", || Ok(labelled()?.then_some(())))?;
-    let count = |name: &str| operator.metric(name).context("no answer from the operator");
-    let (looks, writes) = (count("virtiofs_operator_reconciles_total")?, count("virtiofs_operator_writes_total")?);
+    let count = |name: &str| operator.metric(name).context("the operator does not answer");
+    let (reconciles, writes) = (count("virtiofs_operator_reconciles_total")?, count("virtiofs_operator_writes_total")?);
     for value in ["a", "b", "c"] {
-        // Of no interest to anybody, and yet a change of a node that has to be looked at.
+        // A change of a node that does not matter, but causes a reconcile.
         world.admin().run(&["label", "--overwrite", "node", "q1", &format!("unrelated={value}")])?;
         let before = count("virtiofs_operator_reconciles_total")?;
         until(
-            "another look",
+            "another reconcile",
             || operator.log_tail(),
             || Ok((count("virtiofs_operator_reconciles_total")? > before).then_some(())),
         )?;
     }
-    let (looked, wrote) = (count("virtiofs_operator_reconciles_total")?, count("virtiofs_operator_writes_total")?);
-    ensure!(looked >= looks + 3, "{looked} reconciles after {looks}");
+    let (reconciled, wrote) = (count("virtiofs_operator_reconciles_total")?, count("virtiofs_operator_writes_total")?);
+    ensure!(reconciled >= reconciles + 3, "{reconciled} reconciles after {reconciles}");
     ensure!(wrote == writes, "{} writes without a reason\n{}", wrote - writes, operator.log_tail());
     Ok(())
 }
@@ -79,7 +79,7 @@ pub(crate) fn two_shares_of_one_path_and_long_names(world: &mut World) -> Result
         });
         world.declare(share, placed)?;
         world.until_exports(share, "one", |exports| exports.len() == 1)?;
-        world.answer(share, &node, How::Serving)?;
+        world.report_status(share, &node, State::Serving)?;
         world.until_reason(share, "Ready", "AllNodesReady")?;
     }
     wait_for("both labels", || {
@@ -88,14 +88,14 @@ pub(crate) fn two_shares_of_one_path_and_long_names(world: &mut World) -> Result
         let labelled = |share: &str| labels[format!("share.virtiofs.dev/{share}")] == "true";
         Ok((labelled(&first) && labelled(&second)).then_some(()))
     })?;
-    // A name that no label could carry is refused where it is given.
+    // The API server rejects a name that is too long for a label.
     let refused =
         world.declare(&"u".repeat(64), json!({"nodes": {}})).expect_err("a name of 64 was accepted").to_string();
     ensure!(refused.contains("is not a name of 1 to 63"), "{refused}");
     Ok(())
 }
 
-/// Without the admission policy, which rejects all of this: the operator does not depend on it.
+/// Without the admission policy, which rejects all of these changes: the operator does not depend on it.
 pub(crate) fn changes_of_an_export_are_reverted(world: &mut World) -> Result<()> {
     world.served("whole", &["w1"], json!({}))?;
     let name = world.exports("whole")?["w1"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
@@ -115,19 +115,19 @@ pub(crate) fn changes_of_an_export_are_reverted(world: &mut World) -> Result<()>
         ] {
             patch(&format!(r#"{{"metadata":{metadata}}}"#))?;
             world.until_exports("whole", &format!("without {metadata}"), |exports| {
-                exports.get("w1").is_some_and(|export| is_the_operators(export, "whole"))
+                exports.get("w1").is_some_and(|export| has_operator_metadata(export, "whole"))
             })?;
         }
         admin.run(&["delete", "vfe", &name])?;
-        world.until_exports("whole", "there again", |exports| {
+        world.until_exports("whole", "created again", |exports| {
             exports.get("w1").is_some_and(|it| it["status"].is_null())
         })?;
         Ok(())
     })
 }
 
-/// Has the metadata of an export what the operator writes, and nothing else that matters?
-fn is_the_operators(export: &Value, share: &str) -> bool {
+/// True if the export's metadata is what the operator writes.
+fn has_operator_metadata(export: &Value, share: &str) -> bool {
     let metadata = &export["metadata"];
     let owners = metadata["ownerReferences"].as_array().map_or(&[][..], Vec::as_slice);
     metadata["labels"]["virtiofs.dev/share"] == share
@@ -135,7 +135,7 @@ fn is_the_operators(export: &Value, share: &str) -> bool {
         && matches!(owners, [owner] if owner["kind"] == "VirtiofsShare" && owner["name"] == share)
 }
 
-/// Without the admission policy: exports that another user creates are deleted, for a share that exists and for none.
+/// Without the admission policy: exports of other users are deleted, whether the share exists or not.
 pub(crate) fn foreign_exports_are_deleted(world: &mut World) -> Result<()> {
     world.served("genuine", &["g1"], json!({}))?;
     let genuine = world.exports("genuine")?.remove("g1").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The test as a kubelet: what one asks of a node plugin, over its sockets.
+//! The test as a kubelet: calls the node plugin over its sockets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use virtiofs_csi::v1::{
 
 pub(crate) const DRIVER: &str = "csi.virtiofs.dev";
 
-/// A kubelet's side of the sockets.
+/// The kubelet's side of the sockets.
 pub(crate) struct Kubelet {
     runtime: Runtime,
     dir: PathBuf,
@@ -38,7 +38,7 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
-    /// A pod of namespace `vms` with this share.
+    /// A pod in namespace `vms` with a volume of this share.
     pub(crate) fn of(name: &str, share: &str) -> Self {
         let attributes = vec![("share", share.to_owned())];
         Pod { namespace: "vms", name: name.to_owned(), uid: format!("u{name}"), attributes, group: None }
@@ -64,15 +64,15 @@ impl Kubelet {
         Ok(Endpoint::try_from(format!("unix://{}", socket.display()))?.connect_lazy())
     }
 
-    /// What it says of itself, once it answers.
+    /// The driver's information, as soon as it answers.
     pub(crate) fn plugin_info(&self) -> Result<PluginInfo> {
         let mut client = RegistrationClient::new(self.channel(&self.registration_socket())?);
-        wait_for("the driver to offer itself", || {
+        wait_for("the driver to answer", || {
             Ok(self.runtime.block_on(client.get_info(InfoRequest {})).ok().map(tonic::Response::into_inner))
         })
     }
 
-    /// Registers the driver as a kubelet does: asks it, writes it down in the CSINode, says so.
+    /// Registers the driver as a kubelet does: requests its information, adds it to the CSINode, reports the result.
     pub(crate) fn register(&self, admin: &Kubectl, node: &str) -> Result<PluginInfo> {
         let info = self.plugin_info()?;
         let mut identity = IdentityClient::new(self.channel(Path::new(&info.endpoint))?);
@@ -85,7 +85,7 @@ impl Kubelet {
         Ok(info)
     }
 
-    /// The driver's entry is gone.
+    /// Removes the driver's entry.
     pub(crate) fn deregister(&self, admin: &Kubectl, node: &str) -> Result<()> {
         admin.apply(&csi_node(node, json!([])))
     }
@@ -94,7 +94,7 @@ impl Kubelet {
         self.dir.join("pods").join(&pod.uid).join("volumes/kubernetes.io~csi/v/mount")
     }
 
-    /// A request as a kubelet makes it.
+    /// A request as a kubelet sends it.
     pub(crate) fn request(&self, pod: &Pod) -> NodePublishVolumeRequest {
         let added = [
             ("csi.storage.k8s.io/pod.name", pod.name.clone()),
@@ -118,16 +118,16 @@ impl Kubelet {
         }
     }
 
-    /// Has a volume published. The kubelet makes what is above its directory.
+    /// Publishes a volume. The kubelet creates the parent of its directory.
     pub(crate) fn publish(&self, pod: &Pod) -> Result<Result<(), Status>> {
         let target = self.target(pod);
-        fs::create_dir_all(target.parent().context("a volume has a directory")?)?;
+        fs::create_dir_all(target.parent().context("a target path has a parent directory")?)?;
         let mut client = NodeClient::new(self.channel(&self.csi_socket())?);
         Ok(self.runtime.block_on(client.node_publish_volume(self.request(pod))).map(drop))
     }
 
-    /// Publishes it until that does not fail for a reason that passes by itself.
-    pub(crate) fn publish_at_last(&self, pod: &Pod) -> Result<()> {
+    /// Publishes a volume, and retries as long as the error is transient.
+    pub(crate) fn publish_with_retries(&self, pod: &Pod) -> Result<()> {
         wait_for(&format!("a volume for {}", pod.name), || match self.publish(pod)? {
             Ok(()) => Ok(Some(())),
             Err(status) if status.code() == Code::Unavailable => Ok(None),

@@ -1,7 +1,7 @@
-//! The operator against a real API server: one control plane, one test after the other. The test plays the agents of
-//! kwok's nodes, each with a token that was issued for its node; a real agent has tests of its own.
+//! The operator against a real API server: one control plane, one test after the other. The test acts as the agents of
+//! kwok's nodes, each with a token that was issued for its node. Some tests use a real agent.
 //!
-//! Arguments choose tests by parts of their names.
+//! Arguments select tests by parts of their names.
 
 mod agent;
 mod chart;

@@ -1,4 +1,4 @@
-//! What the chart has for the Prometheus operator, whose kinds no API server here knows: its documents are read instead.
+//! The chart's objects for the Prometheus operator. No API server here has its kinds, so the test parses the documents.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -30,19 +30,19 @@ pub(crate) fn monitors_match_existing_objects(world: &mut World) -> Result<()> {
     let monitors = of_kind(&documents, "PodMonitor");
     ensure!(monitors.len() == 2, "{monitors:#?}");
     for monitor in monitors {
-        finds_its_pods(monitor, &documents).with_context(|| format!("{monitor:#}"))?;
+        check_pod_monitor(monitor, &documents).with_context(|| format!("{monitor:#}"))?;
     }
     let rules = of_kind(&documents, "PrometheusRule");
     let [rules] = rules[..] else { anyhow::bail!("{} PrometheusRules", rules.len()) };
-    is_made_of_alerts(rules).with_context(|| format!("{rules:#}"))?;
+    check_alerts(rules).with_context(|| format!("{rules:#}"))?;
 
     let without_pods = documents_of_api_only(world)?;
-    ensure!(of_kind(&without_pods, "PodMonitor").is_empty(), "monitors of pods that are not there");
+    ensure!(of_kind(&without_pods, "PodMonitor").is_empty(), "monitors of pods that do not exist");
     Ok(())
 }
 
-/// An operator and an agent with the chart's TLS and authorization options: the page is for accounts that are bound to the
-/// chart's role, probes are for everybody.
+/// Runs operator and agent with the chart's options for TLS and authorization: metrics are served to accounts with the
+/// chart's role, probes to everybody.
 pub(crate) fn metrics_are_served_to_authorized_clients(world: &mut World) -> Result<()> {
     let chart = ["--set", "metrics.tlsSecret=any", "--set", "metrics.authorization=true"];
     let permissions = documents(world, &[&chart[..], &["-s", "templates/metrics-rbac.yaml"]].concat())?;
@@ -90,7 +90,7 @@ pub(crate) fn metrics_are_served_to_authorized_clients(world: &mut World) -> Res
     Ok(())
 }
 
-/// Makes a certificate, and returns the options that name it.
+/// Creates a certificate, and returns the options that name it.
 fn certificate(dir: &Path) -> Result<[String; 2]> {
     let (chain, key) = (dir.join("tls.crt"), dir.join("tls.key"));
     let mut openssl = Command::new("openssl");
@@ -111,7 +111,7 @@ fn certificate(dir: &Path) -> Result<[String; 2]> {
 }
 
 fn documents(world: &World, options: &[&str]) -> Result<Vec<Value>> {
-    serde_saphyr::from_multiple(&world.cluster.chart(options)?).context("the chart is not YAML")
+    serde_saphyr::from_multiple(&world.cluster.chart(options)?).context("parsing the chart as YAML")
 }
 
 fn documents_of_api_only(world: &World) -> Result<Vec<Value>> {
@@ -122,9 +122,12 @@ fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
     documents.iter().filter(|document| document["kind"] == kind).collect()
 }
 
-/// One workload has the labels that are selected, and a port of the name.
-fn finds_its_pods(monitor: &Value, documents: &[Value]) -> Result<()> {
-    ensure!(monitor["apiVersion"] == "monitoring.coreos.com/v1" && is_found(monitor), "its operator does not find it");
+/// Checks that one workload has the selected labels and a port of the monitor's name.
+fn check_pod_monitor(monitor: &Value, documents: &[Value]) -> Result<()> {
+    ensure!(
+        monitor["apiVersion"] == "monitoring.coreos.com/v1" && is_selected(monitor),
+        "the Prometheus operator does not select it"
+    );
     let selected = monitor["spec"]["selector"]["matchLabels"].as_object().context("it selects nothing")?;
     let templates = documents.iter().map(|document| &document["spec"]["template"]);
     let pods: Vec<&Value> = templates
@@ -137,25 +140,28 @@ fn finds_its_pods(monitor: &Value, documents: &[Value]) -> Result<()> {
     let [endpoint] = &endpoints[..] else { anyhow::bail!("{} endpoints", endpoints.len()) };
     let ports = pod["spec"]["containers"][0]["ports"].as_array().context("the pods have no ports")?;
     ensure!(ports.iter().any(|port| port["name"] == endpoint["port"]), "no port of that name: {ports:?}");
-    ensure!(endpoint["interval"] == "45s", "not the interval that was given");
+    ensure!(endpoint["interval"] == "45s", "the interval is not the configured one");
     Ok(())
 }
 
-fn is_made_of_alerts(rules: &Value) -> Result<()> {
-    ensure!(rules["apiVersion"] == "monitoring.coreos.com/v1" && is_found(rules), "its operator does not find it");
+fn check_alerts(rules: &Value) -> Result<()> {
+    ensure!(
+        rules["apiVersion"] == "monitoring.coreos.com/v1" && is_selected(rules),
+        "the Prometheus operator does not select it"
+    );
     let groups = rules["spec"]["groups"].as_array().context("no groups")?;
     let alerts: Vec<&Value> = groups.iter().flat_map(|group| group["rules"].as_array().into_iter().flatten()).collect();
     ensure!(!alerts.is_empty(), "no alerts");
     for alert in alerts {
         let page = alert["annotations"]["runbook_url"].as_str().unwrap_or_default();
         let name = alert["alert"].as_str().unwrap_or_default();
-        ensure!(page == format!("https://example.com/runbooks/{name}.md"), "the page of alert {name} is {page}");
-        ensure!(alert["expr"].is_string(), "alert {name} says not when");
+        ensure!(page == format!("https://example.com/runbooks/{name}.md"), "wrong runbook of alert {name}: {page}");
+        ensure!(alert["expr"].is_string(), "alert {name} has no expression");
     }
     Ok(())
 }
 
-/// Has it the label by which the Prometheus operator is to find it?
-fn is_found(document: &Value) -> bool {
+/// True if it has the label by which the Prometheus operator selects it.
+fn is_selected(document: &Value) -> bool {
     document["metadata"]["labels"]["release"] == json!("prometheus")
 }

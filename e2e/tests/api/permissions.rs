@@ -1,16 +1,16 @@
-//! Who may do what, with real tokens against the real API server.
+//! Permissions, with real tokens against the real API server.
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Kubectl, NAMESPACE};
 use serde_json::json;
 
-use crate::world::{How, World, answer, share};
+use crate::world::{State, World, share, status_of};
 
-/// Checks that this fails with an error that contains these words.
+/// Checks that `result` is an error whose text contains `words`.
 pub(crate) fn refused(what: &str, result: Result<impl Sized>, words: &str) -> Result<()> {
     let Err(error) = result else { anyhow::bail!("{what} was permitted") };
     let text = format!("{error:#}");
-    ensure!(text.contains(words), "{what} was refused for another reason: {text}");
+    ensure!(text.contains(words), "{what} was rejected for another reason: {text}");
     Ok(())
 }
 
@@ -18,16 +18,16 @@ pub(crate) fn an_agent_writes_exports_of_its_own_node_only(world: &mut World) ->
     world.served("mine", &["p1", "p2"], json!({}))?;
     let exports = world.exports("mine")?;
     let agent = world.agent("p1")?;
-    agent.apply_status(&answer(&exports["p1"], How::Used(1)))?;
+    agent.apply_status(&status_of(&exports["p1"], State::Used(1)))?;
     refused(
         "writing another node's status",
-        agent.apply_status(&answer(&exports["p2"], How::Used(1))),
+        agent.apply_status(&status_of(&exports["p2"], State::Used(1))),
         "the agent of node p1 must not write exports of another node",
     )?;
     let nobody = world.cluster.service_account("virtiofs-agent")?;
     refused(
         "writing with a token that is for no node",
-        nobody.apply_status(&answer(&exports["p1"], How::Used(2))),
+        nobody.apply_status(&status_of(&exports["p1"], State::Used(2))),
         "does not name a node",
     )?;
     let name = exports["p1"]["metadata"]["name"].as_str().context("an export without a name")?;
@@ -70,7 +70,7 @@ pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> 
     ]}))?;
     let editor = world.cluster.service_account("editor")?;
     let created = |kubectl: &Kubectl| {
-        // As good as an export of the operator, but for a directory of the caller's choice.
+        // Equal to an export of the operator except for the directory.
         let mut foreign = export.clone();
         foreign["metadata"] = json!({
             "name": "closed-elsewhere", "ownerReferences": export["metadata"]["ownerReferences"],
@@ -98,11 +98,11 @@ pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> 
             ["patch", "vfe", &name, "--subresource=status", "--type=merge", "-p", r#"{"status":{"sessions":9}}"#];
         let words = "exports are written by system:serviceaccount:virtiofs-system:virtiofs-agent only";
         refused("writing a status", kubectl.run(&status), words)?;
-        // A migration of storage writes every object back as it is.
-        let stored = serde_json::to_string(&world.admin().get("vfe", &name)?.context("the export is gone")?)?;
+        // A storage migration writes every object back unchanged.
+        let stored = serde_json::to_string(&world.admin().get("vfe", &name)?.context("the export does not exist")?)?;
         kubectl.run_with(&["replace", "-f", "-"], &stored)?;
     }
-    // The controller manager deletes what belonged to a share, and removes owners.
+    // The controller manager deletes the exports of a deleted share, and removes owner references.
     world.admin().run(&["annotate", "vfs", "closed", "virtiofs.dev/force-delete=true"])?;
     world.admin().run(&["delete", "vfs", "closed", "--cascade=orphan", "--timeout=60s"])?;
     world.until_exports("closed", "gone", |exports| exports.is_empty())?;
@@ -112,7 +112,7 @@ pub(crate) fn only_the_operator_writes_exports(world: &mut World) -> Result<()> 
     Ok(())
 }
 
-/// A user with every permission in a namespace whose pods use a share knows the name of the share, and nothing else of it.
+/// A user with all permissions in a namespace whose pods use a share knows the share's name and nothing else of it.
 pub(crate) fn a_namespace_admin_reaches_no_share(world: &mut World) -> Result<()> {
     world.served("given", &["v1"], json!({"consumers": {"namespaces": {"matchNames": ["test-tenant"]}}}))?;
     let subject = json!({"kind": "ServiceAccount", "name": "namespace-admin", "namespace": NAMESPACE});
@@ -128,7 +128,7 @@ pub(crate) fn a_namespace_admin_reaches_no_share(world: &mut World) -> Result<()
          "subjects": [subject]},
     ]}))?;
     let tenant = world.cluster.service_account("namespace-admin")?;
-    // What they are given, so that the refusals below mean something.
+    // Requests that are permitted, so that the rejections below are meaningful.
     tenant.run(&["-n", "test-tenant", "create", "configmap", "mine"])?;
     let export = world.exports("given")?["v1"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let another = share("another", json!({"source": {"hostPath": {"path": "/etc"}}})).to_string();
@@ -148,7 +148,7 @@ pub(crate) fn a_namespace_admin_reaches_no_share(world: &mut World) -> Result<()
     ] {
         refused(what, tenant.run(&arguments), "orbidden")?;
     }
-    // Its role permits this; the admission policy does not.
+    // The role permits this; the admission policy rejects it.
     let admitted = tenant.run(&["label", "namespace", "test-tenant", "consumer.virtiofs.dev/images=true"]);
     refused("admitting its namespace by a label", admitted, "admit a namespace to shares")?;
     world.admin().run(&["delete", "namespace", "test-tenant", "--wait=false"])?;
@@ -214,7 +214,7 @@ pub(crate) fn the_operator_has_minimal_permissions(world: &mut World) -> Result<
 
 pub(crate) fn only_share_editors_set_consumer_labels(world: &mut World) -> Result<()> {
     let admin = world.admin();
-    // A user with every permission on namespaces, and none on shares.
+    // A user with all permissions on namespaces and none on shares.
     admin.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "ServiceAccount",
          "metadata": {"name": "tenant", "namespace": NAMESPACE}},
@@ -238,7 +238,7 @@ pub(crate) fn only_share_editors_set_consumer_labels(world: &mut World) -> Resul
     refused("admitting it by its status", by_status, "admit a namespace to shares")?;
     tenant.run(&[&status[..], &[r#"{"metadata":{"labels":{"mine":"by-status"}}}"#]].concat())?;
     let finalize = |label: &str| -> Result<String> {
-        let mut namespace = admin.get("namespace", "test-vms")?.context("the namespace is gone")?;
+        let mut namespace = admin.get("namespace", "test-vms")?.context("the namespace does not exist")?;
         namespace["metadata"]["labels"][label] = json!("true");
         let path = "/api/v1/namespaces/test-vms/finalize";
         tenant.run_with(&["replace", "--raw", path, "-f", "-"], &namespace.to_string())
@@ -247,7 +247,7 @@ pub(crate) fn only_share_editors_set_consumer_labels(world: &mut World) -> Resul
     finalize("mine")?;
     set(admin, "consumer.virtiofs.dev/images=true")?;
     set(&tenant, "mine=still")?;
-    // As the namespace controller does, or no namespace would ever go.
+    // The namespace controller does this; otherwise no namespace could be deleted.
     finalize("finalized")?;
     refused("changing it", set(&tenant, "consumer.virtiofs.dev/images=other"), "admit a namespace to shares")?;
     set(&tenant, "consumer.virtiofs.dev/images-")?;

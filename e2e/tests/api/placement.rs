@@ -1,4 +1,5 @@
-//! Pods with volumes of shares go where the shares are served, where the API server can see to that.
+//! The scheduler places pods with volumes of shares on nodes that serve the shares, if the API server supports the
+//! policy.
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::until;
@@ -11,7 +12,10 @@ const POLICY: &str = "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy";
 pub(crate) fn pods_are_scheduled_where_their_shares_are(world: &mut World) -> Result<()> {
     let admin = world.admin();
     let asked = ["--set", "placement.enabled=true", "--set", "workloads.enabled=false"];
-    ensure!(!world.cluster.chart(&asked)?.contains("MutatingAdmissionPolicy"), "for an API server that has none");
+    ensure!(
+        !world.cluster.chart(&asked)?.contains("MutatingAdmissionPolicy"),
+        "the chart has it for an API server without it"
+    );
     if !admin.run(&["get", "--raw", "/apis/admissionregistration.k8s.io/v1"])?.contains("mutatingadmissionpolicies") {
         println!("this API server has no MutatingAdmissionPolicy");
         return Ok(());
@@ -21,9 +25,9 @@ pub(crate) fn pods_are_scheduled_where_their_shares_are(world: &mut World) -> Re
     admin.apply_text(&documents)?;
     until("the default service account", String::new, || admin.get("serviceaccount", "default"))?;
     let images = json!({"share.virtiofs.dev/images": "true"});
-    // The API server takes a policy up when it has seen it.
+    // The API server applies a new policy with a delay.
     let first = || Ok((selector(world, pod(json!({}), &[&of("images")]), true)? == images).then_some(()));
-    until("the policy to hold", || world.cluster.logs(), first)?;
+    until("the policy to be applied", || world.cluster.logs(), first)?;
 
     for (what, spec, volumes, wanted) in [
         (
@@ -33,12 +37,12 @@ pub(crate) fn pods_are_scheduled_where_their_shares_are(world: &mut World) -> Re
             json!({"kvm": "yes", "share.virtiofs.dev/images": "true", "share.virtiofs.dev/isos": "true"}),
         ),
         (
-            "it says so itself",
+            "its own affinity",
             json!({"nodeSelector": {"share.virtiofs.dev/images": "maybe"}}),
             vec![of("images")],
             json!({"share.virtiofs.dev/images": "maybe"}),
         ),
-        ("one name that is none", json!({}), vec![of("Images"), of("images")], images.clone()),
+        ("one invalid name", json!({}), vec![of("Images"), of("images")], images.clone()),
         ("no name at all", json!({}), vec![of("../images"), of("")], Value::Null),
         ("no attributes", json!({}), vec![json!({"driver": "csi.virtiofs.dev"})], Value::Null),
         (
@@ -48,14 +52,14 @@ pub(crate) fn pods_are_scheduled_where_their_shares_are(world: &mut World) -> Re
             Value::Null,
         ),
         ("no volume", json!({}), vec![], Value::Null),
-        ("on a node already", json!({"nodeName": "n1"}), vec![of("images")], Value::Null),
+        ("already on a node", json!({"nodeName": "n1"}), vec![of("images")], Value::Null),
     ] {
         let volumes: Vec<&Value> = volumes.iter().collect();
         let found = selector(world, pod(spec, &volumes), true)?;
         ensure!(found == wanted, "{what}: {found}");
     }
 
-    ensure!(selector(world, pod(json!({}), &[&of("images")]), false)? == images, "made in earnest");
+    ensure!(selector(world, pod(json!({}), &[&of("images")]), false)? == images, "without dry run");
     admin.run(&["delete", "pod", "placed", "--grace-period=0", "--force"])?;
     admin.run_with(&["delete", "-f", "-"], &documents)?;
     Ok(())
@@ -81,7 +85,7 @@ fn pod(spec: Value, volumes: &[&Value]) -> Value {
     pod
 }
 
-/// The node selector that a pod has once it is admitted.
+/// The node selector of a pod after admission.
 fn selector(world: &World, pod: Value, try_only: bool) -> Result<Value> {
     let dry: &[&str] = if try_only { &["--dry-run=server"] } else { &[] };
     let made = world.admin().run_with(&[&["create", "-o", "json", "-f", "-"], dry].concat(), &pod.to_string())?;

@@ -1,4 +1,4 @@
-//! What the API server enforces is what `check` and `up` enforce.
+//! The API server enforces what `check` and `up` enforce.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ pub(crate) fn the_api_server_validates_like_check(world: &mut World) -> Result<(
     let mut arguments = vec!["create".to_owned(), "--dry-run=server".to_owned(), "--validate=strict".to_owned()];
     for entry in fs::read_dir(in_tree("crds/tests/manifests/bad"))? {
         let path = entry?.path();
-        // kubectl itself drops a namespace that a share cannot have.
+        // kubectl itself removes a namespace from a cluster-scoped object.
         let is_tried = fs::read_to_string(&path)?.contains("kind: VirtiofsShare") && !path.ends_with(NAMESPACE_GIVEN);
         if is_tried {
             arguments.extend(["-f".to_owned(), path.display().to_string()]);
@@ -28,15 +28,15 @@ pub(crate) fn the_api_server_validates_like_check(world: &mut World) -> Result<(
     Ok(())
 }
 
-/// What the documentation has people apply is accepted; only KubeVirt's own kinds are not known here.
+/// The API server accepts the manifests of the documentation, except KubeVirt's kinds, which it does not have.
 pub(crate) fn documented_manifests_are_accepted(world: &mut World) -> Result<()> {
     let text = fs::read_to_string(in_tree("docs/KUBEVIRT.md"))?;
     let blocks: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     let known: Vec<&str> = blocks.into_iter().filter(|block| !block.contains("kubevirt.io/v1")).collect();
-    ensure!(known.len() == 2, "{} blocks: has the page changed?", known.len());
+    ensure!(known.len() == 2, "{} YAML blocks instead of 2; the page has changed", known.len());
     let admin = world.admin();
     admin.apply(&serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "documented"}}))?;
-    // Other tests have a namespace of the name in the documentation, and this one goes.
+    // Other tests have a namespace with the name in the documentation, and this test deletes its own.
     let documents = known.join("---\n").replace("namespace: vms", "namespace: documented");
     let created = admin.run_with(&["create", "--dry-run=server", "--validate=strict", "-f", "-"], &documents);
     admin.run(&["delete", "namespace", "documented", "--wait=false"])?;
@@ -54,7 +54,7 @@ pub(crate) fn sources_and_nodes_are_immutable(world: &mut World) -> Result<()> {
     ensure!(refusal.contains("/srv/fixed cannot be changed; declare another share"), "{refusal}");
     let export = world.exports("fixed")?.remove("f1").unwrap_or_default();
     let name = export["metadata"]["name"].as_str().unwrap_or_default();
-    // Nobody else may write exports at all.
+    // Only the operator may write exports.
     let operator = world.cluster.service_account("virtiofs-operator")?;
     for (field, value) in [("nodeName", "f2"), ("shareName", "other")] {
         let patch = format!("{{\"spec\":{{\"{field}\":\"{value}\"}}}}");

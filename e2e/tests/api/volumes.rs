@@ -1,4 +1,4 @@
-//! Volumes: a real agent and broker, and the test in the place of the kubelet.
+//! Volumes: a real agent and broker; the test acts as the kubelet.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +17,7 @@ use crate::world::World;
 
 const NODE: &str = "real";
 
-/// A node whose agent serves this test, with a share for namespace `vms`.
+/// A node whose agent serves this test, and a share for namespace `vms`.
 struct Stage {
     daemons: NodeDaemons,
     kubelet: Kubelet,
@@ -59,7 +59,7 @@ impl Stage {
     }
 
     fn publish(&self, pod: &Pod) -> Result<()> {
-        self.kubelet.publish_at_last(pod).map_err(|error| error.context(self.daemons.log_tail()))
+        self.kubelet.publish_with_retries(pod).map_err(|error| error.context(self.daemons.log_tail()))
     }
 
     fn socket(&self, pod: &Pod) -> PathBuf {
@@ -70,7 +70,7 @@ impl Stage {
         Ok(fs::symlink_metadata(self.socket(pod)).context("the volume's socket")?.ino())
     }
 
-    /// A guest at the volume's socket, however long its path is.
+    /// A guest at the volume's socket, whatever the length of its path.
     fn boot(&self, pod: &Pod) -> Result<Guest> {
         let directory = fs::File::open(self.kubelet.target(pod))?;
         let socket = below(&directory).join("virtiofs.sock");
@@ -78,7 +78,7 @@ impl Stage {
             .with_context(|| format!("a guest of {}\n{}", pod.name, self.daemons.log_tail()))
     }
 
-    /// Engines that run, spares included.
+    /// Number of running engines, including standby engines.
     fn engines(&self) -> Result<usize> {
         let pid = self.daemons.broker_pid()?.cast_signed();
         let named = |pid: &i32| {
@@ -87,7 +87,7 @@ impl Stage {
         Ok(testkit::processes::descendants(pid)?.iter().filter(|pid| named(pid)).count())
     }
 
-    /// Everything that lies in a volume's directory or is remembered of one.
+    /// Everything in volumes' directories and all state files of volumes.
     fn left(&self) -> Result<Vec<PathBuf>> {
         let kubelet = self.daemons.kubelet_dir();
         let mut left = Vec::new();
@@ -103,7 +103,7 @@ fn below(directory: &fs::File) -> PathBuf {
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string())
 }
 
-/// Files, sockets and directories of volumes below a directory.
+/// Collects files, sockets and directories of volumes below a directory.
 fn collect(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     let Ok(entries) = fs::read_dir(directory) else { return Ok(()) };
     for entry in entries {
@@ -136,12 +136,12 @@ pub(crate) fn a_pod_gets_a_share_and_leaves_nothing(world: &mut World) -> Result
     ensure!((access.mode() & 0o777, access.gid()) == (0o660, 6), "{:o} {}", access.mode(), access.gid());
     let guest = stage.boot(&pod)?;
     hello(&guest)?;
-    // The pod's name says who uses the share.
+    // The pod's name is reported as a user of the share.
     world.until_exports("images", "the pod is named", |exports| {
         exports.get(NODE).is_some_and(|export| export["status"]["users"] == json!(["pod vms/a"]))
     })?;
 
-    // Asked again, by a kubelet that has restarted; by an agent that has.
+    // Published again, by a restarted kubelet and by a restarted agent.
     for _ in 0..3 {
         stage.publish(&pod)?;
     }
@@ -154,7 +154,7 @@ pub(crate) fn a_pod_gets_a_share_and_leaves_nothing(world: &mut World) -> Result
     let room = stage.kubelet.stats(&pod)??;
     ensure!(room.len() == 2 && room[0].total > 0, "{room:?}");
 
-    // A directory of the share, and a group of the pod's own.
+    // A directory of the share, and a group of the pod.
     fs::create_dir(stage.daemons.source("images")?.join("below"))?;
     fs::write(stage.daemons.source("images")?.join("below/hello"), "from below\n")?;
     let part = Pod { group: Some(107), ..with(stage.pod("b"), "subPath", "below") };
@@ -162,17 +162,17 @@ pub(crate) fn a_pod_gets_a_share_and_leaves_nothing(world: &mut World) -> Result
     ensure!(fs::metadata(stage.socket(&part))?.gid() == 107, "the pod's group has no access");
     hello(&stage.boot(&part)?)?;
     let lost = with(stage.pod("c"), "subPath", "missing");
-    let refused = stage.kubelet.publish(&lost)?.err().context("there is no such directory")?;
+    let refused = stage.kubelet.publish(&lost)?.err().context("a directory that does not exist was published")?;
     ensure!(refused.code() == Code::Unavailable && refused.message().contains("SourceMissing"), "{refused}");
-    ensure!(!stage.kubelet.target(&lost).exists(), "something is left of what was not published");
+    ensure!(!stage.kubelet.target(&lost).exists(), "the directory of a volume that was not published remains");
 
-    // The pods go, and with them all that was theirs; a guest that holds on as well.
+    // When the pods are deleted, all their files are removed, and a connected guest is disconnected.
     stage.kubelet.unpublish(&part)??;
     stage.kubelet.unpublish(&pod)??;
     stage.kubelet.unpublish(&pod)??;
     wait_for("engines to end", || Ok((stage.engines()? == 0).then_some(())))?;
     ensure!(stage.left()? == Vec::<PathBuf>::new(), "{:?}", stage.left()?);
-    let gone = stage.kubelet.stats(&pod)?.err().context("there is no such volume")?;
+    let gone = stage.kubelet.stats(&pod)?.err().context("a volume that does not exist has statistics")?;
     ensure!(gone.code() == Code::NotFound, "{gone}");
     drop(guest);
     Ok(())
@@ -186,11 +186,19 @@ fn with(mut pod: Pod, key: &'static str, value: &str) -> Pod {
 pub(crate) fn denied_pods_get_a_reason_and_the_share_an_event(world: &mut World) -> Result<()> {
     let stage = Stage::set(world, "secret", json!({}))?;
     let stranger = Pod { namespace: "strangers", ..stage.pod("x") };
-    let refused = stage.kubelet.publish(&stranger)?.err().context("a stranger has the share")?;
+    let refused = stage.kubelet.publish(&stranger)?.err().context("a pod of another namespace got the share")?;
     ensure!(refused.code() == Code::PermissionDenied && refused.message().contains("matchNames"), "{refused}");
-    let unknown = stage.kubelet.publish(&Pod::of("y", "no-such-share"))?.err().context("there is no such share")?;
+    let unknown = stage
+        .kubelet
+        .publish(&Pod::of("y", "no-such-share"))?
+        .err()
+        .context("a share that does not exist was published")?;
     ensure!(unknown.code() == Code::NotFound && unknown.message().contains("no-such-share"), "{unknown}");
-    let wrong = stage.kubelet.publish(&with(stage.pod("z"), "subpath", "a"))?.err().context("it makes no sense")?;
+    let wrong = stage
+        .kubelet
+        .publish(&with(stage.pod("z"), "subpath", "a"))?
+        .err()
+        .context("an unknown attribute was accepted")?;
     ensure!(wrong.code() == Code::InvalidArgument && wrong.message().contains("subPath"), "{wrong}");
     ensure!(stage.left()? == Vec::<PathBuf>::new(), "{:?}", stage.left()?);
     let event = until(
@@ -206,7 +214,7 @@ pub(crate) fn denied_pods_get_a_reason_and_the_share_an_event(world: &mut World)
     ensure!(message.contains("strangers/x") && message.contains(NODE), "{event:#}");
     println!("{message}");
 
-    // By labels, which are looked at when it is asked.
+    // Consumers by labels, which are checked at each request.
     world.admin().apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "strangers"}}))?;
     let selector = json!({"matchLabels": {"consumer.virtiofs.dev/secret": "true"}});
     let path = stage.daemons.source("secret")?;
@@ -214,10 +222,10 @@ pub(crate) fn denied_pods_get_a_reason_and_the_share_an_event(world: &mut World)
         "secret",
         json!({"source": {"hostPath": {"path": path}}, "consumers": {"namespaces": {"selector": selector}}}),
     )?;
-    world.until_exports("secret", "the selector is there", |exports| {
+    world.until_exports("secret", "the selector arrives", |exports| {
         exports.get(NODE).is_some_and(|it| !it["spec"]["consumers"]["namespaces"]["selector"].is_null())
     })?;
-    let refused = stage.kubelet.publish(&stranger)?.err().context("its namespace has no label")?;
+    let refused = stage.kubelet.publish(&stranger)?.err().context("a namespace without the label got the share")?;
     ensure!(refused.code() == Code::PermissionDenied, "{refused}");
     world.admin().run(&["label", "namespace", "strangers", "consumer.virtiofs.dev/secret=true"])?;
     stage.publish(&stranger)?;
@@ -235,7 +243,7 @@ pub(crate) fn volumes_survive_crashes(world: &mut World) -> Result<()> {
     let guest = stage.boot(&stays)?;
     hello(&guest)?;
 
-    // A broker that dies takes its sessions along; the next has the same volumes, in the same directories.
+    // A killed broker loses its sessions. The next one has the same volumes in the same directories.
     stage.daemons.kill_broker()?;
     drop(guest);
     stage.daemons.start_broker()?;
@@ -244,8 +252,8 @@ pub(crate) fn volumes_survive_crashes(world: &mut World) -> Result<()> {
         hello(&stage.boot(pod)?)?;
     }
 
-    // A node that boots: nothing runs, and the runtime directory is empty. One pod was deleted meanwhile, and of another
-    // not even a directory is left.
+    // The node reboots: nothing runs, and the runtime directory is empty. One pod was deleted meanwhile, and the
+    // directory of another one was removed.
     stage.daemons.kill_agent()?;
     stage.daemons.kill_broker()?;
     fs::remove_dir_all(stage.daemons.runtime_dir()).context("wiping the runtime directory")?;
@@ -257,22 +265,23 @@ pub(crate) fn volumes_survive_crashes(world: &mut World) -> Result<()> {
     stage.publish(&stays)?;
     let guest = stage.boot(&stays)?;
     hello(&guest)?;
-    ensure!(!stage.kubelet.target(&goes).exists(), "a pod that is gone has a directory");
-    wait_for("the volume without a pod to be swept", || {
+    ensure!(!stage.kubelet.target(&goes).exists(), "the directory of a deleted pod remains");
+    wait_for("the volume without a pod to be removed", || {
         Ok((stage.left()?.len() == 3).then_some(())) // File, directory and socket of the one that stays.
     })?;
 
-    // Its share is deleted while the pod has it: the session continues until the pod ends, API server or not.
+    // The share is deleted while a pod uses it: the session continues until the pod ends, with or without an API
+    // server.
     world.admin().run(&["delete", "vfs", "kept", "--wait=false"])?;
-    wait_for("the socket to go", || Ok((!stage.socket(&stays).exists()).then_some(())))?;
+    wait_for("the socket to be removed", || Ok((!stage.socket(&stays).exists()).then_some(())))?;
     hello(&guest)?;
     stage.publish(&stays)?;
-    let late = stage.kubelet.publish(&stage.pod("d"))?.err().context("the share is being deleted")?;
+    let late = stage.kubelet.publish(&stage.pod("d"))?.err().context("a share that is being deleted was published")?;
     ensure!(late.code() == Code::Unavailable, "{late}");
     let without_api_server = world.cluster.is_own();
     let end = |stage: &mut Stage| {
         if without_api_server {
-            // Not even an agent that starts now needs it for that.
+            // Even an agent that starts now does not need it for that.
             stage.daemons.kill_agent()?;
             stage.daemons.start_agent()?;
             stage.kubelet.plugin_info()?;
@@ -298,35 +307,35 @@ pub(crate) fn volumes_survive_crashes(world: &mut World) -> Result<()> {
 pub(crate) fn the_driver_stays_registered(world: &mut World) -> Result<()> {
     let mut stage = Stage::set(world, "listed", json!({}))?;
     let socket = stage.kubelet.registration_socket();
-    // A file system gives the number of a file that is gone to the next one.
+    // A file system may reuse the inode number of a removed file.
     let inode = |socket: &Path| {
         let found = fs::symlink_metadata(socket)?;
         Ok::<_, anyhow::Error>((found.ino(), found.ctime(), found.ctime_nsec()))
     };
-    let offered = |before: (u64, i64, i64), why: &str| {
+    let until_registered = |before: (u64, i64, i64), why: &str| {
         until(
             &format!("the driver to register again: {why}"),
             || stage.daemons.log_tail(),
             || Ok(inode(&socket).ok().filter(|now| *now != before)),
         )
     };
-    // Somebody has taken its entry away.
+    // Another process has removed the driver's entry.
     let first = inode(&socket)?;
     stage.kubelet.deregister(world.admin(), NODE)?;
-    offered(first, "its entry is gone")?;
+    until_registered(first, "its entry was removed")?;
     stage.kubelet.register(world.admin(), NODE)?;
 
-    // A second agent is started, and either ends first: by force, in good order, or while it stands by.
-    for how in ["the one that serves is killed", "the one that serves ends", "the one that stands by ends"] {
+    // A second agent starts, then either ends: killed, stopped, or stopped while on standby.
+    for how in ["the serving agent is killed", "the serving agent is stopped", "the agent on standby is stopped"] {
         let before = inode(&socket)?;
         let log = format!("agent-{}.log", how.len());
         let second = stage.daemons.start_another_agent(&log)?;
-        wait_for("the second to stand by", || Ok(second.log_tail().contains("standing by").then_some(())))?;
-        ensure!(inode(&socket)? == before, "the second has touched the socket of the first");
-        if how.contains("stands by ends") {
+        wait_for("the second agent to be on standby", || Ok(second.log_tail().contains("standing by").then_some(())))?;
+        ensure!(inode(&socket)? == before, "the second agent changed the socket of the first");
+        if how.contains("standby") {
             let ended = second.stop()?;
-            ensure!(ended.is_some_and(|status| status.success()), "it does not end: {ended:?}");
-            ensure!(inode(&socket)? == before, "the second has taken the socket of the first away");
+            ensure!(ended.is_some_and(|status| status.success()), "the agent did not end: {ended:?}");
+            ensure!(inode(&socket)? == before, "the second agent removed the socket of the first");
         } else {
             let began = Instant::now();
             match how.contains("killed") {
@@ -334,7 +343,7 @@ pub(crate) fn the_driver_stays_registered(world: &mut World) -> Result<()> {
                 false => stage.daemons.stop_agent()?,
             }
             wait_for(how, || Ok(inode(&socket).ok().filter(|now| *now != before)))?;
-            println!("{how}: the other offers itself after {:.1} s", began.elapsed().as_secs_f64());
+            println!("{how}: the other agent registers after {:.1} s", began.elapsed().as_secs_f64());
             stage.daemons.replace_agent(second);
         }
         stage.kubelet.register(world.admin(), NODE)?;
@@ -343,11 +352,11 @@ pub(crate) fn the_driver_stays_registered(world: &mut World) -> Result<()> {
         hello(&stage.boot(&pod)?)?;
     }
     stage.daemons.stop_agent()?;
-    ensure!(!socket.exists() && !stage.kubelet.csi_socket().exists(), "an agent that has ended leaves its sockets");
+    ensure!(!socket.exists() && !stage.kubelet.csi_socket().exists(), "a stopped agent leaves its sockets");
     Ok(())
 }
 
-/// How many volumes the figure is of.
+/// Number of volumes that are measured.
 const VOLUMES: usize = 200;
 
 pub(crate) fn volumes_are_published_quickly(world: &mut World) -> Result<()> {
@@ -358,7 +367,7 @@ pub(crate) fn volumes_are_published_quickly(world: &mut World) -> Result<()> {
         let began = Instant::now();
         stage.kubelet.publish(pod)?.with_context(|| stage.daemons.log_tail())?;
         took.push(began.elapsed());
-        ensure!(stage.socket(pod).exists(), "published, and no socket");
+        ensure!(stage.socket(pod).exists(), "published without a socket");
     }
     took.sort();
     let milliseconds = |at: usize| took.get(at).map_or(0.0, |it: &Duration| it.as_secs_f64() * 1e3);
@@ -375,11 +384,11 @@ pub(crate) fn volumes_are_published_quickly(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// What makes or needs a volume of a controller's: there is none.
+/// Specs of csi-sanity that need a controller, which this driver does not have.
 const NEEDS_A_CONTROLLER: &str =
     "Controller|should remove target path|should fail when volume does not exist on the specified path";
 
-/// How many there are of what is offered.
+/// Minimum number of specs that have to pass.
 const SPECS: usize = 13;
 
 pub(crate) fn csi_sanity_passes(world: &mut World) -> Result<()> {
@@ -400,13 +409,13 @@ pub(crate) fn csi_sanity_passes(world: &mut World) -> Result<()> {
     ensure!(output.status.success(), "csi-sanity: {}\n{said}\n{}", output.status, stage.daemons.log_tail());
     let summary = said.lines().rev().find(|line| line.contains("Passed")).unwrap_or_default();
     println!("csi-sanity: {summary}");
-    // Were too much skipped, nothing would be wrong either.
-    let passed = passed_specs(summary).with_context(|| format!("csi-sanity does not say how many passed:\n{said}"))?;
+    // Guards against specs that are skipped unexpectedly.
+    let passed = passed_specs(summary).with_context(|| format!("no summary in the output of csi-sanity:\n{said}"))?;
     ensure!(passed >= SPECS, "csi-sanity: {passed} specs passed, not {SPECS} or more:\n{said}");
     Ok(())
 }
 
-/// Of a line such as `SUCCESS! -- 14 Passed | 0 Failed | 1 Pending | 77 Skipped`.
+/// The number of passed specs in a line like `SUCCESS! -- 14 Passed | 0 Failed | 1 Pending | 77 Skipped`.
 fn passed_specs(summary: &str) -> Option<usize> {
     let before = summary.split("Passed").next()?;
     before.split_whitespace().next_back()?.parse().ok()

@@ -1,4 +1,4 @@
-//! What every test has: a cluster, an operator, and the vocabulary of the tests.
+//! The environment of every test: a cluster, an operator, and the operations of the tests.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use e2e::suite::{self, World as _};
 use serde_json::{Value, json};
 
 pub(crate) struct World {
-    // Dropped first: it gives its lease back to an API server that still answers.
+    // Dropped first: it releases its lease, for which the API server has to run.
     pub(crate) operator: Option<Operator>,
     agents: HashMap<String, Kubectl>,
     pub(crate) cluster: Cluster,
@@ -20,7 +20,7 @@ impl suite::World for World {
         Ok(World { operator: None, agents: HashMap::new(), cluster: Cluster::start()? })
     }
 
-    /// There is an operator at work, whatever the test before has done to it.
+    /// Ensures that an operator works, whatever the previous test has done to it.
     fn ready(&mut self) -> Result<()> {
         let alive = match &self.operator {
             Some(operator) => operator.ended()?.is_none(),
@@ -33,14 +33,14 @@ impl suite::World for World {
         self.operator()?.until_working()
     }
 
-    /// Removes what a test has made; the next begins with an empty cluster.
+    /// Removes what a test created. The next test starts with an empty cluster.
     fn clean_up(&mut self) {
         let admin = self.admin();
-        // What fails here shows in the next test, with an explanation.
+        // A failure here appears in the next test with an explanation.
         let _ = admin.run(&["annotate", "vfs", "--all", "virtiofs.dev/force-delete=true", "--overwrite"]);
         let _ = admin.run(&["delete", "vfs", "--all", "--timeout=60s"]);
-        // Nobody but the operator and the garbage collector deletes exports.
-        let _ = wait_for("exports to be gone", || Ok(admin.list("vfe", &[])?.is_empty().then_some(())));
+        // Only the operator and the garbage collector delete exports.
+        let _ = wait_for("exports to be deleted", || Ok(admin.list("vfe", &[])?.is_empty().then_some(())));
         let _ = admin.run(&["delete", "nodes", "--all", "--timeout=60s"]);
         self.agents.clear();
     }
@@ -53,42 +53,42 @@ impl suite::World for World {
 }
 
 impl World {
-    /// Ends the operator that works, in good order.
+    /// Stops the leading operator with SIGTERM.
     pub(crate) fn end_operator(&mut self) -> Result<()> {
-        self.operator.take().context("no operator was started")?.stop()
+        self.operator.take().context("no operator runs")?.stop()
     }
 
     pub(crate) fn operator(&self) -> Result<&Operator> {
-        self.operator.as_ref().context("no operator was started")
+        self.operator.as_ref().context("no operator runs")
     }
 
     pub(crate) fn admin(&self) -> &Kubectl {
         &self.cluster.admin
     }
 
-    /// Declares a share for the nodes that have the label `pool` with its name.
+    /// Declares a share for the nodes whose label `pool` is the share's name.
     pub(crate) fn declare(&self, name: &str, more: Value) -> Result<()> {
         self.admin().apply(&share(name, more))
     }
 
-    /// Nodes of that pool.
+    /// Adds nodes to that pool.
     pub(crate) fn nodes(&self, pool: &str, names: &[&str]) -> Result<()> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         self.cluster.add_nodes(&names, &[("pool", pool)])
     }
 
-    /// The share; `Null` where there is none.
+    /// The share; `Null` if it does not exist.
     pub(crate) fn share(&self, name: &str) -> Result<Value> {
         Ok(self.admin().get("vfs", name)?.unwrap_or_default())
     }
 
-    /// The exports of a share, by node.
+    /// The exports of a share by node.
     pub(crate) fn exports(&self, share: &str) -> Result<HashMap<String, Value>> {
         let found = self.admin().list("vfe", &[&format!("--field-selector=spec.shareName={share}")])?;
         Ok(found.into_iter().map(|it| (it["spec"]["nodeName"].as_str().unwrap_or_default().to_owned(), it)).collect())
     }
 
-    /// Waits until a share's exports are as they should be, and returns them.
+    /// Waits until `wanted` is true for a share's exports, and returns them.
     pub(crate) fn until_exports(
         &self,
         share: &str,
@@ -102,7 +102,7 @@ impl World {
         )
     }
 
-    /// Waits until a share is as it should be, and returns it.
+    /// Waits until `wanted` is true for a share, and returns it.
     pub(crate) fn until_share(&self, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         until(
             &format!("share {name}: {what}"),
@@ -116,7 +116,7 @@ impl World {
         self.until_share(name, reason, |share| condition_of(share, condition)["reason"] == reason)
     }
 
-    /// Does something while the admission policy that protects exports is not enforced, and enforces it again.
+    /// Runs `act` while the admission policy that protects exports is not enforced, and enforces it again.
     pub(crate) fn without_export_policy(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
         const BINDING: [&str; 2] = ["validatingadmissionpolicybinding", "virtiofs-exports"];
         let mut binding = self.admin().get(BINDING[0], BINDING[1])?.context("no such policy")?;
@@ -133,7 +133,7 @@ impl World {
             }},
         });
         let until_accepted = |accepted: bool| {
-            wait_for("the API server to follow a policy", || {
+            wait_for("the API server to apply a policy", || {
                 Ok((self.admin().try_text(&tried.to_string()).is_ok() == accepted).then_some(()))
             })
         };
@@ -144,7 +144,7 @@ impl World {
         acted
     }
 
-    /// kubectl as the agent of a node.
+    /// kubectl with the rights of a node's agent.
     pub(crate) fn agent(&mut self, node: &str) -> Result<Kubectl> {
         if !self.agents.contains_key(node) {
             self.agents.insert(node.to_owned(), self.cluster.agent_of(node)?);
@@ -152,33 +152,36 @@ impl World {
         Ok(self.agents[node].clone())
     }
 
-    /// A node's agent has taken up what it was asked for a share.
-    pub(crate) fn answer(&mut self, share: &str, node: &str, how: How) -> Result<()> {
+    /// Reports a status for a share as the node's agent.
+    pub(crate) fn report_status(&mut self, share: &str, node: &str, state: State) -> Result<()> {
         let export = self.exports(share)?.remove(node).with_context(|| format!("{node} has no export of {share}"))?;
-        self.agent(node)?.apply_status(&answer(&export, how))
+        self.agent(node)?.apply_status(&status_of(&export, state))
     }
 
-    /// All of them have, and serve.
-    pub(crate) fn answer_all(&mut self, share: &str) -> Result<()> {
+    /// Reports `Serving` for a share as the agents of all nodes.
+    pub(crate) fn report_all(&mut self, share: &str) -> Result<()> {
         for (node, export) in self.exports(share)? {
-            self.agent(&node)?.apply_status(&answer(&export, How::Serving))?;
+            self.agent(&node)?.apply_status(&status_of(&export, State::Serving))?;
         }
         Ok(())
     }
 
-    /// A share that all nodes of its pool serve.
+    /// Declares a share and reports as all nodes of its pool that they serve it.
     pub(crate) fn served(&mut self, name: &str, nodes: &[&str], more: Value) -> Result<()> {
         self.nodes(name, nodes)?;
         self.declare(name, more)?;
         self.until_exports(name, "one for each node", |exports| exports.len() == nodes.len())?;
-        self.answer_all(name)?;
+        self.report_all(name)?;
         self.until_reason(name, "Ready", "AllNodesReady").map(drop)
     }
 
-    /// Which nodes have been asked for the revision that the share now has.
-    pub(crate) fn asked(&self, name: &str) -> Result<Vec<String>> {
+    /// The nodes whose exports have the share's current revision.
+    pub(crate) fn rolled_out_to(&self, name: &str) -> Result<Vec<String>> {
         let share = self.share(name)?;
-        ensure!(share["status"]["observedGeneration"] == share["metadata"]["generation"], "not looked at yet");
+        ensure!(
+            share["status"]["observedGeneration"] == share["metadata"]["generation"],
+            "the share is not reconciled yet"
+        );
         let exports = self.exports(name)?;
         let asked = exports.iter().filter(|(_, it)| it["spec"]["revision"] == share["status"]["revision"]);
         let mut nodes: Vec<String> = asked.map(|(node, _)| node.clone()).collect();
@@ -186,19 +189,19 @@ impl World {
         Ok(nodes)
     }
 
-    /// Waits until exactly these nodes have been asked.
-    pub(crate) fn until_asked(&self, name: &str, nodes: &[&str]) -> Result<()> {
+    /// Waits until the current revision is rolled out to exactly these nodes.
+    pub(crate) fn until_rolled_out_to(&self, name: &str, nodes: &[&str]) -> Result<()> {
         until(
-            &format!("{nodes:?} to be asked for {name}"),
+            &format!("{name} to be rolled out to {nodes:?}"),
             || self.explain(),
-            || Ok(self.asked(name).ok().filter(|asked| asked == nodes).map(drop)),
+            || Ok(self.rolled_out_to(name).ok().filter(|asked| asked == nodes).map(drop)),
         )
     }
 }
 
-/// How an agent says that an export does.
+/// The state that an agent reports for an export.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum How {
+pub(crate) enum State {
     Serving,
     Used(usize),
     SourceMissing,
@@ -223,14 +226,14 @@ pub(crate) fn share(name: &str, more: Value) -> Value {
     share
 }
 
-/// What an agent would apply.
-pub(crate) fn answer(export: &Value, how: How) -> Value {
-    let (ready, reason, message, sessions) = match how {
-        How::Serving => ("True", "Serving", "", 0),
-        How::Used(sessions) => ("True", "Serving", "", sessions),
-        How::SourceMissing => ("False", "SourceMissing", "the directory does not exist (create it)", 0),
-        How::Drained => ("False", "Drained", "", 0),
-        How::Draining(sessions) => ("False", "Draining", "", sessions),
+/// The status that an agent applies.
+pub(crate) fn status_of(export: &Value, state: State) -> Value {
+    let (ready, reason, message, sessions) = match state {
+        State::Serving => ("True", "Serving", "", 0),
+        State::Used(sessions) => ("True", "Serving", "", sessions),
+        State::SourceMissing => ("False", "SourceMissing", "the directory does not exist (create it)", 0),
+        State::Drained => ("False", "Drained", "", 0),
+        State::Draining(sessions) => ("False", "Draining", "", sessions),
     };
     let now = time_now();
     json!({
@@ -249,7 +252,7 @@ pub(crate) fn answer(export: &Value, how: How) -> Value {
     })
 }
 
-/// Now, as conditions have it.
+/// The current time in the format of conditions.
 fn time_now() -> String {
     let output = std::process::Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"]).output();
     output.map(|it| String::from_utf8_lossy(&it.stdout).trim().to_owned()).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Agent and broker, sources, and what the broker says of sessions.
+//! Agent and broker, sources, and the broker's status of sessions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use tempfile::TempDir;
 use virtiofs_contract::control::SessionStatus;
 use virtiofs_contract::staleness::StaleEvent;
 
-/// The audit needs ten seconds and some for what a test holds; on a machine that is busy, more.
-const PATIENCE: Duration = Duration::from_secs(40);
+/// Time limit. The audit needs a little more than ten seconds for the names of a test, and longer on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(40);
 
-/// What is counted is compared here, not cured.
-const REPORT: &str = "{policy: Report}";
+/// The tests compare what is counted; no remedy may interfere.
+const REPORT_ONLY: &str = "{policy: Report}";
 
 pub(crate) struct Host {
     pub(crate) parts: Parts,
@@ -27,8 +27,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Whatever fails is explained by the daemons' log.
-    pub(crate) fn visit(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+    /// Runs `test`. A failure includes the daemons' log.
+    pub(crate) fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
         let parts = Parts::locate()?;
         let host = Self { node: Node::start(&parts)?, sources: tempfile::tempdir()?, parts };
         test(&host).with_context(|| host.node.log_tail())?;
@@ -51,17 +51,17 @@ impl Host {
         content: &str,
         engine: &str,
     ) -> Result<()> {
-        self.node.declare(&Declaration { name, source, access, content, engine, staleness: REPORT })
+        self.node.declare(&Declaration { name, source, access, content, engine, staleness: REPORT_ONLY })
     }
 
     pub(crate) fn reconfigure(&self, name: &str, access: &str, content: &str, engine: &str) -> Result<()> {
         let source = self.source(name);
         self.node
-            .reconfigure(&Declaration { name, source: &source, access, content, engine, staleness: REPORT })
+            .reconfigure(&Declaration { name, source: &source, access, content, engine, staleness: REPORT_ONLY })
             .map(drop)
     }
 
-    /// Small files, and a list of where the guest has them on its overlay.
+    /// Writes small files, and a list of their paths on the guest's overlay.
     pub(crate) fn plant_list(&self, share: &str, files: u64) -> Result<()> {
         let paths = tree::plant_small(&self.source(share), 0..files)?;
         let list: String = paths.iter().map(|path| format!("/mnt/{share}-merged/{path}\n")).collect();
@@ -76,34 +76,34 @@ impl Host {
         self.node.sessions(share)
     }
 
-    /// The session's stale events, once their paths are as wished, or when they have not become so.
-    pub(crate) fn events_when(&self, share: &str, wish: impl Fn(&[String]) -> bool) -> Result<Vec<StaleEvent>> {
-        let until = Instant::now() + PATIENCE;
+    /// The session's stale events, as soon as `wanted` is true for their paths or the time limit has passed.
+    pub(crate) fn events_when(&self, share: &str, wanted: impl Fn(&[String]) -> bool) -> Result<Vec<StaleEvent>> {
+        let until = Instant::now() + TIMEOUT;
         loop {
             let events = self.session(share)?.stale_events;
             let paths: Vec<_> = events.iter().map(|event| event.path.clone()).collect();
-            if wish(&paths) || Instant::now() >= until {
+            if wanted(&paths) || Instant::now() >= until {
                 return Ok(events);
             }
             sleep(Duration::from_millis(50));
         }
     }
 
-    /// Waits until the session is as wished.
-    pub(crate) fn until(&self, share: &str, wish: impl Fn(&SessionStatus) -> bool) -> Result<SessionStatus> {
-        let until = Instant::now() + PATIENCE;
+    /// Waits until `wanted` is true for the session.
+    pub(crate) fn until(&self, share: &str, wanted: impl Fn(&SessionStatus) -> bool) -> Result<SessionStatus> {
+        let until = Instant::now() + TIMEOUT;
         loop {
             let session = self.session(share)?;
-            if wish(&session) {
+            if wanted(&session) {
                 return Ok(session);
             }
-            ensure!(Instant::now() < until, "{share} is still {session:?}");
+            ensure!(Instant::now() < until, "{share}: timed out; session: {session:?}");
             sleep(Duration::from_millis(50));
         }
     }
 }
 
-/// A file system that goes away with this.
+/// A mounted file system. Unmounted on drop.
 pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {

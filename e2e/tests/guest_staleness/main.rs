@@ -1,7 +1,8 @@
-//! The detector held against real guests: stale events if and only if a guest is hurt, or would be under overlayfs.
+//! Compares the detector with real guests: a stale event is counted if and only if the guest is affected, directly or
+//! through overlayfs.
 //!
-//! One guest has a share for each way of holding inodes and each cache policy, each as a direct mount and with
-//! overlayfs on top. What was seen is printed as the table of docs/STALENESS.md.
+//! One guest has a share for each way of holding inodes and each cache policy, as a direct mount and with overlayfs on
+//! top. The test prints the result as the table of docs/STALENESS.md.
 
 mod cells;
 mod host;
@@ -16,16 +17,16 @@ use e2e::guest::{Guest, GuestSpec};
 use e2e::load::{Load, Summary};
 use virtiofs_contract::staleness::Cause;
 
-use cells::{LOUD, Mode, QUIET, SENTINEL};
+use cells::{GUEST_ACTIONS, HOST_CHANGES, Mode, SENTINEL};
 use host::{Host, Mounted};
 use table::Table;
 
-/// Longer than a guest trusts a name or an attribute of `Shared` content.
+/// Longer than a guest caches a name or attributes of `Shared` content.
 const EXPIRY: Duration = Duration::from_secs(2);
 
 #[test]
 fn events_are_counted_only_if_the_guest_is_affected() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         let modes = Mode::all();
         let mut spec = GuestSpec::default();
         for mode in &modes {
@@ -40,40 +41,40 @@ fn events_are_counted_only_if_the_guest_is_affected() -> Result<()> {
         }
         let mut table = Table::default();
 
-        // What the guest does itself, and what its caches do. The audit has looked at all of it when it has come to
-        // the file that was looked up last, and that the host then removed.
+        // Actions of the guest and of its caches. The audit has checked all names as soon as it reports the sentinel,
+        // which the guest looked up last and the host removed.
         guest.must(cells::OBSERVE)?;
-        cells::be_quiet(&mut guest, &modes)?;
+        cells::run_guest_actions(&mut guest, &modes)?;
         for mode in &modes {
             fs::remove_file(host.source(&mode.share).join(SENTINEL))?;
         }
         for mode in &modes {
             let events = host.events_when(&mode.share, |paths| paths.contains(&SENTINEL.to_owned()))?;
-            QUIET.iter().for_each(|cell| table.quiet(mode, cell, &events));
+            GUEST_ACTIONS.iter().for_each(|cell| table.add_guest_action(mode, cell, &events));
         }
 
-        // What the host does to names that the guest holds.
+        // Changes by the host to names that the guest holds.
         for mode in &modes {
-            cells::hold(&mut guest, mode)?;
+            cells::look_up_all(&mut guest, mode)?;
         }
         for mode in &modes {
-            cells::be_loud(&host.source(&mode.share))?;
+            cells::change_files(&host.source(&mode.share))?;
         }
         sleep(EXPIRY);
         for mode in &modes {
             let seen = cells::observe(&mut guest, mode)?;
-            let all = |paths: &[String]| LOUD.iter().all(|cell| paths.iter().any(|path| cell.is_about(path)));
+            let all = |paths: &[String]| HOST_CHANGES.iter().all(|cell| paths.iter().any(|path| cell.is_about(path)));
             let events = host.events_when(&mode.share, all)?;
-            LOUD.iter().for_each(|cell| table.loud(mode, cell, &seen, &events));
-            table.once(mode, &host.session(&mode.share)?)?;
+            HOST_CHANGES.iter().for_each(|cell| table.add_host_change(mode, cell, &seen, &events));
+            table.check_counted_once(mode, &host.session(&mode.share)?)?;
         }
         println!("{table}");
         guest.shutdown()?;
-        table.verdict()
+        table.check()
     })
 }
 
-/// The first table of the report: a guest that holds more than its engine may have open files. Smaller here.
+/// The first table of the page: a guest that holds more inodes than its engine may have open files. Smaller here.
 #[test]
 fn missing_descriptors_are_counted_only_if_requests_fail() -> Result<()> {
     const FILES: u64 = 1500;
@@ -84,7 +85,7 @@ fn missing_descriptors_are_counted_only_if_requests_fail() -> Result<()> {
         full("always", "{inodeFileHandles: Never, openFiles: 1100}", "Exclusive"),
         full("handles", "{inodeFileHandles: Mandatory, openFiles: 1100}", "Shared"),
     ];
-    Host::visit(|host| {
+    Host::run(|host| {
         let mut spec = GuestSpec::default();
         for (share, engine, content) in shares {
             host.plant_list(share, FILES)?;
@@ -112,30 +113,33 @@ fn missing_descriptors_are_counted_only_if_requests_fail() -> Result<()> {
             let filled = phase(&mut guest, "fill", &all)?;
             sleep(EXPIRY);
             phase(&mut guest, "the first 100 again", &all.clone().at_most(100))?;
-            ensure!((filled.error_count() > 0) == (share != "handles"), "{share} was to be filled: {filled:?}");
+            ensure!(
+                (filled.error_count() > 0) == (share != "handles"),
+                "{share}: unexpected errors while filling: {filled:?}"
+            );
             if share == "auto" {
-                // An engine that knows none of the inodes yet needs a descriptor to find each.
+                // An engine that holds none of the inodes needs a descriptor to find each.
                 host.node.kill_engine(share)?;
                 guest.must(&format!("tail -n 900 /run/{share} >/run/last"))?;
                 phase(&mut guest, "another engine, the last 900", &Load::listed("/run/last"))?;
                 sleep(EXPIRY);
                 let again = phase(&mut guest, "the first 100 again", &all.clone().at_most(100))?;
-                ensure!(again.errors.contains_key("ESTALE"), "the report is not reproduced: {again:?}");
+                ensure!(again.errors.contains_key("ESTALE"), "the bug report is not reproduced: {again:?}");
                 let cure = "{inodeFileHandles: Mandatory, openFiles: 1100}";
                 host.reconfigure(share, "ReadWrite", content, cure)?;
-                let cured = phase(&mut guest, "handed over to file handles, all", &all)?;
-                cured.must_be_clean().with_context(|| format!("after {engine}"))?;
+                let recovered = phase(&mut guest, "handed over to file handles, all", &all)?;
+                recovered.must_be_clean().with_context(|| format!("after {engine}"))?;
             }
         }
         guest.shutdown()
     })
 }
 
-/// Another file system under the same path: the guest continues there without mounting again. And what a second VM does
-/// to a share is to the first one what any process of the host does.
+/// Another file system is mounted at the source's path: the guest continues there without a new mount. For a VM the
+/// changes of a second VM are like those of any host process.
 #[test]
 fn a_source_that_is_replaced_and_a_second_vm() -> Result<()> {
-    Host::visit(|host| {
+    Host::run(|host| {
         let source = host.source("moving");
         let first = Mounted::tmpfs(&source)?;
         cells::plant_root(&source, "first")?;
@@ -161,7 +165,10 @@ fn a_source_that_is_replaced_and_a_second_vm() -> Result<()> {
         sleep(EXPIRY);
         guest.must("! cat /mnt/one/held")?;
         let counts: Vec<_> = host.sessions("both")?.iter().map(|it| it.totals.stale(Cause::SourceRemoved)).collect();
-        ensure!(counts.iter().sum::<u64>() == 1, "the VM that did it counts nothing, the other one once: {counts:?}");
+        ensure!(
+            counts.iter().sum::<u64>() == 1,
+            "the VM that made the change must count 0 events and the other one 1: {counts:?}"
+        );
 
         let read = "cat /mnt/$s/file /mnt/$s/dir/file && cd /mnt/$s/dir && cat file";
         for share in ["cached", "asking"] {
@@ -173,13 +180,16 @@ fn a_source_that_is_replaced_and_a_second_vm() -> Result<()> {
         for share in ["cached", "asking"] {
             let seen = host.until(share, |session| session.source_gone.is_some())?;
             ensure!(seen.totals.stale(Cause::SourceGone) == 1, "{share}: {:?}", seen.totals.stale);
-            ensure!(guest.must(&format!("s={share}; {read}"))? == "first\nfirst\nfirst\n", "{share} is still served");
+            ensure!(
+                guest.must(&format!("s={share}; {read}"))? == "first\nfirst\nfirst\n",
+                "{share} must still be served from the old source"
+            );
             host.node.reopen_source(share)?;
             let now = guest.must(&format!("s={share}; {read}"))?;
             ensure!(now == "second\nsecond\nsecond\n", "{share} after the hand-over: {now}");
             let session = host.until(share, |session| session.source_gone.is_none())?;
             let others = session.totals.stale.iter().filter(|total| total.cause != Cause::SourceGone).count();
-            ensure!(others == 0, "an exchange is nobody's fault: {share}: {:?}", session.stale_events);
+            ensure!(others == 0, "a replacement must not be counted: {share}: {:?}", session.stale_events);
         }
         guest.shutdown()
     })

@@ -1,5 +1,5 @@
-//! The project on the host that its users have: Debian with systemd as a VM, shared mounts, version 2 of control groups,
-//! AppArmor and Yama. Commands are those of the README and the manual, word for word.
+//! The project on the host that its users have: Debian with systemd as a VM, shared mounts, version 2 of control
+//! groups, AppArmor and Yama. Commands are those of the README and the manual, word for word.
 //!
 //! Arguments choose tests by parts of their names.
 

@@ -18,7 +18,8 @@ impl World {
         Ok(())
     }
 
-    /// A guest that works on that share until it is finished, and compares all it sees with a model. Returns its session.
+    /// A guest that works on that share until it is finished, and compares all it sees with a model. Returns its
+    /// session.
     pub(crate) fn start_guest(&self) -> Result<Value> {
         self.host.must(
             "systemd-run --quiet --unit guest --remain-after-exit --property=StandardOutput=file:/run/guest.log \

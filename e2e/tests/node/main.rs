@@ -1,7 +1,7 @@
-//! The whole of it on a real node: control plane, kubelet, containerd, and pods. The test keeps to itself, with
-//! processes, mounts and a network of its own; so it needs root.
+//! The whole project on a real node: control plane, kubelet, containerd, and pods. The test is isolated (its own
+//! processes, mounts and network) and therefore needs root.
 //!
-//! Arguments choose tests by parts of their names.
+//! Arguments select tests by parts of their names.
 
 mod complaints;
 mod pods;
@@ -16,7 +16,7 @@ use e2e::suite::{self, Test};
 
 use crate::world::World;
 
-// The last one takes away what all others use.
+// The last test uninstalls what all others use.
 const TESTS: &[Test<World>] = &[
     ("a_pod_runs_and_is_deleted", pods::a_pod_runs_and_is_deleted),
     ("the_readme_leads_to_a_vm_with_a_share", readme::the_readme_leads_to_a_vm_with_a_share),
@@ -28,11 +28,11 @@ const TESTS: &[Test<World>] = &[
     ("the_daemons_are_replaced_under_a_vm", vms::the_daemons_are_replaced_under_a_vm),
     ("a_pod_of_another_namespace_sees_the_reason", vms::a_pod_of_another_namespace_sees_the_reason),
     ("restarts_leave_no_mounts_or_sockets", complaints::restarts_leave_no_mounts_or_sockets),
+    ("pods_recover_or_end_after_a_reboot", complaints::pods_recover_or_end_after_a_reboot),
     (
-        "after_a_reboot_who_stays_is_served_and_who_was_deleted_goes",
-        complaints::after_a_reboot_who_stays_is_served_and_who_was_deleted_goes,
+        "the_driver_stays_registered_when_one_of_two_agents_ends",
+        complaints::the_driver_stays_registered_when_one_of_two_agents_ends,
     ),
-    ("the_driver_stays_when_one_of_two_agents_ends", complaints::the_driver_stays_when_one_of_two_agents_ends),
     ("a_vm_that_ends_slowly_ends_without_the_daemons", complaints::a_vm_that_ends_slowly_ends_without_the_daemons),
     ("uninstall_waits_for_users", complaints::uninstall_waits_for_users),
     ("uninstall_leaves_nothing_behind", complaints::uninstall_leaves_nothing_behind),

@@ -1,4 +1,4 @@
-//! The node by itself, and pods that hold a volume without a VM.
+//! The node itself, and pods that have a volume but no VM.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use testkit::guest::{Guest, GuestConfig};
 
 use crate::world::{VMS, World};
 
-/// The ground that all else stands on: an unprivileged pod of uid 107 runs QEMU, reaches the API server, and goes.
+/// Precondition of all other tests: an unprivileged pod with uid 107 runs QEMU, reaches the API server, and is deleted.
 pub(crate) fn a_pod_runs_and_is_deleted(world: &mut World) -> Result<()> {
     world.admin().apply(&json!({
         "apiVersion": "v1",
@@ -30,8 +30,8 @@ pub(crate) fn a_pod_runs_and_is_deleted(world: &mut World) -> Result<()> {
 }
 
 impl World {
-    /// Creates a pod that has a volume of a share and does nothing with it, waits until it runs, and returns it.
-    pub(crate) fn hold(&self, name: &str, share: &str) -> Result<Value> {
+    /// Creates a pod with a volume of a share, waits until it runs, and returns it.
+    pub(crate) fn create_pod_with_volume(&self, name: &str, share: &str) -> Result<Value> {
         let mut volume = volume_of(share);
         volume["name"] = json!("share");
         self.admin().apply(&json!({
@@ -54,11 +54,11 @@ impl World {
         self.until_pod(VMS, name, "running with its volume", |pod| is_true(pod, "Ready"))
     }
 
-    /// Connects to the volume of such a pod, as a VMM in it would.
+    /// Connects to the volume of such a pod, like a VMM in the pod.
     pub(crate) fn connect(&self, pod: &Value) -> Result<Guest> {
         let uid = pod["metadata"]["uid"].as_str().context("the pod has no uid")?;
         let volume = PathBuf::from(format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~csi/share/mount"));
-        // The path is too long for a socket's address.
+        // The volume's path is too long for a socket address.
         let short = self.cluster.dir().join(&uid[..8]);
         if !short.exists() {
             symlink(&volume, &short).with_context(|| format!("linking {}", volume.display()))?;

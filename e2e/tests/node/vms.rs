@@ -1,4 +1,4 @@
-//! VMs in pods, and what happens around them: their guests count no error.
+//! VMs in pods, and events around them. The guests count no error.
 
 use anyhow::{Result, ensure};
 use e2e::cluster::sessions::{kill_engine, sessions};
@@ -17,27 +17,28 @@ fn is_false(object: &Value, condition: &str) -> bool {
 
 pub(crate) fn a_vm_uses_a_share_and_leaves_nothing_behind(world: &mut World) -> Result<()> {
     world.serve("data", json!({"access": "ReadWrite", "content": "Shared"}))?;
-    // The pods may do what the share needs: nothing was fallen back to.
-    let served = world.until_export("data", "as good as can be", |export| is_false(export, "Degraded"))?;
+    // The pods have all rights that the share needs: no feature is degraded.
+    let served = world.until_export("data", "not degraded", |export| is_false(export, "Degraded"))?;
     ensure!(served["status"]["preflight"]["inodeFileHandles"] == "Prefer", "{served:#}");
     let before = Traces::now()?;
     let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "data"))?;
-    println!("a guest in a pod within {:.1} s", guest.boot_time().as_secs_f64());
+    println!("a guest in a pod booted in {:.1} s", guest.boot_time().as_secs_f64());
     let mounted = guest.mount("data")?;
     let load = guest.start_work(&Load::writing(&mounted).and_reading(&mounted))?;
 
-    // Its engine dies.
+    // The engine is killed.
     let session = world.session()?;
     kill_engine(&session)?;
     world.until_session("recovered", |now| {
         now.totals.replacements.recoveries.count > 0 && now.engine_pid.is_some() && now.engine_pid != session.engine_pid
     })?;
-    let export = world.until_export("data", "says so", |export| export["status"]["recentRecoveries"] == 1)?;
+    let export =
+        world.until_export("data", "reports the recovery", |export| export["status"]["recentRecoveries"] == 1)?;
     ensure!(export["status"]["sessions"] == 1, "{export:#}");
 
     // The share is edited.
     world.declare("data", json!({"access": "ReadWrite", "content": "Shared", "engine": {"cache": "Metadata"}}))?;
-    world.until_taken_up("data")?;
+    world.until_applied("data")?;
     let after = world.until_session("reconfigured", |now| now.engine != session.engine)?;
     ensure!(after.id == session.id && after.totals.replacements.hand_overs.count == 1, "{after:#?}");
     let table = world.admin().run(&["get", "vfs,vfe", "-o", "wide"])?;
@@ -50,7 +51,7 @@ pub(crate) fn a_vm_uses_a_share_and_leaves_nothing_behind(world: &mut World) -> 
     world.delete_pod(VMS, "vm")?;
     until("the session to end", || world.explain(), || Ok(sessions()?.is_empty().then_some(())))?;
     world.until_export("data", "no session", |export| export["status"]["sessions"] == 0)?;
-    world.until_nothing_is_left(&before)
+    world.until_everything_is_removed(&before)
 }
 
 pub(crate) fn a_vm_uses_a_directory_of_a_share_by_a_persistent_volume(world: &mut World) -> Result<()> {
@@ -95,22 +96,23 @@ pub(crate) fn a_vm_uses_a_directory_of_a_share_by_a_persistent_volume(world: &mu
     let there = std::fs::read_dir("/srv/persistent/d0")?.count();
     ensure!(
         seen == there && !guest.must(&format!("ls {mounted}"))?.contains("d0"),
-        "the guest sees {seen} of {there} files"
+        "the guest lists {seen} of {there} files"
     );
     guest.work(&Load::reading(&mounted), 2)?.must_be_clean()?;
     drop(guest);
     world.delete_pod(VMS, "vm")?;
-    world.until_nothing_is_left(&before)?;
-    leave_behind(world, "part")?;
-    world.until_nothing_is_left(&before)?;
+    world.until_everything_is_removed(&before)?;
+    run_pod_that_writes_to_its_volume(world, "part")?;
+    world.until_everything_is_removed(&before)?;
     world.admin().run(&["-n", VMS, "delete", "pvc", "part", "--timeout=60s"])?;
     world.admin().run(&["delete", "pv", "part-of-persistent", "--timeout=60s"])?;
     Ok(())
 }
 
-/// A pod whose root container writes into its volume's directory, which the kubelet lets it where the pod does not say
-/// `readOnly`, and changes the owner of the files. It ends nevertheless.
-fn leave_behind(world: &World, claim: &str) -> Result<()> {
+/// Runs a pod whose container is root and writes to its volume's directory, which the kubelet allows unless the pod
+/// says
+/// `readOnly`, and changes the owner of the files. The pod ends nevertheless.
+fn run_pod_that_writes_to_its_volume(world: &World, claim: &str) -> Result<()> {
     let write = "cd /share && busybox mkdir d && echo x >d/f && busybox chown -R 107 d && busybox chmod 1700 d";
     world.admin().apply(&json!({
         "apiVersion": "v1",
@@ -130,12 +132,12 @@ fn leave_behind(world: &World, claim: &str) -> Result<()> {
     world.until_pod(VMS, "litter", "running", |pod| is_true(pod, "Ready"))?;
     let look = ["-n", VMS, "exec", "litter", "--", "busybox", "stat", "-c", "%U %a", "/share/d"];
     let written = || Ok(world.admin().run(&look).ok().filter(|seen| seen.contains("1700")));
-    until("the pod to have written", || world.explain(), written)?;
+    until("the pod to write", || world.explain(), written)?;
     world.delete_pod(VMS, "litter")
 }
 
-/// An upgrade to another image replaces all but the keeper, and the deletion of its pod replaces the broker again. The guest
-/// counts no error, and its session is the same.
+/// An upgrade to another image replaces all daemons but the keeper. The deletion of its pod then replaces the broker
+/// again. The guest counts no error, and its session continues.
 pub(crate) fn the_daemons_are_replaced_under_a_vm(world: &mut World) -> Result<()> {
     world.serve("kept", json!({"access": "ReadWrite"}))?;
     let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "kept"))?;
@@ -149,7 +151,7 @@ pub(crate) fn the_daemons_are_replaced_under_a_vm(world: &mut World) -> Result<(
     world.cluster.upgrade()?;
     world.until_other_daemon("virtiofs-agent", &agent)?;
     until(
-        "all operators to be other ones",
+        "all operators to be replaced",
         || world.explain(),
         || {
             let now = world.daemons("virtiofs-operator")?;
@@ -169,9 +171,9 @@ pub(crate) fn the_daemons_are_replaced_under_a_vm(world: &mut World) -> Result<(
     world.until_other_daemon("virtiofs-broker", &broker)?;
     world.until_session("served after the deletion of the broker", served)?;
 
-    // Both work: a change arrives.
+    // Both work: a change is applied.
     world.declare("kept", json!({"access": "ReadWrite", "engine": {"cache": "Metadata"}}))?;
-    world.until_taken_up("kept")?;
+    world.until_applied("kept")?;
     guest.stop_work(load)?.must_be_clean()?;
     guest.shutdown()
 }
@@ -181,7 +183,7 @@ pub(crate) fn a_pod_of_another_namespace_sees_the_reason(world: &mut World) -> R
     let pod = VmPod::new(OTHERS, "intruder", "private");
     let _dir = world.cluster.create(&pod)?;
     let seen = until(
-        "the pod's events to say why",
+        "an Event of the pod with the reason",
         || world.explain(),
         || {
             let events = world.admin().run(&["-n", OTHERS, "get", "events", "-o", "jsonpath={.items[*].message}"])?;
@@ -191,7 +193,7 @@ pub(crate) fn a_pod_of_another_namespace_sees_the_reason(world: &mut World) -> R
     ensure!(seen.contains("private") && seen.contains(OTHERS), "{seen}");
     println!("{seen}");
     until(
-        "an Event of the share to say who tried",
+        "an Event of the share that names the pod",
         || world.explain(),
         || {
             let about = "--field-selector=involvedObject.kind=VirtiofsShare,reason=NotAConsumer";

@@ -1,4 +1,4 @@
-//! What every test has: a cluster of one node with the chart installed, and the vocabulary of the tests.
+//! The environment of every test: a cluster of one node with the chart installed, and the operations of the tests.
 
 use std::fs;
 use std::path::Path;
@@ -14,11 +14,11 @@ use e2e::tree;
 use serde_json::{Value, json};
 use virtiofs_contract::control::SessionStatus;
 
-/// Whom the shares of tests admit.
+/// Namespace that the shares of the tests admit.
 pub(crate) const VMS: &str = "vms";
-/// Whom they do not.
+/// Namespace that they do not admit.
 pub(crate) const OTHERS: &str = "others";
-/// Files of a share.
+/// Number of files in a share.
 const FILES: u64 = 60;
 
 pub(crate) struct World {
@@ -38,7 +38,7 @@ impl suite::World for World {
     fn ready(&mut self) -> Result<()> {
         self.cluster.until_ready()?;
         self.until_driver()?;
-        self.until_tidy()
+        self.until_cleaned_up()
     }
 
     fn explain(&self) -> String {
@@ -58,7 +58,7 @@ impl suite::World for World {
     }
 
     fn clean_up(&mut self) {
-        // What fails here shows in the next test, with an explanation.
+        // A failure here appears in the next test with an explanation.
         for namespace in [VMS, OTHERS, "default"] {
             let _ = self.admin().run(&["-n", namespace, "delete", "pods", "--all", "--timeout=60s"]);
         }
@@ -71,32 +71,32 @@ impl World {
         &self.cluster.admin
     }
 
-    /// Installs the chart as the README's first example does.
+    /// Installs the chart with the README's first example.
     fn install(&self) -> Result<()> {
         for step in examples("README.md", "### Kubernetes")?.remove(0) {
             match step {
-                // It was made before.
+                // The set-up has already built the image.
                 Step::Shell(command) if command.starts_with("make ") => (),
                 Step::Shell(command) => drop(self.cluster.shell(&command, "")?),
-                Step::Guest(command) => anyhow::bail!("{command}: there is no guest yet"),
+                Step::Guest(command) => anyhow::bail!("{command}: no guest is running"),
             }
         }
         Ok(())
     }
 
-    /// Waits until the node says that it has the driver.
+    /// Waits until CSINode lists the driver.
     pub(crate) fn until_driver(&self) -> Result<()> {
         until("the driver to be in CSINode", || self.explain(), || Ok(self.has_driver()?.then_some(())))
     }
 
-    /// Does the node say so?
+    /// True if CSINode lists the driver.
     pub(crate) fn has_driver(&self) -> Result<bool> {
         let drivers = self.admin().list("csinodes", &[])?;
         let drivers = drivers.iter().flat_map(|node| node["spec"]["drivers"].as_array().cloned().unwrap_or_default());
         Ok(drivers.into_iter().any(|driver| driver["name"] == "csi.virtiofs.dev"))
     }
 
-    /// Waits until a pod is as it should be, and returns it.
+    /// Waits until `wanted` is true for a pod, and returns the pod.
     pub(crate) fn until_pod(
         &self,
         namespace: &str,
@@ -111,36 +111,37 @@ impl World {
         )
     }
 
-    /// Deletes a pod and waits until it is gone.
+    /// Deletes a pod and waits until it no longer exists.
     pub(crate) fn delete_pod(&self, namespace: &str, name: &str) -> Result<()> {
         self.admin().run(&["-n", namespace, "delete", "pod", name, "--wait=false", "--ignore-not-found"])?;
         self.until_pod(namespace, name, "gone", Value::is_null).map(drop)
     }
 
-    /// The pods of one of our own daemons, but those that are going.
+    /// The pods of a daemon, without terminating ones.
     pub(crate) fn daemons(&self, name: &str) -> Result<Vec<Value>> {
         let selector = format!("--selector=app.kubernetes.io/name={name}");
         let pods = self.admin().list("pods", &["-n", NAMESPACE, &selector])?;
         Ok(pods.into_iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).collect())
     }
 
-    /// The one pod of one of our own daemons.
+    /// The only pod of a daemon.
     pub(crate) fn daemon(&self, name: &str) -> Result<Value> {
         let mut pods = self.daemons(name)?;
-        ensure!(pods.len() == 1, "there are {} pods of {name} where there should be one", pods.len());
+        ensure!(pods.len() == 1, "{} pods of {name} instead of one", pods.len());
         Ok(pods.remove(0))
     }
 
-    /// Waits until one of our daemons runs in another pod than this, and returns it.
+    /// Waits until a daemon runs in another pod than `before`, and returns it.
     pub(crate) fn until_other_daemon(&self, name: &str, before: &Value) -> Result<Value> {
         let other = |pod: &Value| pod["metadata"]["uid"] != before["metadata"]["uid"] && is_true(pod, "Ready");
         until(&format!("another {name}"), || self.explain(), || Ok(self.daemon(name).ok().filter(other)))
     }
 
-    /// Fills a directory of the node with files whose names describe their content. Not under a guest that reads them.
+    /// Fills a directory of the node with files whose names describe their content. Do not call it while a guest reads
+    /// them.
     fn plant(&self, name: &str) -> Result<()> {
         let source = Path::new("/srv").join(name);
-        fs::create_dir_all(&source).context("making a source")?;
+        fs::create_dir_all(&source).context("creating a source directory")?;
         tree::plant(&source, FILES)
     }
 
@@ -175,7 +176,7 @@ impl World {
         Ok(found.pop().unwrap_or_default())
     }
 
-    /// Waits until the export of a share is as it should be, and returns it.
+    /// Waits until `wanted` is true for a share's export, and returns the export.
     pub(crate) fn until_export(&self, share: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         until(
             &format!("export of {share}: {what}"),
@@ -184,10 +185,10 @@ impl World {
         )
     }
 
-    /// Waits until the node serves what the share now says.
-    pub(crate) fn until_taken_up(&self, share: &str) -> Result<()> {
+    /// Waits until the node serves the share's current generation.
+    pub(crate) fn until_applied(&self, share: &str) -> Result<()> {
         until(
-            &format!("{share} to be taken up"),
+            &format!("{share} to be applied"),
             || self.explain(),
             || {
                 let declared = self.admin().get("vfs", share)?.unwrap_or_default();
@@ -203,31 +204,31 @@ impl World {
         )
     }
 
-    /// The one session on the node.
+    /// The only session on the node.
     pub(crate) fn session(&self) -> Result<SessionStatus> {
         let mut sessions = sessions()?;
-        ensure!(sessions.len() == 1, "there are {} sessions where there should be one", sessions.len());
+        ensure!(sessions.len() == 1, "{} sessions instead of one", sessions.len());
         Ok(sessions.remove(0))
     }
 
-    /// Waits until the one session on the node is as it should be.
+    /// Waits until `wanted` is true for the only session on the node.
     pub(crate) fn until_session(&self, what: &str, wanted: impl Fn(&SessionStatus) -> bool) -> Result<SessionStatus> {
         until(&format!("the session: {what}"), || self.explain(), || Ok(self.session().ok().filter(&wanted)))
     }
 
-    /// Waits until there is nothing on the node that was not there before.
-    pub(crate) fn until_nothing_is_left(&self, before: &Traces) -> Result<()> {
+    /// Waits until everything that appeared on the node since `before` is removed.
+    pub(crate) fn until_everything_is_removed(&self, before: &Traces) -> Result<()> {
         let left = || Traces::now().map(|now| now.since(before)).unwrap_or_default();
         let nothing = || Ok(Traces::now()?.since(before).is_empty().then_some(()));
-        until("nothing to be left behind", || format!("{}{}", left(), self.explain()), nothing)
+        until("everything to be removed", || format!("{}{}", left(), self.explain()), nothing)
     }
 
-    /// Waits until the kubelet has removed what it had of pods that are gone.
-    fn until_tidy(&self) -> Result<()> {
-        let tidy = || {
-            let kept = fs::read_dir("/var/lib/kubelet/pods").context("looking for pods")?.count();
+    /// Waits until the kubelet has removed the directories of deleted pods.
+    fn until_cleaned_up(&self) -> Result<()> {
+        let cleaned_up = || {
+            let kept = fs::read_dir("/var/lib/kubelet/pods").context("listing directories of pods")?.count();
             Ok((kept == self.admin().list("pods", &["-A"])?.len()).then_some(()))
         };
-        until("the kubelet to tidy up", || self.explain(), tidy)
+        until("the kubelet to clean up", || self.explain(), cleaned_up)
     }
 }
