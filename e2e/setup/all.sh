@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The set-up for checks and guests: packages, guest kernel, stock virtiofsd as the peer. Writes where the
-# parts are to target/e2e/parts, which the e2e crate and the Makefile read. Quick when there is nothing to do.
+# Set-up for checks and guests: installs packages, and puts the guest kernel and stock virtiofsd into the cache. Writes
+# their paths to target/e2e/parts, which the e2e crate and the Makefile read. Quick if everything exists.
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

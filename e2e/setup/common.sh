@@ -1,10 +1,10 @@
-# Sourced by every set-up script: where built parts are kept, and how they get there.
-# shellcheck shell=bash disable=SC2034 # names set here are for those who source it
+# Sourced by every set-up script: the cache of built parts, messages, privileges.
+# shellcheck shell=bash disable=SC2034 # the scripts that source it use these names
 set -euo pipefail
 
 setup_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tree=$(cd "$setup_dir/../.." && pwd)
-# Outside the tree: a fresh clone finds what an earlier one built.
+# The cache is outside of the tree, so that a fresh clone reuses it.
 cache=${VIRTIOFS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/virtiofs-operator}
 mkdir -p "$cache"
 
@@ -26,7 +26,7 @@ clean_up() {
     local status=$?
     [[ -n $building ]] || return 0
     if ((status != 0)); then
-        printf -- '---- the end of the log that explains it:\n' >&2
+        printf -- '---- end of the log:\n' >&2
         tail -n 40 "$building/log" >&2 || true
     fi
     rm -rf "$building"
@@ -35,9 +35,9 @@ trap clean_up EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# artefact NAME COMMAND...: runs COMMAND with one more argument, a directory that does not exist yet,
-# and keeps what it leaves there as $cache/NAME. Does nothing when that exists. It appears whole or
-# not at all, and two set-ups at once build it once.
+# artefact NAME COMMAND...: builds $cache/NAME unless it exists. Runs COMMAND with one more argument, the path of a
+# directory that COMMAND creates, and renames that directory to $cache/NAME: it appears complete or not at all.
+# Concurrent set-ups build it once.
 artefact() {
     local name=$1 final=$cache/$1 lock
     shift

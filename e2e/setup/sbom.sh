@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# sbom.sh ROOT VERSION: prints the bill of materials (SPDX 2.3) of an image's root: each Debian package that a library in
-# ROOT comes from, with the library's hash, and each crate that the programs are linked with, as Cargo.lock has it.
-# sbom.sh --libraries ROOT: prints "SHA256 PATH PACKAGE VERSION" for each library, the form of image.lock.
+# sbom.sh ROOT VERSION: prints the bill of materials (SPDX 2.3) of an image's root directory: the Debian package of each
+# library in ROOT with the library's hash, and each crate that the programs contain, as in Cargo.lock.
+# sbom.sh --libraries ROOT: prints "SHA256 PATH PACKAGE VERSION" for each library, the format of image.lock.
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -11,9 +11,9 @@ libraries() {
     local root=$1 file path package
     find "$root" -name '*.so*' -type f | LC_ALL=C sort | while read -r file; do
         path=${file#"$root"}
-        # A merged /usr: packages name the file by either path.
+        # With a merged /usr, packages list the file by either path.
         package=$(dpkg-query -S "$path" "$(realpath "$path")" "/usr$path" 2>/dev/null | head -n 1 | cut -d: -f1) || true
-        [[ -n $package ]] || fail "no Debian package has $path; an image is built from packages only"
+        [[ -n $package ]] || fail "$path: in no Debian package; an image contains libraries of packages only"
         printf '%s %s %s %s\n' "$(sha256sum <"$file" | cut -d' ' -f1)" "$path" "$package" \
             "$(dpkg-query -W -f '${Version}' "$package:$(dpkg --print-architecture)")"
     done
@@ -45,7 +45,7 @@ document() {
             print "{\n  \"spdxVersion\": \"SPDX-2.3\", \"dataLicense\": \"CC0-1.0\", \"SPDXID\": \"SPDXRef-DOCUMENT\","
             printf "  \"name\": \"virtiofs-operator-%s\",\n", version
             printf "  \"documentNamespace\": \"https://virtiofs.dev/sbom/virtiofs-operator-%s-%s\",\n", version, key
-            # The same files make the same document.
+            # The document is reproducible.
             print "  \"creationInfo\": {\"created\": \"1970-01-01T00:00:00Z\", \"creators\": [\"Tool: sbom.sh\"]},"
             printf "  \"packages\": ["
             package("image", "virtiofs-operator", version, "pkg:oci/virtiofs-operator@" version)

@@ -6,6 +6,6 @@ output=$(mktemp)
 trap 'rm -f "$output"' EXIT
 "$@" | tee "$output"
 if ! grep -Eq '^test result: ok\. [1-9]' "$output"; then
-    echo "no test was run: no name matches the filter" >&2
+    echo "no test ran: no name matches the filter" >&2
     exit 1
 fi
