@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -157,6 +158,50 @@ fn hang_up_frees_the_memory_of_its_group_only() {
     keeper.send("FDSTOREREMOVE=1\nFDNAME=session-1.vmm", &[]);
     assert_eq!(keeper.fetch().1, Vec::<String>::new());
     assert_eq!(keeper.names(), ["session-2.memory", "session-2.vmm"]);
+}
+
+/// Sends a descriptor to a peer that does not read it.
+fn leave_unread(socket: &UnixStream, fd: impl AsFd) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd.as_fd()];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(socket, &[IoSlice::new(b"x")], &mut ancillary, SendFlags::empty()).unwrap();
+}
+
+/// A socket whose close blocks for ten minutes: it lingers for data that its peer does not read.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let peer = listener.accept().unwrap().0;
+    socket.set_nonblocking(true).unwrap();
+    while socket.write(&[0; 1 << 16]).is_ok() {}
+    socket.set_nonblocking(false).unwrap();
+    rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::from_secs(600))).unwrap();
+    (socket, peer)
+}
+
+#[test]
+fn socket_that_lingers_pins_neither_its_session_nor_others() {
+    let keeper = Keeper::start(&[]);
+    let (vmm, broker) = UnixStream::pair().unwrap();
+    let (other_vmm, other) = UnixStream::pair().unwrap();
+    // It is closed with the connection in whose queue it is, and by whoever closes that.
+    let (socket, _peer) = lingering();
+    leave_unread(&vmm, &socket);
+    drop(socket);
+    keeper.send("FDSTORE=1\nFDNAME=session-1.vmm", &[broker.as_fd()]);
+    keeper.store("session-1.memory", memory("hostile-vm"));
+    keeper.send("FDSTORE=1\nFDNAME=session-2.vmm", &[other.as_fd()]);
+    keeper.store("session-2.memory", memory("dead-vm"));
+    until("both are held", || keeper.memfds("hostile-vm") + keeper.memfds("dead-vm") == 2);
+    drop(broker);
+    drop(vmm);
+    until("the memory is freed", || keeper.memfds("hostile-vm") == 0);
+    drop(other);
+    drop(other_vmm);
+    until("so is that of another session", || keeper.memfds("dead-vm") == 0);
+    assert_eq!(keeper.fetch().1, ["session-1", "session-2"]);
 }
 
 #[test]
