@@ -19,12 +19,15 @@ use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::MAX_RATE;
 
 use crate::endpoint::Endpoint;
+use crate::endpoint::changes::{Change, Changes};
 use crate::endpoint::endpoints::{Endpoints, Member};
 use crate::endpoint::host::Host;
+use crate::endpoint::listening::{self, NotApplied, Prepared};
+use crate::endpoint::socket_checks::SocketChecks;
 use crate::engine::finding;
 use crate::engine::source::SourceLocation;
 use crate::holder::Held;
-use crate::listen::{Directory, ListenError};
+use crate::listen::{BoundSocket, ListenError};
 use crate::poll::monotonic_ns;
 use crate::session::shared::Shared;
 use crate::session_list::Sessions;
@@ -34,13 +37,22 @@ use crate::store::Store;
 /// Time within which sessions must end on request.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Time within which the file system of a socket must respond.
+const SOCKET_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Time for which a removal waits for a change of the same endpoint, which takes milliseconds.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(1);
+
 /// The broker's state.
 #[derive(Debug)]
 pub(crate) struct Broker {
     host: Arc<Host>,
     endpoints: Arc<Endpoints<Endpoint>>,
-    /// Held while endpoints change, never while a preflight runs or anything is awaited.
+    /// What requests are changing, one request at a time.
+    changes: Changes,
+    /// Held while endpoints change. Only the end of the broker uses a file system meanwhile, or awaits anything.
     changing: Mutex<()>,
+    socket_checks: SocketChecks,
     /// Values stored by the agent.
     pub(crate) store: Store,
     /// Sessions that were lost with an earlier broker, at endpoints that do not exist yet.
@@ -80,7 +92,9 @@ impl Broker {
         let broker = Arc::new(Broker {
             host,
             endpoints: Arc::default(),
+            changes: Changes::default(),
             changing: Mutex::default(),
+            socket_checks: SocketChecks::default(),
             store,
             lost: Mutex::default(),
             draining: AtomicBool::new(false),
@@ -102,14 +116,10 @@ impl Broker {
         if let Err(invalid) = check(&spec, fds.len()) {
             return Response::InvalidRequest { message: invalid.to_string() };
         }
-        let directory = match fds.into_iter().next().map(|fd| Directory::given(fd, &spec.socket.path)).transpose() {
-            Ok(directory) => directory,
-            Err(error) => return Response::Refused { finding: no_socket(&error) },
-        };
         if self.draining.load(SeqCst) {
             return Response::Refused { finding: drained() };
         }
-        // The slow part, which may hang with the source, runs before anything is locked.
+        // What is slow, and may hang with a file system, runs before anything is locked.
         let location = SourceLocation { source: spec.source.clone(), sub_path: spec.sub_path.clone() };
         let preflight = match self.found_at(reuse_preflight_of, &spec) {
             Some(preflight) => preflight,
@@ -118,10 +128,41 @@ impl Broker {
                 Err(finding) => return Response::Refused { finding },
             },
         };
+        let deadline = Instant::now() + SOCKET_DEADLINE;
+        let (prepared, _change) = match self.prepare(&spec, fds.into_iter().next(), deadline) {
+            Ok(prepared) => prepared,
+            Err(response) => return *response,
+        };
+        let (response, unused) = self.commit(spec, preflight, prepared);
+        listening::unlink(unused.into_iter().collect(), deadline);
+        response
+    }
+
+    /// Prepares the socket of an endpoint. No other request changes the endpoint while the returned change is under way.
+    fn prepare(
+        &self,
+        spec: &Spec,
+        directory: Option<OwnedFd>,
+        deadline: Instant,
+    ) -> Result<(Prepared, Change), Box<Response>> {
+        let refused = |error: ListenError| Box::new(Response::Refused { finding: no_socket(&error) });
+        let change = self.changes.begin(&spec.name, &spec.socket.path, deadline);
+        let change = change.ok_or_else(|| refused(ListenError::Blocked(spec.socket.path.clone())))?;
+        let known =
+            self.known(spec).map_err(|error| Box::new(Response::InvalidRequest { message: error.to_string() }))?;
+        let current = known.and_then(|endpoint| endpoint.current());
+        listening::prepare(spec.socket.clone(), current, directory, change, deadline).map_err(refused)
+    }
+
+    /// Puts a prepared socket into use. Returns the response, and the socket that is not used any more.
+    fn commit(&self, spec: Spec, preflight: Preflight, prepared: Prepared) -> (Response, Option<Arc<BoundSocket>>) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.draining.load(SeqCst) {
+            return (Response::Refused { finding: drained() }, prepared.unused());
+        }
         let known = match self.known(&spec) {
             Ok(known) => known,
-            Err(invalid) => return Response::InvalidRequest { message: invalid.to_string() },
+            Err(invalid) => return (Response::InvalidRequest { message: invalid.to_string() }, prepared.unused()),
         };
         let name = spec.name.clone();
         let create = || {
@@ -131,12 +172,12 @@ impl Broker {
         let endpoint = known.unwrap_or_else(create);
         // No session is admitted before the other endpoints know this one.
         let _admitting = self.endpoints.admit();
-        match endpoint.apply(spec, preflight.clone(), directory) {
-            Ok(()) => {
+        match endpoint.apply(spec, preflight.clone(), prepared) {
+            Ok(before) => {
                 self.endpoints().insert(name, endpoint);
-                Response::Applied { preflight }
+                (Response::Applied { preflight }, before)
             }
-            Err(error) => Response::Refused { finding: no_socket(&error) },
+            Err(NotApplied { error, unused }) => (Response::Refused { finding: no_socket(&error) }, unused),
         }
     }
 
@@ -177,14 +218,17 @@ impl Broker {
     }
 
     pub(crate) fn remove(&self, name: &str, force: bool) -> Response {
+        let Some(endpoint) = self.endpoints().get(name).cloned() else { return Response::Done };
+        let now = Instant::now();
+        // Without it, a hung file system blocks a change, and the endpoint goes nevertheless.
+        let change = self.changes.begin(name, &endpoint.spec().socket.path, now + CHANGE_DEADLINE);
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let endpoint = self.endpoints().get(name).cloned();
-        if let Some(endpoint) = endpoint {
-            endpoint.remove(force);
-            drop(changing);
-            if force && !endpoint.wait_until_empty(END_DEADLINE) {
-                tracing::warn!(endpoint = name, "sessions are still ending");
-            }
+        let socket = endpoint.remove(force);
+        drop(changing);
+        listening::unlink(socket.into_iter().collect(), now + SOCKET_DEADLINE);
+        drop(change);
+        if force && !endpoint.wait_until_empty(END_DEADLINE) {
+            tracing::warn!(endpoint = name, "sessions are still ending");
         }
         Response::Done
     }
@@ -267,6 +311,9 @@ impl Broker {
     }
 
     pub(crate) fn status(&self, after: Option<&StatusPosition>) -> Status {
+        if after.is_none() {
+            self.socket_checks.check(self.all().iter().filter_map(|endpoint| endpoint.socket()).collect());
+        }
         let mut endpoints = Vec::new();
         let next = status_page::fill(self.all().iter().map(|endpoint| endpoint.status()), after, &mut endpoints);
         let holder = match (self.host.holder.is_present(), self.host.holder.is_missing()) {
@@ -292,8 +339,8 @@ impl Broker {
 
     /// Leaves everything to the next broker: engines serve, sockets listen.
     pub(crate) fn leave(&self) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        // Not released before the process ends: no session begins any more.
+        // Not released before the process ends: nothing is changed and no session begins any more.
+        std::mem::forget(self.changing.lock().unwrap_or_else(PoisonError::into_inner));
         std::mem::forget(self.endpoints.admit());
         let end = Instant::now() + END_DEADLINE;
         for endpoint in self.all() {
@@ -310,11 +357,10 @@ impl Broker {
     pub(crate) fn shut_down(&self) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let endpoints = self.all();
-        for endpoint in &endpoints {
-            endpoint.remove(true);
-        }
+        let sockets = endpoints.iter().filter_map(|endpoint| endpoint.remove(true)).collect();
         // One deadline for all, so that the process ends.
         let end = Instant::now() + END_DEADLINE;
+        listening::unlink(sockets, end);
         let left = || end.saturating_duration_since(Instant::now());
         for endpoint in &endpoints {
             endpoint.wait_until_empty(left());
@@ -377,6 +423,8 @@ fn no_socket(error: &ListenError) -> Finding {
         ListenError::NotAPath(_) => "name a file in an existing directory",
         ListenError::NotADirectory(_) => "send the descriptor of a directory",
         ListenError::Directory { .. } => "create the directory, and let the broker's user enter it",
+        ListenError::Blocked(_) => "restore the file system of that directory, or choose another path for the socket",
+        ListenError::Removed(_) => "none needed: it is created again",
         ListenError::Io { .. } => {
             "let the broker's user write in the directory; setting an owner needs CAP_CHOWN and CAP_FOWNER"
         }

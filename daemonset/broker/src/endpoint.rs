@@ -2,12 +2,15 @@
 
 mod accept;
 pub(crate) mod admission;
+pub(crate) mod changes;
 pub(crate) mod endpoints;
 pub(crate) mod host;
 mod leave;
 mod lines;
+pub(crate) mod listening;
 mod release;
 mod restore;
+pub(crate) mod socket_checks;
 mod state;
 pub(crate) mod supervisor;
 
@@ -25,7 +28,7 @@ use thiserror::Error;
 use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, OldestRequest, PendingHandOver};
 use virtiofs_contract::preflight::Preflight;
 
-use crate::channel::{Receiver, Sender, channel};
+use crate::channel::{Sender, channel};
 use crate::disposal::{self, Account, Foreign};
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, moved_to};
@@ -33,7 +36,7 @@ use crate::engine::source::{SourceLocation, Sources};
 use crate::holder::Hold;
 use crate::holder::names::Group;
 use crate::interrupt::ThreadId;
-use crate::listen::{BoundSocket, Directory, ListenError};
+use crate::listen::BoundSocket;
 use crate::session::lifeline::Lifeline;
 use crate::session::shared::Shared;
 use crate::session::{Command, End, Service, Session};
@@ -43,6 +46,7 @@ use admission::{Tally, admission};
 use endpoints::{Endpoints, Member};
 use host::Host;
 use lines::Lines;
+use listening::Listening;
 use release::Released;
 use state::{Counts, State, StoredEndpoint};
 
@@ -81,12 +85,6 @@ struct Inner {
     released: Option<Released>,
     counts: Counts,
     state: State,
-}
-
-#[derive(Debug)]
-struct Listening {
-    socket: BoundSocket,
-    stop: Sender<()>,
 }
 
 #[derive(Debug)]
@@ -168,38 +166,6 @@ impl Endpoint {
         self.inner().listening.is_some()
     }
 
-    /// Changes the endpoint to this specification. A socket that is in place stays, and so do sessions; they are handed
-    /// over if the configuration changes. `directory`: the directory of the socket, if not that of its path.
-    pub(crate) fn apply(
-        self: &Arc<Self>,
-        spec: Spec,
-        preflight: Preflight,
-        directory: Option<Directory>,
-    ) -> Result<(), ListenError> {
-        let mut inner = self.inner();
-        let in_place = inner.listening.as_ref().is_some_and(|listening| {
-            let same_directory = directory.as_ref().is_none_or(|directory| listening.socket.is_in(directory));
-            inner.spec.socket.path == spec.socket.path && same_directory && listening.socket.in_place()
-        });
-        if in_place {
-            inner.set_access(&spec)?;
-        } else {
-            let listening = self.listen(&spec, directory)?;
-            inner.state.deposit(&listening.socket);
-            if let Some(before) = inner.listening.replace(listening) {
-                before.stop();
-            }
-            tracing::info!(endpoint = spec.name, socket = %spec.socket.path.display(), "listening");
-        }
-        inner.spec = spec;
-        inner.preflight = preflight;
-        inner.save();
-        for live in inner.sessions.values() {
-            live.sender.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), live.shared.next_generation()));
-        }
-        Ok(())
-    }
-
     /// Hands every session, or only one, over to a new engine. Returns the sessions with their new generations.
     pub(crate) fn hand_over(&self, session: Option<&str>) -> Vec<PendingHandOver> {
         let inner = self.inner();
@@ -243,51 +209,6 @@ impl Endpoint {
 
     pub(crate) fn location(&self) -> SourceLocation {
         self.inner().location()
-    }
-
-    fn listen(self: &Arc<Self>, spec: &Spec, directory: Option<Directory>) -> Result<Listening, ListenError> {
-        let failed = |error| ListenError::Io { path: spec.socket.path.clone(), error };
-        let socket = match directory {
-            Some(directory) => BoundSocket::bind_in(directory, &spec.socket)?,
-            None => BoundSocket::bind(&spec.socket)?,
-        };
-        match self.accept(&socket) {
-            Ok(stop) => Ok(Listening { socket, stop }),
-            Err(error) => {
-                socket.unlink();
-                Err(failed(error))
-            }
-        }
-    }
-
-    /// Starts to accept connections. They end with the returned sender's message.
-    fn accept(self: &Arc<Self>, socket: &BoundSocket) -> io::Result<Sender<()>> {
-        let (stop, stopped) = channel()?;
-        self.accept_until_stopped(socket, stopped)?;
-        Ok(stop)
-    }
-
-    fn accept_until_stopped(self: &Arc<Self>, socket: &BoundSocket, stopped: Receiver<()>) -> io::Result<()> {
-        let listener = socket.listener().try_clone()?;
-        listener.set_nonblocking(true)?;
-        let endpoint = self.clone();
-        let accept = move || endpoint.accept_until(&listener, &stopped);
-        thread::Builder::new().name("accept".into()).spawn(accept)?;
-        Ok(())
-    }
-
-    /// Stops listening. Sessions continue, unless `force` ends them.
-    pub(crate) fn remove(&self, force: bool) {
-        let mut inner = self.inner();
-        if let Some(listening) = inner.listening.take() {
-            listening.stop();
-            inner.state.withdraw();
-            inner.save();
-            tracing::info!(endpoint = inner.spec.name, sessions = inner.sessions.len(), force, "no longer listening");
-        }
-        if force {
-            inner.sessions.iter().for_each(|(id, live)| self.end(id, live));
-        }
     }
 
     /// Waits until no session is left, at most this long. Returns true if none is.
@@ -564,12 +485,8 @@ impl Inner {
         self.released.filter(|released| released.until > Instant::now())
     }
 
-    fn set_access(&self, spec: &Spec) -> Result<(), ListenError> {
-        let Some(listening) = self.listening.as_ref().filter(|_| self.spec.socket != spec.socket) else {
-            return Ok(());
-        };
-        let set = listening.socket.set_access(&spec.socket);
-        set.map_err(|error| ListenError::Io { path: spec.socket.path.clone(), error })
+    fn listens_at(&self, socket: &Arc<BoundSocket>) -> bool {
+        self.listening.as_ref().is_some_and(|listening| Arc::ptr_eq(&listening.socket, socket))
     }
 
     fn tally(&self) -> Tally {
@@ -589,12 +506,5 @@ impl LiveSession {
         if let Some(oldest) = oldest.filter(|oldest| oldest.age_ms > LONG_MS && oldest.path.is_none()) {
             self.sender.send(Command::Describe(oldest.node));
         }
-    }
-}
-
-impl Listening {
-    fn stop(self) {
-        self.socket.unlink();
-        self.stop.send(());
     }
 }

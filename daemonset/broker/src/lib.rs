@@ -17,7 +17,7 @@
 //! | `listen`, `runtime_dir` | sockets and directories of the host |
 //! | `descriptor`, `guest_memory` | descriptors that a VMM sends, and used indexes read from its memory |
 //! | `disposal`, `interrupt` | closes descriptors that others made, on threads that nothing waits for |
-//! | `channel`, `poll`, `rate` | waiting |
+//! | `channel`, `poll`, `rate`, `blocking` | waiting |
 //! | `fault` | places at which tests end the broker |
 //!
 //! Imports point down: `session` uses `engine`, `engine` uses `record` and `vhost_user`, never the other way.
@@ -34,6 +34,7 @@ macro_rules! from_cause {
     };
 }
 
+mod blocking;
 mod broker;
 mod channel;
 mod control;

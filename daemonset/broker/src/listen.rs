@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, Stat, chmod, chownat, fstat, openat, renameat, statat, unlinkat,
@@ -31,6 +31,10 @@ pub(crate) enum ListenError {
     Foreign(PathBuf),
     #[error("another process listens on {0}")]
     Taken(PathBuf),
+    #[error("socket {0}: the file system of its directory does not respond")]
+    Blocked(PathBuf),
+    #[error("socket {0} was removed while it was being changed")]
+    Removed(PathBuf),
     #[error("socket {path}: {error}")]
     Io { path: PathBuf, error: io::Error },
 }
@@ -40,13 +44,15 @@ pub(crate) fn path_below(directory: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
 }
 
-/// A socket that listens at a path.
+/// A socket that listens at a path. Its directory may be on a file system that hangs: what may block is said.
 #[derive(Debug)]
 pub(crate) struct BoundSocket {
     listener: UnixListener,
     directory: OwnedFd,
     name: OsString,
     identity: (u64, u64),
+    /// What the last check found.
+    in_place: AtomicBool,
 }
 
 /// The directory of a socket, opened.
@@ -68,6 +74,11 @@ impl Directory {
             Ok(FileType::Directory) => Ok(Directory(fd)),
             _ => Err(ListenError::NotADirectory(path.into())),
         }
+    }
+
+    /// A directory that an earlier broker used.
+    pub(crate) fn held(fd: OwnedFd) -> Self {
+        Directory(fd)
     }
 
     fn identity(&self) -> io::Result<(u64, u64)> {
@@ -100,7 +111,7 @@ impl BoundSocket {
             .and_then(|()| identity_at(directory.as_fd(), temporary))
             .and_then(|identity| Ok(renameat(&directory, temporary, &directory, &name).map(|()| identity)?));
         match finished {
-            Ok(identity) => Ok(BoundSocket { listener, directory, name, identity }),
+            Ok(identity) => Ok(Self::new(listener, directory, name, identity)),
             Err(error) => {
                 unlink_if_there(directory.as_fd(), temporary)?;
                 Err(error)
@@ -108,19 +119,19 @@ impl BoundSocket {
         }
     }
 
-    /// The socket of an earlier broker. `directory`: none if it could not be held; then that of the path is used.
+    fn new(listener: UnixListener, directory: OwnedFd, name: OsString, identity: (u64, u64)) -> Self {
+        BoundSocket { listener, directory, name, identity, in_place: AtomicBool::new(true) }
+    }
+
+    /// The socket of an earlier broker.
     pub(crate) fn restored(
         listener: OwnedFd,
-        directory: Option<OwnedFd>,
+        Directory(directory): Directory,
         path: &Path,
         identity: (u64, u64),
     ) -> Result<Self, ListenError> {
-        let directory = match directory {
-            Some(directory) => Directory::given(directory, path)?,
-            None => Directory::of_path(path)?,
-        };
         let name = path.file_name().ok_or_else(|| ListenError::NotAPath(path.into()))?.to_owned();
-        Ok(BoundSocket { listener: UnixListener::from(listener), directory: directory.0, name, identity })
+        Ok(Self::new(UnixListener::from(listener), directory, name, identity))
     }
 
     /// Device and inode number of the socket's file.
@@ -129,7 +140,7 @@ impl BoundSocket {
     }
 
     /// The directory, opened for reading: systemd stores no descriptor that was opened with `O_PATH`. None: it may only
-    /// be searched.
+    /// be searched. May block.
     pub(crate) fn readable_directory(&self) -> Option<OwnedFd> {
         openat(&self.directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
@@ -138,25 +149,37 @@ impl BoundSocket {
         &self.listener
     }
 
-    /// True if it is in this directory.
+    /// True if it is in this directory. May block.
     pub(crate) fn is_in(&self, directory: &Directory) -> bool {
         let own = fstat(&self.directory).map(|stat| (stat.st_dev, stat.st_ino));
         own.is_ok_and(|own| directory.identity().is_ok_and(|other| own == other))
     }
 
-    /// True if the path still leads to this socket.
-    pub(crate) fn in_place(&self) -> bool {
-        identity_at(self.directory.as_fd(), &self.name).is_ok_and(|found| found == self.identity)
+    /// Checks whether the path still leads to this socket. May block.
+    pub(crate) fn check(&self) -> bool {
+        let found = identity_at(self.directory.as_fd(), &self.name).is_ok_and(|found| found == self.identity);
+        self.in_place.store(found, Relaxed);
+        found
     }
 
-    /// Sets owner, group and mode.
+    /// What the last [`check`](Self::check) found. Does not block.
+    pub(crate) fn in_place(&self) -> bool {
+        self.in_place.load(Relaxed)
+    }
+
+    /// Nobody can connect until the next check has found it.
+    pub(crate) fn presume_missing(&self) {
+        self.in_place.store(false, Relaxed);
+    }
+
+    /// Sets owner, group and mode. May block.
     pub(crate) fn set_access(&self, spec: &SocketSpec) -> io::Result<()> {
         set_access_at(self.directory.as_fd(), &self.name, spec)
     }
 
-    /// Removes the path, unless another file is there by now.
+    /// Removes the path, unless another file is there by now. May block.
     pub(crate) fn unlink(&self) {
-        if self.in_place()
+        if self.check()
             && let Err(error) = unlink_if_there(self.directory.as_fd(), &self.name)
         {
             tracing::warn!(socket = ?self.name, %error, "socket not unlinked");
@@ -283,7 +306,7 @@ mod tests {
         std::fs::create_dir(&deep).unwrap();
         let long_name = deep.join(format!("{}.sock", "n".repeat(200)));
         let socket = BoundSocket::bind(&spec(long_name.clone())).unwrap();
-        assert!(socket.in_place());
+        assert!(socket.check());
         assert!(matches!(BoundSocket::bind(&spec(long_name)), Err(ListenError::Taken(_))));
     }
 
@@ -294,7 +317,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         let socket = BoundSocket::bind(&spec(path.clone())).unwrap();
         assert!(matches!(BoundSocket::bind(&spec(path)), Err(ListenError::Taken(_))));
-        assert!(socket.in_place());
+        assert!(socket.check());
     }
 
     #[test]
@@ -334,7 +357,7 @@ mod tests {
         let socket = BoundSocket::bind(&spec(path.clone())).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "someone else's").unwrap();
-        assert!(!socket.in_place());
+        assert!(!socket.check());
         socket.unlink();
         assert!(path.exists());
     }

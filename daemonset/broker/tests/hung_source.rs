@@ -1,10 +1,12 @@
-//! Hung sources: only their users wait, and there are never two engines of a session.
+//! Hung sources and socket directories: only their users wait, and there are never two engines of a session.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
 mod common;
 
 use std::fs;
+use std::path::PathBuf;
+use std::sync::mpsc;
 use std::thread;
 
 use common::fuse::{HangingMount, Hangs};
@@ -138,4 +140,78 @@ fn no_successor_while_an_engine_is_terminating() {
 #[test]
 fn broker_without_descriptors_waits_for_a_terminating_engine() {
     terminating_engine_has_no_successor(true);
+}
+
+/// An endpoint whose socket is on a mount that hangs on request; none if mounting is not permitted.
+fn endpoint_in_hanging_directory(broker: &Broker) -> Option<(Endpoint, HangingMount)> {
+    let mut endpoint = broker.endpoint("hung");
+    let directory: PathBuf = endpoint.socket.path.with_file_name("hanging");
+    fs::create_dir(&directory).unwrap();
+    let mount = HangingMount::at(&directory, Hangs::Nothing);
+    let mount = require("the right to mount a FUSE file system", mount)?;
+    endpoint.socket.path = directory.join("hung.sock");
+    Some((endpoint, mount))
+}
+
+/// What a request to the broker returns, or a panic if it waits for the mount.
+fn in_time<T: Send>(mount: &HangingMount, what: &str, request: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let (reply, replied) = mpsc::channel();
+        scope.spawn(move || _ = reply.send(request()));
+        replied.recv_timeout(common::PATIENCE).unwrap_or_else(|_| {
+            // Else the scope would wait for the request.
+            mount.set(Hangs::Nothing);
+            panic!("{what} waits for the hung directory")
+        })
+    })
+}
+
+#[test]
+fn hung_socket_directory_does_not_affect_other_endpoints() {
+    let broker = Broker::start();
+    let other = broker.share("other");
+    let Some((mut endpoint, mount)) = endpoint_in_hanging_directory(&broker) else { return };
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    assert_eq!(read_hello(&guest), "from the host\n");
+    mount.set(Hangs::Everything);
+    let status = in_time(&mount, "status", || broker.status_of("hung"));
+    assert!(status.listening, "as before: it may only be slow");
+    endpoint.engine.max_inodes += 1;
+    thread::scope(|scope| {
+        let applying = scope.spawn(|| broker.control().apply(&endpoint));
+        until("it hangs", || mount.hanging() > 1);
+        in_time(&mount, "status", || broker.control().status());
+        assert_eq!(in_time(&mount, "a new session", || read_hello(&boot(&other))), "from the host\n");
+        in_time(&mount, "another endpoint", || broker.share("third"));
+        assert_eq!(in_time(&mount, "a session of the same endpoint", || read_hello(&guest)), "from the host\n");
+        let finding = in_time(&mount, "apply", || applying.join().unwrap()).unwrap_err();
+        assert_eq!(finding.reason, Reason::SocketUnavailable);
+        assert!(finding.message.contains("does not respond"), "{finding}");
+    });
+    until("nobody can connect, and it is said", || !in_time(&mount, "status", || broker.status_of("hung")).listening);
+    in_time(&mount, "remove", || broker.control().remove("hung", true));
+    until("its session has ended", || broker.control().status().endpoints.iter().all(|it| it.endpoint.name != "hung"));
+    let socket = endpoint.socket.path.clone();
+    mount.set(Hangs::Nothing);
+    until("the socket is removed", || !socket.exists());
+    until("it listens again", || broker.control().apply(&endpoint).is_ok());
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+}
+
+#[test]
+fn restart_does_not_wait_for_a_hung_socket_directory() {
+    let mut broker = Broker::start_with_keeper();
+    let other = broker.share("other");
+    let Some((endpoint, mount)) = endpoint_in_hanging_directory(&broker) else { return };
+    broker.control().apply(&endpoint).unwrap();
+    let guest = boot(&endpoint);
+    mount.set(Hangs::Everything);
+    broker.crash();
+    broker.restart();
+    assert_eq!(in_time(&mount, "a new session", || read_hello(&boot(&other))), "from the host\n");
+    assert_eq!(in_time(&mount, "its session", || read_hello(&guest)), "from the host\n");
+    mount.set(Hangs::Nothing);
+    until("it listens", || broker.status_of("hung").listening);
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
 }

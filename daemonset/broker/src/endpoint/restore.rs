@@ -1,21 +1,28 @@
 //! Endpoints and sessions of an earlier broker.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
+use super::listening::Listening;
 use super::release::Released;
 use super::state::{State, StoredEndpoint, copy_of};
-use super::{Endpoint, Inner, Listening};
+use super::{Endpoint, Inner};
+use crate::blocking::Call;
 use crate::channel::{Receiver, channel};
 use crate::disposal::Account;
 use crate::endpoint::endpoints::Endpoints;
 use crate::endpoint::host::Host;
 use crate::holder::Parts;
 use crate::holder::names::{Group, Part};
-use crate::listen::{BoundSocket, ListenError};
+use crate::listen::{BoundSocket, Directory, ListenError};
 use crate::session::Command;
 use crate::session::restore::{RestoreError, Restoring};
 use crate::state_file::StateFileError;
+
+/// Time for which a restart waits for the directory of a socket that could not be held.
+const RESTORING: Duration = Duration::from_secs(1);
 
 impl Endpoint {
     /// The endpoint of an earlier broker. It does not accept connections before [`Endpoint::accept_again`].
@@ -38,7 +45,7 @@ impl Endpoint {
         if let Some(socket) = socket {
             // It listens from now on: an endpoint that does not, and has no session, is removed.
             let (stop, receiver) = channel()?;
-            inner.listening = Some(Listening { socket, stop });
+            inner.listening = Some(Listening { socket: Arc::new(socket), stop });
             stopped = Some(receiver);
         }
         if let Some(released) = released {
@@ -79,5 +86,19 @@ impl Endpoint {
 
 fn restored_socket(stored: &StoredEndpoint, parts: &Parts) -> Result<Option<BoundSocket>, ListenError> {
     let (Some(identity), Some(listener)) = (stored.socket, copy_of(parts, Part::Listener)) else { return Ok(None) };
-    BoundSocket::restored(listener, copy_of(parts, Part::Directory), &stored.spec.socket.path, identity).map(Some)
+    let path = stored.spec.socket.path.clone();
+    let directory = match copy_of(parts, Part::Directory) {
+        Some(directory) => Directory::held(directory),
+        None => directory_of(path.clone())?,
+    };
+    BoundSocket::restored(listener, directory, &path, identity).map(Some)
+}
+
+/// Opens the directory of a socket. One that hangs delays the other endpoints by [`RESTORING`] only.
+fn directory_of(path: PathBuf) -> Result<Directory, ListenError> {
+    let named = path.clone();
+    let open = Call::start(move || Directory::of_path(&path), drop);
+    let opened =
+        open.map_err(|error| ListenError::Io { path: named.clone(), error })?.until(Instant::now() + RESTORING);
+    opened.ok_or(ListenError::Blocked(named))?
 }

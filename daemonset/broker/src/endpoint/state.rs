@@ -83,10 +83,9 @@ impl State {
         Ok(())
     }
 
-    /// Deposits the socket, in place of an earlier one.
-    pub(super) fn deposit(&self, socket: &BoundSocket) {
+    /// Deposits the socket, in place of an earlier one, and its directory, opened for reading.
+    pub(super) fn deposit(&self, socket: &BoundSocket, directory: Option<OwnedFd>) {
         self.withdraw();
-        let directory = socket.readable_directory();
         let deposited = self.hold.deposit_copy(Part::Listener, socket.listener()).and_then(|()| match directory {
             Some(directory) => self.hold.deposit_copy(Part::Directory, directory),
             None => Ok(()),
