@@ -1,6 +1,7 @@
 //! One endpoint: a socket, the directory it serves, and its sessions.
 
 mod accept;
+mod account;
 pub(crate) mod admission;
 pub(crate) mod changes;
 pub(crate) mod endpoints;
@@ -37,6 +38,7 @@ use crate::holder::Hold;
 use crate::holder::names::Group;
 use crate::interrupt::ThreadId;
 use crate::listen::BoundSocket;
+use crate::session::ended::EndedSession;
 use crate::session::lifeline::Lifeline;
 use crate::session::shared::Shared;
 use crate::session::{Command, End, Service, Session};
@@ -274,6 +276,7 @@ impl Endpoint {
         let began = self.begin_session(&mut inner, id, stream, service);
         if began.is_err() {
             hold.end();
+            hold.account().end();
         }
         drop(inner);
         drop(admitting);
@@ -377,15 +380,7 @@ impl Endpoint {
         if matches!(end, End::Detached) {
             inner.detached.insert(id.into());
         }
-        let view = live.shared.view().clone();
-        inner.counts.ended.add(&live.shared.totals());
-        inner.counts.engines_ended += view.engines_started;
-        if view.begun {
-            inner.counts.sessions_ended += 1;
-        } else {
-            inner.counts.rejected_connections += 1;
-        }
-        inner.save();
+        inner.add_ended(&EndedSession::of(&live.shared), &self.host.holder.group(Group::Session(live.serial)));
         self.host.list.remove(live.serial);
         if !live.shared.is_quiet() {
             tracing::info!(session = id, reason = %end, "session ended");

@@ -287,8 +287,13 @@ impl Hold {
     pub(crate) fn serial(&self) -> u64 {
         match self.group {
             Group::Broker => 0,
-            Group::Endpoint(serial) | Group::Session(serial) => serial,
+            Group::Endpoint(serial) | Group::Session(serial) | Group::Account(serial) => serial,
         }
+    }
+
+    /// The group of what is counted of this session.
+    pub(crate) fn account(&self) -> Hold {
+        self.holder.group(Group::Account(self.serial()))
     }
 
     /// True if descriptors outlive the broker.

@@ -4,6 +4,7 @@
 //! the engine is synced with the record and the VMM is answered. If there is no engine, the VMM is answered from the
 //! record: it must never see an error or a close that it did not cause.
 
+pub(crate) mod ended;
 pub(crate) mod engines;
 pub(crate) mod lifeline;
 mod policy;

@@ -214,6 +214,30 @@ fn dead_vm_is_freed_while_no_broker_runs() {
 }
 
 #[test]
+fn requests_of_a_vm_that_ends_while_no_broker_runs_are_counted_once() {
+    let (mut broker, endpoint, guest, _) = set_up();
+    let other = boot(&endpoint);
+    assert_eq!(read_hello(&guest), "from the host\n");
+    let before = broker.status_of("data");
+    let left = before.sessions.iter().map(|session| session.totals.requests()).sum::<u64>();
+    assert_eq!(before.totals.requests(), left);
+    broker.crash();
+    let engine = before.sessions[0].engine_pid.unwrap();
+    drop(guest);
+    until("the engine has ended", || !runs(engine));
+    broker.restart();
+    for _ in 0..3 {
+        let after = broker.status_of("data");
+        assert_eq!((after.sessions.len(), after.sessions_started, after.sessions_lost), (1, 2, 0));
+        assert_eq!(after.totals.operations, before.totals.operations);
+        assert_eq!(after.engines_started, before.engines_started);
+        broker.crash();
+        broker.restart();
+    }
+    drop(other);
+}
+
+#[test]
 fn keeper_that_is_killed_gets_everything_again() {
     let (mut broker, endpoint, guest, before) = set_up();
     work_through(&mut broker, &endpoint, &guest, |broker| {

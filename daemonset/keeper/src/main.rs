@@ -47,8 +47,8 @@ struct Args {
     /// Most descriptors to hold [default: the limit of open files].
     #[arg(long, value_name = "N")]
     max_descriptors: Option<usize>,
-    /// Most groups of descriptors to hold: one for each session and for each endpoint.
-    #[arg(long, value_name = "N", default_value_t = 8192)]
+    /// Most groups of descriptors to hold: two for each session and one for each endpoint.
+    #[arg(long, value_name = "N", default_value_t = 16384)]
     max_groups: usize,
     /// What to log: a level, or `target=level` directives.
     #[arg(long, default_value = "info")]

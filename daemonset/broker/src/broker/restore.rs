@@ -10,6 +10,7 @@ use crate::endpoint::Endpoint;
 use crate::engine::persistent::missing;
 use crate::holder::names::{Group, Part};
 use crate::holder::{Held, Parts};
+use crate::session::ended::EndedSession;
 use crate::session::restore::{RestoreError, Restoring};
 use crate::session_list::{Sessions, lost};
 
@@ -29,24 +30,33 @@ impl Broker {
         self.reserve_serials(&groups, listed);
         let mut sockets = Vec::new();
         let mut sessions = Vec::new();
+        let mut accounts = BTreeMap::new();
         for (group, parts) in groups {
             match group {
                 Group::Broker => {}
                 Group::Endpoint(serial) => sockets.extend(self.restore_endpoint(serial, parts)),
                 Group::Session(serial) => sessions.push((serial, parts)),
+                Group::Account(serial) => drop(accounts.insert(serial, parts)),
             }
         }
         let mut accounted: BTreeSet<u64> = held.hung_up.clone();
         let mut restored = 0;
         for (serial, parts) in sessions {
-            match self.restore_session(serial, parts) {
-                Outcome::Restored => {
-                    restored += 1;
-                    accounted.insert(serial);
-                }
-                Outcome::Over => drop(accounted.insert(serial)),
-                Outcome::Lost => {}
+            let account = of_account(&parts);
+            let outcome = self.restore_session(serial, parts);
+            accounts.remove(&serial);
+            if !matches!(outcome, Outcome::Lost) {
+                accounted.insert(serial);
             }
+            match outcome {
+                Outcome::Restored => restored += 1,
+                Outcome::Over | Outcome::Lost => self.add_ended(serial, &account),
+            }
+        }
+        for (serial, parts) in accounts {
+            // Its VMM hung up, or an earlier broker was about to count it.
+            accounted.insert(serial);
+            self.add_ended(serial, &parts);
         }
         for (endpoint, stopped) in sockets {
             if let Err(error) = endpoint.accept_again(stopped) {
@@ -66,7 +76,7 @@ impl Broker {
         let mut engines = 0;
         let mut last = listed.keys().copied().max().unwrap_or(0);
         for (group, parts) in groups {
-            if let Group::Endpoint(serial) | Group::Session(serial) = group {
+            if let Group::Endpoint(serial) | Group::Session(serial) | Group::Account(serial) = group {
                 last = last.max(*serial);
             }
             let serials = parts.keys().filter_map(|part| match part {
@@ -95,17 +105,14 @@ impl Broker {
     }
 
     fn restore_session(&self, serial: u64, parts: Parts) -> Outcome {
-        let hold = self.host.holder.group(Group::Session(serial));
         // systemd drops only the connection when a VMM hangs up; one that was being accepted was never deposited.
         if !parts.contains_key(&Part::Vmm) {
-            hold.end();
             return Outcome::Over;
         }
         match self.try_restore_session(serial, parts) {
             Ok(()) => Outcome::Restored,
             Err(error) => {
                 tracing::error!(session = serial, %error, "session lost: it cannot be restored");
-                hold.end();
                 Outcome::Lost
             }
         }
@@ -117,6 +124,20 @@ impl Broker {
         endpoint.restore_session(serial, restoring)
     }
 
+    /// Adds a session that is not continued to the counts of its endpoint, and releases what is held of it.
+    fn add_ended(&self, serial: u64, account: &Parts) {
+        let hold = self.host.holder.group(Group::Session(serial));
+        let found = EndedSession::read(account).map(|(name, ended)| (self.endpoints.find(&name), ended));
+        match found {
+            Ok((Some(endpoint), ended)) => return endpoint.add_ended(&ended, &hold),
+            // An endpoint that is gone has no counts.
+            Ok((None, _)) => {}
+            Err(error) => tracing::warn!(session = serial, %error, "requests of a session that ended are not counted"),
+        }
+        hold.end();
+        hold.account().end();
+    }
+
     fn count_lost(&self, lost: BTreeMap<String, u64>) {
         for (name, sessions) in lost {
             tracing::error!(endpoint = name, sessions, "sessions lost: restart their VMs");
@@ -126,4 +147,10 @@ impl Broker {
             }
         }
     }
+}
+
+/// What is needed to count a session. An earlier release deposits it with the session only, and systemd drops second copies.
+fn of_account(parts: &Parts) -> Parts {
+    let counted = |(part, _): &(&Part, _)| matches!(part, Part::Record | Part::Counters);
+    parts.iter().filter(counted).map(|(part, fd)| (*part, fd.clone())).collect()
 }

@@ -1,5 +1,6 @@
 //! What the next broker needs to know about an endpoint.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -41,6 +42,9 @@ pub(super) struct Counts {
     pub(super) sessions_lost: u64,
     /// Counts of sessions that ended.
     pub(super) ended: Totals,
+    /// Serial numbers of sessions that are counted above and may still be held.
+    #[serde(default)]
+    pub(super) accounted: BTreeSet<u64>,
 }
 
 /// The state of one endpoint at the holder.

@@ -51,6 +51,7 @@ impl PersistentState {
         let ledger = Arc::new(new_ledger(max_inodes)?);
         let (counter_page, trace_file) = (Arc::new(counter_page), Arc::new(trace_file));
         hold.deposit(Part::Counters, counter_page.clone());
+        hold.account().deposit(Part::Counters, counter_page.clone());
         hold.deposit(Part::Ledger, ledger.clone());
         hold.deposit(Part::Trace, trace_file.clone());
         let stash = Arc::new(FdStash::create(hold));
@@ -80,6 +81,7 @@ impl PersistentState {
         let mut take = |part: Part| parts.remove(&part).ok_or_else(|| missing(part));
         let (counter_page, ledger, trace_file) = (take(Part::Counters)?, take(Part::Ledger)?, take(Part::Trace)?);
         let (counters, trace) = (Counters::map(&counter_page)?, TraceRing::map(&trace_file)?);
+        hold.account().deposit(Part::Counters, counter_page.clone());
         let mut files = BTreeMap::new();
         for (part, file) in parts.iter() {
             if let Part::File(handle) = part {

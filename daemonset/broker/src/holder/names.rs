@@ -12,6 +12,9 @@ pub(crate) enum Group {
     Endpoint(u64),
     /// A session, by its serial number. A keeper drops the group when its VMM hangs up.
     Session(u64),
+    /// What is counted of a session, by its serial number. It stays when the VMM hangs up, until it is added to the counts of
+    /// the endpoint.
+    Account(u64),
 }
 
 /// A descriptor in a group.
@@ -72,6 +75,7 @@ impl fmt::Display for Group {
             Group::Broker => f.write_str("broker"),
             Group::Endpoint(serial) => write!(f, "endpoint-{serial}"),
             Group::Session(serial) => write!(f, "session-{serial}"),
+            Group::Account(serial) => write!(f, "account-{serial}"),
         }
     }
 }
@@ -84,6 +88,7 @@ impl FromStr for Group {
             None if text == "broker" => Ok(Group::Broker),
             Some(("endpoint", serial)) => Ok(Group::Endpoint(number(serial)?)),
             Some(("session", serial)) => Ok(Group::Session(number(serial)?)),
+            Some(("account", serial)) => Ok(Group::Account(number(serial)?)),
             _ => Err(UnknownName),
         }
     }
@@ -169,7 +174,7 @@ mod tests {
         let mut parts: Vec<Part> = PLAIN.iter().map(|(part, _)| *part).collect();
         parts.extend([Part::Descriptor(0), Part::Descriptor(u32::MAX), Part::File(u64::MAX)]);
         parts.extend(OF_ENGINES.map(|(part, _)| Part::Engine(7, part)));
-        for group in [Group::Broker, Group::Endpoint(3), Group::Session(u64::MAX)] {
+        for group in [Group::Broker, Group::Endpoint(3), Group::Session(u64::MAX), Group::Account(3)] {
             for part in &parts {
                 let name = name(group, *part);
                 assert_eq!(parse(&name), Ok((group, *part)), "{name}");

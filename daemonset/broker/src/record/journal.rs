@@ -47,6 +47,7 @@ impl Journal {
         let mut file = StateFile::create("virtiofs-session", MOST)?;
         file.write(&stored)?;
         hold.deposit_copy(Part::Record, &file)?;
+        hold.account().deposit_copy(Part::Record, &file)?;
         Ok(Journal { file, stored })
     }
 

@@ -91,6 +91,7 @@ impl Restoring {
     ) -> Result<(Session, Arc<Shared>), RestoreError> {
         let Restoring { file, stored, mut parts } = self;
         let hold = service.hold.clone();
+        hold.account().deposit_copy(Part::Record, &file)?;
         let vmm = restore_vmm(&mut parts, account)?;
         let (numbering, known) = restore_descriptors(&parts)?;
         let record = with_descriptors(&stored.record, |number| known.get(&number).cloned())?;
