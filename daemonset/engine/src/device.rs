@@ -51,6 +51,9 @@ type Chain = DescriptorChain<GuestMemoryLoadGuard<Memory>>;
 /// exit.
 pub(crate) const RESUME_EVENT: u16 = QUEUES as u16 + 1;
 
+/// Event number of a change of this process's mount table.
+pub(crate) const MOUNTS_EVENT: u16 = QUEUES as u16 + 2;
+
 /// The device of one guest.
 pub(crate) struct Device<F: FileSystem + Sync> {
     server: Server<F>,
@@ -249,6 +252,8 @@ impl<F: FileSystem + Send + Sync + 'static> VhostUserBackend for Device<F> {
                     notify(ring, vring);
                 }
             }
+        } else if event == MOUNTS_EVENT {
+            self.shared.mounts_changed();
         } else if let Some(vring) = vrings.get(usize::from(event))
             && events.contains(EventSet::IN)
         {

@@ -23,6 +23,7 @@ mod layout;
 mod names;
 mod nodes;
 mod parts;
+mod removed;
 mod request;
 mod root;
 mod survey;
@@ -242,6 +243,7 @@ impl Ledger {
         self.name_cells(&change, slot)
             .filter_map(|cell| Name::at(&self.geometry, cell))
             .map(|name| (name.parent(&change), name.bytes(&change, &self.words)))
+            .filter(|(_, name)| !removed::is_record(name))
             .collect()
     }
 

@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use rustc_hash::FxHashSet;
 
 /// A mount of the share.
 pub(crate) struct Mount {
@@ -31,6 +34,35 @@ pub(crate) fn mounts_below(mountinfo: &File, prefix: Option<&str>, root: &str) -
     mounts.sort_by(|a, b| a.relative.cmp(&b.relative));
     mounts.dedup_by(|a, b| a.relative == b.relative);
     Ok(mounts)
+}
+
+/// The last components of all mount points.
+pub(crate) fn mounted_names(mountinfo: &File) -> io::Result<FxHashSet<Vec<u8>>> {
+    // The position in the file is that of whoever reads it next: the library reads on other threads.
+    let (mut text, mut part) = (Vec::new(), vec![0; 64 << 10]);
+    loop {
+        match mountinfo.read_at(&mut part, text.len() as u64)? {
+            0 => return Ok(text.split(|byte| *byte == b'\n').filter_map(last_component).collect()),
+            read => text.extend_from_slice(&part[..read]),
+        }
+    }
+}
+
+fn last_component(line: &[u8]) -> Option<Vec<u8>> {
+    let point = line.split(|byte| *byte == b' ').nth(4)?;
+    Some(unescape_bytes(point.rsplit(|byte| *byte == b'/').next()?))
+}
+
+/// The kernel writes bytes that would separate fields as a backslash and three octal digits.
+fn unescape_bytes(field: &[u8]) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::new(), field);
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.first_chunk::<3>().filter(|_| *first == b'\\');
+        let byte = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[3..] } else { after };
+    }
+    bytes
 }
 
 fn read_from_start(mountinfo: &File) -> io::Result<String> {
@@ -91,6 +123,18 @@ mod tests {
         let mounts = parse_mounts(text, "/srv/my share", Path::new("/"));
         let found: Vec<_> = mounts.iter().map(|m| (m.relative.as_str(), m.fs_type.as_str())).collect();
         assert_eq!(found, [("sub", "tmpfs"), (".", "xfs")]);
+    }
+
+    #[test]
+    fn names_of_mount_points_are_unescaped() {
+        for (line, name) in [
+            (&b"24 23 0:5 / /srv/my\\040share/a\\134b rw - tmpfs tmpfs rw"[..], &b"a\\b"[..]),
+            (b"24 23 0:5 /f /srv/\xff\\011\\012\\043 rw - tmpfs tmpfs rw", b"\xff\t\n#"),
+            (b"22 1 8:1 / / rw - ext4 /dev/sda rw", b""),
+        ] {
+            assert_eq!(last_component(line).unwrap(), name);
+        }
+        assert_eq!(last_component(b""), None);
     }
 
     #[test]

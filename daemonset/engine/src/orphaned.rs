@@ -86,6 +86,11 @@ impl OrphanedFileServer {
         self.names.allow_posix_acls(agreed.contains(FsOptions::POSIX_ACL));
     }
 
+    /// How long a guest may trust attributes.
+    pub(crate) fn attr_timeout(&self) -> Duration {
+        self.attr_timeout
+    }
+
     /// True if the guest keeps written data in its page cache and sends it later (FUSE_WRITEBACK_CACHE).
     pub(crate) fn writeback_agreed(&self) -> bool {
         self.writeback.load(Ordering::Relaxed)

@@ -1,15 +1,17 @@
 //! Confines the process to its source and finds out what works there.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 use virtiofs_config::{EngineConfig, Limits};
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofsd::passthrough::Config as LibraryConfig;
 
-use crate::mapped_ids::{IdMapFiles, MappedIds};
+use crate::mapped_ids::IdMapFiles;
+use crate::session_fs::{HostTree, Places};
 use crate::{capabilities, confinement, limits, passthrough, preflight, sandbox};
 
 /// A confined process, ready to start the library.
@@ -18,10 +20,8 @@ pub(crate) struct Prepared {
     pub(crate) library: LibraryConfig,
     /// The result for the broker.
     pub(crate) preflight: Preflight,
-    /// Where files can be opened by file handle; empty: nowhere.
-    pub(crate) mounts: Vec<File>,
-    /// The users and groups that exist here.
-    pub(crate) mapped_ids: MappedIds,
+    /// What else of the host the session's file system reaches.
+    pub(crate) places: Places,
 }
 
 /// Confines this process for good (limits, sandbox, capabilities), then tries the features that the configuration needs.
@@ -43,6 +43,7 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
     }
     let tried = preflight::try_features(config, &jail, &mut findings)?;
     let mounts = preflight::openable_mounts(&jail, &tried);
+    let host = host_tree(&jail).map_err(|error| unreadable_source(&error))?;
     let confinement = confinement::complete(config, &jail, tried.inode_file_handles, &mut findings);
     let preflight = Preflight {
         sandbox: jail.mode,
@@ -58,7 +59,20 @@ pub(crate) fn prepare(config: &EngineConfig, source: OwnedFd) -> Result<Prepared
     };
     let effective = EngineConfig { inode_file_handles: preflight.inode_file_handles, ..config.clone() };
     let library = passthrough::library_config(&effective, jail, open_files.guest)?;
-    Ok(Prepared { library, preflight, mounts, mapped_ids })
+    Ok(Prepared { library, preflight, places: Places { mounts, host, mapped_ids } })
+}
+
+fn host_tree(jail: &sandbox::Jail) -> io::Result<HostTree> {
+    let root = open(jail.root_dir.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    Ok(HostTree { root, mountinfo: jail.mountinfo.try_clone()? })
+}
+
+fn unreadable_source(error: &io::Error) -> Finding {
+    Finding {
+        reason: Reason::SourceUnreadable,
+        message: format!("the source cannot be opened: {error}"),
+        remedy: "check that the source exists and that the broker may enter it".into(),
+    }
 }
 
 fn unreadable_ids(error: &io::Error) -> Finding {

@@ -1,7 +1,7 @@
 //! The life of an engine: prepare, report, serve until the VMM or the broker closes its connection.
 
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -23,7 +23,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::control;
-use crate::device::{Device, RESUME_EVENT};
+use crate::device::{Device, MOUNTS_EVENT, RESUME_EVENT};
 use crate::guard::Guard;
 use crate::ledger::Ledger;
 use crate::orphaned::OrphanedFileServer;
@@ -131,7 +131,7 @@ fn start(
     let ledger =
         Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, unusable_ledger(&error)))?;
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
-    let Prepared { library, preflight, mounts, mapped_ids } = prepare_or_report(&channel, config, fds.source)?;
+    let Prepared { library, preflight, places } = prepare_or_report(&channel, config, fds.source)?;
     if !config.writable() {
         seccomp::forbid_writing().map_err(ServeError::Seccomp)?;
     }
@@ -151,13 +151,11 @@ fn start(
     // The library opens its descriptors of /proc and of the root here, before the system call filter is installed.
     if config.writable() {
         let fs = StaleHandles::new(PassthroughFs::new(library).map_err(ServeError::FileSystem)?, by_handle);
-        let fs =
-            SessionFs::new(fs, shared, counters, orphaned, config, mounts, mapped_ids).map_err(ServeError::SetUp)?;
+        let fs = SessionFs::new(fs, shared, counters, orphaned, config, places).map_err(ServeError::SetUp)?;
         serve(session, fs, config)
     } else {
         let fs = StaleHandles::new(PassthroughFsRo::new(library).map_err(ServeError::FileSystem)?, by_handle);
-        let fs =
-            SessionFs::new(fs, shared, counters, orphaned, config, mounts, mapped_ids).map_err(ServeError::SetUp)?;
+        let fs = SessionFs::new(fs, shared, counters, orphaned, config, places).map_err(ServeError::SetUp)?;
         serve(session, fs, config)
     }
 }
@@ -168,6 +166,7 @@ where
 {
     let orphans = fs.orphan_scan();
     let audit = fs.audit();
+    let mount_table = fs.mount_table();
     seccomp::install(config.writable()).map_err(ServeError::Seccomp)?;
     let Session { channel, shared, counters, trace, listener, predecessor, preflight } = session;
     let fs = Guard::new(fs, counters.clone());
@@ -175,7 +174,7 @@ where
     device.replay_init().map_err(|error| refuse(&channel, next_mount(&error)))?;
     // After the INIT has been replayed: lookups depend on settings that the library takes from it.
     audit.map_or(Ok(()), Audit::start).map_err(ServeError::SetUp)?;
-    let mut daemon = connect(&device, listener, &channel, preflight)?;
+    let mut daemon = connect(&device, mount_table, listener, &channel, preflight)?;
     thread::Builder::new()
         .name("control".into())
         .spawn(move || control::run(&channel, &device, &orphans))
@@ -189,6 +188,7 @@ where
 /// Reports that the engine is ready, and accepts the broker's vhost-user connection.
 fn connect<F>(
     device: &Arc<Device<F>>,
+    mount_table: RawFd,
     listener: OwnedFd,
     channel: &PacketChannel,
     preflight: Preflight,
@@ -200,9 +200,9 @@ where
     let mut daemon =
         VhostUserDaemon::new("vhost-user".into(), device.clone(), memory).map_err(ServeError::VhostUser)?;
     for handler in daemon.get_epoll_handlers() {
-        handler
-            .register_listener(device.resume_fd(), EventSet::IN, u64::from(RESUME_EVENT))
-            .map_err(ServeError::SetUp)?;
+        let watch = |fd, events, number| handler.register_listener(fd, events, u64::from(number));
+        watch(device.resume_fd(), EventSet::IN, RESUME_EVENT).map_err(ServeError::SetUp)?;
+        watch(mount_table, EventSet::PRIORITY, MOUNTS_EVENT).map_err(ServeError::SetUp)?;
     }
     channel.send(&FromEngine::Ready { preflight }, &[]).map_err(ServeError::Control)?;
     // SAFETY: the descriptor is a listening socket that nothing else owns; `Listener` owns it from here on.

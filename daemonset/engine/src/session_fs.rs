@@ -9,7 +9,8 @@
 //! | `operations` | the FUSE operations, in the guest's numbers |
 //! | `request` | the identity of the request, passed by value |
 //! | `state`: `nodes`, `handles`, `fd_stash`, `check_queue`, `takeover` | what this engine knows beyond the ledger; each part owns its state |
-//! | `resolve`, `names`, `opening`, `open_files`, `attributes`, `file_capabilities`, `removed` | nodes, names, open files, changes of files |
+//! | `resolve`, `names`, `opening`, `open_files`, `attributes`, `file_capabilities`, `removed`, `removed_directory` | nodes, names, open files, changes of files |
+//! | `identity` | which file a node is, and the inode number that the guest sees |
 //! | `replay` | whether a repeated operation took effect the first time; pure functions |
 //! | `staleness`, `audit`, `orphan_scan` | what other processes did to what the guest holds |
 //! | `unmapped_ids` | errors of users and groups that this engine cannot act for |
@@ -22,6 +23,7 @@ mod errors;
 mod fd_stash;
 mod file_capabilities;
 mod handles;
+mod identity;
 mod library_io;
 mod names;
 mod nodes;
@@ -31,6 +33,7 @@ mod operations;
 mod orphan_scan;
 mod paths;
 mod removed;
+mod removed_directory;
 mod replay;
 mod request;
 mod resolve;
@@ -41,6 +44,7 @@ mod unmapped_ids;
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -57,6 +61,7 @@ use crate::mapped_ids::MappedIds;
 use crate::orphaned::OrphanedFileServer;
 pub(crate) use audit::Audit;
 pub(crate) use fd_stash::FdStash;
+pub(crate) use identity::HostTree;
 pub(crate) use orphan_scan::OrphanScan;
 pub(crate) use request::RequestContext;
 use state::State;
@@ -149,10 +154,24 @@ impl SharedState {
         self.lock().ledger.record_init(request, reply);
     }
 
+    /// The mount table of this process has changed.
+    pub(crate) fn mounts_changed(&self) {
+        self.lock().file_systems.mounts_changed();
+    }
+
     /// Says whether the next FUSE_INIT repeats the guest's for this engine alone.
     pub(crate) fn set_replaying_init(&self, on: bool) {
         self.lock().replaying_init = on;
     }
+}
+
+/// What of the host the session's file system reaches beside the library.
+pub(crate) struct Places {
+    /// Where files can be opened by their file handles: the share's root and its submounts. Empty: nowhere.
+    pub(crate) mounts: Vec<File>,
+    pub(crate) host: HostTree,
+    /// The users and groups that exist here.
+    pub(crate) mapped_ids: MappedIds,
 }
 
 /// A file system that keeps what the guest holds in the ledger.
@@ -170,6 +189,7 @@ pub(crate) struct SessionFs<F: FileSystem> {
     submounts_agreed: AtomicBool,
     /// Where files can be opened by their file handles: the share's root and its submounts. Empty: nowhere.
     mounts: Vec<File>,
+    host: HostTree,
     mapped_ids: MappedIds,
     /// Highest descriptor number for files that the library does not count.
     highest_descriptor: u64,
@@ -186,9 +206,9 @@ impl<F: FileSystem> SessionFs<F> {
         counters: Arc<Counters>,
         orphaned: OrphanedFileServer,
         config: &EngineConfig,
-        mounts: Vec<File>,
-        mapped_ids: MappedIds,
+        places: Places,
     ) -> io::Result<Self> {
+        let Places { mounts, host, mapped_ids } = places;
         let immutable = !config.writable() && config.negative_timeout_ms > 0;
         Ok(SessionFs {
             library: Arc::new(library),
@@ -204,12 +224,18 @@ impl<F: FileSystem> SessionFs<F> {
             xattr_names_mapped: config.xattr_map.is_some(),
             stash_at_open: mounts.is_empty() && !immutable,
             mounts,
+            host,
         })
     }
 
     /// Finds open files that other processes removed.
     pub(crate) fn orphan_scan(&self) -> OrphanScan<F> {
         OrphanScan::new(self.library.clone(), self.shared.clone())
+    }
+
+    /// The mount table of this process, which is readable (`EPOLLPRI`) when it has changed.
+    pub(crate) fn mount_table(&self) -> RawFd {
+        self.host.mountinfo.as_raw_fd()
     }
 
     /// Checks all that the guest holds, on a thread of its own; none: detection is off.

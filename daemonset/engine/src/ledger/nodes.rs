@@ -27,6 +27,11 @@ pub(crate) struct Identity {
     pub(crate) domain: u32,
 }
 
+impl Identity {
+    /// Set in the domains below mount points, and not in those of root directories.
+    pub(crate) const BELOW_MOUNT: u32 = 1 << 31;
+}
+
 impl Node {
     /// The node in this slot, used or not; none: outside the table.
     pub(super) fn at(geometry: &Geometry, slot: Slot) -> Option<Node> {

@@ -5,6 +5,7 @@ use super::change::Change;
 use super::layout::header;
 use super::names::Name;
 use super::nodes::{Node, ROOT, Slot};
+use super::removed::is_record;
 
 /// Longest path that is put into words; a longer one loses its beginning.
 const MOST_PATH: usize = 4096;
@@ -34,6 +35,9 @@ impl Ledger {
             let first = Node::at(&self.geometry, at).and_then(|node| Name::at(&self.geometry, node.names(&change)));
             let Some(first) = first.filter(|first| first.node(&change) == at) else { break };
             let part = first.bytes(&change, &self.words);
+            if is_record(&part) {
+                break;
+            }
             // A cycle, which only a damaged ledger has, ends with the length.
             length += part.len() + 1;
             parts.push(part);

@@ -10,7 +10,7 @@ use crate::ledger::{PriorState, Slot};
 use crate::orphaned::Write;
 
 use super::SessionFs;
-use super::errors::{engine_context, errno};
+use super::errors::{engine_context, errno, error};
 use super::handles::OpenFile;
 use super::library_io::{ResumedWrite, Written};
 use super::nodes::Target;
@@ -99,6 +99,7 @@ impl<F: FileSystem> SessionFs<F> {
         match self.target(state, request, slot)? {
             Target::Library(inode) => self.library.getxattr(engine_context(), inode.into(), name, size),
             Target::Orphaned(file) => self.orphaned.getxattr(&file, name, size),
+            Target::RemovedDirectory(_) => Err(error(libc::ENODATA)),
         }
     }
 
@@ -120,6 +121,7 @@ impl<F: FileSystem> SessionFs<F> {
                 self.library.setxattr(ctx, inode.into(), name, value, flags, extra)
             }
             Target::Orphaned(file) => self.orphaned.setxattr(&file, name, value, flags, extra),
+            Target::RemovedDirectory(_) => Err(error(libc::EOPNOTSUPP)),
         };
         match (result, observed) {
             (Err(error), Some((prior, true))) if replay::attribute_made(&prior, errno(&error)) => Ok(()),
@@ -142,6 +144,7 @@ impl<F: FileSystem> SessionFs<F> {
                 self.library.removexattr(ctx, inode.into(), name)
             }
             Target::Orphaned(file) => self.orphaned.removexattr(&file, name),
+            Target::RemovedDirectory(_) => Err(error(libc::ENODATA)),
         };
         let result = result.or_else(|denied| self.remove_file_capabilities(state, (request, ctx), slot, name, denied));
         match result {

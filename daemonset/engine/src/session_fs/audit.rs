@@ -22,8 +22,9 @@ use crate::ledger::{Identity, ROOT, Slot};
 
 use super::SharedState;
 use super::errors::{engine_context, errno, is_missing};
+use super::identity::{belongs_below, identity, is_made};
 use super::orphan_scan::stash_if_removed;
-use super::resolve::{belongs_below, component, identity};
+use super::resolve::component;
 use super::staleness::count_stale;
 use super::state::State;
 
@@ -204,7 +205,7 @@ impl<F: FileSystem + Send + Sync + 'static> Audit<F> {
         for (name, expected) in &check.route.steps {
             let entry = self.library.lookup(engine_context(), at.into(), &component(name).ok()?).ok()?;
             lookups.push(entry.inode);
-            if identity(known, &entry) != *expected {
+            if identity(known, name, &entry) != *expected {
                 // The directory's own name is stale: that is another check.
                 return None;
             }
@@ -215,7 +216,9 @@ impl<F: FileSystem + Send + Sync + 'static> Audit<F> {
                 lookups.push(entry.inode);
                 let same = match check.expected {
                     Expected::Inode(inode) => entry.inode == inode,
-                    Expected::Identity(expected) => identity(known, &entry) == expected,
+                    // Which file system it belongs to is not found out here.
+                    Expected::Identity(expected) if is_made(expected) => return None,
+                    Expected::Identity(expected) => identity(known, &check.name, &entry) == expected,
                 };
                 (!same).then_some(Cause::SourceReplaced)
             }
@@ -266,7 +269,7 @@ impl State {
         names
             .filter_map(|(parent, name)| {
                 let route = self.route_to(parent)?;
-                let same_root = belongs_below(self.ledger.identity(parent), self.ledger.identity(slot));
+                let same_root = belongs_below(self.ledger.identity(parent), &name, self.ledger.identity(slot));
                 let changes = self.name_changes.so_far();
                 same_root.then_some(NameCheck { slot, id, changes, parent, name, expected, route })
             })
@@ -283,7 +286,7 @@ impl State {
                 return Some(Route { start: (inode, known), steps });
             }
             let (above, name) = self.ledger.names(at).into_iter().next()?;
-            if !belongs_below(self.ledger.identity(above), known) {
+            if !belongs_below(self.ledger.identity(above), &name, known) {
                 return None;
             }
             steps.push((name, known));

@@ -61,6 +61,7 @@ impl<F: FileSystem> SessionFs<F> {
         Ok(match target {
             Target::Library(inode) => self.library.getattr(ctx, (*inode).into(), None)?.0,
             Target::Orphaned(file) => self.orphaned.getattr(file)?.0,
+            Target::RemovedDirectory(directory) => directory.attributes(),
         })
     }
 
@@ -68,6 +69,7 @@ impl<F: FileSystem> SessionFs<F> {
         match target {
             Target::Library(inode) => self.library.setattr(ctx, (*inode).into(), attr, None, valid)?,
             Target::Orphaned(file) => self.orphaned.setattr(file, attr, SetattrBy::Node, valid)?,
+            Target::RemovedDirectory(_) => return Err(error(libc::ENODATA)),
         };
         Ok(())
     }

@@ -45,23 +45,23 @@ impl<F: FileSystem> SessionFs<F> {
         Ok(NameRef { parent, parent_inode: self.inode(state, request, parent)?, name })
     }
 
-    /// The host's inode number at a name; 0: there is none.
-    fn inode_number_at(&self, at: NameRef<'_>) -> u64 {
+    /// The inode number at a name, as the ledger has it; 0: there is none.
+    fn inode_number_at(&self, state: &mut State, at: NameRef<'_>) -> u64 {
         match self.library.lookup(engine_context(), at.parent_inode.into(), at.name) {
             Ok(entry) => {
                 self.library.forget(engine_context(), entry.inode.into(), 1);
-                entry.attr.ino
+                self.identify(state, at.key(), &entry).ino
             }
             Err(_) => 0,
         }
     }
 
     /// The same, from the ledger; the host is asked only where the ledger has no such name.
-    fn known_inode_number(&self, state: &State, at: NameRef<'_>) -> u64 {
+    fn known_inode_number(&self, state: &mut State, at: NameRef<'_>) -> u64 {
         let (parent, name) = at.key();
         match state.ledger.find(parent, name) {
             Some(slot) => state.ledger.identity(slot).ino,
-            None => self.inode_number_at(at),
+            None => self.inode_number_at(state, at),
         }
     }
 
@@ -91,13 +91,15 @@ impl<F: FileSystem> SessionFs<F> {
         let (parent, name) = at.key();
         let victim = state.ledger.find(parent, name);
         self.stash_before_unlink(state, request, victim);
+        let directory = self.record_directory(state, request, victim);
         state.name_changes.count();
         match act() {
             Err(error) if repeated && replay::removed(&prior, errno(&error)) => {}
-            other => other?,
+            other => other.inspect_err(|_| self.directory_remains(state, directory))?,
         }
         state.ledger.remove(parent, name);
         victim.inspect(|victim| state.nodes.set_unlinked(*victim));
+        self.directory_removed(state, directory);
         self.release_ended(state);
         Ok(())
     }
@@ -134,8 +136,8 @@ impl<F: FileSystem> SessionFs<F> {
         request: RequestContext,
         at: NameRef<'_>,
     ) -> io::Result<(PriorState, bool)> {
-        let (prior, repeated) = self.prior_state(state, request, |_| PriorState {
-            existed: self.inode_number_at(at) != 0,
+        let (prior, repeated) = self.prior_state(state, request, |state| PriorState {
+            existed: self.inode_number_at(state, at) != 0,
             ..PriorState::default()
         });
         if !repeated && !prior.existed {
@@ -180,19 +182,27 @@ impl<F: FileSystem> SessionFs<F> {
             ..PriorState::default()
         });
         state.name_changes.count();
-        let now = || NamesNow { from: self.inode_number_at(from), to: self.inode_number_at(to) };
-        let done = repeated && replay::renamed(&prior, now(), exchange);
-        let victim = state.ledger.find(to.parent, to.name.to_bytes()).filter(|_| !exchange);
+        let done = repeated && {
+            let now = NamesNow { from: self.inode_number_at(state, from), to: self.inode_number_at(state, to) };
+            replay::renamed(&prior, now, exchange)
+        };
+        // Of two names of one file rename(2) removes neither.
+        let moved = state.ledger.find(from.parent, from.name.to_bytes());
+        let victim = state.ledger.find(to.parent, to.name.to_bytes());
+        let victim = victim.filter(|victim| !exchange && moved != Some(*victim));
+        let directory = self.record_directory(state, request, victim);
         if !done {
             self.stash_before_unlink(state, request, victim);
             let (old, new) = (from.parent_inode.into(), to.parent_inode.into());
-            self.library.rename(engine_context(), old, from.name, new, to.name, flags)?;
+            let renamed = self.library.rename(engine_context(), old, from.name, new, to.name, flags);
+            renamed.inspect_err(|_| self.directory_remains(state, directory))?;
         }
         let known = state.ledger.find(to.parent, to.name.to_bytes()).map(|slot| state.ledger.identity(slot).ino);
         // The first run may have entered it into the ledger already.
         if !(done && known == Some(prior.first)) {
             state.ledger.rename(from.key(), to.key(), exchange);
             victim.inspect(|victim| state.nodes.set_unlinked(*victim));
+            self.directory_removed(state, directory);
             self.release_ended(state);
         }
         Ok(())
@@ -206,8 +216,8 @@ impl<F: FileSystem> SessionFs<F> {
         inode: u64,
         at: NameRef<'_>,
     ) -> io::Result<Entry> {
-        let (prior, repeated) = self.prior_state(state, request, |_| PriorState {
-            existed: self.inode_number_at(at) != 0,
+        let (prior, repeated) = self.prior_state(state, request, |state| PriorState {
+            existed: self.inode_number_at(state, at) != 0,
             ..PriorState::default()
         });
         if !repeated {

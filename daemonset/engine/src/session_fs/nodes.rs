@@ -11,6 +11,8 @@ use rustc_hash::FxHashMap;
 use crate::ledger::{FileHandle, ROOT, Slot};
 use crate::orphaned::OrphanedFile;
 
+use super::removed_directory::RemovedDirectory;
+
 /// The library's inode number of the root, FUSE_ROOT_ID.
 pub(super) const LIBRARY_ROOT: u64 = 1;
 
@@ -24,11 +26,15 @@ pub(super) enum Target {
     Library(u64),
     /// The engine itself: no name leads to the file any more.
     Orphaned(Arc<OrphanedFile>),
+    /// The engine itself: the guest removed the directory.
+    RemovedDirectory(Arc<RemovedDirectory>),
 }
 
 /// A node that has been resolved in this engine.
 struct Binding {
     target: Target,
+    /// True for a directory; none: not known.
+    directory: Option<bool>,
     /// Lookups beyond the first that the library counts; returned to it with the last FORGET.
     extra_lookups: u64,
     /// The kernel file handle, once it has been read. It does not change while the library holds the inode.
@@ -43,7 +49,15 @@ struct Binding {
 
 impl Binding {
     fn new(target: Target) -> Self {
-        Binding { target, extra_lookups: 0, file_handle: None, unlinked: false, looked_up: None, refused: None }
+        Binding {
+            target,
+            directory: None,
+            extra_lookups: 0,
+            file_handle: None,
+            unlinked: false,
+            looked_up: None,
+            refused: None,
+        }
     }
 }
 
@@ -83,6 +97,23 @@ impl NodeBindings {
     /// Binds a node to an orphaned file.
     pub(super) fn bind_orphan(&mut self, slot: Slot, file: Arc<OrphanedFile>) {
         self.by_slot.insert(slot, Binding::new(Target::Orphaned(file)));
+    }
+
+    /// Binds a node to a directory that the guest removed.
+    pub(super) fn bind_removed(&mut self, slot: Slot, directory: Arc<RemovedDirectory>) {
+        self.by_slot.insert(slot, Binding::new(Target::RemovedDirectory(directory)));
+    }
+
+    /// Records the type of a node's file, from its mode.
+    pub(super) fn set_mode(&mut self, slot: Slot, mode: u32) {
+        if let Some(binding) = self.by_slot.get_mut(&slot) {
+            binding.directory = Some(mode & libc::S_IFMT == libc::S_IFDIR);
+        }
+    }
+
+    /// True for a directory; none: not known.
+    pub(super) fn is_directory(&self, slot: Slot) -> Option<bool> {
+        self.by_slot.get(&slot)?.directory
     }
 
     /// Drops the binding of a node that has ended. Returns the library inode and the lookups to return to the library.

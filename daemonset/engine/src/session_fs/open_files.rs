@@ -67,7 +67,7 @@ impl<F: FileSystem> SessionFs<F> {
     fn reopen(&self, state: &mut State, request: RequestContext, opened: &Opened) -> io::Result<OpenFile> {
         let file = match self.target(state, request, opened.node) {
             Ok(Target::Library(inode)) => self.reopen_same_file(state, inode, opened),
-            Ok(Target::Orphaned(_)) => Err(error(libc::ESTALE)),
+            Ok(Target::Orphaned(_) | Target::RemovedDirectory(_)) => Err(error(libc::ESTALE)),
             Err(other) => Err(other),
         };
         let file = match file {
@@ -163,6 +163,24 @@ impl<F: FileSystem> SessionFs<F> {
         state.handles.insert(fh as u32, file);
         state.stash.opened(fh);
         Ok(fh)
+    }
+
+    /// OPENDIR of a directory that the guest removed: nothing is open on the host.
+    pub(super) fn open_removed_directory(
+        &self,
+        state: &mut State,
+        request: RequestContext,
+        node: Slot,
+        kind: OpenKind,
+        flags: u32,
+    ) -> io::Result<(Option<u64>, OpenOptions)> {
+        if kind != OpenKind::Directory {
+            return Err(error(libc::EISDIR));
+        }
+        let (flags, none) = (reopen_flags(flags), FileHandle::default());
+        let fh = state.ledger.open(request.ring, node, kind, flags, &none).map_err(ledger_full)?;
+        state.stash.opened(fh);
+        Ok((Some(fh), OpenOptions::empty()))
     }
 
     /// OPEN of a file to which no name leads.

@@ -47,7 +47,9 @@ impl<F: FileSystem> SessionFs<F> {
         let node = self.slot(&state, id)?;
         let inode = match self.target(&mut state, request, node)? {
             Target::Library(inode) => inode,
+            Target::RemovedDirectory(_) => return self.open_removed_directory(&mut state, request, node, kind, flags),
             Target::Orphaned(file) => {
+                self.require_no_name(&mut state, node, ctx.pid)?;
                 let (fh, options) = self.open_orphan(&mut state, request, node, &file, flags, kill_priv)?;
                 return Ok((Some(fh), options));
             }

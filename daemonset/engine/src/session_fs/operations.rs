@@ -18,7 +18,8 @@ use crate::orphaned::{CopyEnd, SetattrBy, Write};
 use super::SessionFs;
 use super::errors::{errno, error};
 use super::handles::OpenFile;
-use super::nodes::Target;
+use super::identity::Listing;
+use super::nodes::{LIBRARY_ROOT, Target};
 use super::opening::Create;
 use super::request::RequestContext;
 use super::state::State;
@@ -85,7 +86,7 @@ fn seeks_data(whence: u32) -> bool {
 impl<F: FileSystem> FileSystem for SessionFs<F> {
     type Inode = u64;
     type Handle = u64;
-    type DirIter = F::DirIter;
+    type DirIter = Listing<F::DirIter>;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
         if !self.shared.lock().replaying_init {
@@ -154,11 +155,15 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
                 .getattr(ctx, inode.into(), None)
                 .inspect_err(|error| self.node_failed(&mut state, request, slot, error))?,
             Target::Orphaned(file) => self.orphaned.getattr(&file)?,
+            Target::RemovedDirectory(directory) => {
+                let attr = self.guest_attr(&state, slot, directory.attributes());
+                return Ok((attr, self.orphaned.attr_timeout()));
+            }
         };
         if attr.nlink == 0 {
             self.stash_if_removed(&mut state, slot);
         }
-        Ok((self.guest_attr(attr), timeout))
+        Ok((self.guest_attr(&state, slot, attr), timeout))
     }
 
     fn setattr(
@@ -174,6 +179,9 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         let slot = self.slot(&state, id)?;
         let changed = match (file, self.target(&mut state, request, slot)?) {
             (Some(OpenFile::Orphaned(file)), _) => self.orphaned.setattr(&file, attr, SetattrBy::Handle, valid),
+            (_, Target::RemovedDirectory(directory)) => {
+                self.set_removed_directory(&mut state, slot, &directory, (&attr, valid))
+            }
             (None, Target::Orphaned(file)) => self.orphaned.setattr(&file, attr, SetattrBy::Node, valid),
             (Some(OpenFile::Library { inode, handle }), _) => {
                 self.library.setattr(ctx, inode.into(), attr, Some(handle.into()), valid)
@@ -184,7 +192,7 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
             }
         };
         let (attr, timeout) = changed.map_err(|failed| self.setattr_failed(&attr, valid, failed))?;
-        Ok((self.guest_attr(attr), timeout))
+        Ok((self.guest_attr(&state, slot, attr), timeout))
     }
 
     fn readlink(&self, ctx: Context, id: u64) -> io::Result<Vec<u8>> {
@@ -382,6 +390,7 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         match self.target(&mut state, request, slot)? {
             Target::Library(inode) => self.library.statfs(ctx, inode.into()),
             Target::Orphaned(file) => self.orphaned.statfs(&file),
+            Target::RemovedDirectory(_) => self.library.statfs(ctx, LIBRARY_ROOT.into()),
         }
     }
 
@@ -411,6 +420,8 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         match self.target(&mut state, request, slot)? {
             Target::Library(inode) => self.library.listxattr(ctx, inode.into(), size),
             Target::Orphaned(file) => self.orphaned.listxattr(&file, size),
+            Target::RemovedDirectory(_) if size == 0 => Ok(ListxattrReply::Count(0)),
+            Target::RemovedDirectory(_) => Ok(ListxattrReply::Names(Vec::new())),
         }
     }
 
@@ -424,15 +435,33 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         self.open_node(ctx, id, OpenKind::Directory, false, flags)
     }
 
-    fn readdir(&self, ctx: Context, id: u64, handle: u64, size: u32, offset: u64) -> io::Result<F::DirIter> {
-        match self.open_file_of_request(id, handle)? {
-            OpenFile::Library { inode, handle } => self.library.readdir(ctx, inode.into(), handle.into(), size, offset),
+    fn readdir(&self, ctx: Context, id: u64, handle: u64, size: u32, offset: u64) -> io::Result<Self::DirIter> {
+        let (request, mut state) = self.operation();
+        let opened = self.opened(&state, id, handle)?;
+        if let Ok(Target::RemovedDirectory(_)) = self.target(&mut state, request, opened.node) {
+            return Ok(Listing::empty());
+        }
+        let numbering = self.numbering(state.ledger.identity(opened.node).domain);
+        let opened = self.open_file(&mut state, request, id, handle)?;
+        drop(state);
+        match opened {
+            OpenFile::Library { inode, handle } => {
+                let entries = self.library.readdir(ctx, inode.into(), handle.into(), size, offset)?;
+                Ok(Listing::of(entries, numbering))
+            }
             OpenFile::Orphaned(_) => Err(error(libc::ENOTDIR)),
         }
     }
 
     fn fsyncdir(&self, ctx: Context, id: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        match self.open_file_of_request(id, handle)? {
+        let (request, mut state) = self.operation();
+        let opened = self.opened(&state, id, handle)?;
+        if let Ok(Target::RemovedDirectory(_)) = self.target(&mut state, request, opened.node) {
+            return Ok(());
+        }
+        let opened = self.open_file(&mut state, request, id, handle)?;
+        drop(state);
+        match opened {
             OpenFile::Library { inode, handle } => self.library.fsyncdir(ctx, inode.into(), datasync, handle.into()),
             OpenFile::Orphaned(_) => Err(error(libc::ENOTDIR)),
         }
@@ -446,8 +475,14 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
     fn access(&self, ctx: Context, id: u64, mask: u32) -> io::Result<()> {
         let (request, mut state) = self.operation();
         let slot = self.slot(&state, id)?;
-        let inode = self.inode(&mut state, request, slot)?;
-        self.library.access(ctx, inode.into(), mask)
+        match self.target(&mut state, request, slot)? {
+            // Linux checks permission itself.
+            Target::RemovedDirectory(_) => Ok(()),
+            _ => {
+                let inode = self.inode(&mut state, request, slot)?;
+                self.library.access(ctx, inode.into(), mask)
+            }
+        }
     }
 
     fn lseek(&self, ctx: Context, id: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {

@@ -18,6 +18,9 @@
 //! looked up, which is all that a local file system promises, and where files are replaced at a high rate a second
 //! `ESTALE` would reach the program.
 //!
+//! The same holds in an engine that has taken over: a file that only the fd stash or its file handle leads to is opened for
+//! a thread that asks twice.
+//!
 //! Only regular files are checked: a removed directory stays usable as a working directory, and the guest's kernel
 //! opens FIFOs, sockets and devices without the file server.
 
@@ -96,6 +99,16 @@ impl<F: FileSystem> SessionFs<F> {
             Ok((found.stx_nlink, found.stx_mode.into()))
         })?;
         self.refuse_removed(state, request, node, (links, mode), Use::Open(opener))
+    }
+
+    /// Refuses to open a file that no name leads to, for a thread that may come by a cached name. The engine that saw the
+    /// guest remove the file, if it did, may have been another one.
+    ///
+    /// # Errors
+    /// `ESTALE` for the first OPEN of a thread.
+    pub(super) fn require_no_name(&self, state: &mut State, node: Slot, pid: libc::pid_t) -> io::Result<()> {
+        let opener = Opener { pid, same_walk: false };
+        self.may_use_without_link(state, node, Use::Open(opener)).then_some(()).ok_or_else(|| error(libc::ESTALE))
     }
 
     fn require(

@@ -4,12 +4,10 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustc_hash::FxHashSet;
 use virtiofs_contract::staleness::Cause;
 use virtiofsd::filesystem::{Entry, FileSystem};
-use virtiofsd::fuse::{ATTR_SUBMOUNT, Attr};
 
 use crate::ledger::{Identity, ROOT, Slot};
 use crate::orphaned::OrphanedFile;
@@ -49,15 +47,16 @@ impl<F: FileSystem> SessionFs<F> {
     /// The library's inode number of a node.
     ///
     /// # Errors
-    /// `ESTALE` if no name leads to the node any more; else the error of the lookup.
+    /// `ESTALE` if no name leads to the node any more, `ENOENT` for a directory that the guest removed; else the error of the
+    /// lookup.
     pub(super) fn inode(&self, state: &mut State, request: RequestContext, slot: Slot) -> io::Result<u64> {
         if slot == ROOT {
             return Ok(LIBRARY_ROOT);
         }
-        match state.nodes.target(slot) {
-            Some(Target::Library(inode)) => Ok(*inode),
-            Some(Target::Orphaned(_)) => Err(error(libc::ESTALE)),
-            None => self.resolve(state, request, slot),
+        match self.target(state, request, slot)? {
+            Target::Library(inode) => Ok(inode),
+            Target::Orphaned(_) => Err(error(libc::ESTALE)),
+            Target::RemovedDirectory(_) => Err(error(libc::ENOENT)),
         }
     }
 
@@ -66,10 +65,14 @@ impl<F: FileSystem> SessionFs<F> {
         if let Some(target) = state.nodes.target(slot) {
             return Ok(target.clone());
         }
-        match self.inode(state, request, slot) {
+        if slot == ROOT {
+            return Ok(Target::Library(LIBRARY_ROOT));
+        }
+        match self.resolve(state, request, slot) {
             Ok(inode) => Ok(Target::Library(inode)),
             Err(gone) if gone.raw_os_error() == Some(libc::ESTALE) => {
-                self.take_orphan_of_node(state, slot).map(Target::Orphaned).ok_or(gone)
+                let removed = self.take_removed_directory(state, slot);
+                removed.or_else(|| self.take_orphan_of_node(state, slot).map(Target::Orphaned)).ok_or(gone)
             }
             Err(other) => Err(other),
         }
@@ -122,13 +125,14 @@ impl<F: FileSystem> SessionFs<F> {
             .library
             .lookup(engine_context(), above.into(), &name)
             .inspect_err(|error| self.name_unresolved(state, request, (parent, name.to_bytes()), slot, error))?;
-        // The domain follows from the directory above by the same rule as when the guest received the node.
-        if identity(state.ledger.identity(parent), &entry) != state.ledger.identity(slot) {
+        // By the same rule as when the guest received the node.
+        if self.identify(state, (parent, name.to_bytes()), &entry) != state.ledger.identity(slot) {
             self.library.forget(engine_context(), entry.inode.into(), 1);
             self.drop_stale_name(state, request, (parent, name.to_bytes()), slot, Cause::SourceReplaced);
             return Err(error(libc::ESTALE));
         }
         state.nodes.bind(slot, entry.inode);
+        state.nodes.set_mode(slot, entry.attr.mode);
         Ok(entry.inode)
     }
 
@@ -153,7 +157,7 @@ impl<F: FileSystem> SessionFs<F> {
         }
         let id = state.ledger.id(slot);
         (entry.inode, entry.generation) = (id, id >> 32);
-        entry.attr = self.guest_attr(entry.attr);
+        entry.attr = self.guest_attr(state, slot, entry.attr);
         Ok(entry)
     }
 
@@ -166,21 +170,21 @@ impl<F: FileSystem> SessionFs<F> {
         (parent, name): (Slot, &[u8]),
         entry: &Entry,
     ) -> io::Result<(Slot, Option<Slot>)> {
-        let known = match state.nodes.slot_of(entry.inode) {
-            Some(slot) => {
-                state.nodes.count_extra_lookup(slot);
-                Some(slot)
-            }
-            None => self.bind_known_node(state, request, (parent, name), entry),
-        };
-        if let Some(slot) = known {
+        if let Some(slot) = state.nodes.slot_of(entry.inode) {
+            state.nodes.count_extra_lookup(slot);
             let displaced = state.ledger.add_lookup(request.ring, parent, name, slot).map_err(ledger_full)?;
             return Ok((slot, displaced));
         }
-        let identity = identity(state.ledger.identity(parent), entry);
+        let identity = self.identify(state, (parent, name), entry);
+        if let Some(slot) = self.bind_known_node(state, request, (parent, name), entry, identity) {
+            state.nodes.set_mode(slot, entry.attr.mode);
+            let displaced = state.ledger.add_lookup(request.ring, parent, name, slot).map_err(ledger_full)?;
+            return Ok((slot, displaced));
+        }
         let (slot, displaced) = state.ledger.add_node(request.ring, parent, name, identity).map_err(ledger_full)?;
         self.release_ended(state);
         state.nodes.bind(slot, entry.inode);
+        state.nodes.set_mode(slot, entry.attr.mode);
         Ok((slot, displaced))
     }
 
@@ -192,8 +196,8 @@ impl<F: FileSystem> SessionFs<F> {
         request: RequestContext,
         (parent, name): (Slot, &[u8]),
         entry: &Entry,
+        identity: Identity,
     ) -> Option<Slot> {
-        let identity = identity(state.ledger.identity(parent), entry);
         let same_name = state.ledger.find(parent, name);
         if let Some(slot) = same_name.filter(|slot| {
             *slot != ROOT && state.nodes.target(*slot).is_none() && state.ledger.identity(*slot) == identity
@@ -228,27 +232,6 @@ impl<F: FileSystem> SessionFs<F> {
             }
         }
     }
-
-    /// Attributes for the guest. The library always announces mount points, which distinguish file systems; the
-    /// guest sees them only if it agreed to.
-    pub(super) fn guest_attr(&self, mut attr: Attr) -> Attr {
-        if !self.submounts_agreed.load(Ordering::Relaxed) {
-            attr.flags &= !ATTR_SUBMOUNT;
-        }
-        attr
-    }
-}
-
-/// The identity of an entry below a node of identity `above`.
-pub(super) fn identity(above: Identity, entry: &Entry) -> Identity {
-    let mount = entry.attr.flags & ATTR_SUBMOUNT != 0;
-    let domain = if mount { below_mount(above.domain, entry.attr.ino) } else { above.domain };
-    Identity { ino: entry.attr.ino, domain }
-}
-
-/// True if a node of identity `node` can be below one of identity `above`: both belong to the same root directory.
-pub(super) fn belongs_below(above: Identity, node: Identity) -> bool {
-    node.domain == above.domain || node.domain == below_mount(above.domain, node.ino)
 }
 
 fn is_open_as(file: &OrphanedFile, entry: &Entry) -> bool {
@@ -266,12 +249,6 @@ pub(super) fn component(name: &[u8]) -> io::Result<CString> {
     CString::new(name).map_err(|_| error(libc::ESTALE))
 }
 
-/// The domain of identities below a mount point.
-fn below_mount(above: u32, ino: u64) -> u32 {
-    let mixed = (ino ^ (u64::from(above) << 32)).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 32) as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,21 +259,5 @@ mod tests {
             assert_eq!(component(bad).unwrap_err().raw_os_error(), Some(libc::ESTALE), "{bad:?}");
         }
         assert_eq!(component(b"\xff").unwrap().to_bytes(), b"\xff");
-    }
-
-    #[test]
-    fn nodes_of_another_root_belong_nowhere() {
-        let (root, node) = (Identity { ino: 1, domain: 7 }, Identity { ino: 12, domain: 7 });
-        assert!(belongs_below(root, node));
-        assert!(belongs_below(root, Identity { domain: below_mount(7, 12), ..node }), "a mount point");
-        assert!(!belongs_below(root, Identity { domain: below_mount(7, 13), ..node }));
-        assert!(!belongs_below(Identity { domain: 8, ..root }, node));
-    }
-
-    #[test]
-    fn domains_differ_by_mount_point_and_by_the_domain_above() {
-        assert_ne!(below_mount(0, 2), 0);
-        assert_ne!(below_mount(0, 2), below_mount(0, 3));
-        assert_ne!(below_mount(0, 2), below_mount(below_mount(0, 2), 2));
     }
 }

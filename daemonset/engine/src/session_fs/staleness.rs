@@ -16,10 +16,11 @@ use crate::ledger::Slot;
 
 use super::SessionFs;
 use super::errors::{engine_context, errno, is_missing};
+use super::identity::belongs_below;
 use super::names::NameRef;
 use super::nodes::LIBRARY_ROOT;
 use super::request::RequestContext;
-use super::resolve::{belongs_below, component};
+use super::resolve::component;
 use super::state::State;
 
 /// A name below a node.
@@ -216,7 +217,7 @@ pub(super) fn count_stale<F: FileSystem>(
     node: Slot,
     cause: Cause,
 ) {
-    let same_root = belongs_below(state.ledger.identity(parent), state.ledger.identity(node));
+    let same_root = belongs_below(state.ledger.identity(parent), name, state.ledger.identity(node));
     if same_root && !is_root_removed(library) {
         counters.count_stale(cause, &state.ledger.path_of(parent, name));
     }

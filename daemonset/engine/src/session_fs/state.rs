@@ -5,6 +5,7 @@ use crate::ledger::Ledger;
 use super::check_queue::{CheckQueue, NameChanges};
 use super::fd_stash::FdStash;
 use super::handles::OpenHandles;
+use super::identity::FileSystems;
 use super::nodes::NodeBindings;
 use super::request::CurrentRequest;
 use super::takeover::Takeover;
@@ -17,6 +18,8 @@ pub(crate) struct State {
     pub(super) nodes: NodeBindings,
     /// What the guest's handles are in this engine.
     pub(super) handles: OpenHandles,
+    /// Which file systems there are below the root.
+    pub(super) file_systems: FileSystems,
     /// Open files that the broker keeps.
     pub(super) stash: FdStash,
     /// Changes of names by the guest itself.
@@ -38,6 +41,7 @@ impl State {
             ledger,
             nodes: NodeBindings::default(),
             handles: OpenHandles::default(),
+            file_systems: FileSystems::default(),
             stash,
             name_changes: NameChanges::default(),
             to_check: CheckQueue::default(),

@@ -7,6 +7,7 @@ mod engine;
 mod file_capabilities;
 mod fixture;
 mod hostile;
+mod inode_numbers;
 #[cfg(feature = "die-at-store")]
 mod kill_at_store;
 mod listing;
@@ -15,6 +16,7 @@ mod names;
 mod nodes;
 mod open_files;
 mod removed;
+mod removed_directory;
 mod replacement;
 mod semantics;
 mod single_engine;

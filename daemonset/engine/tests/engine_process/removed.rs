@@ -127,6 +127,39 @@ fn open_files_that_the_host_removed_stay_usable_but_not_by_name() {
 }
 
 #[test]
+fn open_files_that_the_host_removed_are_not_opened_by_name_in_the_next_engine() {
+    for config in modes() {
+        for replaced in [false, true] {
+            let mut fixture = Fixture::new(config.clone());
+            fixture.write("f", "old");
+            let node = lookup(&fixture, "f");
+            let fh = fixture.guest.fuse().open(node, libc::O_RDWR).unwrap().fh;
+            if replaced {
+                replace(&fixture, "f")
+            } else {
+                fs::remove_file(fixture.path().join("f")).unwrap()
+            }
+            for exchange in 0..2 {
+                fixture.hand_over();
+                let fuse = fixture.guest.fuse();
+                // By a cached name: the write would be lost. The kernel looks the name up after ESTALE.
+                let by_name = fuse.as_caller(Caller { pid: 4711 + exchange, ..Caller::default() });
+                let refused = errno(by_name.open(node, libc::O_WRONLY | libc::O_TRUNC));
+                assert_eq!(refused, Some(libc::ESTALE), "replaced: {replaced}, exchange {exchange}");
+                assert_eq!(fuse.read(node, fh, 0, 100).unwrap(), b"old");
+                // By /proc/self/fd: the same thread opens the node again.
+                let by_fd = fuse.as_caller(Caller { pid: 815 + exchange, ..Caller::default() });
+                assert_eq!(errno(by_fd.open(node, libc::O_RDWR)), Some(libc::ESTALE));
+                let again = by_fd.open(node, libc::O_RDWR).unwrap().fh;
+                assert_eq!(fuse.read(node, again, 0, 100).unwrap(), b"old");
+                fuse.release(node, again, 0).unwrap();
+            }
+            assert_eq!(fixture.path().join("f").exists(), replaced);
+        }
+    }
+}
+
+#[test]
 fn a_file_with_another_name_left_is_opened() {
     for config in modes() {
         let fixture = Fixture::new(config);

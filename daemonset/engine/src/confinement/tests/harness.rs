@@ -223,12 +223,12 @@ fn engine(start: Start, config: &EngineConfig, source: &Path) -> Result<Box<dyn 
     close_inherited();
     start.become_it();
     let prepared = prepare(config, open_path(source).into()).map_err(|finding| finding.to_string())?;
-    let Prepared { library, mounts, .. } = prepared;
+    let Prepared { library, places, .. } = prepared;
     let fs: Box<dyn std::any::Any> = if config.writable() {
-        Box::new((PassthroughFs::new(library).map_err(|error| error.to_string())?, mounts))
+        Box::new((PassthroughFs::new(library).map_err(|error| error.to_string())?, places))
     } else {
         seccomp::forbid_writing().map_err(|error| error.to_string())?;
-        Box::new((PassthroughFsRo::new(library).map_err(|error| error.to_string())?, mounts))
+        Box::new((PassthroughFsRo::new(library).map_err(|error| error.to_string())?, places))
     };
     seccomp::install(config.writable()).map_err(|error| error.to_string())?;
     Ok(fs)
