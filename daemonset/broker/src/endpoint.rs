@@ -12,7 +12,7 @@ pub(crate) mod listening;
 mod release;
 mod restore;
 pub(crate) mod socket_checks;
-mod state;
+pub(crate) mod state;
 pub(crate) mod supervisor;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -28,7 +28,7 @@ use crate::disposal::{Foreign, SharedFd};
 use crate::fault;
 use crate::poll::{Interest, wait_readable};
 use names::{Group, Part, name};
-use transport::{Fetched, Link, connect_keeper, connect_systemd};
+use transport::{Fetched, Link, connect_keeper, connect_systemd, fetch_copies};
 
 /// Time within which a keeper must be there, and hand out what it holds, when the broker starts.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -220,6 +220,16 @@ impl Inner {
         state.link = Some(Arc::new(link));
         Ok(())
     }
+}
+
+/// States of the endpoints of the broker that serves. Another broker only reads them.
+pub(crate) fn endpoint_states(directory: &Path) -> io::Result<Vec<OwnedFd>> {
+    let deadline = Instant::now() + CONNECT_DEADLINE;
+    // A keeper that knows no prefix closes the connection.
+    let fetched = fetch_copies(directory, Some("endpoint-"), deadline);
+    let fetched = fetched.or_else(|_| fetch_copies(directory, None, deadline))?;
+    let is_state = |name: &str| matches!(names::parse(name), Ok((Group::Endpoint(_), Part::State)));
+    Ok(fetched.fds.into_iter().filter(|(name, _)| is_state(name)).map(|(_, fd)| fd).collect())
 }
 
 /// Waits for a keeper at the start; none: nobody listens, so nothing is held.

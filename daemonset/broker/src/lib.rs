@@ -15,6 +15,8 @@
 //! | `status_page` | the status in pages of a bounded size |
 //! | `store` | the key-value store of the agent |
 //! | `listen`, `runtime_dir` | sockets and directories of the host |
+//! | `standby`, `readiness` | waits until another broker ends, and says whether it could take over |
+//! | `await_engines` | the end of a broker whose engines serve until they are replaced |
 //! | `descriptor`, `guest_memory` | descriptors that a VMM sends, and used indexes read from its memory |
 //! | `disposal`, `interrupt` | closes descriptors that others made, on threads that nothing waits for |
 //! | `channel`, `poll`, `rate`, `blocking` | waiting |
@@ -34,6 +36,7 @@ macro_rules! from_cause {
     };
 }
 
+mod await_engines;
 mod blocking;
 mod broker;
 mod channel;
@@ -51,16 +54,20 @@ mod limits;
 mod listen;
 mod poll;
 mod rate;
+mod readiness;
 mod record;
 mod run;
 mod runtime_dir;
 mod session;
 mod session_list;
 mod source_watch;
+mod standby;
 mod state_file;
 mod status_page;
 mod store;
 mod vhost_user;
 
+pub use await_engines::{await_engines, become_waiting};
 pub use holder::{HolderChoice, HolderError};
-pub use run::{Config, RunError, run};
+pub use readiness::read_readiness;
+pub use run::{Config, End, RunError, block_ending_signals, run};

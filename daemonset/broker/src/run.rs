@@ -23,8 +23,10 @@ use crate::holder::{Held, Holder, HolderChoice, HolderError};
 use crate::interrupt;
 use crate::limits;
 use crate::listen::BoundSocket;
-use crate::runtime_dir::{RuntimeDir, RuntimeDirError};
+use crate::readiness::{Readiness, Role};
+use crate::runtime_dir::{RuntimeDir, RuntimeDirError, UnlockedDir};
 use crate::session_list::SessionList;
+use crate::standby::{StandbyError, Trial, stand_by};
 use crate::state_file::StateFileError;
 use crate::store::Store;
 
@@ -43,6 +45,20 @@ pub struct Config {
     pub kubelet_dir: Option<PathBuf>,
     /// Who holds the descriptors of sessions while no broker runs.
     pub holder: HolderChoice,
+    /// If another broker has the runtime directory: wait until it ends. Needs a keeper.
+    pub stand_by: bool,
+    /// File that says whether this broker is ready.
+    pub ready_file: Option<PathBuf>,
+}
+
+/// How the broker ended.
+#[derive(Debug)]
+pub enum End {
+    /// Nothing is left to do.
+    Over,
+    /// Its engines end with this process, and another broker stands by that replaces them. It takes over once this lock is
+    /// released: call [`become_waiting`](crate::become_waiting) while it is held.
+    EnginesServe(RuntimeDir),
 }
 
 /// Why the broker cannot run.
@@ -65,6 +81,9 @@ pub enum RunError {
     /// The holder of descriptors cannot be used.
     #[error(transparent)]
     Holder(#[from] HolderError),
+    /// This broker cannot stand by.
+    #[error(transparent)]
+    Standby(#[from] StandbyError),
     /// The state of this broker cannot be recorded.
     #[error("state: {0}")]
     State(Box<dyn std::error::Error + Send + Sync>),
@@ -77,34 +96,61 @@ from_cause!(RunError::SetUp(io::Error));
 
 /// Runs the broker until SIGTERM or SIGINT. With a holder, sessions continue and the next broker takes them over. Without
 /// one, the broker removes its sockets and ends its engines.
-pub fn run(config: &Config) -> Result<(), RunError> {
-    let signals = block_ending_signals()?;
+///
+/// `signals`: those of [`block_ending_signals`].
+pub fn run(config: &Config, signals: &SigSet) -> Result<End, RunError> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     limits::raise_open_files();
     interrupt::install()?;
     let engine = find_engine(&config.engine)?;
-    let runtime_dir = RuntimeDir::take(&config.runtime_dir)?;
+    let readiness = Arc::new(Readiness::start(config.ready_file.clone()));
+    let Some(runtime_dir) = take_lock(config, &engine, signals, &readiness)? else { return Ok(End::Over) };
     // After the lock: no other broker uses what is held.
     let (holder, mut held) = Holder::connect(&config.holder)?;
     let processes = Arc::new(ProcessTable::default());
     let spawner = Spawner::start(engine, processes.clone(), holder.is_present())?;
-    let sources = sources(config, &runtime_dir);
+    let sources = sources(config, runtime_dir.path());
     let queue = StartQueue::start()?;
     let starter = Arc::new(Starter::new(spawner, runtime_dir.engine_sockets(), Cgroups::find(), sources, queue));
     let broker = start_broker(starter, processes, holder, &mut held, &runtime_dir)?;
     let control = bind_control(&runtime_dir)?;
     control::serve(control.listener().try_clone()?, broker.clone())?;
+    readiness.set_role(Role::Serving);
     tracing::info!(runtime_dir = %runtime_dir.path().display(), pid = std::process::id(), "broker ready");
     let signal = signals.wait().map_err(io::Error::from)?;
     tracing::info!(signal = signal.as_str(), "broker ends");
     control.unlink();
     if config.holder == HolderChoice::Nobody {
         broker.shut_down();
-    } else {
-        broker.leave();
-        tracing::info!("sessions continue; the next broker takes them over");
+        return Ok(End::Over);
     }
-    Ok(())
+    broker.leave();
+    tracing::info!("sessions continue; the next broker takes them over");
+    // The kernel ends all processes of a container with its first one.
+    let ends_engines = rustix::process::getpid().is_init();
+    Ok(if ends_engines && runtime_dir.has_standby() { End::EnginesServe(runtime_dir) } else { End::Over })
+}
+
+/// Takes the runtime directory, and stands by if another broker has it; none: this one is to end.
+fn take_lock(
+    config: &Config,
+    engine: &Path,
+    signals: &SigSet,
+    readiness: &Arc<Readiness>,
+) -> Result<Option<RuntimeDir>, RunError> {
+    let directory = UnlockedDir::open(&config.runtime_dir)?;
+    match (directory.lock(), &config.holder) {
+        (Err(RuntimeDirError::Held { .. }), HolderChoice::Keeper(keeper)) if config.stand_by => {
+            let spawner = Spawner::start(engine.into(), Arc::default(), false)?;
+            let sources = sources(config, directory.path());
+            // It needs no sockets, and the control groups are those of the broker that serves.
+            let starter = Starter::new(spawner, PathBuf::new(), Cgroups::default(), sources, StartQueue::start()?);
+            let runtime_dir = directory.path().into();
+            let trial = Trial { starter: Arc::new(starter), keeper: keeper.clone(), runtime_dir };
+            Ok(stand_by(&directory, signals, trial, readiness)?)
+        }
+        (taken, _) => Ok(Some(taken?)),
+    }
 }
 
 fn start_broker(
@@ -123,8 +169,8 @@ fn start_broker(
     Ok(Broker::new(Arc::new(host), store, std::mem::take(held), &listed))
 }
 
-fn sources(config: &Config, runtime_dir: &RuntimeDir) -> Sources {
-    let mut reserved = vec![("the runtime directory", runtime_dir.path().to_path_buf())];
+fn sources(config: &Config, runtime_dir: &Path) -> Sources {
+    let mut reserved = vec![("the runtime directory", runtime_dir.to_path_buf())];
     for path in config.kubelet_dir.iter() {
         // The path as given, and the one it resolves to.
         reserved.push(("the kubelet's directory", path.clone()));
@@ -139,8 +185,9 @@ fn find_engine(path: &Path) -> Result<PathBuf, RunError> {
     found.map_err(|error| RunError::Engine { path: path.into(), error })
 }
 
-/// Blocks the signals before the first thread starts, so that only the waiting thread receives them.
-fn block_ending_signals() -> io::Result<SigSet> {
+/// Blocks the signals that end a broker. Call it before the first thread starts, that of the log included, so that no thread
+/// receives them by itself.
+pub fn block_ending_signals() -> io::Result<SigSet> {
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals.thread_block()?;
     Ok(signals)

@@ -1,4 +1,4 @@
-//! The runtime directory: a lock for one broker at a time, and its paths.
+//! The runtime directory: a lock for one broker at a time, another for brokers that stand by, and its paths.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -29,23 +29,61 @@ pub enum RuntimeDirError {
     },
 }
 
+/// The runtime directory, without its lock.
+#[derive(Debug)]
+pub(crate) struct UnlockedDir {
+    path: PathBuf,
+}
+
+/// A place among the brokers that stand by, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct StandbyPlace(#[expect(dead_code, reason = "dropping it unlocks the file")] File);
+
 /// The runtime directory, locked until this is dropped.
 #[derive(Debug)]
-pub(crate) struct RuntimeDir {
+pub struct RuntimeDir {
     path: PathBuf,
     _lock: File,
 }
 
-impl RuntimeDir {
-    /// Creates missing directories and takes the lock before it touches any socket.
-    pub(crate) fn take(directory: &Path) -> Result<Self, RuntimeDirError> {
+impl UnlockedDir {
+    /// Creates the directory if it is missing.
+    pub(crate) fn open(directory: &Path) -> Result<Self, RuntimeDirError> {
         // VMMs run as other users and must reach their sockets.
         make(directory, 0o755)?;
         let path = directory.canonicalize().map_err(|error| at(directory, error))?;
-        let lock = take_lock(&path)?;
-        make(&path.join("engines"), 0o700)?;
-        make(&path.join("shares"), 0o755)?;
-        Ok(RuntimeDir { path, _lock: lock })
+        Ok(UnlockedDir { path })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the lock without waiting, before it touches anything else.
+    pub(crate) fn lock(&self) -> Result<RuntimeDir, RuntimeDirError> {
+        let lock = take_lock(&self.path)?;
+        make(&self.path.join("engines"), 0o700)?;
+        make(&self.path.join("shares"), 0o755)?;
+        Ok(RuntimeDir { path: self.path.clone(), _lock: lock })
+    }
+
+    /// Shows the broker that ends that another one is ready to take over.
+    pub(crate) fn stand_by(&self) -> Result<StandbyPlace, RuntimeDirError> {
+        let path = standby_lock(&self.path);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(|error| at(&path, error))?;
+        // A broker that ends holds the other lock for an instant.
+        flock(&file, FlockOperation::LockShared).map_err(|errno| at(&path, errno.into()))?;
+        Ok(StandbyPlace(file))
+    }
+}
+
+impl RuntimeDir {
+    /// True if another broker is ready to take over.
+    pub(crate) fn has_standby(&self) -> bool {
+        let Ok(file) = OpenOptions::new().write(true).open(standby_lock(&self.path)) else { return false };
+        flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -65,6 +103,10 @@ impl RuntimeDir {
     pub(crate) fn engine_sockets(&self) -> PathBuf {
         self.path.join("engines")
     }
+}
+
+fn standby_lock(directory: &Path) -> PathBuf {
+    directory.join("standby.lock")
 }
 
 fn take_lock(directory: &Path) -> Result<File, RuntimeDirError> {
@@ -110,15 +152,28 @@ mod tests {
     fn second_broker_learns_who_holds_the_lock() {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().join("a/run");
-        let first = RuntimeDir::take(&directory).unwrap();
-        match RuntimeDir::take(&directory) {
+        let second = UnlockedDir::open(&directory).unwrap();
+        let first = second.lock().unwrap();
+        match second.lock() {
             Err(RuntimeDirError::Held { holder, .. }) => assert_eq!(holder, std::process::id().to_string()),
             other => panic!("{other:?}"),
         }
         let mode = |name: &str| std::fs::metadata(directory.join(name)).unwrap().mode() & 0o777;
         assert_eq!((mode("engines"), mode("shares"), mode(".")), (0o700, 0o755, 0o755));
         drop(first);
-        RuntimeDir::take(&directory).unwrap();
+        second.lock().unwrap();
+    }
+
+    #[test]
+    fn broker_that_ends_learns_whether_others_stand_by() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = UnlockedDir::open(scratch.path()).unwrap();
+        let serving = directory.lock().unwrap();
+        assert!(!serving.has_standby());
+        let places = [directory.stand_by().unwrap(), directory.stand_by().unwrap()];
+        assert!(serving.has_standby() && serving.has_standby());
+        drop(places);
+        assert!(!serving.has_standby());
     }
 
     #[test]
@@ -126,6 +181,6 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert!(matches!(RuntimeDir::take(&file), Err(RuntimeDirError::Io { .. })));
+        assert!(matches!(UnlockedDir::open(&file), Err(RuntimeDirError::Io { .. })));
     }
 }

@@ -208,6 +208,11 @@ impl Session {
         &self.shared.id
     }
 
+    /// True if its engine runs in the container of an earlier broker, and ends with it.
+    pub(crate) fn has_foreign_engine(&self) -> bool {
+        self.engines.serving().is_some_and(|engine| !engine.engine.process.is_within_reach())
+    }
+
     /// What others need to end it without its thread.
     pub(crate) fn lifeline(&self) -> Lifeline {
         Lifeline {
@@ -439,7 +444,7 @@ impl Session {
         view.finding = self.engines.finding().cloned();
         view.replacements.clone_from(self.engines.replacements());
         let serving = self.engines.serving().map(|attached| &attached.engine);
-        view.engine_pid = serving.map(|engine| engine.process.pid());
+        view.engine_pid = serving.filter(|engine| engine.process.is_within_reach()).map(|engine| engine.process.pid());
         view.root = serving.and_then(|engine| engine.root);
         view.engine_binary = serving.and_then(|engine| engine.binary.clone());
         if let Some(engine) = serving {

@@ -30,8 +30,8 @@ const STORE_SOCKET: u64 = u64::MAX;
 const FETCH_SOCKET: u64 = u64::MAX - 1;
 const CLIENT: u64 = 1 << 63;
 
-/// The request that a client sends to get everything.
-const FETCH: &[u8] = b"FETCH";
+/// The request that a client sends to get everything. With a prefix after a space, it gets the names that begin with it.
+const FETCH: &str = "FETCH";
 
 /// The keeper.
 pub(crate) struct Keeper {
@@ -152,26 +152,28 @@ impl Keeper {
         let Some(client) = self.clients.get(&data) else { return Ok(()) };
         match receive(client) {
             Ok(None) => return Ok(()),
-            Ok(Some(received)) if received.bytes == FETCH => {
-                // What was sent to the store socket before is there.
-                self.take_messages()?;
-                match self.hand_out(data) {
-                    Ok(()) => return Ok(()),
-                    Err(error) => tracing::warn!(%error, "descriptors not handed out"),
+            Ok(Some(received)) => {
+                if let Some(prefix) = fetched_prefix(&received.bytes) {
+                    // What was sent to the store socket before is there.
+                    self.take_messages()?;
+                    match self.hand_out(data, prefix) {
+                        Ok(()) => return Ok(()),
+                        Err(error) => tracing::warn!(%error, "descriptors not handed out"),
+                    }
                 }
             }
-            // Closed, or a stranger.
-            Ok(Some(_)) | Err(_) => {}
+            Err(_) => {}
         }
         self.clients.remove(&data);
         Ok(())
     }
 
-    /// Sends all descriptors with their names, and then the groups that hung up.
-    fn hand_out(&self, data: u64) -> io::Result<()> {
+    /// Sends the descriptors whose names begin with `prefix`, and then the groups that hung up.
+    fn hand_out(&self, data: u64, prefix: &str) -> io::Result<()> {
         let Some(client) = self.clients.get(&data) else { return Ok(()) };
-        let all: Vec<(&str, BorrowedFd<'_>)> = self.store.all().map(|(name, fd)| (name, fd.as_fd())).collect();
-        for part in all.chunks(PER_MESSAGE) {
+        let chosen = self.store.all().filter(|(name, _)| name.starts_with(prefix));
+        let chosen: Vec<(&str, BorrowedFd<'_>)> = chosen.map(|(name, fd)| (name, fd.as_fd())).collect();
+        for part in chosen.chunks(PER_MESSAGE) {
             let mut text = String::from("FDS");
             part.iter().for_each(|(name, _)| {
                 text.push('\n');
@@ -180,14 +182,20 @@ impl Keeper {
             let fds: Vec<BorrowedFd<'_>> = part.iter().map(|(_, fd)| *fd).collect();
             send(client, text.as_bytes(), &fds)?;
         }
-        let hung_up: Vec<&str> = self.store.hung_up().collect();
+        let hung_up: Vec<&str> = self.store.hung_up().filter(|group| group.starts_with(prefix)).collect();
         for part in hung_up.chunks(PER_MESSAGE) {
             send(client, format!("HUNGUP\n{}", part.join("\n")).as_bytes(), &[])?;
         }
         let (descriptors, groups) = self.store.len();
-        tracing::info!(descriptors, groups, "handed out");
+        tracing::info!(prefix, handed_out = chosen.len(), descriptors, groups, "handed out");
         send(client, b"END", &[])
     }
+}
+
+/// The prefix of a request to fetch; none: it is closed, or a stranger.
+fn fetched_prefix(request: &[u8]) -> Option<&str> {
+    let rest = std::str::from_utf8(request).ok()?.strip_prefix(FETCH)?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(' ') }
 }
 
 /// True if both are one open file, as kcmp(2) says.

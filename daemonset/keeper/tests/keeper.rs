@@ -71,8 +71,12 @@ impl Keeper {
 
     /// Names with descriptors, and groups that hung up.
     fn fetch(&self) -> (Vec<(String, OwnedFd)>, Vec<String>) {
+        self.request("FETCH")
+    }
+
+    fn request(&self, request: &str) -> (Vec<(String, OwnedFd)>, Vec<String>) {
         let client = socket(&self.directory.join("fetch"), SocketType::SEQPACKET).unwrap();
-        rustix::net::send(&client, b"FETCH", SendFlags::empty()).unwrap();
+        rustix::net::send(&client, request.as_bytes(), SendFlags::empty()).unwrap();
         let (mut held, mut hung_up) = (Vec::new(), Vec::new());
         loop {
             let mut buffer = vec![0; 1 << 16];
@@ -138,6 +142,18 @@ fn descriptors_are_handed_out_by_name_as_often_as_asked() {
     keeper.send("FDSTOREREMOVE=1\nFDNAME=g.pipe", &[]);
     assert_eq!(keeper.names().len(), 250);
     assert_eq!(reader.read_to_end(&mut Vec::new()).unwrap(), 0, "the last writer is closed");
+}
+
+#[test]
+fn prefix_restricts_what_is_handed_out() {
+    let keeper = Keeper::start(&[]);
+    for name in ["endpoint-1.state", "endpoint-2.state", "session-1.memory"] {
+        keeper.store(name, memory("x"));
+    }
+    let names = |request| -> Vec<String> { keeper.request(request).0.into_iter().map(|(name, _)| name).collect() };
+    assert_eq!(names("FETCH endpoint-"), ["endpoint-1.state", "endpoint-2.state"]);
+    assert_eq!(names("FETCH nothing"), [""; 0]);
+    assert_eq!(names("FETCH").len(), 3);
 }
 
 #[test]

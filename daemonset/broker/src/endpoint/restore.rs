@@ -70,6 +70,9 @@ impl Endpoint {
         let (session, shared) = restoring.restore(service, &self.host.engines, &account, (sender.clone(), commands))?;
         // The configuration may have changed just before the broker ended.
         sender.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), shared.next_generation()));
+        if session.has_foreign_engine() {
+            sender.send(Command::HandOver(shared.next_generation()));
+        }
         if shared.view().begun {
             self.host.list.add(serial, &inner.spec.name);
         }

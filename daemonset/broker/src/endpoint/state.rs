@@ -5,10 +5,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{Endpoint as Spec, Rejection};
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
+use super::release::Released;
+use crate::engine::source::SourceLocation;
 use crate::holder::names::Part;
 use crate::holder::{Hold, Parts};
 use crate::listen::BoundSocket;
@@ -27,6 +30,17 @@ pub(crate) struct StoredEndpoint {
     /// When its release ends, in seconds since the Unix epoch.
     pub(super) released_until: Option<u64>,
     pub(super) counts: Counts,
+}
+
+impl StoredEndpoint {
+    /// What its engines serve, and how; none: the source is released.
+    pub(crate) fn served(self) -> Option<(SourceLocation, EngineConfig)> {
+        if self.released_until.and_then(Released::until).is_some() {
+            return None;
+        }
+        let Spec { source, sub_path, engine, .. } = self.spec;
+        Some((SourceLocation { source, sub_path }, engine))
+    }
 }
 
 /// Counts of an endpoint.

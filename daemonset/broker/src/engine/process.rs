@@ -203,6 +203,8 @@ impl EngineProcess {
         processes: &Arc<ProcessTable>,
     ) -> io::Result<Self> {
         let pid = pid_of(pidfd.as_fd())?;
+        // Paths of groups of another container name other groups here.
+        let groups = if pid == 0 { Vec::new() } else { groups };
         processes.enter(purpose.clone());
         Ok(EngineProcess {
             pid,
@@ -221,7 +223,7 @@ impl EngineProcess {
         &self.groups.0
     }
 
-    /// True if it can be seen and signalled.
+    /// True if it can be seen and signalled. An engine of a broker in another container cannot, and ends with that container.
     pub(crate) fn is_within_reach(&self) -> bool {
         self.pid != 0
     }

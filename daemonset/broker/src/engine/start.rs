@@ -311,9 +311,13 @@ impl Starter {
 
     fn run_preflight(&self, location: &SourceLocation, config: EngineConfig) -> Result<Preflight, Finding> {
         let source = open_source(location, &self.sources)?;
+        self.try_on(&source, &location.path(), config)
+    }
+
+    /// Starts an engine on an open directory, waits until it is in its sandbox, and ends it.
+    pub(crate) fn try_on(&self, source: impl AsFd, path: &Path, config: EngineConfig) -> Result<Preflight, Finding> {
         let first = ToEngine::Preflight { version: VERSION, config: config.clone() };
-        self.begin(Purpose::Preflight(location.path()), &config, &first, &[source.as_fd()], None)?
-            .await_ready("preflight")
+        self.begin(Purpose::Preflight(path.into()), &config, &first, &[source.as_fd()], None)?.await_ready("preflight")
     }
 
     /// Gives an engine of an earlier broker its limits again.
@@ -400,7 +404,22 @@ impl Leftover {
     }
 }
 
+/// Shuts the control channel of an engine down, for all who have it. The engine then ends by itself.
+pub(crate) fn hang_up(control: impl AsFd) {
+    // It fails only if it is shut down already.
+    let _ = rustix::net::shutdown(control, rustix::net::Shutdown::Both);
+}
+
 impl Engine {
+    /// Sends SIGKILL. An engine that is out of reach ends by itself instead, unless it is stuck.
+    pub(crate) fn kill(&self) {
+        if self.process.is_within_reach() {
+            self.process.kill();
+        } else {
+            hang_up(&self.control);
+        }
+    }
+
     /// An engine that an earlier broker started, and that still serves. `parts`: its descriptors.
     ///
     /// # Errors
@@ -517,7 +536,8 @@ fn last_line(log: &EngineLog) -> String {
     }
 }
 
-fn not_started(error: &io::Error) -> Finding {
+/// The finding for an engine that could not be started.
+pub(crate) fn not_started(error: &io::Error) -> Finding {
     finding(
         Reason::EngineFailed,
         format!("the engine could not be started: {error}"),

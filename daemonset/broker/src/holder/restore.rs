@@ -22,7 +22,7 @@ pub(crate) struct Found {
 pub(crate) enum Condition {
     /// It runs, and all its descriptors are there.
     Running,
-    /// It runs, and cannot be used: a descriptor is missing, or it is in another PID namespace.
+    /// It runs, and cannot be used: a descriptor is missing, or it has another version of the messages.
     Unusable,
     /// No thread of it runs user code any more.
     Ended,

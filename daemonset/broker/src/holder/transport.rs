@@ -69,14 +69,25 @@ impl Link {
 
 /// Connects to the keeper of this directory and fetches what it holds.
 pub(crate) fn connect_keeper(directory: &Path, deadline: Instant) -> io::Result<(Link, Fetched)> {
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    let watch = connect_to(&directory.join("fetch"), SocketType::SEQPACKET)?;
-    set_socket_timeout(&watch, Timeout::Recv, Some(left))?;
+    let (watch, fetched) = fetch(directory, "FETCH", deadline)?;
     let store = connect_to(&directory.join("store"), SocketType::DGRAM)?;
     set_socket_timeout(&store, Timeout::Send, Some(SEND_DEADLINE))?;
-    rustix::net::send(&watch, b"FETCH", SendFlags::NOSIGNAL)?;
-    let fetched = receive_all(&watch)?;
     Ok((Link { store, watch: Some(watch) }, fetched))
+}
+
+/// Fetches what the keeper holds, only under names with this prefix if there is one, and changes nothing.
+pub(crate) fn fetch_copies(directory: &Path, prefix: Option<&str>, deadline: Instant) -> io::Result<Fetched> {
+    let request = prefix.map_or_else(|| "FETCH".into(), |prefix| format!("FETCH {prefix}"));
+    Ok(fetch(directory, &request, deadline)?.1)
+}
+
+fn fetch(directory: &Path, request: &str, deadline: Instant) -> io::Result<(OwnedFd, Fetched)> {
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let socket = connect_to(&directory.join("fetch"), SocketType::SEQPACKET)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(left))?;
+    rustix::net::send(&socket, request.as_bytes(), SendFlags::NOSIGNAL)?;
+    let fetched = receive_all(&socket)?;
+    Ok((socket, fetched))
 }
 
 fn connect_to(path: &Path, kind: SocketType) -> io::Result<OwnedFd> {

@@ -19,7 +19,7 @@ use crate::engine::fd_stash::StashServer;
 use crate::engine::mount_point::MountPoint;
 use crate::engine::persistent::{PersistentState, missing};
 use crate::engine::process::{EngineProcess, ProcessTable, Purpose};
-use crate::engine::start::{Engine, HeldEngine, Leftover};
+use crate::engine::start::{Engine, HeldEngine, Leftover, hang_up};
 use crate::holder::Parts;
 use crate::holder::names::{EnginePart, Part};
 use crate::holder::restore::{Condition, Found, OutOfReach, Rings, Verdict, decide};
@@ -182,6 +182,9 @@ fn restore_engines(
     let mut leftovers = Vec::new();
     for serial in wait {
         let Some(Remnant { process: Some(process), mut parts }) = remnants.remove(&serial) else { continue };
+        if let Some(control) = parts.get(&EnginePart::Control).filter(|_| !process.is_within_reach()) {
+            hang_up(control);
+        }
         let channel = parts.remove(&EnginePart::Stash).map(|fd| fd.try_clone()).transpose()?;
         let serve = |fd| StashServer::start(persistent.stash.clone(), PacketChannel::from_fd(fd));
         leftovers.push(Leftover::new(process, channel.map(serve).transpose()?, held(serial)));
@@ -191,7 +194,9 @@ fn restore_engines(
     {
         match reattach_engine(process, engine, parts, persistent, held(serial), known) {
             Ok(mut engine) => {
-                service.starter.renew_limits(&mut engine.engine);
+                if engine.engine.process.is_within_reach() {
+                    service.starter.renew_limits(&mut engine.engine);
+                }
                 return Ok(RestoredEngines::Serving(engine));
             }
             Err(leftover) => leftovers.push(*leftover),
@@ -233,7 +238,6 @@ impl Remnant {
         match &self.process {
             None => Condition::Unknown,
             Some(process) if process.is_over() => Condition::Ended,
-            Some(process) if !process.is_within_reach() => Condition::Unusable,
             Some(_) if complete.iter().any(|part| !self.parts.contains_key(part)) => Condition::Unusable,
             Some(_) => Condition::Running,
         }

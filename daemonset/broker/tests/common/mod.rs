@@ -114,6 +114,33 @@ impl Broker {
         until("the broker listens again", greeted);
     }
 
+    /// Starts the broker again, as the first process of a PID namespace: its engines end with it, as in a container.
+    pub(crate) fn restart_in_container(&mut self) {
+        self.restart_as(contained());
+        let greeted = || UnixStream::connect(self.control_path()).is_ok();
+        until("the broker listens again", greeted);
+    }
+
+    /// Starts another broker that stands by.
+    pub(crate) fn stand_by(&self, place: Place, engine: Option<&Path>) -> StandbyBroker {
+        let mut command = match place {
+            Place::Host => Command::new(BROKER),
+            Place::Container => contained(),
+        };
+        let ready_file = tempfile::Builder::new().prefix("ready-").tempdir_in(self.folder.path()).unwrap().keep();
+        let ready_file = ready_file.join("ready");
+        command.arg("--stand-by").arg("--ready-file").arg(&ready_file);
+        let log = fs::OpenOptions::new().append(true).open(self.folder.path().join("log")).unwrap();
+        let engine = engine.unwrap_or(&self.engine);
+        let process = spawn(command, self.folder.path(), engine, Some(self.keeper_dir()), log.into());
+        StandbyBroker { process: Some(process), ready_file }
+    }
+
+    /// The broker that stood by becomes this one. Returns the process of the one before.
+    pub(crate) fn succeeded_by(&mut self, mut standby: StandbyBroker) -> Child {
+        std::mem::replace(&mut self.process, standby.process.take().unwrap())
+    }
+
     /// Starts the broker again, to end at the `step`th place between two effects (feature `die-at-step`).
     pub(crate) fn restart_until_step(&mut self, step: u64) {
         let mut command = Command::new(BROKER);
@@ -150,9 +177,7 @@ impl Broker {
     /// VMMs, and knows itself as process 1.
     pub(crate) fn start_in_pid_namespace() -> Self {
         let folder = tempfile::Builder::new().prefix("broker-").tempdir().unwrap();
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(BROKER);
-        Self::start_as(command, folder, engine().into())
+        Self::start_as(contained(), folder, engine().into())
     }
 
     /// A broker of an ordinary user, who may be unable to enter the directory that the programs were built in.
@@ -307,6 +332,59 @@ impl Broker {
         });
         status.unwrap()
     }
+}
+
+/// Where a broker runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Host,
+    /// As the first process of a PID namespace.
+    Container,
+}
+
+/// A broker that stands by. Dropping it kills it.
+pub(crate) struct StandbyBroker {
+    process: Option<Child>,
+    ready_file: PathBuf,
+}
+
+impl StandbyBroker {
+    /// What the probe of its container prints, and whether it passes.
+    pub(crate) fn probe(&self) -> (String, bool) {
+        let output = Command::new(BROKER).arg("ready").arg(&self.ready_file).output().unwrap();
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (text, output.status.success())
+    }
+
+    /// Waits until the probe prints this.
+    pub(crate) fn until(&self, text: &str) {
+        until(&format!("a broker that says {text:?}"), || self.probe().0.contains(text));
+    }
+
+    pub(crate) fn until_ready(self) -> Self {
+        self.until("ready: standing by");
+        self
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn wait(mut self) -> ExitStatus {
+        self.process.take().unwrap().wait().unwrap()
+    }
+}
+
+impl Drop for StandbyBroker {
+    fn drop(&mut self) {
+        self.process.iter_mut().for_each(end);
+    }
+}
+
+fn contained() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(BROKER);
+    command
 }
 
 impl Drop for Broker {

@@ -119,7 +119,10 @@ impl Remains {
         let end = Instant::now() + longest;
         let left = || end.saturating_duration_since(Instant::now());
         // All are killed before any is awaited.
-        self.processes().iter().for_each(|process| process.kill());
+        match self {
+            Remains::Engine(engine) => engine.engine.kill(),
+            Remains::Leftovers(engines) => engines.iter().for_each(|engine| engine.process.kill()),
+        }
         self.processes().iter().all(|process| process.stop_for_good(left()).is_ok())
     }
 }

@@ -1,0 +1,103 @@
+//! Trial engines of a broker that stands by: one for each distinct configuration of a source that the other broker serves.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use virtiofs_config::{Access, EngineConfig};
+use virtiofs_contract::preflight::{Finding, Reason};
+
+use crate::endpoint::state::StoredEndpoint;
+use crate::engine::source::SourceLocation;
+use crate::engine::start::{Starter, not_started};
+use crate::holder::endpoint_states;
+use crate::readiness::{Readiness, Role};
+use crate::state_file::StateFile;
+
+/// Interval at which engines are tried that were configured since.
+const TRY_MORE: Duration = Duration::from_secs(10);
+
+/// Interval at which a trial that failed is repeated.
+const TRY_AGAIN: Duration = Duration::from_secs(3);
+
+/// What is served, and how.
+type Served = (SourceLocation, EngineConfig);
+
+/// Tries the engines of this broker.
+pub(crate) struct Trial {
+    pub(crate) starter: Arc<Starter>,
+    /// The keeper's directory.
+    pub(crate) keeper: PathBuf,
+    /// A directory that exists, for a trial while nothing is served.
+    pub(crate) runtime_dir: PathBuf,
+}
+
+impl Trial {
+    /// Tries engines in a thread, until this broker serves and they have passed.
+    pub(super) fn run_in_background(self, readiness: Arc<Readiness>) -> io::Result<()> {
+        readiness.begin_trials();
+        let run = move || {
+            let mut passed = HashSet::new();
+            loop {
+                let result = self.run(&mut passed);
+                let pause = if result.is_ok() { TRY_MORE } else { TRY_AGAIN };
+                readiness.set_tried(result);
+                if readiness.role() == Role::Serving && readiness.has_passed() {
+                    return;
+                }
+                thread::sleep(pause);
+            }
+        };
+        thread::Builder::new().name("trial".into()).spawn(run).map(drop)
+    }
+
+    /// Tries what has not passed yet.
+    fn run(&self, passed: &mut HashSet<Served>) -> Result<(), String> {
+        let at_keeper = |error: io::Error| format!("keeper in {}: {error}", self.keeper.display());
+        let states = endpoint_states(&self.keeper).map_err(at_keeper)?;
+        let mut served = HashSet::new();
+        for state in states {
+            served.extend(read(state)?);
+        }
+        if served.is_empty() {
+            return self.try_binary().map_err(|finding| finding.to_string());
+        }
+        for (location, config) in served {
+            if passed.contains(&(location.clone(), config.clone())) {
+                continue;
+            }
+            match self.starter.preflight(&location, &config) {
+                Ok(_) => drop(passed.insert((location, config))),
+                Err(finding) if is_about_the_source(finding.reason) => {
+                    tracing::warn!(source = %location.path().display(), %finding, "no engine tried");
+                }
+                Err(finding) => return Err(format!("trial engine for {}: {finding}", location.path().display())),
+            }
+        }
+        Ok(())
+    }
+
+    fn try_binary(&self) -> Result<(), Finding> {
+        let directory = File::open(&self.runtime_dir).map_err(|error| not_started(&error))?;
+        self.starter.try_on(&directory, &self.runtime_dir, EngineConfig::stock(Access::ReadOnly)).map(drop)
+    }
+}
+
+/// Reads the state of an endpoint. None: its source is released, and a trial would use it.
+fn read(state: OwnedFd) -> Result<Option<Served>, String> {
+    match StateFile::<StoredEndpoint>::open(state) {
+        Ok((_, endpoint)) => Ok(endpoint.served()),
+        Err(error) => Err(format!("this broker cannot read the state of an endpoint: {error}")),
+    }
+}
+
+/// True if the broker that serves could not start an engine either.
+fn is_about_the_source(reason: Reason) -> bool {
+    use Reason::{SourceMissing, SourceNotDirectory, SourceReadOnly, SourceReleased, SourceUnreadable};
+    matches!(reason, SourceMissing | SourceNotDirectory | SourceUnreadable | SourceReadOnly | SourceReleased)
+}
