@@ -21,7 +21,7 @@ export RUST_LIB_BACKTRACE := 0
 export VIRTIOFS_SKIPPED := $(CURDIR)/target/skipped-tests
 
 .NOTPARALLEL:
-.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image api node host scale build check words kills test guest rules demo bench chaos generate
+.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image api node host scale build check words kills test guest rules demo bench chaos fuzz generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -146,6 +146,11 @@ bench: setup build ## all figures (6 minutes): tables and target/bench/report.js
 chaos: build ## 2000 kills and 2000 hand-overs under guests that notice everything; CHAOS='--seed 7' for others
 	$(call STEP,chaos)
 	@cargo run $(LOCKED) -q --release -p testkit --bin chaos -- $(CHAOS)
+
+fuzz: setup-build ## hostile input to all parsers, mutated from fuzz/corpus; SECONDS=600 for each of them instead of 60
+	$(call STEP,fuzz)
+	@FUZZ_SECONDS=$(or $(SECONDS),60) $(SETUP)/some-test.sh cargo test $(LOCKED) -p virtiofs-crds -p virtiofs-keeper \
+	    -p virtiofs-broker -p virtiofs-agent -p virtiofs-engine --lib --bins --test fuzz -- fuzz_ --nocapture
 
 generate: setup-build ## rewrites the generated files
 	@cargo run $(LOCKED) -q -p virtiofs-crds --bin crdgen

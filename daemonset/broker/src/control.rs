@@ -1,5 +1,8 @@
 //! The control socket: handles the agent's requests in order, with a thread for each connection.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};

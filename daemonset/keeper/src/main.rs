@@ -12,6 +12,8 @@
 //! | `socket` | sockets, and messages with descriptors |
 
 mod closing;
+#[cfg(test)]
+mod fuzz;
 mod message;
 mod serve;
 mod socket;

@@ -198,6 +198,7 @@ fn invalid(message: &str) -> Status {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
     use virtiofs_csi::v1::VolumeCapability;
     use virtiofs_csi::v1::volume_capability::{AccessMode, BlockVolume, MountVolume};
 
@@ -311,5 +312,28 @@ mod tests {
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{expected}: {status}");
             assert!(status.message().contains(expected), "{expected}: {status}");
         }
+    }
+
+    /// True if the request is accepted. Whatever it says, the volume is in the pod's directory and its path below the share.
+    fn request(input: &[u8]) -> bool {
+        let Ok(request) = NodePublishVolumeRequest::decode(input) else { return false };
+        let volume = match publish(&request, &kubelet()) {
+            Ok(volume) => volume,
+            Err(status) => {
+                assert!(status.code() == tonic::Code::InvalidArgument && !status.message().is_empty(), "{status}");
+                return false;
+            }
+        };
+        assert!(volume.target_path.starts_with(format!("/var/lib/kubelet/pods/{}/volumes", volume.pod_uid)));
+        let normal = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+        assert!(normal(volume.target_path.strip_prefix("/").unwrap()));
+        assert!(volume.sub_path.as_deref().is_none_or(normal), "{:?}", volume.sub_path);
+        true
+    }
+
+    #[test]
+    fn fuzz_publish_requests() {
+        let words: [&[u8]; 6] = [b"..", b"/", b"subPath", b"share", b"\x0a\x07subPath\x12", b"images"];
+        fuzz::run("csi", &words, request);
     }
 }

@@ -33,6 +33,24 @@ enum Damage {
 }
 
 impl Damage {
+    /// A kind of place by its number.
+    fn of(kind: u8, n: u32) -> Self {
+        let kinds = [
+            Damage::Header,
+            Damage::Redo,
+            Damage::Flight,
+            Damage::FlightRefs,
+            Damage::NameBucket,
+            Damage::IdentityBucket,
+            Damage::Node,
+            Damage::Handle,
+            Damage::PageClass,
+            Damage::Cell,
+            Damage::Anywhere,
+        ];
+        kinds[usize::from(kind) % kinds.len()](n)
+    }
+
     fn word(&self, ledger: &Ledger) -> u32 {
         let table = ledger.geometry;
         match *self {
@@ -165,14 +183,35 @@ proptest! {
 
     #[test]
     fn a_damaged_ledger_is_used_in_bounded_steps(damages in vec((damage(), value()), 1..12)) {
-        let (fd, ledger) = used();
-        for (damage, value) in &damages {
-            ledger.words.set(damage.word(&ledger), *value);
-        }
-        let bound = LOADS_PER_WORD * u64::from(ledger.words.count());
-        let mut next = within_loads(bound, || attach(&fd));
-        use_all(&mut next);
+        use_damaged(&damages);
     }
+}
+
+/// What a successor does with a ledger that was damaged.
+fn use_damaged(damages: &[(Damage, u64)]) {
+    let (fd, ledger) = used();
+    for (damage, value) in damages {
+        ledger.words.set(damage.word(&ledger), *value);
+    }
+    let bound = LOADS_PER_WORD * u64::from(ledger.words.count());
+    let mut next = within_loads(bound, || attach(&fd));
+    use_all(&mut next);
+}
+
+#[test]
+fn fuzz_damaged_ledger() {
+    fuzz::run("ledger", &[], |input| {
+        let damages: Vec<_> = input
+            .chunks_exact(13)
+            .map(|it| {
+                let (place, value) = it.split_at(5);
+                let n = u32::from_le_bytes(place[1..].try_into().unwrap());
+                (Damage::of(place[0], n), u64::from_le_bytes(value.try_into().unwrap()))
+            })
+            .collect();
+        use_damaged(&damages);
+        !damages.is_empty()
+    });
 }
 
 #[test]
