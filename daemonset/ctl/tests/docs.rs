@@ -165,3 +165,36 @@ fn tests_that_documents_cite_exist() {
         assert!(tests_of(&file).contains(&format!("fn {test}(")), "docs/SEMANTICS.md cites {file}::{test}");
     }
 }
+
+/// In rows of tables: paths of test files, each with the tests that are named after it.
+fn cited_files(text: &str) -> Vec<(String, Vec<String>)> {
+    let mut cited: Vec<(String, Vec<String>)> = Vec::new();
+    for row in text.lines().filter(|line| line.starts_with('|')) {
+        let column = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap_or_default();
+        let mut of_row: Vec<(String, Vec<String>)> = Vec::new();
+        for quoted in column.split('`').skip(1).step_by(2) {
+            match of_row.last_mut() {
+                _ if quoted.ends_with(".rs") => of_row.push((quoted.into(), Vec::new())),
+                Some((_, tests)) if !quoted.contains('/') => tests.push(quoted.into()),
+                _ => {}
+            }
+        }
+        cited.extend(of_row);
+    }
+    cited
+}
+
+#[test]
+fn tests_that_the_security_table_cites_exist() {
+    let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "..", ".."].iter().collect();
+    let cited = cited_files(&document("docs/SECURITY.md"));
+    assert!(cited.len() > 20, "{cited:?}");
+    for (file, tests) in cited {
+        let known = [root.join("daemonset").join(&file), root.join(&file)].into_iter().find(|path| path.exists());
+        let path = known.unwrap_or_else(|| panic!("docs/SECURITY.md cites {file}: no such file"));
+        let text = std::fs::read_to_string(&path).unwrap();
+        for test in tests {
+            assert!(text.contains(&format!("fn {test}(")), "docs/SECURITY.md cites {test} in {file}: no such test");
+        }
+    }
+}
