@@ -87,6 +87,20 @@ impl<F: FileSystem> SessionFs<F> {
         }
     }
 
+    /// COPY_FILE_RANGE within one file: how much of it the first run could copy.
+    pub(super) fn copied(
+        &self,
+        state: &mut State,
+        request: RequestContext,
+        file: &OpenFile,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<u64> {
+        let size = self.with_file(file, |file| Ok(file.metadata()?.len()))?;
+        let (prior, repeated) = self.prior_state(state, request, |_| PriorState { size, ..PriorState::default() });
+        Ok(if repeated { replay::copied(&prior, offset, length) } else { length })
+    }
+
     /// GETXATTR.
     pub(super) fn get_attribute(
         &self,

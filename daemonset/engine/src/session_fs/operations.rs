@@ -511,6 +511,9 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         let (request, mut state) = self.operation();
         let from = self.open_file(&mut state, request, inode_in, handle_in)?;
         let to = self.open_file(&mut state, request, inode_out, handle_out)?;
+        // The first run may have made the file longer, so that there is more to copy, or the ranges overlap.
+        let within = inode_in == inode_out;
+        let len = if within { self.copied(&mut state, request, &from, offset_in, len)? } else { len };
         drop(state);
         if let (OpenFile::Library { inode: i, handle: h }, OpenFile::Library { inode, handle }) = (&from, &to) {
             let (from, to) = ((*i).into(), (*inode).into());

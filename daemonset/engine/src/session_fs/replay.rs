@@ -46,6 +46,11 @@ pub(super) fn resized(prior: &PriorState, size: u64, mode: u32, length: u64) -> 
     expected == Some(size)
 }
 
+/// COPY_FILE_RANGE within one file: how much of `length` bytes from `offset` on was there before the first run.
+pub(super) fn copied(prior: &PriorState, offset: u64, length: u64) -> u64 {
+    length.min(prior.size.saturating_sub(offset))
+}
+
 /// SETXATTR with XATTR_CREATE: the attribute exists. True if the first run made it.
 pub(super) fn attribute_made(prior: &PriorState, errno: i32) -> bool {
     errno == libc::EEXIST && !prior.existed
@@ -116,6 +121,16 @@ mod tests {
         assert!(resized(&was, 4096, collapse, 4096));
         assert!(!resized(&was, 8192, collapse, 4096));
         assert!(!resized(&was, 8192, 0, 0), "other modes are idempotent");
+    }
+
+    #[test]
+    fn a_copy_ends_where_the_file_ended() {
+        let before = prior(true, 0, 0, 10);
+        for (offset, length, expected) in
+            [(0, 10, 10), (0, 100, 10), (4, 100, 6), (4, 2, 2), (10, 5, 0), (u64::MAX, 5, 0)]
+        {
+            assert_eq!(copied(&before, offset, length), expected, "{offset}, {length}");
+        }
     }
 
     #[test]

@@ -336,6 +336,29 @@ fn ranges_are_inserted_and_collapsed_once() {
     }
 }
 
+/// A copy behind the end of its own file makes the file longer: a second run would find more to copy, or that the ranges
+/// overlap.
+#[test]
+fn ranges_of_a_file_are_copied_within_it_once() {
+    for to in [10, 100] {
+        each_store(
+            |fuse, source, name| {
+                fs::write(source.join(name), b"0123456789").unwrap();
+                let node = fuse.lookup(ROOT, name).unwrap().nodeid;
+                (node, fuse.open(node, libc::O_RDWR).unwrap().fh)
+            },
+            |fuse, (node, fh), _| fuse.copy_file_range((*node, *fh, 4), (*node, *fh, to), 60).unwrap(),
+            |fuse, source, (node, fh), name, copied| {
+                assert_eq!(copied, 6);
+                let content = fs::read(source.join(name)).unwrap();
+                assert_eq!((content.len() as u64, &content[to as usize..]), (to + 6, &b"456789"[..]));
+                fuse.release(*node, *fh, 0).unwrap();
+                fuse.forget(*node, 1).unwrap();
+            },
+        );
+    }
+}
+
 #[test]
 fn attributes_are_set_and_removed_once() {
     each_store(
