@@ -143,7 +143,7 @@ bench: setup build ## all figures (6 minutes): tables and target/bench/report.js
 	$(call STEP,bench)
 	@$(STOCK) cargo run $(LOCKED) -q --release -p testkit --bin bench -- $(BENCH)
 
-chaos: build ## 2000 kills and 2000 hand-overs under guests that notice everything; CHAOS='--seed 7' for others
+chaos: build ## 4000 kills and restarts of broker, keeper and engines, and hand-overs, under guests that notice everything; CHAOS='--seed 7' for others
 	$(call STEP,chaos)
 	@cargo run $(LOCKED) -q --release -p testkit --bin chaos -- $(CHAOS)
 

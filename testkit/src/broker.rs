@@ -71,18 +71,23 @@ impl Broker {
 
     /// An endpoint for its own user, with a socket in the runtime directory.
     pub fn endpoint(&self, name: &str, source: &Path, engine: EngineConfig) -> Endpoint {
-        let path = self.runtime.join("shares").join(format!("{name}.sock"));
-        let socket = SocketSpec { path, owner: None, group: None, mode: 0o600 };
-        Endpoint {
-            name: name.into(),
-            kind: EndpointKind::Share,
-            source: source.into(),
-            sub_path: None,
-            socket,
-            engine,
-            exclusive: false,
-            consumer: None,
-        }
+        endpoint_in(&self.runtime, name, source, engine)
+    }
+}
+
+/// An endpoint for the broker's own user, with a socket in its runtime directory.
+pub fn endpoint_in(runtime: &Path, name: &str, source: &Path, engine: EngineConfig) -> Endpoint {
+    let path = runtime.join("shares").join(format!("{name}.sock"));
+    let socket = SocketSpec { path, owner: None, group: None, mode: 0o600 };
+    Endpoint {
+        name: name.into(),
+        kind: EndpointKind::Share,
+        source: source.into(),
+        sub_path: None,
+        socket,
+        engine,
+        exclusive: false,
+        consumer: None,
     }
 }
 
@@ -125,13 +130,18 @@ impl Control {
         }
     }
 
-    /// An endpoint as it is now.
-    pub fn status_of(&mut self, name: &str) -> Result<EndpointStatus, BrokerError> {
+    /// The whole status.
+    pub fn status(&mut self) -> Result<Status, BrokerError> {
         let mut status = self.status_page(None)?;
         while let Some(after) = status.next.take() {
             status.append(self.status_page(Some(after))?);
         }
-        let found = status.endpoints.into_iter().find(|endpoint| endpoint.endpoint.name == name);
+        Ok(status)
+    }
+
+    /// An endpoint as it is now.
+    pub fn status_of(&mut self, name: &str) -> Result<EndpointStatus, BrokerError> {
+        let found = self.status()?.endpoints.into_iter().find(|endpoint| endpoint.endpoint.name == name);
         found.ok_or_else(|| BrokerError::NoEndpoint(name.into()))
     }
 

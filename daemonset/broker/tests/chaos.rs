@@ -104,12 +104,15 @@ fn disrupt_all(broker: &mut Broker, random: &mut StdRng) {
         thread::sleep(Duration::from_millis(random.random_range(5..60)));
         let sessions = broker.control().status().endpoints.remove(0).sessions;
         let engine = sessions.iter().find_map(|session| session.engine_pid);
-        match random.random_range(0..5) {
-            0 => _ = engine.map(|pid| kill(Pid::from_raw(pid as i32), Signal::SIGKILL)),
+        let kill_engine = || _ = engine.map(|pid| kill(Pid::from_raw(pid as i32), Signal::SIGKILL));
+        match random.random_range(0..7) {
+            0 => kill_engine(),
             1 => _ = broker.control().hand_over("data"),
             2 => {
                 broker.crash();
-                _ = engine.filter(|_| random.random()).map(|pid| kill(Pid::from_raw(pid as i32), Signal::SIGKILL));
+                if random.random() {
+                    kill_engine();
+                }
                 broker.restart();
             }
             3 => {
@@ -118,8 +121,16 @@ fn disrupt_all(broker: &mut Broker, random: &mut StdRng) {
                 broker.crash();
                 broker.restart();
             }
-            _ => {
+            4 => {
+                broker.signal(Signal::SIGTERM);
+                assert!(broker.wait().success());
+                broker.restart();
+            }
+            with_engine => {
                 broker.kill_keeper();
+                if with_engine == 5 {
+                    kill_engine();
+                }
                 // Otherwise the broker could be killed before it has given the next keeper everything.
                 until("the broker notices", || broker.control().status().holder == HolderState::Missing);
                 broker.start_keeper();

@@ -4,16 +4,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::ValueEnum;
 
-/// Kills and exchanges engines under a random workload.
+use crate::plan::Event;
+
+/// Kills brokers, keepers and engines, and replaces engines, under a random workload.
 #[derive(Debug, clap::Parser)]
 pub(crate) struct Arguments {
-    /// SIGKILLs that guests have to survive.
-    #[arg(long, default_value_t = 2000)]
-    pub(crate) kills: u64,
-    /// Hand-overs that guests have to survive.
-    #[arg(long, default_value_t = 2000)]
-    pub(crate) handovers: u64,
+    /// Events that guests have to survive.
+    #[arg(long, default_value_t = 4000)]
+    pub(crate) events: usize,
+    /// Kinds of events [default: all].
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Event>,
     /// Where all randomness grows from.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -25,29 +28,39 @@ pub(crate) struct Arguments {
     pub(crate) lanes: usize,
     /// Most milliseconds between two events.
     #[arg(long, default_value_t = 60)]
-    pub(crate) every: u64,
+    every: u64,
     /// Where logs and the lanes' steps go.
     #[arg(long, value_name = "DIR", default_value = "target/chaos")]
     pub(crate) directory: PathBuf,
     /// Write each step of each lane to a file.
     #[arg(long)]
     pub(crate) trace: bool,
-    /// Our broker; else the one beside this program.
-    #[arg(long, value_name = "PATH")]
-    broker: Option<PathBuf>,
+    /// Directory of broker, keeper and engine [default: that of this program].
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
 }
 
 impl Arguments {
-    pub(crate) fn every(&self) -> std::ops::RangeInclusive<Duration> {
+    pub(crate) fn pause(&self) -> std::ops::RangeInclusive<Duration> {
         Duration::ZERO..=Duration::from_millis(self.every)
     }
 
-    pub(crate) fn broker(&self) -> anyhow::Result<PathBuf> {
-        let beside = std::env::current_exe().context("the path of this program")?.with_file_name("virtiofs-broker");
-        let broker = self.broker.clone().unwrap_or(beside);
-        if !broker.is_file() {
-            bail!("there is no broker at {}; make build puts it there, --broker names another", broker.display());
+    pub(crate) fn kinds(&self) -> &[Event] {
+        if self.only.is_empty() { Event::value_variants() } else { &self.only }
+    }
+
+    pub(crate) fn programs(&self) -> anyhow::Result<PathBuf> {
+        let own = std::env::current_exe().context("the path of this program")?;
+        let beside = own.parent().context("the directory of this program")?.to_owned();
+        let programs = self.programs.clone().unwrap_or(beside);
+        for program in ["virtiofs-broker", "virtiofs-keeper", "virtiofs-engine"] {
+            if !programs.join(program).is_file() {
+                bail!(
+                    "{program} is not in {}; make build puts it into target/release, --programs names another directory",
+                    programs.display()
+                );
+            }
         }
-        Ok(broker)
+        Ok(programs)
     }
 }

@@ -1,8 +1,11 @@
-//! Engines killed and exchanged at random moments, thousands of times, under guests that compare everything they see
-//! with a model. Ends with 1 if a guest saw an error or a wrong byte, or if anything was leaked.
+//! Brokers, keepers and engines killed, and engines replaced, at random moments, thousands of times, under guests that
+//! compare everything they see with a model. Ends with 1 if a guest saw an error or a wrong byte, if a session was lost, or
+//! if anything was leaked.
 
 mod arguments;
+mod daemons;
 mod holdings;
+mod plan;
 mod run;
 mod torment;
 

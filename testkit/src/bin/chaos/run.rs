@@ -1,4 +1,4 @@
-//! One run: a broker, guests, a workload and its torment, and what was found.
+//! One run: the daemons, guests, a workload and its torment, and what was found.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,16 +8,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use testkit::broker::{Broker, Control};
+use testkit::broker::endpoint_in;
 use testkit::guest::{Guest, GuestConfig};
-use testkit::processes::Holdings;
 use testkit::workload::{Config, Limit, Report, SharedPart, Workload};
 use virtiofs_config::{Access, EngineConfig};
+use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionState};
 use virtiofs_contract::counters::Held;
 
 use crate::arguments::Arguments;
-use crate::holdings::{held, leaked};
-use crate::torment::{Done, torment};
+use crate::daemons::Daemons;
+use crate::holdings::{held, leaked, without_engines};
+use crate::plan::{Done, plan};
+use crate::torment::torment;
 
 const SHARE: &str = "chaos";
 /// Files of the part that all lanes read, and bytes of the longest of them.
@@ -30,6 +32,8 @@ pub(crate) struct Outcome {
     elapsed: Duration,
     done: Done,
     report: Report,
+    /// Sessions that were lost or do not serve.
+    lost: u64,
     violations: Vec<String>,
     /// More than at the start, once everything was given back.
     still_held: Held,
@@ -39,19 +43,18 @@ pub(crate) struct Outcome {
 impl Outcome {
     pub(crate) fn is_clean(&self) -> bool {
         let nothing_held = self.still_held == Held::default() && self.leaked.is_empty();
-        self.report.is_clean() && self.violations.is_empty() && nothing_held
+        self.report.is_clean() && self.lost == 0 && self.violations.is_empty() && nothing_held
     }
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Done { kills, recoveries, handovers } = self.done;
-        writeln!(
-            f,
-            "{} guests, seed {}, {:.0?}: {kills} SIGKILLs ({recoveries} recoveries), {handovers} hand-overs",
-            self.guests, self.seed, self.elapsed
-        )?;
+        let events: u64 = self.done.values().sum();
+        writeln!(f, "{} guests, seed {}, {:.0?}: {events} events", self.guests, self.seed, self.elapsed)?;
+        let kinds: Vec<String> = self.done.iter().map(|(event, count)| format!("{count} {event}")).collect();
+        writeln!(f, "  {}", kinds.join(", "))?;
         writeln!(f, "  {}", self.report)?;
+        writeln!(f, "  lost sessions: {}", self.lost)?;
         writeln!(f, "  ring violations: {}", self.violations.len())?;
         self.violations.iter().try_for_each(|violation| writeln!(f, "    {violation}"))?;
         let Held { inodes, handles } = self.still_held;
@@ -60,34 +63,47 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Torments the engines of so many guests on one share.
+/// Torments the daemons of so many guests on one share.
 pub(crate) fn survive(guests: usize, arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let runtime = tempfile::tempdir().context("a directory for sockets")?;
+    let directory = tempfile::tempdir().context("a directory for sockets")?;
     let source = tempfile::tempdir().context("a directory to share")?;
     let source = source.path().canonicalize()?;
     std::fs::create_dir_all(&arguments.directory)?;
     let log = arguments.directory.join(format!("broker-{guests}.log"));
-    let broker = Broker::start(&arguments.broker()?, runtime.path(), &log)?;
-    let mut control = broker.control()?;
+    std::fs::write(&log, "")?;
+    let mut daemons = Daemons::start(&arguments.programs()?, directory.path(), &log)?;
     let engine = EngineConfig { xattr: true, ..EngineConfig::stock(Access::ReadWrite) };
-    let endpoint = broker.endpoint(SHARE, &source, engine);
-    control.apply(&endpoint)?;
+    let endpoint = endpoint_in(&daemons.runtime(), SHARE, &source, engine);
+    daemons.control()?.apply(&endpoint)?;
+    // A broker that continues has copies of what is held: that is what is compared at the end.
+    daemons.kill_broker()?;
+    drop(daemons.start_broker()?);
+    // And one that has served.
+    drop(boot(&endpoint.socket.path, 1)?);
+    let before = without_engines(&daemons)?;
     let config = workload(&source, guests, arguments)?;
-    let before = Holdings::of_tree(broker.pid())?;
     let machines = boot(&endpoint.socket.path, guests)?;
-    let at_first = held(&mut control, SHARE)?;
+    let at_first = held(&mut daemons.control()?, SHARE)?;
     let begin = Instant::now();
-    let (report, done) = work(config, &machines, &mut control, arguments)?;
+    let (report, done) = work(config, &machines, &mut daemons, &endpoint, arguments)?;
     let elapsed = begin.elapsed();
     let violations = machines.iter().flat_map(Guest::violations).map(|violation| violation.0).collect();
-    let at_last = held(&mut control, SHARE)?;
+    let lost = lost(&daemons.control()?.status_of(SHARE)?, guests as u64);
+    let at_last = held(&mut daemons.control()?, SHARE)?;
     drop(machines);
-    let leaked = leaked(broker.pid(), &before)?;
+    let leaked = leaked(&daemons, &before)?;
     let still_held = Held {
         inodes: at_last.inodes.saturating_sub(at_first.inodes),
         handles: at_last.handles.saturating_sub(at_first.handles),
     };
-    Ok(Outcome { guests, seed: arguments.seed, elapsed, done, report, violations, still_held, leaked })
+    Ok(Outcome { guests, seed: arguments.seed, elapsed, done, report, lost, violations, still_held, leaked })
+}
+
+/// Sessions that were lost, were opened again, or do not serve. One ended before.
+fn lost(status: &EndpointStatus, guests: u64) -> u64 {
+    let is_up = |state| matches!(state, SessionState::Serving | SessionState::Recovering);
+    let up = status.sessions.iter().filter(|session| is_up(session.state)).count() as u64;
+    status.sessions_lost + guests.abs_diff(up) + (guests + 1).abs_diff(status.sessions_started)
 }
 
 fn boot(socket: &Path, guests: usize) -> anyhow::Result<Vec<Guest>> {
@@ -110,27 +126,29 @@ fn workload(source: &Path, guests: usize, arguments: &Arguments) -> anyhow::Resu
 fn work(
     config: Config,
     guests: &[Guest],
-    control: &mut Control,
+    daemons: &mut Daemons,
+    endpoint: &Endpoint,
     arguments: &Arguments,
 ) -> anyhow::Result<(Report, Done)> {
     let clients: Vec<_> = guests.iter().map(Guest::fuse).collect();
     let mut workload = Workload::start(config, &clients);
+    let plan = plan(arguments.seed, arguments.events, arguments.kinds(), arguments.pause());
     let (over, enough) = (AtomicBool::new(false), AtomicBool::new(false));
+    // Daemons end with the thread that started them, which is therefore this one.
     let done = thread::scope(|scope| {
-        let tormentor = scope.spawn(|| {
-            let done = torment(control, SHARE, arguments, &enough);
-            over.store(true, Ordering::Relaxed);
-            done
+        let workload = scope.spawn(|| {
+            workload.run(Limit::until(&over));
+            // Lanes that cannot continue end by themselves.
+            enough.store(true, Ordering::Relaxed);
         });
-        workload.run(Limit::until(&over));
-        // Lanes that cannot continue end by themselves.
-        enough.store(true, Ordering::Relaxed);
-        tormentor.join()
+        let done = torment(daemons, endpoint, &plan, &enough);
+        over.store(true, Ordering::Relaxed);
+        workload.join().map(|()| done)
     });
     let report = workload.finish();
     match done {
         Ok(Ok(done)) => Ok((report, done)),
         Ok(Err(error)) => Err(error.context(format!("the workload so far: {report}"))),
-        Err(_) => bail!("the thread that kills panicked"),
+        Err(_) => bail!("a thread of the workload panicked"),
     }
 }

@@ -1,78 +1,127 @@
-//! What happens to the engines.
+//! Carries out what is planned.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use testkit::broker::Control;
-use virtiofs_contract::control::{EndpointStatus, SessionState};
+use virtiofs_contract::control::{Endpoint, EndpointStatus};
 
-use crate::arguments::Arguments;
+use crate::daemons::Daemons;
+use crate::plan::{Done, Event, Step};
 
-/// How long the broker may take to bring about what was ordered last.
+/// How long no request of a guest may be answered.
 const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(10);
 
-/// What was done.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Done {
-    pub(crate) kills: u64,
-    pub(crate) recoveries: u64,
-    pub(crate) handovers: u64,
-}
-
-/// Kills and exchanges until there were enough of both, or until the workload has had enough.
+/// Carries out a plan, unless the workload has had enough before.
 pub(crate) fn torment(
-    control: &mut Control,
-    share: &str,
-    arguments: &Arguments,
+    daemons: &mut Daemons,
+    endpoint: &Endpoint,
+    plan: &[Step],
     enough: &AtomicBool,
 ) -> anyhow::Result<Done> {
-    let mut random = ChaCha8Rng::seed_from_u64(arguments.seed);
-    let (mut done, mut progress) = (Done::default(), Instant::now());
-    while !enough.load(Ordering::Relaxed) {
-        thread::sleep(random.random_range(arguments.every()));
-        let status = control.status_of(share)?;
-        if note(&mut done, &status) {
-            progress = Instant::now();
-        }
-        if progress.elapsed() > PATIENCE {
-            bail!("nothing happens any more after {done:?}; sessions: {:?}", status.sessions);
-        }
-        let left = [done.recoveries, done.handovers];
-        let [kills, handovers] = [arguments.kills.saturating_sub(left[0]), arguments.handovers.saturating_sub(left[1])];
-        if kills + handovers == 0 {
+    let mut done = Done::new();
+    let mut victim = Victim { control: daemons.control()?, endpoint: endpoint.clone(), requests: 0 };
+    for (number, step) in plan.iter().enumerate() {
+        if enough.load(Ordering::Relaxed) {
             break;
         }
-        if random.random_range(0..kills + handovers) < kills {
-            done.kills += u64::from(kill_one(&status, &mut random));
-        } else {
-            control.exchange(share)?;
-        }
+        thread::sleep(step.pause);
+        let cause = || format!("event {number}, {step:?}");
+        victim.suffer(daemons, step).with_context(cause)?;
+        victim.await_requests(enough).with_context(cause)?;
+        daemons.reap().with_context(cause)?;
+        *done.entry(step.event).or_default() += 1;
     }
     Ok(done)
 }
 
-/// Counts what the broker has done; true if that increased.
-fn note(done: &mut Done, status: &EndpointStatus) -> bool {
-    let exchanges = &status.totals.replacements;
-    let before = (done.recoveries, done.handovers);
-    (done.recoveries, done.handovers) = (exchanges.recoveries.count, exchanges.hand_overs.count);
-    before != (done.recoveries, done.handovers)
+/// A share, its sessions, and the connection to their broker.
+struct Victim {
+    control: Control,
+    endpoint: Endpoint,
+    /// Requests that its guests have sent.
+    requests: u64,
 }
 
-/// Kills the engine of one session that is served.
-fn kill_one(status: &EndpointStatus, random: &mut ChaCha8Rng) -> bool {
-    let serving = status.sessions.iter().filter(|session| session.state == SessionState::Serving);
-    let engines: Vec<u32> = serving.filter_map(|session| session.engine_pid).collect();
-    if engines.is_empty() {
-        return false;
+impl Victim {
+    fn status(&mut self) -> anyhow::Result<EndpointStatus> {
+        Ok(self.control.status_of(&self.endpoint.name)?)
     }
-    let engine = engines[random.random_range(0..engines.len())];
-    // It may have been exchanged meanwhile.
-    kill(Pid::from_raw(engine as i32), Signal::SIGKILL).is_ok()
+
+    fn suffer(&mut self, daemons: &mut Daemons, step: &Step) -> anyhow::Result<()> {
+        let engine = self.engine(step.choice)?;
+        match step.event {
+            Event::EngineKill => kill_process(engine),
+            Event::HandOver => self.control.exchange(&self.endpoint.name)?,
+            Event::Reconfiguration => {
+                self.endpoint.engine.max_inodes = 100_000 + step.choice as u64;
+                self.control.apply(&self.endpoint)?;
+            }
+            Event::BrokerKill => {
+                daemons.kill_broker()?;
+                self.control = daemons.start_broker()?;
+            }
+            Event::BrokerStop => {
+                daemons.stop_broker()?;
+                self.control = daemons.start_broker()?;
+            }
+            Event::BrokerKillInHandOver => {
+                self.control.exchange(&self.endpoint.name)?;
+                thread::sleep(step.between);
+                daemons.kill_broker()?;
+                self.control = daemons.start_broker()?;
+            }
+            Event::BrokerAndEngineKill => {
+                kill_process(engine);
+                thread::sleep(step.between / 8);
+                daemons.kill_broker()?;
+                self.control = daemons.start_broker()?;
+            }
+            Event::KeeperKill => daemons.replace_keeper(|| {})?,
+            Event::KeeperAndEngineKill => daemons.replace_keeper(|| kill_process(engine))?,
+        }
+        Ok(())
+    }
+
+    /// The engine of one session, if it has one.
+    fn engine(&mut self, choice: usize) -> anyhow::Result<Option<u32>> {
+        let engines: Vec<u32> = self.status()?.sessions.iter().filter_map(|session| session.engine_pid).collect();
+        Ok(engines.get(choice % engines.len().max(1)).copied())
+    }
+
+    /// Waits until guests have been answered. Counts must not decrease, and no session may be lost.
+    fn await_requests(&mut self, enough: &AtomicBool) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        loop {
+            let status = self.status()?;
+            let requests = status.totals.requests();
+            if requests < self.requests || status.sessions_lost > 0 {
+                bail!(
+                    "{} requests after {}, {} sessions lost; {:?}",
+                    requests,
+                    self.requests,
+                    status.sessions_lost,
+                    status.sessions
+                );
+            }
+            if requests > self.requests || enough.load(Ordering::Relaxed) {
+                self.requests = requests;
+                return Ok(());
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("no request has been answered for {PATIENCE:?}; sessions: {:?}", status.sessions);
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+/// It may have been replaced meanwhile.
+fn kill_process(pid: Option<u32>) {
+    let _ = pid.map(|pid| kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL));
 }
