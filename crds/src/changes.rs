@@ -38,7 +38,8 @@ pub fn changes(old: &EngineConfig, new: &EngineConfig) -> Vec<FieldChange> {
         max_inodes,
         queues,
         sandbox,
-        // Not a field of a share: it is always on.
+        // Not fields of a share: always off, and always on.
+        preserve_noatime: _,
         detect_staleness: _,
         uid_translation,
         gid_translation,
@@ -111,6 +112,7 @@ mod tests {
             readdirplus: false,
             allow_mmap: true,
             direct_io: true,
+            preserve_noatime: false,
             device_nodes: true,
             file_capabilities: true,
             open_files: Some(4096),

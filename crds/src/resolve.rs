@@ -173,6 +173,7 @@ mod tests {
             readdirplus: false,
             allow_mmap: true,
             direct_io: true,
+            preserve_noatime: false,
             device_nodes: true,
             file_capabilities: true,
             open_files: Some(4096),

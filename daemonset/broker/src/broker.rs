@@ -74,7 +74,9 @@ pub(crate) enum InvalidEndpoint {
     Socket(String),
     #[error("socket mode {0:o}: permission bits up to 777 are expected")]
     Mode(u32),
-    #[error("descriptors: {0}; kind Volume requires one, the directory of the socket, and other kinds none")]
+    #[error(
+        "descriptors: {0}; kind Volume requires the directory of the socket, kind Listener the socket, and other kinds none"
+    )]
     Descriptors(usize),
     #[error("socket path {path} belongs to endpoint {owner}")]
     SocketOf { path: String, owner: String },
@@ -142,7 +144,7 @@ impl Broker {
     fn prepare(
         &self,
         spec: &Spec,
-        directory: Option<OwnedFd>,
+        given: Option<OwnedFd>,
         deadline: Instant,
     ) -> Result<(Prepared, Change), Box<Response>> {
         let refused = |error: ListenError| Box::new(Response::Refused { finding: no_socket(&error) });
@@ -151,7 +153,7 @@ impl Broker {
         let known =
             self.known(spec).map_err(|error| Box::new(Response::InvalidRequest { message: error.to_string() }))?;
         let current = known.and_then(|endpoint| endpoint.current());
-        listening::prepare(spec.socket.clone(), current, directory, change, deadline).map_err(refused)
+        listening::prepare(spec.socket.clone(), current, (spec.kind, given), change, deadline).map_err(refused)
     }
 
     /// Puts a prepared socket into use. Returns the response, and the socket that is not used any more.
@@ -422,6 +424,7 @@ fn no_socket(error: &ListenError) -> Finding {
         ListenError::Taken(_) => "end the process that listens there, or choose another path for the socket",
         ListenError::NotAPath(_) => "name a file in an existing directory",
         ListenError::NotADirectory(_) => "send the descriptor of a directory",
+        ListenError::NotListening(_) => "send a Unix stream socket on which listen(2) was called",
         ListenError::Directory { .. } => "create the directory, and let the broker's user enter it",
         ListenError::Blocked(_) => "restore the file system of that directory, or choose another path for the socket",
         ListenError::Removed(_) => "none needed: it is created again",

@@ -1,4 +1,5 @@
-//! Listening sockets at paths: created with owner and mode or not at all, and never in place of another file.
+//! Listening sockets: created at paths with owner and mode or not at all, and never in place of another file; or made by
+//! whoever requests the endpoint.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,7 +15,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Gid, Uid};
 use thiserror::Error;
-use virtiofs_contract::control::SocketSpec;
+use virtiofs_contract::control::{EndpointKind, SocketSpec};
 
 static SERIAL: AtomicU64 = AtomicU64::new(0);
 
@@ -27,6 +28,8 @@ pub(crate) enum ListenError {
     Directory { directory: PathBuf, error: io::Error },
     #[error("the descriptor sent for the directory of {0} is not a directory")]
     NotADirectory(PathBuf),
+    #[error("the descriptor sent as the socket {0} is not a Unix socket that listens")]
+    NotListening(PathBuf),
     #[error("{0} exists and is not a socket")]
     Foreign(PathBuf),
     #[error("another process listens on {0}")]
@@ -44,15 +47,64 @@ pub(crate) fn path_below(directory: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
 }
 
-/// A socket that listens at a path. Its directory may be on a file system that hangs: what may block is said.
+/// A socket that listens. Its directory may be on a file system that hangs: what may block is said.
 #[derive(Debug)]
 pub(crate) struct BoundSocket {
     listener: UnixListener,
-    directory: OwnedFd,
-    name: OsString,
+    /// Where it was bound; none: the requester made it, and its path is the requester's concern.
+    place: Option<Place>,
     identity: (u64, u64),
     /// What the last check found.
     in_place: AtomicBool,
+}
+
+/// The path of a socket.
+#[derive(Debug)]
+struct Place {
+    directory: OwnedFd,
+    name: OsString,
+}
+
+/// What a request says about where to listen.
+#[derive(Debug)]
+pub(crate) enum Given {
+    /// At the path of the socket.
+    Path,
+    /// In this directory.
+    Directory(Directory),
+    /// At this socket.
+    Listener(UnixListener),
+}
+
+impl Given {
+    /// From the descriptor of a request, if it has one. May block.
+    pub(crate) fn new(kind: EndpointKind, fd: Option<OwnedFd>, path: &Path) -> Result<Self, ListenError> {
+        match fd {
+            None => Ok(Given::Path),
+            Some(fd) if kind == EndpointKind::Listener && listens(&fd) => Ok(Given::Listener(fd.into())),
+            Some(_) if kind == EndpointKind::Listener => Err(ListenError::NotListening(path.into())),
+            Some(fd) => Directory::given(fd, path).map(Given::Directory),
+        }
+    }
+
+    /// True if this socket is what the request describes. May block.
+    pub(crate) fn is(&self, socket: &BoundSocket) -> bool {
+        match self {
+            Given::Path => true,
+            Given::Directory(directory) => socket.is_in(directory),
+            Given::Listener(listener) => {
+                socket.place.is_none() && own_identity(listener).is_ok_and(|given| given == socket.identity)
+            }
+        }
+    }
+}
+
+/// True if this is a Unix stream socket that listens.
+fn listens(fd: &OwnedFd) -> bool {
+    use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+    socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX)
+        && socket_type(fd).is_ok_and(|kind| kind == SocketType::STREAM)
+        && socket_acceptconn(fd).unwrap_or(false)
 }
 
 /// The directory of a socket, opened.
@@ -82,12 +134,27 @@ impl Directory {
     }
 
     fn identity(&self) -> io::Result<(u64, u64)> {
-        let Stat { st_dev, st_ino, .. } = fstat(&self.0)?;
-        Ok((st_dev, st_ino))
+        own_identity(&self.0)
     }
 }
 
 impl BoundSocket {
+    /// Binds at the path, or in the given directory, or takes the given socket.
+    pub(crate) fn at(given: Given, spec: &SocketSpec) -> Result<Self, ListenError> {
+        match given {
+            Given::Path => Self::bind(spec),
+            Given::Directory(directory) => Self::bind_in(directory, spec),
+            Given::Listener(listener) => Self::of_requester(listener, &spec.path),
+        }
+    }
+
+    /// A socket that the requester made.
+    pub(crate) fn of_requester(listener: UnixListener, path: &Path) -> Result<Self, ListenError> {
+        let identity = own_identity(&listener);
+        let identity = identity.map_err(|error| ListenError::Io { path: path.into(), error })?;
+        Ok(Self::new(listener, None, identity))
+    }
+
     /// Binds in the directory of the path.
     pub(crate) fn bind(spec: &SocketSpec) -> Result<Self, ListenError> {
         Self::bind_in(Directory::of_path(&spec.path)?, spec)
@@ -111,7 +178,7 @@ impl BoundSocket {
             .and_then(|()| identity_at(directory.as_fd(), temporary))
             .and_then(|identity| Ok(renameat(&directory, temporary, &directory, &name).map(|()| identity)?));
         match finished {
-            Ok(identity) => Ok(Self::new(listener, directory, name, identity)),
+            Ok(identity) => Ok(Self::new(listener, Some(Place { directory, name }), identity)),
             Err(error) => {
                 unlink_if_there(directory.as_fd(), temporary)?;
                 Err(error)
@@ -119,8 +186,8 @@ impl BoundSocket {
         }
     }
 
-    fn new(listener: UnixListener, directory: OwnedFd, name: OsString, identity: (u64, u64)) -> Self {
-        BoundSocket { listener, directory, name, identity, in_place: AtomicBool::new(true) }
+    fn new(listener: UnixListener, place: Option<Place>, identity: (u64, u64)) -> Self {
+        BoundSocket { listener, place, identity, in_place: AtomicBool::new(true) }
     }
 
     /// The socket of an earlier broker.
@@ -131,10 +198,10 @@ impl BoundSocket {
         identity: (u64, u64),
     ) -> Result<Self, ListenError> {
         let name = path.file_name().ok_or_else(|| ListenError::NotAPath(path.into()))?.to_owned();
-        Ok(Self::new(UnixListener::from(listener), directory, name, identity))
+        Ok(Self::new(UnixListener::from(listener), Some(Place { directory, name }), identity))
     }
 
-    /// Device and inode number of the socket's file.
+    /// Device and inode number of the socket's file, or of the socket itself if the requester made it.
     pub(crate) fn identity(&self) -> (u64, u64) {
         self.identity
     }
@@ -142,7 +209,8 @@ impl BoundSocket {
     /// The directory, opened for reading: systemd stores no descriptor that was opened with `O_PATH`. None: it may only
     /// be searched. May block.
     pub(crate) fn readable_directory(&self) -> Option<OwnedFd> {
-        openat(&self.directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+        let place = self.place.as_ref()?;
+        openat(&place.directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
     pub(crate) fn listener(&self) -> &UnixListener {
@@ -151,13 +219,14 @@ impl BoundSocket {
 
     /// True if it is in this directory. May block.
     pub(crate) fn is_in(&self, directory: &Directory) -> bool {
-        let own = fstat(&self.directory).map(|stat| (stat.st_dev, stat.st_ino));
-        own.is_ok_and(|own| directory.identity().is_ok_and(|other| own == other))
+        let own = self.place.as_ref().and_then(|place| own_identity(&place.directory).ok());
+        own.is_some_and(|own| directory.identity().is_ok_and(|other| own == other))
     }
 
     /// Checks whether the path still leads to this socket. May block.
     pub(crate) fn check(&self) -> bool {
-        let found = identity_at(self.directory.as_fd(), &self.name).is_ok_and(|found| found == self.identity);
+        let leads_here = |place: &Place| identity_at(place.directory.as_fd(), &place.name).ok() == Some(self.identity);
+        let found = self.place.as_ref().is_none_or(leads_here);
         self.in_place.store(found, Relaxed);
         found
     }
@@ -174,17 +243,23 @@ impl BoundSocket {
 
     /// Sets owner, group and mode. May block.
     pub(crate) fn set_access(&self, spec: &SocketSpec) -> io::Result<()> {
-        set_access_at(self.directory.as_fd(), &self.name, spec)
+        self.place.as_ref().map_or(Ok(()), |place| set_access_at(place.directory.as_fd(), &place.name, spec))
     }
 
     /// Removes the path, unless another file is there by now. May block.
     pub(crate) fn unlink(&self) {
         if self.check()
-            && let Err(error) = unlink_if_there(self.directory.as_fd(), &self.name)
+            && let Some(place) = &self.place
+            && let Err(error) = unlink_if_there(place.directory.as_fd(), &place.name)
         {
-            tracing::warn!(socket = ?self.name, %error, "socket not unlinked");
+            tracing::warn!(socket = ?place.name, %error, "socket not unlinked");
         }
     }
+}
+
+fn own_identity(fd: &impl AsFd) -> io::Result<(u64, u64)> {
+    let Stat { st_dev, st_ino, .. } = fstat(fd)?;
+    Ok((st_dev, st_ino))
 }
 
 /// Removes a socket on which nobody listens. Any other file is an error.

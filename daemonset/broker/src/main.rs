@@ -44,6 +44,10 @@ struct Args {
     /// Directory that sources must be in; repeatable [default: any directory; none with --source-root].
     #[arg(long = "allowed-source", value_name = "PREFIX")]
     allowed_sources: Vec<PathBuf>,
+    /// Allow a source that contains the runtime directory, such as `/`. Only for a broker that serves a single VM, whose guest
+    /// may then end its own session.
+    #[arg(long)]
+    shared_runtime_dir: bool,
     /// The kubelet's directory: no source may overlap it.
     #[arg(long, value_name = "DIR")]
     kubelet_dir: Option<PathBuf>,
@@ -123,6 +127,7 @@ fn config(args: Args) -> anyhow::Result<Config> {
         engine,
         source_root: args.source_root,
         allowed_sources: args.allowed_sources,
+        shared_runtime_dir: args.shared_runtime_dir,
         kubelet_dir: args.kubelet_dir,
         holder,
         stand_by: args.stand_by,

@@ -41,6 +41,8 @@ pub struct Config {
     pub source_root: PathBuf,
     /// Directories that sources must be in. Empty: any directory, or none if the root is not `/`.
     pub allowed_sources: Vec<PathBuf>,
+    /// True if a source may contain the runtime directory.
+    pub shared_runtime_dir: bool,
     /// The kubelet's directory, which no source may overlap.
     pub kubelet_dir: Option<PathBuf>,
     /// Who holds the descriptors of sessions while no broker runs.
@@ -170,7 +172,10 @@ fn start_broker(
 }
 
 fn sources(config: &Config, runtime_dir: &Path) -> Sources {
-    let mut reserved = vec![("the runtime directory", runtime_dir.to_path_buf())];
+    let mut reserved = Vec::new();
+    if !config.shared_runtime_dir {
+        reserved.push(("the runtime directory", runtime_dir.to_path_buf()));
+    }
     for path in config.kubelet_dir.iter() {
         // The path as given, and the one it resolves to.
         reserved.push(("the kubelet's directory", path.clone()));

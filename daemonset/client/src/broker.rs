@@ -124,6 +124,11 @@ impl Client {
         self.applied(&Request::Apply { endpoint, reuse_preflight_of: None }, &[])
     }
 
+    /// Like [`apply`](Self::apply), with the socket that the caller listens on.
+    pub fn apply_at(&mut self, endpoint: Endpoint, listener: BorrowedFd<'_>) -> Result<Preflight, ClientError> {
+        self.applied(&Request::Apply { endpoint, reuse_preflight_of: None }, &[listener])
+    }
+
     /// Like [`apply`](Self::apply), with the socket in this directory. If the endpoint `reuse_preflight_of` serves the same source
     /// and configuration, its trial's result is used.
     pub fn apply_in(

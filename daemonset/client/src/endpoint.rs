@@ -53,7 +53,7 @@ impl fmt::Display for EndpointId<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let EndpointId { share, kind, key } = self;
         match kind {
-            EndpointKind::Share => f.write_str(share),
+            EndpointKind::Share | EndpointKind::Listener => f.write_str(share),
             EndpointKind::Socket => write!(f, "{share}.{key}"),
             EndpointKind::Volume => write!(f, "{share}.{VOLUME}.{key}"),
         }

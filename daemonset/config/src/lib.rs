@@ -159,6 +159,11 @@ pub struct EngineConfig {
     pub allow_mmap: bool,
     /// True if `O_DIRECT` is passed on to the host.
     pub direct_io: bool,
+    /// True if `O_NOATIME` is passed on to the host, which answers `EPERM` where the engine does not own the file. No share
+    /// sets it; `virtiofsd-live` does on request.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(skip)]
+    pub preserve_noatime: bool,
     /// True if the guest may create device nodes. The engine then has `CAP_MKNOD`.
     pub device_nodes: bool,
     /// True if the guest may set file capabilities. The engine then has `CAP_SETFCAP`.
@@ -207,6 +212,7 @@ impl EngineConfig {
             readdirplus: true,
             allow_mmap: false,
             direct_io: false,
+            preserve_noatime: false,
             device_nodes: false,
             file_capabilities: false,
             open_files: None,
@@ -224,6 +230,11 @@ impl EngineConfig {
     pub fn writable(&self) -> bool {
         self.access == Access::ReadWrite
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // The signature that serde calls.
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn default_true() -> bool {

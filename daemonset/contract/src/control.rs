@@ -60,6 +60,9 @@ pub enum EndpointKind {
     /// A pod, through the CSI driver. The directory of the socket is not looked up by its path: the request carries its
     /// descriptor. The path is for display; its last component names the socket in that directory.
     Volume,
+    /// A process that made its socket itself, as `virtiofsd-live` does. The request carries the socket, which listens. The
+    /// broker accepts connections at it and leaves its file alone; path, owner and mode are for display.
+    Listener,
 }
 
 impl EndpointKind {
@@ -67,7 +70,7 @@ impl EndpointKind {
     pub fn descriptors(self) -> usize {
         match self {
             EndpointKind::Share | EndpointKind::Socket => 0,
-            EndpointKind::Volume => 1,
+            EndpointKind::Volume | EndpointKind::Listener => 1,
         }
     }
 }

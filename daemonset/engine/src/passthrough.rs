@@ -45,6 +45,7 @@ fn settings(config: &EngineConfig, guest_fd_limit: u64) -> Result<passthrough::C
         },
         readdirplus: config.readdirplus,
         allow_direct_io: config.direct_io,
+        clean_noatime: !config.preserve_noatime,
         killpriv_v2: config.killpriv,
         // Never `Always`: guests of Linux 5.4 and 5.10 could not mount.
         posix_acl: offered(config.posix_acl),

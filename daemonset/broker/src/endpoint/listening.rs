@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use virtiofs_contract::control::{Endpoint as Spec, SocketSpec};
+use virtiofs_contract::control::{Endpoint as Spec, EndpointKind, SocketSpec};
 use virtiofs_contract::preflight::Preflight;
 
 use super::changes::Change;
 use super::{Endpoint, LiveSession};
 use crate::blocking::Call;
 use crate::channel::{Receiver, Sender, channel};
-use crate::listen::{BoundSocket, Directory, ListenError};
+use crate::listen::{BoundSocket, Given, ListenError};
 use crate::session::Command;
 
 /// A socket that accepts connections.
@@ -59,7 +59,8 @@ impl Prepared {
     }
 }
 
-/// Prepares a socket of this specification. `directory`: its directory, if not that of its path. The change is under way until
+/// Prepares a socket of this specification. `given`: the descriptor of the request, by
+/// the kind of the endpoint. The change is under way until
 /// the file system responds. Returns it with the socket.
 ///
 /// # Errors
@@ -67,13 +68,13 @@ impl Prepared {
 pub(crate) fn prepare(
     spec: SocketSpec,
     current: Option<Current>,
-    directory: Option<OwnedFd>,
+    given: (EndpointKind, Option<OwnedFd>),
     change: Change,
     deadline: Instant,
 ) -> Result<(Prepared, Change), ListenError> {
     let path = spec.path.clone();
     let failed = |error| ListenError::Io { path: path.clone(), error };
-    let prepare = move || (find_or_bind(&spec, current.as_ref(), directory), change);
+    let prepare = move || (find_or_bind(&spec, current.as_ref(), given), change);
     let late = |(prepared, _change): (Result<Prepared, ListenError>, Change)| {
         prepared.ok().and_then(Prepared::unused).iter().for_each(|socket| socket.unlink());
     };
@@ -85,13 +86,11 @@ pub(crate) fn prepare(
 fn find_or_bind(
     spec: &SocketSpec,
     current: Option<&Current>,
-    directory: Option<OwnedFd>,
+    (kind, fd): (EndpointKind, Option<OwnedFd>),
 ) -> Result<Prepared, ListenError> {
-    let directory = directory.map(|fd| Directory::given(fd, &spec.path)).transpose()?;
-    let fits = |current: &&Current| {
-        let same_directory = directory.as_ref().is_none_or(|directory| current.socket.is_in(directory));
-        current.spec.path == spec.path && same_directory && current.socket.check()
-    };
+    let given = Given::new(kind, fd, &spec.path)?;
+    let fits =
+        |current: &&Current| current.spec.path == spec.path && given.is(&current.socket) && current.socket.check();
     if let Some(current) = current.filter(fits) {
         if current.spec != *spec {
             let set = current.socket.set_access(spec);
@@ -99,10 +98,7 @@ fn find_or_bind(
         }
         return Ok(Prepared::InPlace(current.socket.clone()));
     }
-    let socket = match directory {
-        Some(directory) => BoundSocket::bind_in(directory, spec)?,
-        None => BoundSocket::bind(spec)?,
-    };
+    let socket = BoundSocket::at(given, spec)?;
     let directory = socket.readable_directory();
     Ok(Prepared::New(Arc::new(socket), directory))
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use virtiofs_contract::control::EndpointKind;
+
 use super::listening::Listening;
 use super::release::Released;
 use super::state::{State, StoredEndpoint, copy_of};
@@ -90,6 +92,9 @@ impl Endpoint {
 fn restored_socket(stored: &StoredEndpoint, parts: &Parts) -> Result<Option<BoundSocket>, ListenError> {
     let (Some(identity), Some(listener)) = (stored.socket, copy_of(parts, Part::Listener)) else { return Ok(None) };
     let path = stored.spec.socket.path.clone();
+    if stored.spec.kind == EndpointKind::Listener {
+        return BoundSocket::of_requester(listener.into(), &path).map(Some);
+    }
     let directory = match copy_of(parts, Part::Directory) {
         Some(directory) => Directory::held(directory),
         None => directory_of(path.clone())?,
