@@ -41,9 +41,9 @@ tools-node:
 tools-kubernetes: tools-node ## a Kubernetes node: packages, and its programs from Go modules (9 minutes on 2 cores, once)
 	@$(SETUP)/kubernetes-tools.sh
 
-build: setup-build ## release binaries of agent, broker, keeper, engine and virtiofsctl in target/release
+build: setup-build ## release binaries of agent, broker, keeper, engine, virtiofsd-live and virtiofsctl in target/release
 	$(call STEP,build)
-	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofsctl
+	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofs-dropin -p virtiofsctl
 
 image: setup-build tools-node ## container image of all programs and its SBOM in target/image; PROFILE=debug for tests
 	$(call STEP,image)

@@ -30,13 +30,13 @@ mod syslog;
 use std::io::Write;
 use std::process::ExitCode;
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::unistd::{getegid, geteuid};
 use virtiofs_logging::LogFormat;
 
 use args::Options;
-use plan::{Site, log_level, plan};
+use plan::{DEFAULT_OPEN_FILES, Site, log_level, plan};
 use serve::{End, Signals, serve};
 use syslog::Syslog;
 
@@ -86,7 +86,7 @@ fn logged(options: &Options, no_syslog: Option<&std::io::Error>) -> anyhow::Resu
     if let Some(error) = no_syslog {
         tracing::warn!(%error, "can't enable syslog");
     }
-    let plan = plan(options, &site()?)?;
+    let plan = plan(options, &site(options.rlimit_nofile)?)?;
     plan.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     serve(options, plan, &filter, &signals)
 }
@@ -98,15 +98,20 @@ fn filter(options: &Options) -> String {
     level.to_string().to_lowercase()
 }
 
-/// What the plan depends on.
-fn site() -> anyhow::Result<Site> {
+/// What the plan depends on. `wanted`: open files of the engine, for which the hard limit is raised here if it may be.
+fn site(wanted: Option<u64>) -> anyhow::Result<Site> {
     let map = std::fs::read_to_string("/proc/self/uid_map")?;
-    let nr_open = std::fs::read_to_string("/proc/sys/fs/nr_open")?;
+    let nr_open = std::fs::read_to_string("/proc/sys/fs/nr_open")?.trim().parse()?;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let wanted = wanted.unwrap_or(DEFAULT_OPEN_FILES).min(nr_open);
+    if wanted > hard && setrlimit(Resource::RLIMIT_NOFILE, soft, wanted).is_err() {
+        tracing::debug!(hard, wanted, "the limit of open files cannot be raised");
+    }
     Ok(Site {
         uid: geteuid().as_raw(),
         gid: getegid().as_raw(),
         initial_user_namespace: map.split_whitespace().eq(["0", "0", "4294967295"]),
-        nr_open: nr_open.trim().parse()?,
+        nr_open,
         open_files: getrlimit(Resource::RLIMIT_NOFILE)?,
     })
 }

@@ -18,7 +18,7 @@ use crate::args::{FileHandles, Options, Seccomp, Staleness};
 use modcaps::modcaps;
 
 /// Limit of open files that stock virtiofsd sets where none is given.
-const DEFAULT_OPEN_FILES: u64 = 1_000_000;
+pub(crate) const DEFAULT_OPEN_FILES: u64 = 1_000_000;
 
 /// What the plan depends on besides the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,18 +195,17 @@ fn cache(policy: &passthrough::CachePolicy) -> (CachePolicy, u64) {
 /// None: the hard limit.
 fn open_files(given: Option<u64>, site: &Site) -> Result<Option<u64>, Refusal> {
     let (soft, hard) = site.open_files;
-    let may_raise = site.uid == 0 && site.initial_user_namespace;
     match given {
         Some(0) => Ok(Some(soft)),
         Some(limit) if limit > site.nr_open => {
             Err(Refusal::Invalid(format!("--rlimit-nofile={limit} is more than fs.nr_open, {}", site.nr_open)))
         }
-        Some(limit) if limit > hard && !may_raise => {
+        Some(limit) if limit > hard => {
             Err(Refusal::Invalid(format!("--rlimit-nofile={limit} is more than the hard limit, {hard}")))
         }
         Some(limit) => Ok(Some(limit)),
         None if soft >= DEFAULT_OPEN_FILES => Ok(Some(soft)),
-        None => Ok(Some(DEFAULT_OPEN_FILES.min(site.nr_open)).filter(|limit| may_raise || *limit <= hard)),
+        None => Ok(Some(DEFAULT_OPEN_FILES.min(site.nr_open)).filter(|limit| *limit <= hard)),
     }
 }
 

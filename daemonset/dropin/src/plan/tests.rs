@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ROOT: Site = Site { uid: 0, gid: 0, initial_user_namespace: true, nr_open: 1 << 20, open_files: (1024, 1 << 19) };
-const USER: Site = Site { uid: 1000, gid: 1000, ..ROOT };
+const ROOT: Site = Site { uid: 0, gid: 0, initial_user_namespace: true, nr_open: 1 << 20, open_files: (1024, 1 << 20) };
+const USER: Site = Site { uid: 1000, gid: 1000, open_files: (1024, 1 << 19), ..ROOT };
 
 fn planned(arguments: &[&str], site: &Site) -> Result<Plan, Refusal> {
     let line = ["virtiofsd", "--shared-dir", "/s", "--socket-path", "/k"].iter().chain(arguments);
@@ -136,7 +136,7 @@ fn own_id_under_another_number_is_a_translation() {
 
 #[test]
 fn root_of_a_user_namespace_may_have_no_sandbox() {
-    let site = Site { initial_user_namespace: false, ..ROOT };
+    let site = Site { initial_user_namespace: false, ..Site { uid: 0, gid: 0, ..USER } };
     let engine = planned(&["--sandbox=none"], &site).unwrap().engine;
     assert_eq!((engine.sandbox, engine.open_files), (Sandbox::None, None));
 }
