@@ -146,11 +146,11 @@ pub(crate) struct Options {
     #[arg(long, default_value = "kill")]
     pub(crate) seccomp: Seccomp,
 
-    /// Tell the guest which directories are mount points [default]
+    /// Announce mount points to the guest [default]
     #[arg(long)]
     pub(crate) announce_submounts: bool,
 
-    /// Do not tell the guest which directories are mount points
+    /// Do not announce mount points to the guest
     #[arg(long, overrides_with("announce_submounts"))]
     pub(crate) no_announce_submounts: bool,
 

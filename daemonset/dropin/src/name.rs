@@ -8,7 +8,7 @@ use siphasher::sip::SipHasher;
 /// Most bytes of the directory's name in it.
 const LONGEST: usize = 40;
 
-/// From the directory and what tells this VM from others: the same at each start of the VM.
+/// From the directory and what distinguishes this VM: the same at each start of the VM.
 pub(crate) fn of_session(directory: &Path, distinct: &str) -> String {
     let base = directory.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
     let plain: String = base.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(LONGEST).collect();

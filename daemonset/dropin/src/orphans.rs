@@ -19,7 +19,7 @@ const LEAVE_AFTER: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(1);
 
 /// Makes orphans of this process's descendants its children.
-pub(crate) fn adopt() -> io::Result<()> {
+pub(crate) fn become_subreaper() -> io::Result<()> {
     Ok(set_child_subreaper(true)?)
 }
 

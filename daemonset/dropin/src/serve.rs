@@ -70,7 +70,7 @@ pub(crate) fn serve(options: &Options, plan: Plan, log: &str, signals: &Signals)
     if let Some(address) = options.metrics {
         metrics::serve(address, observed.clone()).with_context(|| format!("--metrics={address}"))?;
     }
-    orphans::adopt().context("cannot adopt orphans")?;
+    orphans::become_subreaper().context("cannot become the parent of orphans")?;
     let user_runtime_dir = std::env::var_os("XDG_RUNTIME_DIR");
     let bases = bases(geteuid().is_root(), user_runtime_dir.as_deref());
     let runtime_dir = RuntimeDir::create(&bases).context("no directory for the sockets of broker and keeper")?;
