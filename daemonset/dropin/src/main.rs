@@ -82,13 +82,20 @@ fn logged(options: &Options, no_syslog: Option<&std::io::Error>) -> anyhow::Resu
     // Before any thread starts: one that does not block them would die of them.
     let signals = Signals::block()?;
     let filter = filter(options);
-    virtiofs_logging::init(&filter, LogFormat::Text)?;
+    // A tool may not read standard error.
+    let log = virtiofs_logging::init_queued(&filter, LogFormat::Text)?;
     if let Some(error) = no_syslog {
         tracing::warn!(%error, "can't enable syslog");
     }
+    let outcome = planned(options, &filter, &signals);
+    log.finish();
+    outcome
+}
+
+fn planned(options: &Options, filter: &str, signals: &Signals) -> anyhow::Result<End> {
     let plan = plan(options, &site(options.rlimit_nofile)?)?;
     plan.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    serve(options, plan, &filter, &signals)
+    serve(options, plan, filter, signals)
 }
 
 /// What to log: `RUST_LOG` wins over `--log-level`, as for stock virtiofsd, where it is valid here.

@@ -52,10 +52,7 @@ impl Syslog {
 
 /// A message in the form that local programs send.
 fn message(line: &str, pid: u32) -> String {
-    let severity = match line.split_whitespace().find_map(severity) {
-        Some(severity) => severity,
-        None => 5,
-    };
+    let severity = line.split_whitespace().find_map(severity).unwrap_or(5);
     format!("<{}>virtiofsd[{pid}]: {line}", FACILITY * 8 + severity)
 }
 
