@@ -37,9 +37,12 @@ fn defaults_are_those_of_stock() {
     assert_eq!((plan.heal, plan.warnings), (true, Vec::<String>::new()));
 }
 
+/// What an option changes.
+type Change = fn(&mut EngineConfig);
+
 #[test]
 fn each_option_sets_its_field() {
-    let table: [(&[&str], fn(&mut EngineConfig)); 23] = [
+    let table: [(&[&str], Change); 23] = [
         (&["--readonly"], |it| it.access = Access::ReadOnly),
         (&["--cache=never"], |it| {
             (it.cache, it.entry_timeout_ms, it.attr_timeout_ms) = (CachePolicy::Never, 0, 0);
