@@ -21,7 +21,7 @@ export RUST_LIB_BACKTRACE := 0
 export VIRTIOFS_SKIPPED := $(CURDIR)/target/skipped-tests
 
 .NOTPARALLEL:
-.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image api node host scale build check words kills test guest rules demo bench chaos fuzz generate
+.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image packages api node host scale build check words kills test guest rules demo bench chaos fuzz generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -45,6 +45,11 @@ build: setup-build ## release binaries of agent, broker, keeper, engine, virtiof
 	$(call STEP,build)
 	@cargo build $(LOCKED) --release -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofs-dropin -p virtiofsctl
 
+packages: build ## .deb and .rpm for a host with systemd, in target/packages
+	$(call STEP,packages)
+	@$(SETUP)/packages.sh packages
+	@$(SETUP)/host-packages.sh
+
 image: setup-build tools-node ## container image of all programs and its SBOM in target/image; PROFILE=debug for tests
 	$(call STEP,image)
 	@cargo build $(LOCKED) -q $(if $(filter debug,$(PROFILE)),,--release) \
@@ -55,7 +60,7 @@ check: setup ## format, lints, words, unit and component tests, generated files,
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
-	@shellcheck $(SETUP)/*.sh e2e/host/shell e2e/host/serve-root .ci/run .ci/words.sh .ci/imports.sh
+	@shellcheck $(SETUP)/*.sh deploy/packages/services deploy/packages/debian/p* e2e/host/shell e2e/host/serve-root .ci/run .ci/words.sh .ci/imports.sh
 	@cargo clippy $(LOCKED) --workspace --all-targets --features virtiofs-engine/die-at-store,virtiofs-operator/die-at-write -- -D warnings
 	$(call STEP,words)
 	@$(MAKE) --no-print-directory words
@@ -100,8 +105,9 @@ node: setup tools-kubernetes ## all of it on a real node: kubelet, containerd, V
 	$(call STEP,node)
 	@KUBERNETES_TOOLS=$$($(SETUP)/kubernetes-tools.sh) cargo test $(LOCKED) -p e2e --test node -- $(NODE)
 
-host: setup build ## a Debian host with systemd as a VM (root): the README and the manual done word for word; HOST='name' for some tests
+host: setup packages ## a Debian host with systemd as a VM (root): the README and the manual done word for word; HOST='name' for some tests
 	$(call STEP,host)
+	@$(SETUP)/host-packages.sh 2 >/dev/null
 	@cargo build $(LOCKED) -q -p testkit --bin workload
 	@HOST_ROOT=$$($(SETUP)/host-root.sh) cargo test $(LOCKED) -p e2e --test host -- $(HOST)
 

@@ -9,6 +9,9 @@ packages=(
     systemd-sysv udev dbus libpam-systemd  # the service manager, sessions of users
     apparmor uidmap                        # confinement, and ranges of user ids
     iproute2 procps kmod util-linux e2fsprogs
+    rpm                                    # installs the other kind of package, too
+    podman crun catatonit dbus-user-session  # containers of root and of users
+    libvirt-daemon-system libvirt-clients qemu-system-x86  # VMs as distributions run them
     libseccomp2 libcap-ng0 libcap2-bin     # what the programs are linked with
 )
 
@@ -20,6 +23,14 @@ make_root() {
     echo 'kernel.yama.ptrace_scope = 1' >"$out/etc/sysctl.d/yama.conf"
     # Nothing is logged in: the console is for what a test prints, and a shell waits at a port.
     ln -s /dev/null "$out/etc/systemd/system/serial-getty@ttyS0.service"
+    # Quadlet came with Podman 4.4. This one makes units for the older Podman.
+    mmdebstrap --variant=extract --include=podman trixie "$out.podman" || fail "mmdebstrap could not unpack podman"
+    install -D "$out.podman/usr/libexec/podman/quadlet" "$out/usr/lib/systemd/system-generators/podman-system-generator"
+    rm -rf "$out.podman"
+    # They are started by the tests that need them, which keeps a boot short.
+    systemctl --root "$out" --quiet disable libvirtd.service libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket \
+        libvirt-guests.service virtlogd.socket virtlockd.socket podman.socket podman.service podman-restart.service \
+        podman-auto-update.timer podman-auto-update.service
     rm -rf "$out"/var/cache/apt/* "$out"/var/lib/apt/lists/*
 }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # packages.sh GROUP...: installs the Debian packages of these groups that are missing.
-#   build  what the workspace needs to compile and link
-#   check  what looks at the sources and the systemd units, beside Rust's own tools
-#   guest  what boots a guest
-#   host   what makes a Debian host with systemd that boots as a VM
-#   node   what a Kubernetes node is made of, beside what kubernetes-tools.sh builds
+#   build     what the workspace needs to compile and link
+#   check     what looks at the sources and the systemd units, beside Rust's own tools
+#   guest     what boots a guest
+#   host      what makes a Debian host with systemd that boots as a VM
+#   packages  what makes packages of the programs
+#   node      what a Kubernetes node is made of, beside what kubernetes-tools.sh builds
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -14,8 +15,9 @@ packages_of() {
     check) echo shellcheck systemd openssl ;;
     guest) echo qemu-system-x86 busybox-static xz-utils kmod ;;
     host) echo mmdebstrap util-linux ;;
+    packages) echo binutils dpkg-dev rpm ;;
     node) echo openssl containerd runc podman containernetworking-plugins iptables kmod iproute2 util-linux ;;
-    *) fail "no package group '$1'; there are build, check, guest, host and node" ;;
+    *) fail "no package group '$1'; there are build, check, guest, host, packages and node" ;;
     esac
 }
 

@@ -123,6 +123,12 @@ fn fill_layer(parts: &Parts, layer: &Path) -> Result<()> {
         let unit = Path::new("deploy/systemd").join(unit);
         copy(&tree.join(&unit), &layer.join(checkout).join(&unit))?;
     }
+    let packages = tree.join("target/packages");
+    for (folder, revision) in [(checkout.join("target/packages"), "-1"), (PathBuf::from("root/next"), "-2")] {
+        for package in packages_of(&packages, revision)? {
+            copy(&packages.join(&package), &layer.join(&folder).join(&package))?;
+        }
+    }
     copy(&tree.join("target/debug/workload"), &layer.join("usr/bin/workload"))?;
     copy(&own.join("shell"), &layer.join("usr/lib/virtiofs-e2e/shell"))?;
     copy(&own.join("shell.service"), &layer.join("usr/lib/systemd/system/virtiofs-e2e.service"))?;
@@ -130,6 +136,17 @@ fn fill_layer(parts: &Parts, layer: &Path) -> Result<()> {
     fs::create_dir_all(&wanted).context("enabling the shell")?;
     symlink("/usr/lib/systemd/system/virtiofs-e2e.service", wanted.join("virtiofs-e2e.service"))
         .context("enabling the shell")
+}
+
+/// The files of packages of this revision.
+fn packages_of(directory: &Path, revision: &str) -> Result<Vec<PathBuf>> {
+    let of = |package: &str| package.contains(&format!("{revision}_")) || package.contains(&format!("{revision}."));
+    let entries = fs::read_dir(directory).with_context(|| format!("{}: run `make host`", directory.display()))?;
+    let names: Vec<_> = entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<_>>()?;
+    let names: Vec<PathBuf> =
+        names.into_iter().filter(|name| name.to_str().is_some_and(of)).map(PathBuf::from).collect();
+    ensure!(names.len() == 2, "{}: no .deb and .rpm of revision {revision}, but {names:?}", directory.display());
+    Ok(names)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

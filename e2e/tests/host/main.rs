@@ -5,6 +5,7 @@
 
 mod facts;
 mod mounts;
+mod packages;
 mod services;
 mod up;
 mod world;
@@ -25,6 +26,8 @@ const TESTS: &[Test<World>] = &[
     ("a_broker_that_was_killed_starts_again", services::a_broker_that_was_killed_starts_again),
     ("a_support_bundle_explains_the_host", services::a_support_bundle_explains_the_host),
     ("mounts_of_the_host_reach_a_guest", mounts::mounts_of_the_host_reach_a_guest),
+    ("a_package_is_upgraded_under_a_guest", packages::a_package_is_upgraded_under_a_guest),
+    ("an_upgrade_without_a_keeper_ends_no_session", packages::an_upgrade_without_a_keeper_ends_no_session),
 ];
 
 fn main() -> ExitCode {

@@ -12,10 +12,14 @@ impl World {
     /// Services that serve a share `disk` of a file system of its own, within limits.
     pub(crate) fn serve_disk(&self) -> Result<()> {
         self.mount_disk()?;
-        self.declare("/etc/virtiofs/shares", "disk", SHARE)?;
         self.install_services()?;
+        self.declare_disk()?;
         self.until_state("disk", "Ready")?;
         Ok(())
+    }
+
+    pub(crate) fn declare_disk(&self) -> Result<()> {
+        self.declare("/etc/virtiofs/shares", "disk", SHARE)
     }
 
     /// A guest that works on that share until it is finished, and compares all it sees with a model. Returns its
@@ -56,7 +60,7 @@ impl World {
         }
     }
 
-    fn main_pid(&self, unit: &str) -> Result<String> {
+    pub(crate) fn main_pid(&self, unit: &str) -> Result<String> {
         Ok(self.host.must(&format!("systemctl show {unit} -P MainPID"))?.trim().to_owned())
     }
 }

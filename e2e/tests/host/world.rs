@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use e2e::debian::Debian;
 use e2e::document::{self, Step};
 use e2e::parts::Parts;
@@ -54,11 +54,12 @@ impl World {
     /// the beginning of.
     pub(crate) fn follow(&self, document: &str, section: &str, skip: &[&str]) -> Result<()> {
         for step in document::examples(document, section)?.into_iter().flatten() {
-            let Step::Shell(command) = step else { anyhow::bail!("{step:?}: there is no guest") };
+            let (Step::Shell(command) | Step::Guest(command)) = &step;
             if skip.iter().any(|beginning| command.starts_with(beginning)) {
                 continue;
             }
-            println!("# {command}\n{}", self.host.must(&command)?);
+            ensure!(step == Step::Shell(command.clone()), "{step:?}: there is no guest");
+            println!("# {command}\n{}", self.host.must(command)?);
         }
         Ok(())
     }
@@ -95,7 +96,7 @@ impl World {
     /// Installs and starts agent and broker as the manual has it, if no test before has.
     pub(crate) fn install_services(&self) -> Result<()> {
         if !self.installed.replace(true) {
-            self.follow("docs/MANUAL.md", "## As a service", &[])?;
+            self.follow("docs/MANUAL.md", "## As a service", &["make packages"])?;
         }
         Ok(())
     }
