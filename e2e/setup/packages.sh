@@ -16,7 +16,7 @@ packages_of() {
     guest) echo qemu-system-x86 busybox-static xz-utils kmod ;;
     host) echo mmdebstrap util-linux ;;
     packages) echo binutils dpkg-dev rpm ;;
-    node) echo openssl containerd runc podman containernetworking-plugins iptables kmod iproute2 util-linux ;;
+    node) echo openssl containerd runc podman catatonit containernetworking-plugins iptables kmod iproute2 util-linux ;;
     *) fail "no package group '$1'; there are build, check, guest, host, packages and node" ;;
     esac
 }
