@@ -92,6 +92,18 @@ impl RealCluster {
         self.shell(&script, "").map(drop)
     }
 
+    /// Upgrades the chart with another value, and waits until all pods are replaced.
+    ///
+    /// # Errors
+    /// If helm fails.
+    pub fn set(&self, value: &str) -> Result<()> {
+        let script = format!(
+            "helm upgrade virtiofs charts/virtiofs-operator --namespace {NAMESPACE} --reuse-values --set '{value}' \
+                 --wait --timeout 3m"
+        );
+        self.shell(&script, "").map(drop)
+    }
+
     /// Simulates a power failure: kills everything on the node, empties its tmpfs directories, and boots it again.
     ///
     /// # Errors

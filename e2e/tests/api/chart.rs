@@ -20,6 +20,7 @@ const VALUES: &[&[&str]] = &[
     &["networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring"],
     &["networkPolicy.enabled=false"],
     &["broker.updateStrategy=OnDelete", "keeper.image.repository=example.com/keeper", "keeper.image.tag=1.2.3"],
+    &["agent.maxUnavailable=3"],
 ];
 
 /// Invalid values, with words of the error message.
@@ -46,6 +47,7 @@ const INVALID: &[(&str, &[&str])] = &[
     ("volumes.perPod=0", &["/volumes/perPod", "want 1"]),
     ("broker.updateStrategy=Recreate", &["/broker/updateStrategy", "'RollingUpdate', 'OnDelete'"]),
     ("operator.replicas=0", &["/operator/replicas", "want 1"]),
+    ("agent.maxUnavailable=0%", &["/agent/maxUnavailable", "'0%'"]),
     ("image.pullSecrets={registry}", &["/image/pullSecrets/0", "want object"]),
     ("image.tag=2", &["/image/tag", "want string"]),
     ("log.format=xml", &["/log/format", "'text', 'json'"]),

@@ -1,5 +1,7 @@
 //! VMs in pods, and events around them. The guests count no error.
 
+use std::time::Instant;
+
 use anyhow::{Result, ensure};
 use e2e::cluster::sessions::{kill_engine, sessions};
 use e2e::cluster::traces::Traces;
@@ -136,8 +138,8 @@ fn run_pod_that_writes_to_its_volume(world: &World, claim: &str) -> Result<()> {
     world.delete_pod(VMS, "litter")
 }
 
-/// An upgrade to another image replaces all daemons but the keeper. The deletion of its pod then replaces the broker
-/// again. The guest counts no error, and its session continues.
+/// An upgrade to another image replaces all daemons but the keeper. Then the broker is replaced by a restart of its roll-out, by
+/// another value of the chart, and by the deletion of its pod. The guest counts no error, and its session continues.
 pub(crate) fn the_daemons_are_replaced_under_a_vm(world: &mut World) -> Result<()> {
     world.serve("kept", json!({"access": "ReadWrite"}))?;
     let mut guest = world.cluster.boot(&VmPod::new(VMS, "vm", "kept"))?;
@@ -164,12 +166,29 @@ pub(crate) fn the_daemons_are_replaced_under_a_vm(world: &mut World) -> Result<(
     let same = world.daemon("virtiofs-keeper")?;
     ensure!(same["metadata"]["uid"] == keeper["metadata"]["uid"], "the keeper was replaced");
     let served = |it: &SessionStatus| it.id == session.id && it.state == SessionState::Serving;
-    world.until_session("served after the upgrade", served)?;
+    let handed_over = |times: u64| {
+        let made = move |it: &SessionStatus| it.totals.replacements.hand_overs.count == times;
+        world.until_session("handed over", move |it| served(it) && made(it))
+    };
+    handed_over(1)?;
 
+    // The next broker stands by, and no engine ends before it is replaced.
     let broker = world.daemon("virtiofs-broker")?;
+    world.admin().run(&["-n", NAMESPACE, "rollout", "restart", "daemonset/virtiofs-broker"])?;
+    let broker = world.until_other_daemon("virtiofs-broker", &broker)?;
+    handed_over(2)?;
+    world.cluster.set("allowedSources={/srv,/opt}")?;
+    let broker = world.until_other_daemon("virtiofs-broker", &broker)?;
+    let replaced = handed_over(3)?;
+    let counts = &replaced.totals.replacements;
+    ensure!(counts.recoveries.count == 0 && counts.aborted == 0, "{counts:?}");
+    println!("three roll-outs: {:?}", counts.hand_overs);
+
+    let begin = Instant::now();
     world.delete_pod(NAMESPACE, broker["metadata"]["name"].as_str().unwrap_or_default())?;
     world.until_other_daemon("virtiofs-broker", &broker)?;
     world.until_session("served after the deletion of the broker", served)?;
+    println!("served {:?} after the deletion of the broker's pod", begin.elapsed());
 
     // Both work: a change is applied.
     world.declare("kept", json!({"access": "ReadWrite", "engine": {"cache": "Metadata"}}))?;
