@@ -228,16 +228,28 @@ fn broker_without_working_engines_takes_over_if_nobody_else_does() {
 #[ignore = "prints figures and shows nothing that the other tests do not show"]
 fn figures_of_planned_replacements() {
     for sessions in [1, 20] {
-        for (name, killed) in [("planned replacement", false), ("container killed, another stands by", true)] {
-            let longest = figures(sessions, killed);
+        for (name, event) in [
+            ("undisturbed for a second", Event::Nothing),
+            ("planned replacement", Event::Replacement),
+            ("container killed, another stands by", Event::Kill),
+        ] {
+            let longest = figures(sessions, event);
             let median = longest[longest.len() / 2];
             println!("{name}, {sessions} sessions: longest wait of a request median {median:?}, all {longest:?}");
         }
     }
 }
 
-/// The longest wait of a request in each of 20 replacements, in order. All sessions are busy.
-fn figures(sessions: usize, killed: bool) -> Vec<Duration> {
+/// What happens to a broker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Nothing,
+    Replacement,
+    Kill,
+}
+
+/// The longest wait of a request in each of 20 events, in order. All sessions are busy.
+fn figures(sessions: usize, event: Event) -> Vec<Duration> {
     let (mut broker, endpoint, guest) = set_up(Place::Container);
     let others: Vec<Guest> = (1..sessions).map(|_| boot(&endpoint)).collect();
     let stop = AtomicBool::new(false);
@@ -254,6 +266,10 @@ fn figures(sessions: usize, killed: bool) -> Vec<Duration> {
             });
         }
         for _ in 0..20 {
+            if event == Event::Nothing {
+                all.push(longest_wait(&guest, || thread::sleep(Duration::from_secs(1))));
+                continue;
+            }
             let standby = broker.stand_by(Place::Container, None).until_ready();
             let replaced = |broker: &Broker| {
                 let it = &broker.status_of("data").totals.replacements;
@@ -261,7 +277,7 @@ fn figures(sessions: usize, killed: bool) -> Vec<Duration> {
             };
             let before = replaced(&broker);
             all.push(longest_wait(&guest, || {
-                let mut old = if killed {
+                let mut old = if event == Event::Kill {
                     broker.crash();
                     succeed(&mut broker, standby)
                 } else {

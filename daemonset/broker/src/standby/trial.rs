@@ -47,10 +47,10 @@ impl Trial {
                 let result = self.run(&mut passed);
                 let pause = if result.is_ok() { TRY_MORE } else { TRY_AGAIN };
                 readiness.set_tried(result);
+                thread::sleep(pause);
                 if readiness.role() == Role::Serving && readiness.has_passed() {
                     return;
                 }
-                thread::sleep(pause);
             }
         };
         thread::Builder::new().name("trial".into()).spawn(run).map(drop)
