@@ -8,11 +8,14 @@ use serde_json::json;
 use testkit::fuse::client::Fuse;
 use testkit::fuse::wire::{ForgetOne, ROOT};
 use testkit::guest::{Guest, GuestConfig};
+use testkit::processes::descendants;
 use testkit::server::{Server, ServerCommand};
 
 use crate::material::{FEW, MANY, Material, name};
 use crate::options::{Options, Peer};
 
+/// The name of our engine's processes.
+const ENGINE: &str = "virtiofs-engine";
 /// The share's name with our agent.
 const SHARE: &str = "bench";
 /// Nodes in one BATCH_FORGET.
@@ -23,6 +26,8 @@ pub(crate) struct Contestant {
     // The guest goes before its server.
     pub(crate) guest: Guest,
     _server: Box<dyn Any>,
+    /// The processes that serve it.
+    pub(crate) serving: Vec<i32>,
     pub(crate) few: u64,
     pub(crate) many: u64,
     pub(crate) read: u64,
@@ -55,7 +60,9 @@ impl Contestant {
         let mut config = GuestConfig::new(server.socket()).memory(options.memory);
         config.in_flight = config.in_flight.max(options.depth as u16 + 1);
         let guest = Guest::boot(config).with_context(|| format!("mounting from {label}"))?;
-        Self::prepare(guest, server).with_context(|| format!("preparing {label}"))
+        let serving = serving(peer, server.pid())?;
+        let prepared = Self::prepare(guest, server).with_context(|| format!("preparing {label}"))?;
+        Ok(Self { serving, ..prepared })
     }
 
     pub(crate) fn fuse(&self) -> &Fuse {
@@ -92,9 +99,25 @@ impl Contestant {
             owed: Vec::new(),
             cursor: 0,
             _server: Box::new(server),
+            serving: Vec::new(),
             guest,
         })
     }
+}
+
+/// The processes below `server` that serve guests: of our agent, only the engines.
+fn serving(peer: &Peer, server: i32) -> anyhow::Result<Vec<i32>> {
+    let mut processes = descendants(server)?;
+    processes.push(server);
+    if let Peer::Agent(_) = peer {
+        processes.retain(|process| {
+            std::fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim() == ENGINE)
+        });
+    }
+    if processes.is_empty() {
+        bail!("no process named {ENGINE} below {server}");
+    }
+    Ok(processes)
 }
 
 /// What is true of the share.

@@ -1,9 +1,12 @@
 //! The figures: throughput through the ring, ours against stock virtiofsd 1.14 (one run, one host directory, one set
 //! of options, rounds interleaved A B A B); missing names; the pauses of a guest whose engine is exchanged or dies, the
 //! library's own transfer beside them; the ledger's size. Prints tables, writes a report for CI.
+//!
+//! With `--syscalls` instead: the system calls of each operation, ours and stock's, counted by strace.
 
 mod cases;
 mod contestant;
+mod cpu;
 mod detection;
 mod drive;
 mod figure;
@@ -14,6 +17,7 @@ mod pauses;
 mod quantiles;
 mod report;
 mod rounds;
+mod syscalls;
 mod transfer;
 mod tree;
 
@@ -32,6 +36,9 @@ fn main() -> anyhow::Result<()> {
     let options = Options::from(Arguments::parse())?;
     let material = Material::lay_out(&options.directory).context("laying out files to work on")?;
     let work = tempfile::tempdir().context("a directory for sockets")?;
+    if options.syscalls {
+        return syscalls::print(&options, &material, work.path());
+    }
     let mut figures = throughput(&options, &material, work.path())?;
     if options.wants("missing-again") {
         figures.extend(missing::measure(&options, &material, work.path()).context("missing names")?);
@@ -59,7 +66,7 @@ fn throughput(options: &Options, material: &Material, work: &Path) -> anyhow::Re
     for case in cases {
         let line = rounds::run(case, &mut ours, &mut stock, options).with_context(|| case.name)?;
         report::print_line(&line);
-        figures.push(line.figure);
+        figures.extend([line.figure, line.cpu]);
     }
     Ok(figures)
 }

@@ -52,6 +52,9 @@ pub(crate) struct Arguments {
     /// that others use as well. Needs CAP_SYS_NICE.
     #[arg(long)]
     real_time: bool,
+    /// Count the system calls of each operation instead, one request at a time. Needs strace.
+    #[arg(long)]
+    syscalls: bool,
     /// An eighth of the rounds and events, up to 100k inodes and 1 GiB.
     #[arg(long)]
     quick: bool,
@@ -82,7 +85,7 @@ pub(crate) struct Arguments {
 }
 
 /// What to do.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) stock: PathBuf,
     pub(crate) ours: Peer,
@@ -95,6 +98,7 @@ pub(crate) struct Options {
     pub(crate) broker: PathBuf,
     pub(crate) tree: PathBuf,
     pub(crate) events: usize,
+    pub(crate) syscalls: bool,
     pub(crate) real_time: bool,
     pub(crate) inodes: Vec<usize>,
     pub(crate) memories: Vec<u64>,
@@ -129,6 +133,7 @@ impl Options {
         Ok(Self {
             rounds: arguments.rounds.div_ceil(part),
             events: arguments.events.div_ceil(part),
+            syscalls: arguments.syscalls,
             real_time: arguments.real_time,
             inodes: up_to(arguments.inodes, if arguments.quick { 100_000 } else { usize::MAX }),
             memories: up_to(arguments.memories, if arguments.quick { 1024 } else { u64::MAX >> 20 })

@@ -15,12 +15,15 @@ pub(crate) fn print_head(options: &Options) {
         options.slice.as_millis(),
         options.depth
     );
-    println!("{:<28} {:>12} {:>12} {:<12} {:>8}", "", "ours", "stock 1.14", "", "ratio");
+    let columns = format!("{:<28} {:>12} {:>12} {:<12} {:>8}", "", "ours", "stock 1.14", "", "ratio");
+    println!("{columns} {:<15}  processor time, ours and stock's", "");
 }
 
 pub(crate) fn print_line(line: &Line) {
     print!("{}", row(&line.figure));
-    println!(" ({:.3} - {:.3}){}", line.spread.0, line.spread.1, remark(&line.figure));
+    let (ours, peer) = (number(line.cpu.value), line.cpu.peer.map(number).unwrap_or_default());
+    let spread = format!("({:.3} - {:.3})", line.spread.0, line.spread.1);
+    println!(" {spread}  {ours:>8} {peer:>8} {:<8}{}", line.cpu.unit, remark(&line.figure));
 }
 
 /// A section of figures with its own heading.

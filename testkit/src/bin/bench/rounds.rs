@@ -4,6 +4,7 @@ use testkit::fuse::call::CallError;
 
 use crate::cases::{Case, Unit};
 use crate::contestant::Contestant;
+use crate::cpu::cpu_time;
 use crate::drive::Measured;
 use crate::figure::{Aim, Figure};
 use crate::options::Options;
@@ -16,6 +17,17 @@ pub(crate) struct Line {
     pub(crate) figure: Figure,
     /// Quartiles of the rounds' ratios.
     pub(crate) spread: (f64, f64),
+    /// Processor time of the servers for one operation, or one MiB.
+    pub(crate) cpu: Figure,
+}
+
+/// What one contestant did in one round.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Slice {
+    /// Operations, or bytes, a second.
+    rate: f64,
+    /// Seconds of processor time for each of them.
+    cpu: f64,
 }
 
 /// Runs one figure.
@@ -43,15 +55,17 @@ pub(crate) fn run(
     Ok(line(case, &rounds))
 }
 
-fn slice(case: &Case, contestant: &mut Contestant, options: &Options) -> anyhow::Result<f64> {
+fn slice(case: &Case, contestant: &mut Contestant, options: &Options) -> anyhow::Result<Slice> {
+    let before = cpu_time(&contestant.serving);
     let measured: Result<Measured, CallError> = (case.slice)(contestant, options);
     let measured = measured?;
+    let cpu = cpu_time(&contestant.serving).saturating_sub(before).as_secs_f64() / measured.amount;
     contestant.settle()?;
-    Ok(measured.per_second())
+    Ok(Slice { rate: measured.per_second(), cpu })
 }
 
-fn line(case: &Case, rounds: &[(f64, f64)]) -> Line {
-    let ratios = sorted(rounds.iter().map(|(ours, stock)| ours / stock));
+fn line(case: &Case, rounds: &[(Slice, Slice)]) -> Line {
+    let ratios = sorted(rounds.iter().map(|(ours, stock)| ours.rate / stock.rate));
     let (unit, scale) = match case.unit {
         Unit::Operations => ("ops/s", 1.0),
         Unit::Names => ("names/s", 1.0),
@@ -60,12 +74,23 @@ fn line(case: &Case, rounds: &[(f64, f64)]) -> Line {
     let figure = Figure {
         name: case.name.into(),
         unit,
-        value: quantile(&sorted(rounds.iter().map(|round| round.0)), 0.5) * scale,
-        peer: Some(quantile(&sorted(rounds.iter().map(|round| round.1)), 0.5) * scale),
+        value: quantile(&sorted(rounds.iter().map(|round| round.0.rate)), 0.5) * scale,
+        peer: Some(quantile(&sorted(rounds.iter().map(|round| round.1.rate)), 0.5) * scale),
         ratio: Some(quantile(&ratios, 0.5)),
         aim: Some(Aim::Ratio(case.aim)),
     };
-    Line { figure, spread: (quantile(&ratios, 0.25), quantile(&ratios, 0.75)) }
+    Line { figure, spread: (quantile(&ratios, 0.25), quantile(&ratios, 0.75)), cpu: cpu(case, rounds) }
+}
+
+fn cpu(case: &Case, rounds: &[(Slice, Slice)]) -> Figure {
+    let (unit, scale) = match case.unit {
+        Unit::Operations => ("us/op", 1e6),
+        Unit::Names => ("us/name", 1e6),
+        Unit::Bytes => ("us/MiB", 1e6 * f64::from(1 << 20)),
+    };
+    let median = |of: fn(&(Slice, Slice)) -> f64| quantile(&sorted(rounds.iter().map(of)), 0.5) * scale;
+    Figure::alone(format!("{}-cpu", case.name), median(|round| round.0.cpu), unit)
+        .beside(Some(median(|round| round.1.cpu)))
 }
 
 #[cfg(test)]
@@ -75,7 +100,11 @@ mod tests {
     #[test]
     fn the_ratio_is_the_median_of_the_rounds() {
         let case = &crate::cases::ALL[0];
-        let figure = line(case, &[(1.0, 1.0), (2.0, 4.0), (9.0, 10.0)]).figure;
+        let slice = |rate| Slice { rate, cpu: 2e-6 / rate };
+        let rounds = [(1.0, 1.0), (2.0, 4.0), (9.0, 10.0)].map(|(ours, stock)| (slice(ours), slice(stock)));
+        let line = line(case, &rounds);
+        let figure = line.figure;
         assert_eq!((figure.value, figure.peer, figure.ratio), (2.0, Some(4.0), Some(0.9)));
+        assert_eq!((line.cpu.value, line.cpu.peer, line.cpu.unit), (1.0, Some(0.5), "us/op"));
     }
 }
