@@ -247,6 +247,14 @@ impl Ledger {
             .collect()
     }
 
+    /// One of the names of a node.
+    pub(crate) fn first_name(&self, slot: Slot) -> Option<(Slot, Vec<u8>)> {
+        let change = Change::new(&self.words);
+        let cells = self.name_cells(&change, slot).filter_map(|cell| Name::at(&self.geometry, cell));
+        let mut names = cells.map(|name| (name.parent(&change), name.bytes(&change, &self.words)));
+        names.find(|(_, name)| !removed::is_record(name))
+    }
+
     /// The node that a name leads to.
     pub(crate) fn find(&self, parent: Slot, name: &[u8]) -> Option<Slot> {
         let change = Change::new(&self.words);

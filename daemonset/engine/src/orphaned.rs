@@ -35,7 +35,7 @@ use virtiofsd::soft_idmap::{GuestGid, GuestUid};
 
 pub(crate) use attributes::SetattrBy;
 pub(crate) use contents::{CopyEnd, Write};
-pub(crate) use kernel_handle::{MAX_FILE_HANDLE, kernel_file_handle, open_by_kernel_handle};
+pub(crate) use kernel_handle::{KernelFileHandle, MAX_FILE_HANDLE, kernel_file_handle, open_by_kernel_handle};
 
 use ids::Ids;
 use names::XattrNames;
@@ -104,6 +104,11 @@ impl OrphanedFileServer {
     /// The host's id of a guest's group; none if it may not be used.
     pub(crate) fn host_gid(&self, gid: GuestGid) -> Option<u32> {
         self.ids.host_gid(gid).ok()
+    }
+
+    /// True if the share is writable.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// Called first by every operation that changes something.

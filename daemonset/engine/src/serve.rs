@@ -167,6 +167,7 @@ where
     let orphans = fs.orphan_scan();
     let audit = fs.audit();
     let mount_table = fs.mount_table();
+    let sweep = fs.directory_sweep();
     seccomp::install(config.writable()).map_err(ServeError::Seccomp)?;
     let Session { channel, shared, counters, trace, listener, predecessor, preflight } = session;
     let fs = Guard::new(fs, counters.clone());
@@ -174,6 +175,7 @@ where
     device.replay_init().map_err(|error| refuse(&channel, next_mount(&error)))?;
     // After the INIT has been replayed: lookups depend on settings that the library takes from it.
     audit.map_or(Ok(()), Audit::start).map_err(ServeError::SetUp)?;
+    sweep.start().map_err(ServeError::SetUp)?;
     let mut daemon = connect(&device, mount_table, listener, &channel, preflight)?;
     thread::Builder::new()
         .name("control".into())

@@ -9,6 +9,7 @@
 //! | `operations` | the FUSE operations, in the guest's numbers |
 //! | `request` | the identity of the request, passed by value |
 //! | `state`: `nodes`, `handles`, `fd_stash`, `check_queue`, `takeover` | what this engine knows beyond the ledger; each part owns its state |
+//! | `held_names`, `open_directories`, `stamp` | names that the guest holds, confirmed without the library |
 //! | `resolve`, `names`, `opening`, `open_files`, `attributes`, `file_capabilities`, `removed`, `removed_directory` | nodes, names, open files, changes of files |
 //! | `identity` | which file a node is, and the inode number that the guest sees |
 //! | `replay` | whether a repeated operation took effect the first time; pure functions |
@@ -23,10 +24,12 @@ mod errors;
 mod fd_stash;
 mod file_capabilities;
 mod handles;
+mod held_names;
 mod identity;
 mod library_io;
 mod names;
 mod nodes;
+mod open_directories;
 mod open_files;
 mod opening;
 mod operations;
@@ -38,6 +41,7 @@ mod replay;
 mod request;
 mod resolve;
 mod staleness;
+mod stamp;
 mod state;
 mod takeover;
 mod unmapped_ids;
@@ -62,6 +66,8 @@ use crate::orphaned::OrphanedFileServer;
 pub(crate) use audit::Audit;
 pub(crate) use fd_stash::FdStash;
 pub(crate) use identity::HostTree;
+pub(crate) use open_directories::DirectorySweep;
+use open_directories::OpenDirectories;
 pub(crate) use orphan_scan::OrphanScan;
 pub(crate) use request::RequestContext;
 use state::State;
@@ -71,13 +77,19 @@ pub(crate) struct SharedState {
     state: Mutex<State>,
     /// Notified when the audit has something to check.
     wake_audit: Condvar,
+    /// Notified when a directory is kept open.
+    wake_sweep: Condvar,
 }
 
 impl SharedState {
     /// `root` identifies the directory that is served: equal for the same directory, never 0.
     pub(crate) fn new(mut ledger: Ledger, stash: FdStash, root: u64) -> Self {
         ledger.set_root(root);
-        SharedState { state: Mutex::new(State::new(ledger, stash)), wake_audit: Condvar::new() }
+        SharedState {
+            state: Mutex::new(State::new(ledger, stash)),
+            wake_audit: Condvar::new(),
+            wake_sweep: Condvar::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -100,7 +112,16 @@ impl SharedState {
 
     /// Stops this engine from writing to the ledger unless a ring asks for it.
     pub(crate) fn quiesce(&self) {
-        self.lock().takeover.set_quiesced(true);
+        let mut state = self.lock();
+        state.takeover.set_quiesced(true);
+        state.directories = OpenDirectories::default();
+    }
+
+    /// The state this long after a directory is kept open.
+    fn state_after(&self, interval: Duration) -> MutexGuard<'_, State> {
+        let none_open = |state: &mut State| state.directories.is_empty();
+        let waited = self.wake_sweep.wait_while(self.lock(), none_open).unwrap_or_else(PoisonError::into_inner);
+        self.wake_sweep.wait_timeout(waited, interval).unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// The ledger is this engine's again.
@@ -183,6 +204,7 @@ pub(crate) struct SessionFs<F: FileSystem> {
     orphaned: OrphanedFileServer,
     /// Takes the data of an append of which a part was written before.
     scratch: File,
+    entry_timeout: Duration,
     negative_timeout: Duration,
     announce_submounts: bool,
     /// True if the guest agreed to submounts in FUSE_INIT.
@@ -216,6 +238,7 @@ impl<F: FileSystem> SessionFs<F> {
             counters: config.detect_staleness.then_some(counters),
             orphaned,
             scratch: memfd_create(c"virtiofs-scratch", MFdFlags::MFD_CLOEXEC)?.into(),
+            entry_timeout: Duration::from_millis(config.entry_timeout_ms),
             negative_timeout: Duration::from_millis(config.negative_timeout_ms),
             announce_submounts: config.announce_submounts,
             submounts_agreed: AtomicBool::new(false),
@@ -236,6 +259,11 @@ impl<F: FileSystem> SessionFs<F> {
     /// The mount table of this process, which is readable (`EPOLLPRI`) when it has changed.
     pub(crate) fn mount_table(&self) -> RawFd {
         self.host.mountinfo.as_raw_fd()
+    }
+
+    /// Closes directories that are not used any more.
+    pub(crate) fn directory_sweep(&self) -> DirectorySweep {
+        DirectorySweep::new(self.shared.clone())
     }
 
     /// Checks all that the guest holds, on a thread of its own; none: detection is off.

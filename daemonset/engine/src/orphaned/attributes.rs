@@ -26,10 +26,15 @@ pub(crate) enum SetattrBy {
 }
 
 impl OrphanedFileServer {
+    /// The guest's attributes of a file of the host.
+    pub(crate) fn attributes(&self, stat: libc::stat64) -> io::Result<Attr> {
+        self.ids.attributes(stat)
+    }
+
     /// Also for GETATTR by node: the library ignores the handle.
     pub(crate) fn getattr(&self, orphan: &OrphanedFile) -> io::Result<(Attr, Duration)> {
         let stat = statx(&orphan.file, None)?.st;
-        Ok((self.ids.attributes(stat)?, self.attr_timeout))
+        Ok((self.attributes(stat)?, self.attr_timeout))
     }
 
     pub(crate) fn setattr(

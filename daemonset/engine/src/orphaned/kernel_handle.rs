@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 
-use virtiofsd::passthrough::file_handle::{FileHandle, SerializableFileHandle};
-
 use super::errno;
 
 /// Most bytes of a kernel file handle: the kernel's `MAX_HANDLE_SZ`.
@@ -19,11 +17,34 @@ struct RawHandle {
     bytes: [u8; MAX_FILE_HANDLE],
 }
 
-/// The file handle of an open file, as type and bytes; `None` if the file system has none, or only longer ones. Needs
-/// no capability.
-pub(crate) fn kernel_file_handle(file: &File) -> io::Result<Option<(i32, Vec<u8>)>> {
-    let handle = FileHandle::from_fd(file)?.map(SerializableFileHandle::from);
-    Ok(handle.map(|handle| (handle.handle_type(), handle.as_bytes().to_vec())))
+/// The file handle of an open file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KernelFileHandle {
+    /// Type, which means something to the file system.
+    pub(crate) kind: i32,
+    /// The handle itself.
+    pub(crate) bytes: Vec<u8>,
+    /// Number of the mount on which the file is open.
+    pub(crate) mount_id: u64,
+}
+
+/// The file handle of an open file; `None` if the file system has none, or only longer ones. Needs no capability.
+pub(crate) fn kernel_file_handle(file: &File) -> io::Result<Option<KernelFileHandle>> {
+    let mut handle = RawHandle { length: MAX_FILE_HANDLE as libc::c_uint, kind: 0, bytes: [0; MAX_FILE_HANDLE] };
+    let mut mount_id: libc::c_int = 0;
+    // SAFETY: `handle` has the layout of `struct file_handle` and as many bytes as it states; the call writes those and
+    // `mount_id`, and reads the empty path.
+    let result = unsafe {
+        let (handle, path) = ((&raw mut handle).cast(), c"".as_ptr());
+        libc::name_to_handle_at(file.as_raw_fd(), path, handle, &raw mut mount_id, libc::AT_EMPTY_PATH)
+    };
+    if result != 0 {
+        let failed = io::Error::last_os_error();
+        let none = [libc::EOPNOTSUPP, libc::EOVERFLOW].map(Some).contains(&failed.raw_os_error());
+        return if none { Ok(None) } else { Err(failed) };
+    }
+    let bytes = handle.bytes.get(..handle.length as usize).ok_or_else(|| errno(libc::EOVERFLOW))?.to_vec();
+    Ok(Some(KernelFileHandle { kind: handle.kind, bytes, mount_id: mount_id as u64 }))
 }
 
 /// Opens the file of a file handle on the file system of `mount`, which must not be an `O_PATH` descriptor. Needs

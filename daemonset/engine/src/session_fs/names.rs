@@ -5,9 +5,10 @@ use std::ffi::CStr;
 use std::io;
 
 use virtiofs_contract::staleness::Cause;
-use virtiofsd::filesystem::{Entry, Extensions, FileSystem, SecContext, SetxattrFlags};
+use virtiofsd::filesystem::{Context, Entry, Extensions, FileSystem, SecContext, SetxattrFlags};
+use virtiofsd::fuse::Opcode;
 
-use crate::ledger::{PriorState, Slot};
+use crate::ledger::{OpenKind, PriorState, Slot};
 
 use super::SessionFs;
 use super::errors::{engine_context, errno, ledger_full};
@@ -42,11 +43,22 @@ impl<F: FileSystem> SessionFs<F> {
         name: &'a CStr,
     ) -> io::Result<NameRef<'a>> {
         let parent = self.slot(state, parent)?;
+        // While it is open, the file handle of a removed directory can be opened. Lookups find out by themselves.
+        let looks_up = [Opcode::Lookup as u32, Opcode::Readdirplus as u32].contains(&request.opcode);
+        if !looks_up {
+            state.directories.close_if_removed(parent);
+        }
         Ok(NameRef { parent, parent_inode: self.inode(state, request, parent)?, name })
     }
 
     /// The inode number at a name, as the ledger has it; 0: there is none.
     fn inode_number_at(&self, state: &mut State, at: NameRef<'_>) -> u64 {
+        match state.directories.get(at.parent).map(|directory| directory.find(at.name)) {
+            // Of the directory's own file system, whose numbers the ledger has as they are.
+            Some(Ok(found)) if found.stamp.is_some() => return found.stat.st_ino,
+            Some(Err(_)) => return 0,
+            _ => {}
+        }
         match self.library.lookup(engine_context(), at.parent_inode.into(), at.name) {
             Ok(entry) => {
                 self.library.forget(engine_context(), entry.inode.into(), 1);
@@ -76,14 +88,15 @@ impl<F: FileSystem> SessionFs<F> {
         }
     }
 
-    /// UNLINK and RMDIR: `act` removes the name.
+    /// UNLINK and RMDIR of a `kind`.
     pub(super) fn remove_name(
         &self,
         state: &mut State,
-        request: RequestContext,
+        (request, ctx): (RequestContext, Context),
         at: NameRef<'_>,
-        act: impl FnOnce() -> io::Result<()>,
+        kind: OpenKind,
     ) -> io::Result<()> {
+        self.use_directory(state, at.parent);
         let (prior, repeated) = self.prior_state(state, request, |state| PriorState {
             existed: self.known_inode_number(state, at) != 0,
             ..PriorState::default()
@@ -93,13 +106,14 @@ impl<F: FileSystem> SessionFs<F> {
         self.stash_before_unlink(state, request, victim);
         let directory = self.record_directory(state, request, victim);
         state.name_changes.count();
-        match act() {
+        match self.remove_from_host(state, ctx, at, kind) {
             Err(error) if repeated && replay::removed(&prior, errno(&error)) => {}
             other => other.inspect_err(|_| self.directory_remains(state, directory))?,
         }
         state.ledger.remove(parent, name);
         victim.inspect(|victim| state.nodes.set_unlinked(*victim));
         self.directory_removed(state, directory);
+        victim.inspect(|victim| state.directories.close(*victim));
         self.release_ended(state);
         Ok(())
     }
@@ -136,6 +150,7 @@ impl<F: FileSystem> SessionFs<F> {
         request: RequestContext,
         at: NameRef<'_>,
     ) -> io::Result<(PriorState, bool)> {
+        self.use_directory(state, at.parent);
         let (prior, repeated) = self.prior_state(state, request, |state| PriorState {
             existed: self.inode_number_at(state, at) != 0,
             ..PriorState::default()
@@ -203,6 +218,7 @@ impl<F: FileSystem> SessionFs<F> {
             state.ledger.rename(from.key(), to.key(), exchange);
             victim.inspect(|victim| state.nodes.set_unlinked(*victim));
             self.directory_removed(state, directory);
+            victim.inspect(|victim| state.directories.close(*victim));
             self.release_ended(state);
         }
         Ok(())

@@ -12,6 +12,7 @@ use crate::ledger::{FileHandle, ROOT, Slot};
 use crate::orphaned::OrphanedFile;
 
 use super::removed_directory::RemovedDirectory;
+use super::stamp::Stamp;
 
 /// The library's inode number of the root, FUSE_ROOT_ID.
 pub(super) const LIBRARY_ROOT: u64 = 1;
@@ -39,6 +40,8 @@ struct Binding {
     extra_lookups: u64,
     /// The kernel file handle, once it has been read. It does not change while the library holds the inode.
     file_handle: Option<FileHandle>,
+    /// Identifies the file, once a name has led to it again.
+    stamp: Option<Stamp>,
     /// True if the guest itself unlinked a name of the node, or renamed over one.
     unlinked: bool,
     /// The guest thread that looked the node up last and has not opened it since, and when it did.
@@ -54,6 +57,7 @@ impl Binding {
             directory: None,
             extra_lookups: 0,
             file_handle: None,
+            stamp: None,
             unlinked: false,
             looked_up: None,
             refused: None,
@@ -143,6 +147,18 @@ impl NodeBindings {
         let binding = self.by_inode.get(&inode).and_then(|slot| self.by_slot.get_mut(slot));
         if let Some(binding) = binding {
             binding.file_handle = Some(file_handle.clone());
+        }
+    }
+
+    /// Identifies the file of a node, if that is known.
+    pub(super) fn stamp(&self, slot: Slot) -> Option<Stamp> {
+        self.by_slot.get(&slot)?.stamp
+    }
+
+    /// Records what identifies the file of a node.
+    pub(super) fn set_stamp(&mut self, slot: Slot, stamp: Stamp) {
+        if let Some(binding) = self.by_slot.get_mut(&slot) {
+            binding.stamp = Some(stamp);
         }
     }
 

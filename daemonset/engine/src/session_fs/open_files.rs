@@ -10,7 +10,7 @@ use rustix::fs::fstatvfs;
 use virtiofsd::filesystem::{FileSystem, OpenOptions};
 
 use crate::ledger::{FileHandle, OpenKind, Opened, Slot};
-use crate::orphaned::{OrphanedFile, kernel_file_handle, open_by_kernel_handle};
+use crate::orphaned::{KernelFileHandle, OrphanedFile, kernel_file_handle, open_by_kernel_handle};
 
 use super::SessionFs;
 use super::errors::{engine_context, error, ledger_full};
@@ -246,7 +246,9 @@ impl<F: FileSystem> SessionFs<F> {
             return known.clone();
         }
         let file = OpenFile::Library { inode, handle };
-        let found = self.with_file(&file, |file| Ok(handle_of(file))).unwrap_or_default();
+        let directories = &state.directories;
+        let found = self.with_file(&file, |file| Ok(handle_on(file, |mount| directories.file_system(mount))));
+        let found = found.unwrap_or_default();
         state.nodes.set_file_handle(inode, &found);
         found
     }
@@ -289,14 +291,22 @@ impl<F: FileSystem> SessionFs<F> {
 
 /// Which file this is, whatever its inode number; empty if the file system makes no file handles.
 fn handle_of(file: &File) -> FileHandle {
-    match (kernel_file_handle(file), file_system(file)) {
-        (Ok(Some((kind, bytes))), Ok(file_system)) => FileHandle { kind, bytes, file_system },
-        _ => FileHandle::default(),
+    handle_on(file, |_| None)
+}
+
+/// The same. `known`: the number of the file system of a mount, if it is known.
+fn handle_on(file: &File, known: impl Fn(u64) -> Option<u64>) -> FileHandle {
+    let Ok(Some(KernelFileHandle { kind, bytes, mount_id })) = kernel_file_handle(file) else {
+        return FileHandle::default();
+    };
+    match known(mount_id).map_or_else(|| file_system(file), Ok) {
+        Ok(file_system) => FileHandle { kind, bytes, file_system },
+        Err(_) => FileHandle::default(),
     }
 }
 
 /// The file system's own number, which it keeps when it is mounted again as another device; else the device's.
-fn file_system(file: &File) -> io::Result<u64> {
+pub(super) fn file_system(file: &File) -> io::Result<u64> {
     match fstatvfs(file)?.f_fsid {
         0 => Ok(file.metadata()?.dev()),
         number => Ok(number),

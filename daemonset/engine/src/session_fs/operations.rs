@@ -18,7 +18,9 @@ use crate::orphaned::{CopyEnd, SetattrBy, Write};
 use super::SessionFs;
 use super::errors::{errno, error};
 use super::handles::OpenFile;
+use super::held_names::Confirmed;
 use super::identity::Listing;
+use super::names::NameRef;
 use super::nodes::{LIBRARY_ROOT, Target};
 use super::opening::Create;
 use super::request::RequestContext;
@@ -40,14 +42,22 @@ impl<F: FileSystem> SessionFs<F> {
         (parent, name): (u64, &CStr),
     ) -> io::Result<Entry> {
         let at = self.name_ref(state, request, parent, name)?;
-        let found = self.library.lookup(ctx, at.parent_inode.into(), name);
+        let found = match self.confirm_name(state, at) {
+            Confirmed::Node(node, attr) => return self.reply_held(state, request, ctx, at, (node, attr)),
+            Confirmed::Missing => Err(error(libc::ENOENT)),
+            Confirmed::Nothing => self.look_up_in_library(state, ctx, at),
+        };
         self.stash_displaced(state, at, &found);
         match found {
             Ok(entry) => {
+                let (held, attr) = (state.ledger.find(at.parent, name.to_bytes()), entry.attr);
                 let entry = self.reply_entry(state, request, at.key(), entry, Cause::SourceReplaced)?;
+                let node = self.slot(state, entry.inode)?;
                 if request.opcode == Opcode::Lookup as u32 {
-                    let node = self.slot(state, entry.inode)?;
                     state.nodes.set_looked_up(node, ctx.pid);
+                }
+                if held == Some(node) {
+                    self.prepare_confirmation(state, (at.parent, name), node, &attr);
                 }
                 Ok(entry)
             }
@@ -60,6 +70,15 @@ impl<F: FileSystem> SessionFs<F> {
                 self.lookup_failed(state, request, at, &other);
                 Err(other)
             }
+        }
+    }
+
+    fn look_up_in_library(&self, state: &mut State, ctx: Context, at: NameRef<'_>) -> io::Result<Entry> {
+        let look_up = || self.library.lookup(ctx, at.parent_inode.into(), at.name);
+        match look_up() {
+            // While it is open, the file handle of a removed directory can be opened.
+            Err(gone) if errno(&gone) == libc::ENOENT && state.directories.close_if_removed(at.parent) => look_up(),
+            found => found,
         }
     }
 
@@ -149,6 +168,9 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         let (request, mut state) = self.operation();
         let slot = self.slot(&state, id)?;
         // By node, as the library does even if there is a handle.
+        if let Some(attr) = self.confirm_node(&mut state, slot) {
+            return Ok((self.guest_attr(&state, slot, attr), self.orphaned.attr_timeout()));
+        }
         let (attr, timeout) = match self.target(&mut state, request, slot)? {
             Target::Library(inode) => self
                 .library
@@ -162,6 +184,8 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
         };
         if attr.nlink == 0 {
             self.stash_if_removed(&mut state, slot);
+        } else {
+            self.prepare_node_confirmation(&mut state, slot, &attr);
         }
         Ok((self.guest_attr(&state, slot, attr), timeout))
     }
@@ -259,15 +283,13 @@ impl<F: FileSystem> FileSystem for SessionFs<F> {
     fn unlink(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
         let (request, mut state) = self.operation();
         let at = self.name_ref(&mut state, request, parent, name)?;
-        let parent = at.parent_inode.into();
-        self.remove_name(&mut state, request, at, || self.library.unlink(ctx, parent, name))
+        self.remove_name(&mut state, (request, ctx), at, OpenKind::File)
     }
 
     fn rmdir(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
         let (request, mut state) = self.operation();
         let at = self.name_ref(&mut state, request, parent, name)?;
-        let parent = at.parent_inode.into();
-        self.remove_name(&mut state, request, at, || self.library.rmdir(ctx, parent, name))
+        self.remove_name(&mut state, (request, ctx), at, OpenKind::Directory)
     }
 
     fn rename(

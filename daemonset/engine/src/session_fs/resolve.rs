@@ -62,6 +62,8 @@ impl<F: FileSystem> SessionFs<F> {
 
     /// What serves a node: the library, or the engine itself if no name leads to the node and the guest has it open.
     pub(super) fn target(&self, state: &mut State, request: RequestContext, slot: Slot) -> io::Result<Target> {
+        // While it is open, the file handle of a removed directory can be opened.
+        state.directories.close_if_removed(slot);
         if let Some(target) = state.nodes.target(slot) {
             return Ok(target.clone());
         }
@@ -227,6 +229,7 @@ impl<F: FileSystem> SessionFs<F> {
     /// Returns the library's lookups of nodes that have ended, before their slots are used for other nodes.
     pub(super) fn release_ended(&self, state: &mut State) {
         for slot in state.ledger.take_ended() {
+            state.directories.close(slot);
             if let Some((inode, lookups)) = state.nodes.unbind(slot) {
                 self.library.forget(engine_context(), inode.into(), lookups);
             }

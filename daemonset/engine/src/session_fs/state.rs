@@ -7,6 +7,7 @@ use super::fd_stash::FdStash;
 use super::handles::OpenHandles;
 use super::identity::FileSystems;
 use super::nodes::NodeBindings;
+use super::open_directories::OpenDirectories;
 use super::request::CurrentRequest;
 use super::takeover::Takeover;
 
@@ -16,6 +17,8 @@ pub(crate) struct State {
     pub(super) ledger: Ledger,
     /// What the guest's nodes are in this engine.
     pub(super) nodes: NodeBindings,
+    /// Directories that are kept open.
+    pub(super) directories: OpenDirectories,
     /// What the guest's handles are in this engine.
     pub(super) handles: OpenHandles,
     /// Which file systems there are below the root.
@@ -40,6 +43,7 @@ impl State {
         State {
             ledger,
             nodes: NodeBindings::default(),
+            directories: OpenDirectories::default(),
             handles: OpenHandles::default(),
             file_systems: FileSystems::default(),
             stash,
@@ -56,6 +60,7 @@ impl State {
         self.name_changes.count();
         self.ledger.clear();
         self.nodes = NodeBindings::default();
+        self.directories = OpenDirectories::default();
         self.handles = OpenHandles::default();
         self.stash.release_all();
     }

@@ -6,6 +6,7 @@ mod arbitrary;
 mod engine;
 mod file_capabilities;
 mod fixture;
+mod held_names;
 mod hostile;
 mod inode_numbers;
 #[cfg(feature = "die-at-store")]

@@ -85,7 +85,8 @@ fn a_guest_at_its_inode_limit_creates_nothing() {
     for _ in 0..20 {
         assert_eq!(errno(fixture.guest.fuse().create(ROOT, "unknown", libc::O_RDWR, 0o600)), Some(libc::ENFILE));
     }
-    assert_eq!(descriptors(), before);
+    // The root may have been kept open before.
+    assert!(descriptors() <= before);
     let names = fs::read_dir(fixture.path()).unwrap().count();
     assert_eq!(names, 6, "nothing was made that was refused");
 }

@@ -32,8 +32,8 @@ fn run_behind_the_filter<F: Share + Send>(flags: i32) {
                 for operation in operations() {
                     let _answer = pair.through_ours(&operation);
                 }
-                let (kind, bytes) = kernel_file_handle(pair.file.file()).unwrap().unwrap();
-                open_by_kernel_handle(&pair.our_other, kind, &bytes, libc::O_RDONLY).unwrap();
+                let handle = kernel_file_handle(pair.file.file()).unwrap().unwrap();
+                open_by_kernel_handle(&pair.our_other, handle.kind, &handle.bytes, libc::O_RDONLY).unwrap();
             }
         });
     });

@@ -12,19 +12,20 @@ fn an_open_file_without_a_name_opens_by_handle() {
     fs::write(&path, "contents").unwrap();
     let mount = File::open(dir.path()).unwrap();
     let first = File::open(&path).unwrap();
-    let (kind, bytes) = kernel_file_handle(&first).unwrap().unwrap();
+    let handle = kernel_file_handle(&first).unwrap().unwrap();
+    let (kind, bytes) = (handle.kind, &handle.bytes);
     fs::remove_file(&path).unwrap();
 
-    let second = open_by_kernel_handle(&mount, kind, &bytes, libc::O_RDWR).unwrap();
+    let second = open_by_kernel_handle(&mount, kind, bytes, libc::O_RDWR).unwrap();
     assert_eq!(first.metadata().unwrap().ino(), second.metadata().unwrap().ino());
-    assert_eq!(kernel_file_handle(&second).unwrap().unwrap(), (kind, bytes.clone()));
+    assert_eq!(kernel_file_handle(&second).unwrap().unwrap(), handle);
     second.write_all_at(b"C", 0).unwrap();
     let mut seen = [0; 8];
     first.read_exact_at(&mut seen, 0).unwrap();
     assert_eq!(&seen, b"Contents");
 
     drop((first, second));
-    let error = open_by_kernel_handle(&mount, kind, &bytes, libc::O_RDONLY).unwrap_err();
+    let error = open_by_kernel_handle(&mount, kind, bytes, libc::O_RDONLY).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
 }
 
