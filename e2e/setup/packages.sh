@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 packages_of() {
     case $1 in
     build) echo gcc libc6-dev make pkg-config libseccomp-dev libcap-ng-dev ;;
-    check) echo shellcheck systemd openssl ;;
+    check) echo shellcheck systemd openssl e2fsprogs xfsprogs btrfs-progs ;;
     guest) echo qemu-system-x86 busybox-static xz-utils kmod ;;
     host) echo mmdebstrap util-linux ;;
     packages) echo binutils dpkg-dev rpm ;;

@@ -105,7 +105,11 @@ impl Fixture {
 
     /// Quiesces the engine; another one serves the guest.
     pub(crate) fn hand_over(&mut self) {
-        let engine = self.take_engine().handed_over(&self.source, config()).unwrap();
+        self.hand_over_to(config());
+    }
+
+    pub(crate) fn hand_over_to(&mut self, config: EngineConfig) {
+        let engine = self.take_engine().handed_over(&self.source, config).unwrap();
         self.guest.reconnect_to(&engine.socket()).unwrap();
         self.engine = Some(engine);
     }

@@ -5,6 +5,7 @@
 mod arbitrary;
 mod engine;
 mod file_capabilities;
+mod file_systems;
 mod fixture;
 mod held_names;
 mod hostile;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -28,6 +29,17 @@ impl Mounted {
         let options = format!("lowerdir={lower},upperdir={upper},workdir={work},xino=off");
         mount(Some("overlay"), at, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
         Mounted(at.to_owned())
+    }
+
+    /// Mounts a new file system of this type out of an image beside the mount; none if that is not possible here.
+    pub(crate) fn image(fs_type: &str, at: &Path) -> Option<Self> {
+        let image = at.with_extension("image");
+        // The smallest that xfs and btrfs accept, sparse.
+        fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
+        fs::create_dir_all(at).unwrap();
+        let make = Command::new(format!("mkfs.{fs_type}")).arg("-q").arg(&image).output().ok()?;
+        let mount = Command::new("mount").args(["-o", "loop"]).args([&image, at]).output().ok()?;
+        (make.status.success() && mount.status.success()).then(|| Mounted(at.to_owned()))
     }
 
     /// Has mounts below this one appear in other mount namespaces, as systemd does.
