@@ -159,6 +159,26 @@ fn sigterm_leaves_sessions_to_the_next_broker() {
     assert!(broker.log().contains("sessions continue"));
 }
 
+/// The kernel gives a signal to any thread that does not block it, and would end the broker while the first thread is not
+/// waiting for signals yet.
+#[test]
+fn no_thread_but_the_first_takes_sigterm() {
+    let broker = Broker::start();
+    let mut others = 0;
+    for thread in fs::read_dir(format!("/proc/{}/task", broker.pid())).unwrap() {
+        let thread = thread.unwrap();
+        if thread.file_name().to_str() == Some(&broker.pid().to_string()) {
+            continue;
+        }
+        let status = fs::read_to_string(thread.path().join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
+        let blocked = u64::from_str_radix(line.trim(), 16).unwrap();
+        assert!(blocked & 1 << (Signal::SIGTERM as u32 - 1) != 0, "{status}");
+        others += 1;
+    }
+    assert!(others > 1);
+}
+
 #[test]
 fn drain_ends_sessions_and_serves_nothing_more() {
     let (mut broker, endpoint, guest, session) = set_up();
