@@ -21,7 +21,7 @@ export RUST_LIB_BACKTRACE := 0
 export VIRTIOFS_SKIPPED := $(CURDIR)/target/skipped-tests
 
 .NOTPARALLEL:
-.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image packages podman api node host scale build check words kills test guest rules demo bench chaos fuzz generate
+.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image packages podman libvirt api node host scale build check words kills test guest rules demo bench chaos fuzz generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -60,7 +60,7 @@ check: setup ## format, lints, words, unit and component tests, generated files,
 	$(call STEP,format)
 	@cargo fmt --all --check
 	$(call STEP,lints)
-	@shellcheck $(SETUP)/*.sh deploy/packages/services deploy/packages/debian/p* e2e/host/shell e2e/host/serve-root e2e/host/podman .ci/run .ci/words.sh .ci/imports.sh
+	@shellcheck $(SETUP)/*.sh deploy/packages/services deploy/packages/debian/p* e2e/host/shell e2e/host/serve-root e2e/host/podman e2e/host/libvirt e2e/host/guest-init .ci/run .ci/words.sh .ci/imports.sh
 	@cargo clippy $(LOCKED) --workspace --all-targets --features virtiofs-engine/die-at-store,virtiofs-operator/die-at-write -- -D warnings
 	$(call STEP,words)
 	@$(MAKE) --no-print-directory words
@@ -123,6 +123,11 @@ kills: setup-build ## each operation, its engine dying before each single store 
 	$(call STEP,deaths of the broker between any two effects)
 	@$(SETUP)/some-test.sh cargo test $(LOCKED) -p virtiofs-broker --features die-at-step --test steps guest_survives
 
+libvirt: setup build ## starts a libvirt domain with what virtiofsctl status prints (root)
+	$(call STEP,libvirt)
+	@part() { sed -n "s/^$$1=//p" target/e2e/parts; }; root=$$($(SETUP)/host-root.sh) && \
+	    unshare --mount --propagation private e2e/host/libvirt "$$root" "$$(part kernel)" "$$(part busybox)" target/release
+
 podman: setup tools-node ## deploy/podman on this machine (root): the pod and the units, restarted under a guest
 	@$(MAKE) --no-print-directory image PROFILE=debug
 	$(call STEP,podman)
@@ -139,7 +144,7 @@ rules: tools-kubernetes ## alerts are valid, as files and out of the chart, and 
 	    "$$tools/promtool" check rules target/rendered-alerts.yaml && \
 	    "$$tools/promtool" test rules e2e/rules/alerts.test.yaml
 
-test: forget-skips setup-go setup check kills guest host api api-oldest node podman rules ## everything that CI runs
+test: forget-skips setup-go setup check kills guest host libvirt api api-oldest node podman rules ## everything that CI runs
 	@touch $(VIRTIOFS_SKIPPED)
 	@cat $(VIRTIOFS_SKIPPED)
 	@echo "skipped tests: $$(wc -l <$(VIRTIOFS_SKIPPED))"
