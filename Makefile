@@ -53,7 +53,7 @@ packages: build ## .deb and .rpm for a host with systemd, in target/packages
 image: setup-build tools-node ## container image of all programs and its SBOM in target/image; PROFILE=debug for tests
 	$(call STEP,image)
 	@cargo build $(LOCKED) -q $(if $(filter debug,$(PROFILE)),,--release) \
-	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofsctl -p virtiofs-kubevirt-hook
+	    -p virtiofs-operator -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofs-dropin -p virtiofsctl -p virtiofs-kubevirt-hook
 	@$(SETUP)/image.sh $(if $(filter debug,$(PROFILE)),debug,release)
 
 check: setup ## format, lints, words, unit and component tests, generated files, dependencies

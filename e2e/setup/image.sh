@@ -9,7 +9,7 @@
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-programs=(virtiofs-operator virtiofs-agent virtiofs-broker virtiofs-keeper virtiofs-engine virtiofsctl virtiofs-kubevirt-hook)
+programs=(virtiofs-operator virtiofs-agent virtiofs-broker virtiofs-keeper virtiofs-engine virtiofsd-live virtiofsctl virtiofs-kubevirt-hook)
 built=$tree/target/${1:-release}
 out=$tree/target/image
 archive=$out/virtiofs-operator.tar

@@ -16,6 +16,9 @@ use crate::plan::Listen;
 /// Why nothing can listen.
 #[derive(Debug, Error)]
 pub(crate) enum ListenError {
+    /// The path names no file.
+    #[error("Invalid socket file name")]
+    NoFileName,
     /// The directory of the socket is missing.
     #[error("{0} does not exist or is not a directory")]
     Directory(PathBuf),
@@ -56,7 +59,8 @@ impl Listening {
     }
 
     fn bind(path: &Path, group: Option<&str>) -> Result<Self, ListenError> {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = path.parent().ok_or(ListenError::NoFileName)?;
+        let directory = Some(parent).filter(|parent| !parent.as_os_str().is_empty());
         if let Some(missing) = directory.filter(|directory| !directory.exists()) {
             return Err(ListenError::Directory(missing.to_path_buf()));
         }

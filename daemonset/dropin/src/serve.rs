@@ -139,6 +139,7 @@ fn run(signals: &Signals, daemons: &mut Daemons, follower: &Follower, events: &R
                 return Ok(End::Left);
             }
             Ok(Event::Refused(finding)) => bail!("{finding}"),
+            Ok(Event::Invalid(message)) => bail!("{message}; install programs of one version"),
             Ok(Event::Lost) => bail!("the session was lost with the broker; restart the VM"),
             Err(_) => {}
         }

@@ -28,6 +28,8 @@ pub(crate) enum Event {
     Ready,
     /// The broker refuses to serve this.
     Refused(Finding),
+    /// The broker does not understand what is requested: it is of another version.
+    Invalid(String),
     /// The VMM has left.
     Ended,
     /// The session was lost with the broker.
@@ -73,6 +75,9 @@ impl Session {
                 Ok(Some(event)) => return report(event),
                 Ok(None) => return,
                 Err(ClientError::Rejected(finding)) if !ready => return report(Event::Refused(finding)),
+                Err(error @ (ClientError::Invalid(_) | ClientError::Version { .. })) if !ready => {
+                    return report(Event::Invalid(error.to_string()));
+                }
                 Err(error) => {
                     tracing::debug!(%error, "broker");
                     self.observed.forget();
