@@ -1,5 +1,5 @@
-//! Our broker as a process, and a connection to its control socket: for what has to happen to engines at a
-//! chosen moment, which the agent would do at one of its own.
+//! The broker as a process, and a client of its control socket, for tests that replace engines at a chosen moment
+//! instead of at the agent's.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -15,35 +15,35 @@ use virtiofs_contract::preflight::Finding;
 
 use crate::server::{Ready, Server, ServerCommand, ServerError};
 
-/// Why the broker did not do what it was asked.
+/// An error of the broker.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
-    /// Its process could not be started.
+    /// The process could not be started.
     #[error(transparent)]
     Server(#[from] ServerError),
-    /// Nobody answers at the control socket.
+    /// No process listens on the control socket.
     #[error("connecting to {socket}: {source}")]
     Connect {
         /// The control socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The conversation broke off.
+    /// An error on the control socket.
     #[error("control socket: {0}")]
     Channel(#[from] ChannelError),
-    /// It refused.
-    #[error("refused: {0}")]
-    Refused(Finding),
-    /// It answered something else.
-    #[error("the broker answers {0}")]
+    /// The broker rejected the request.
+    #[error("rejected: {0}")]
+    Rejected(Finding),
+    /// An unexpected response.
+    #[error("unexpected response of the broker: {0}")]
     Unexpected(String),
-    /// There is no such endpoint.
+    /// The endpoint does not exist.
     #[error("no endpoint {0}")]
     NoEndpoint(String),
 }
 
-/// A broker of our own; ended when dropped.
+/// A broker. Stopped on drop.
 #[derive(Debug)]
 pub struct Broker {
     server: Server,
@@ -51,7 +51,8 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker in `runtime`, which must not be anybody else's; its engine's binary lies beside its own.
+    /// Starts a broker in `runtime`, which no other broker may use. The engine's binary is in the same directory as the
+    /// broker's.
     pub fn start(binary: &Path, runtime: &Path, log: &Path) -> Result<Self, BrokerError> {
         let mut command = ServerCommand::new(binary, runtime.join("broker.sock"));
         command.ready = Ready::Appears;
@@ -59,23 +60,23 @@ impl Broker {
         Ok(Self { server, runtime: runtime.into() })
     }
 
-    /// Its process.
+    /// Process id of the broker.
     pub fn pid(&self) -> i32 {
         self.server.pid()
     }
 
-    /// A connection to its control socket.
+    /// Connects to the control socket.
     pub fn control(&self) -> Result<Control, BrokerError> {
         Control::connect(self.server.socket())
     }
 
-    /// An endpoint for its own user, with a socket in the runtime directory.
+    /// An endpoint for the current user with a socket in the runtime directory.
     pub fn endpoint(&self, name: &str, source: &Path, engine: EngineConfig) -> Endpoint {
         endpoint_in(&self.runtime, name, source, engine)
     }
 }
 
-/// An endpoint for the broker's own user, with a socket in its runtime directory.
+/// An endpoint for the current user with a socket in a broker's runtime directory.
 pub fn endpoint_in(runtime: &Path, name: &str, source: &Path, engine: EngineConfig) -> Endpoint {
     let path = runtime.join("shares").join(format!("{name}.sock"));
     let socket = SocketSpec { path, owner: None, group: None, mode: 0o600 };
@@ -91,46 +92,46 @@ pub fn endpoint_in(runtime: &Path, name: &str, source: &Path, engine: EngineConf
     }
 }
 
-/// A conversation with a broker.
+/// A connection to the control socket.
 #[derive(Debug)]
 pub struct Control(FramedStream);
 
 impl Control {
-    /// Connects and says hello.
+    /// Connects and sends Hello.
     pub fn connect(socket: &Path) -> Result<Self, BrokerError> {
         let stream =
             UnixStream::connect(socket).map_err(|source| BrokerError::Connect { socket: socket.into(), source })?;
         let mut control = Self(FramedStream::new(stream));
-        match control.ask(&Request::Hello { version: VERSION })? {
+        match control.request(&Request::Hello { version: VERSION })? {
             Response::Welcome { .. } => Ok(control),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Any request.
-    pub fn ask(&mut self, request: &Request) -> Result<Response, BrokerError> {
+    /// Sends a request and returns the response.
+    pub fn request(&mut self, request: &Request) -> Result<Response, BrokerError> {
         self.0.send(request)?;
         Ok(self.0.receive()?)
     }
 
-    /// Brings an endpoint into being, or changes it.
+    /// Creates or changes an endpoint.
     pub fn apply(&mut self, endpoint: &Endpoint) -> Result<(), BrokerError> {
-        match self.ask(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None })? {
+        match self.request(&Request::Apply { endpoint: endpoint.clone(), reuse_preflight_of: None })? {
             Response::Applied { .. } => Ok(()),
-            Response::Refused { finding } => Err(BrokerError::Refused(finding)),
+            Response::Refused { finding } => Err(BrokerError::Rejected(finding)),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Orders new engines for all sessions of an endpoint.
-    pub fn exchange(&mut self, name: &str) -> Result<(), BrokerError> {
-        match self.ask(&Request::HandOver { name: name.into(), session: None })? {
+    /// Requests new engines for all sessions of an endpoint.
+    pub fn replace_engines(&mut self, name: &str) -> Result<(), BrokerError> {
+        match self.request(&Request::HandOver { name: name.into(), session: None })? {
             Response::HandingOver { .. } => Ok(()),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// The whole status.
+    /// The status of the broker, all pages.
     pub fn status(&mut self) -> Result<Status, BrokerError> {
         let mut status = self.status_page(None)?;
         while let Some(after) = status.next.take() {
@@ -146,7 +147,7 @@ impl Control {
     }
 
     fn status_page(&mut self, after: Option<StatusPosition>) -> Result<Status, BrokerError> {
-        match self.ask(&Request::Status { after })? {
+        match self.request(&Request::Status { after })? {
             Response::Status(status) => Ok(*status),
             other => Err(unexpected(&other)),
         }

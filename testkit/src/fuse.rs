@@ -1,4 +1,4 @@
-//! A FUSE client as a Linux guest's kernel is one, on top of the virtqueues.
+//! A FUSE client like that of a Linux guest's kernel, on virtqueues.
 
 pub mod call;
 pub mod client;

@@ -1,4 +1,4 @@
-//! A guest: memory, front-end, queues and FUSE client put together, and what a VM goes through.
+//! A guest: memory, front-end, queues and FUSE client, and the events of a VM's life.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::fuse::call::CallError;
 use crate::fuse::client::Fuse;
 use crate::fuse::init::InitRequest;
-use crate::memory::{Carver, GuestMemory, MemoryError};
+use crate::memory::{Allocator, GuestMemory, MemoryError};
 use crate::vhost::connection::VhostError;
 use crate::vhost::front_end::{
     F_EVENT_IDX, F_INDIRECT, F_PROTOCOL_FEATURES, F_VERSION_1, FrontEnd, Negotiated, Offer, qemu_protocol_features,
@@ -19,78 +19,78 @@ use crate::virtio::queue::{Queue, QueueConfig, QueueError, Violation};
 pub const HIPRIO: u32 = 0;
 /// Number of the request queue.
 pub const REQUESTS: u32 = 1;
-/// Room for tests to lay out what no driver would.
+/// Size of the memory in which tests place invalid descriptors and buffers.
 const SCRATCH: u64 = 64 << 10;
-/// FORGETs are small; few are in flight at a time.
+/// FORGETs are small, and few are in flight at a time.
 const HIPRIO_PAYLOAD: u64 = 4096;
 
-/// Why a guest could not be started or changed.
+/// A guest could not be started or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// Guest memory.
+    /// An error in guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The vhost-user connection.
+    /// An error on the vhost-user connection.
     #[error(transparent)]
     Vhost(#[from] VhostError),
-    /// A virtqueue.
+    /// An error of a virtqueue.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// FUSE_INIT.
+    /// FUSE_INIT failed.
     #[error("mounting: {0}")]
     Mount(#[from] CallError),
     /// The socket could not be watched.
     #[error("watching the vhost-user socket: {0}")]
     Watch(std::io::Error),
-    /// After a disconnect another back-end offers less than was agreed with the first.
+    /// After a disconnect another back-end offers fewer features than the first.
     #[error("the back-end now offers {now:?}, the guest's driver relies on {before:?}")]
     OffersLess {
-        /// What the driver was set up with.
+        /// The features with which the driver was set up.
         before: Box<Negotiated>,
-        /// What there is now.
+        /// The features that are offered now.
         now: Box<Negotiated>,
     },
 }
 
-/// What kind of guest to be.
+/// Configuration of a guest.
 #[derive(Debug, Clone)]
 pub struct GuestConfig {
     /// The vhost-user socket.
     pub socket: PathBuf,
     /// RAM in bytes.
     pub memory: u64,
-    /// Touch all of it at the start.
+    /// Touches all RAM at the start.
     pub touch_memory: bool,
-    /// Describe RAM as two regions, the border being here.
+    /// Splits RAM into two regions at this offset.
     pub split_memory: Option<u64>,
-    /// Descriptors of the request queue.
+    /// Number of descriptors of the request queue.
     pub queue_size: u16,
-    /// Descriptors of the high-priority queue.
+    /// Number of descriptors of the high-priority queue.
     pub hiprio_size: u16,
-    /// Requests in flight at most.
+    /// Maximum number of requests in flight.
     pub in_flight: u16,
-    /// Longest read or write in bytes.
+    /// Maximum length of a read or write in bytes.
     pub payload: u64,
-    /// Bytes per descriptor of payload.
+    /// Number of payload bytes per descriptor.
     pub segment: u64,
-    /// Poll the used ring instead of waiting for calls.
+    /// Polls the used ring instead of waiting for calls.
     pub busy_poll: bool,
-    /// When a request counts as hung.
+    /// Time after which a request counts as hung.
     pub timeout: Duration,
-    /// When a vhost-user reply counts as missing.
+    /// Time limit of a vhost-user reply.
     pub control_timeout: Duration,
-    /// Virtio features to agree to.
+    /// Virtio features that the guest accepts.
     pub features: u64,
-    /// vhost-user protocol features to agree to.
+    /// vhost-user protocol features that the guest accepts.
     pub protocol: u64,
-    /// Ask for an acknowledgement of every vhost-user message.
+    /// Requests an acknowledgement of every vhost-user message.
     pub acknowledge_all: bool,
-    /// What to say in FUSE_INIT.
+    /// Content of FUSE_INIT.
     pub init: InitRequest,
 }
 
 impl GuestConfig {
-    /// A small Linux guest under QEMU.
+    /// Like a small Linux guest under QEMU.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         Self {
             socket: socket.into(),
@@ -112,19 +112,19 @@ impl GuestConfig {
         }
     }
 
-    /// With this much RAM.
+    /// Sets the size of RAM.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes;
         self
     }
 
-    /// With this time-out for requests.
+    /// Sets the time limit of requests.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// With a smaller footprint, for many guests at once: 64 MiB and 16 requests in flight.
+    /// Uses less memory, for many guests at once: 64 MiB and 16 requests in flight.
     pub fn small(mut self) -> Self {
         self.memory = 64 << 20;
         self.in_flight = 16;
@@ -156,7 +156,7 @@ impl GuestConfig {
     }
 }
 
-/// A guest whose driver has taken up a device.
+/// A guest whose driver uses a device.
 #[derive(Debug)]
 pub struct Guest {
     config: GuestConfig,
@@ -176,7 +176,7 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Connects and starts the rings; no request is made yet.
+    /// Connects and starts the rings, without any request.
     pub fn power_on(config: GuestConfig) -> Result<Self, GuestError> {
         let memory = Arc::new(GuestMemory::create(config.memory, config.split_memory)?);
         if config.touch_memory {
@@ -186,11 +186,11 @@ impl Guest {
         let negotiated = *front_end.negotiated();
         let indirect = negotiated.has(F_INDIRECT);
         let event_idx = negotiated.has(F_EVENT_IDX);
-        let mut carver = Carver::new(&memory);
-        let scratch = carver.take(SCRATCH)?;
+        let mut allocator = Allocator::new(&memory);
+        let scratch = allocator.take(SCRATCH)?;
         let mut queue = |index, config| {
             let memory = Arc::clone(&memory);
-            Queue::new(index, memory, &mut carver, config, indirect, event_idx)
+            Queue::new(index, memory, &mut allocator, config, indirect, event_idx)
         };
         let hiprio = queue(HIPRIO, config.hiprio())?;
         let requests = queue(REQUESTS, config.requests())?;
@@ -207,7 +207,7 @@ impl Guest {
         Ok(guest)
     }
 
-    /// FUSE_INIT, as at a mount.
+    /// Sends FUSE_INIT, as at a mount.
     pub fn mount(&self) -> Result<(), GuestError> {
         self.fuse.init(&self.config.init)?;
         Ok(())
@@ -218,7 +218,7 @@ impl Guest {
         &self.fuse
     }
 
-    /// What the guest was made from.
+    /// The configuration of the guest.
     pub fn config(&self) -> &GuestConfig {
         &self.config
     }
@@ -228,7 +228,7 @@ impl Guest {
         &self.memory
     }
 
-    /// What VMM and back-end agreed on.
+    /// The features that VMM and back-end negotiated.
     pub fn negotiated(&self) -> &Negotiated {
         &self.negotiated
     }
@@ -238,23 +238,23 @@ impl Guest {
         &self.queues
     }
 
-    /// The guest address of 64 KiB that nothing uses, for descriptors and buffers made by hand.
+    /// Guest address of 64 KiB of unused memory, for descriptors and buffers of hostile tests.
     pub fn scratch(&self) -> u64 {
         self.scratch
     }
 
-    /// The front-end, for anything not foreseen here.
+    /// The front-end, for other messages.
     pub fn front_end(&self) -> MutexGuard<'_, FrontEnd> {
         self.front_end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Used-ring entries nobody asked for, on either queue: a request done twice shows here.
+    /// Unexpected used-ring entries of both queues, for example of a request that was done twice.
     pub fn violations(&self) -> Vec<Violation> {
         self.queues.iter().flat_map(|q| q.violations()).collect()
     }
 
-    /// The VMM pauses the VM: both rings stop; where they will continue is returned and must be
-    /// handed to [`Guest::resume`]. Requests the guest makes meanwhile wait on the ring.
+    /// Pauses the VM as a VMM does: stops both rings. Returns the indexes at which they continue, for
+    /// [`Guest::resume`]. Requests that the guest makes meanwhile wait on the ring.
     pub fn pause(&self) -> Result<[u16; 2], GuestError> {
         let mut front_end = self.front_end();
         let mut bases = [0; 2];
@@ -265,18 +265,18 @@ impl Guest {
         Ok(bases)
     }
 
-    /// The VMM resumes the VM (`vhost_dev_start`: features, memory known already, rings).
+    /// Resumes the VM as a VMM does (`vhost_dev_start`: features, known memory, rings).
     pub fn resume(&self, bases: [u16; 2]) -> Result<(), GuestError> {
         let mut front_end = self.front_end();
         front_end.set_features()?;
         self.start_rings(&mut front_end, bases)?;
         drop(front_end);
-        // The VMM cannot know whether a kick fell between stop and start.
+        // A kick may have been sent between stop and start, which the VMM cannot know.
         Ok(self.kick_all()?)
     }
 
-    /// The guest reboots: rings stop, the device is reset where it can be, the driver starts from
-    /// nothing and mounts again. All requests in flight are lost, all nodes and files are gone.
+    /// Reboots the guest: stops the rings, resets the device if possible, restarts the driver and mounts again. All
+    /// requests in flight, nodes and files are lost.
     pub fn reboot(&self) -> Result<(), GuestError> {
         self.pause()?;
         let mut front_end = self.front_end();
@@ -287,8 +287,8 @@ impl Guest {
         self.reboot_on_running_rings()
     }
 
-    /// The same under a VMM that stops and resets nothing (cloud-hypervisor): it sets the rings up again, in the same
-    /// place, while they run.
+    /// Reboots the guest under a VMM that stops and resets nothing (cloud-hypervisor): it sets up the rings again at
+    /// the same addresses while they run.
     pub fn reboot_on_running_rings(&self) -> Result<(), GuestError> {
         let mut front_end = self.front_end();
         for queue in &self.queues {
@@ -300,13 +300,13 @@ impl Guest {
         self.mount()
     }
 
-    /// The VMM connects again, as cloud-hypervisor does after a disconnect, and continues where the
-    /// used ring ends: requests in flight are served again.
+    /// Connects again, as cloud-hypervisor does after a disconnect, and continues at the end of the used ring: requests
+    /// in flight are served again.
     pub fn reconnect(&self) -> Result<(), GuestError> {
         self.reconnect_to(&self.config.socket)
     }
 
-    /// The same, to another socket.
+    /// Like [`Guest::reconnect`], to another socket.
     pub fn reconnect_to(&self, socket: &Path) -> Result<(), GuestError> {
         let mut now = FrontEnd::connect(socket, &self.config.offer(), self.config.control_timeout)?;
         if now.negotiated().features != self.negotiated.features {

@@ -1,5 +1,5 @@
-//! A host in a directory, for tests: `virtiofs-agent up`, or `run` next to a broker, with the real broker and engine, its
-//! manifests and its sources. Whatever goes wrong is a panic with the daemons' log.
+//! A host in a directory, for tests: `virtiofs-agent up`, or `run` beside a broker, with the real broker and engine,
+//! manifests and sources. Every failure is a panic with the daemons' log.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -21,18 +21,18 @@ use tempfile::TempDir;
 use crate::guest::{Guest, GuestConfig};
 use crate::workload::{Config, Limit, Workload};
 
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time between two polls.
-const POLL_EVERY: Duration = Duration::from_millis(50);
+/// Interval between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Directory of our programs, all built. Cargo builds for a test only the programs of the test's own package.
+/// Directory of this project's programs, all built. For a test, cargo builds only the programs of the test's package.
 fn programs() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         let test = std::env::current_exe().unwrap();
-        // target/PROFILE/deps/TEST
+        // The test is target/PROFILE/deps/TEST.
         let folder = test.ancestors().nth(2).unwrap().to_path_buf();
         let mut build = Command::new(env!("CARGO"));
         build.args([
@@ -74,13 +74,13 @@ pub fn ctl() -> PathBuf {
 /// A running host.
 pub struct Host {
     agent: Child,
-    /// The broker, where it is a service of its own.
+    /// The broker, if it is a service of its own.
     broker: Option<Child>,
     folder: TempDir,
     metrics: SocketAddr,
 }
 
-/// A minimal manifest; `more` is further YAML of the spec.
+/// A minimal manifest; `more` is additional YAML of the spec.
 pub fn manifest(name: &str, source: &Path, more: &str) -> String {
     let path = Value::from(source.display().to_string());
     format!(
@@ -89,10 +89,10 @@ pub fn manifest(name: &str, source: &Path, more: &str) -> String {
     )
 }
 
-/// A host that is not started yet.
+/// A host whose daemons are not started yet.
 pub struct Prepared(TempDir);
 
-/// A host without shares, not started yet.
+/// Prepares a host without shares.
 pub fn prepare() -> Prepared {
     let folder = tempfile::Builder::new().prefix("host-").tempdir().unwrap();
     fs::create_dir(folder.path().join("shares")).unwrap();
@@ -100,7 +100,7 @@ pub fn prepare() -> Prepared {
 }
 
 impl Prepared {
-    /// Makes a directory of this name with a file in it, to be shared.
+    /// Creates a directory with a file in it, for a share to export.
     pub fn source(&self, name: &str) -> PathBuf {
         let source = self.0.path().join("sources").join(name);
         fs::create_dir_all(&source).unwrap();
@@ -123,14 +123,14 @@ impl Prepared {
         self.up_without(&[])
     }
 
-    /// Starts agent and broker without some capabilities, named as setpriv(1) does.
+    /// Starts agent and broker without these capabilities, named as in setpriv(1).
     pub fn up_without(self, capabilities: &[&str]) -> Host {
         let mut command = without(capabilities);
         command.arg("up").arg("--broker").arg(broker());
         self.start(command, None)
     }
 
-    /// The same where no process may have more open files than this.
+    /// Like [`Prepared::up_without`], with a limit of open files for each process.
     pub fn up_limited(self, capabilities: &[&str], open_files: u64) -> Host {
         let inner = without(capabilities);
         let mut command = Command::new("prlimit");
@@ -139,13 +139,13 @@ impl Prepared {
         self.start(command, None)
     }
 
-    /// Starts a broker and, beside it, the agent for a service manager, with these variables in its environment.
+    /// Starts a broker and, beside it, the agent for a service manager with these environment variables.
     pub fn run(self, environment: &[(&str, &str)]) -> Host {
         let broker = start_broker(self.0.path());
         self.run_beside(Some(broker), environment)
     }
 
-    /// Starts the agent for a service manager, and no broker.
+    /// Starts the agent for a service manager without a broker.
     pub fn run_alone(self, environment: &[(&str, &str)]) -> Host {
         self.run_beside(None, environment)
     }
@@ -156,7 +156,7 @@ impl Prepared {
         self.start(command, broker)
     }
 
-    /// Starts agent and broker, standard output and error of both leading there.
+    /// Starts agent and broker with these standard outputs and standard errors.
     pub fn up_printing_to(self, outputs: [Stdio; 2]) -> Host {
         let mut command = Command::new(agent());
         command.arg("up").arg("--broker").arg(broker());
@@ -175,7 +175,7 @@ impl Prepared {
     }
 }
 
-/// An agent appends to the log of the one before.
+/// The log files. An agent appends to the log of the previous one.
 fn outputs(folder: &Path) -> [Stdio; 2] {
     ["stdout", "stderr"].map(|name| log(folder, name))
 }
@@ -196,7 +196,7 @@ fn log(folder: &Path, name: &str) -> Stdio {
     fs::OpenOptions::new().create(true).append(true).open(folder.join(name)).unwrap().into()
 }
 
-/// The agent's command; setpriv turns into it, so that the process that is started is the agent.
+/// The agent's command. setpriv executes the agent in the same process.
 fn without(capabilities: &[&str]) -> Command {
     if capabilities.is_empty() {
         return Command::new(agent());
@@ -228,7 +228,7 @@ impl Host {
         Pid::from_raw(self.agent.id().cast_signed())
     }
 
-    /// What the agent printed.
+    /// Standard output of the agent.
     pub fn stdout(&self) -> String {
         fs::read_to_string(self.path("stdout")).unwrap()
     }
@@ -244,7 +244,7 @@ impl Host {
         Pid::from_raw(self.broker.as_ref().unwrap().id().cast_signed())
     }
 
-    /// Kills the agent for a service manager and starts another.
+    /// Kills the agent for a service manager and starts another one.
     pub fn kill_and_run(&mut self) {
         self.agent.kill().unwrap();
         self.agent.wait().unwrap();
@@ -254,7 +254,7 @@ impl Host {
         self.agent = start_agent(command, folder, self.metrics, outputs(folder));
     }
 
-    /// Starts a broker as a service; one that ran before is killed.
+    /// Starts a broker as a service. Kills the previous one, if any.
     pub fn new_broker(&mut self) {
         if let Some(mut broker) = self.broker.take() {
             broker.kill().unwrap();
@@ -263,15 +263,15 @@ impl Host {
         self.broker = Some(start_broker(self.folder.path()));
     }
 
-    /// A command of `virtiofsctl` on this host.
+    /// A `virtiofsctl` command on this host.
     pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(ctl());
         command.args(words).arg("--runtime-dir").arg(self.path("run"));
         command
     }
 
-    /// Runs such a command: whether it succeeds, and what it prints.
-    pub fn say(&self, words: &[&str]) -> (bool, String) {
+    /// Runs a `virtiofsctl` command. Returns true if it succeeds, and its output.
+    pub fn run_ctl(&self, words: &[&str]) -> (bool, String) {
         let output = self.command(words).output().unwrap();
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(said).unwrap())
@@ -289,13 +289,13 @@ impl Host {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    /// The share as `status` shows it; `Null` while it is not there.
+    /// The share in the status; `Null` if it does not exist.
     pub fn share(&self, name: &str) -> Value {
         let status = self.status();
         status["shares"].as_array().unwrap().iter().find(|it| it["name"] == name).cloned().unwrap_or_default()
     }
 
-    /// Waits until a share is as it should be, and says how it is then.
+    /// Waits until `wanted` is true for a share, and returns its status.
     pub fn until(&self, share: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         self.wait(&format!("share {share} to be {what}"), || Some(self.share(share)).filter(|it| wanted(it)))
     }
@@ -305,23 +305,23 @@ impl Host {
         self.until(share, "served", |it| it["state"] == "Ready" || it["state"] == "Degraded")
     }
 
-    /// Waits until a share is not served for this reason.
+    /// Waits until a share is not ready for this reason.
     pub fn until_not_ready(&self, share: &str, reason: &str) -> Value {
         self.until(share, reason, |it| it["state"] == "NotReady" && has_reason(it, reason))
     }
 
-    /// Polls until `look` finds something.
-    pub fn wait<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let deadline = Instant::now() + PATIENCE;
+    /// Polls until `probe` returns a value.
+    pub fn wait<T>(&self, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            if let Some(found) = look() {
+            if let Some(found) = probe() {
                 return found;
             }
             if Instant::now() >= deadline {
                 let status = self.status_output(&[]).stdout;
-                panic!("waited for {what}\n{}\n{}", String::from_utf8_lossy(&status), self.log());
+                panic!("timed out waiting for {what}\n{}\n{}", String::from_utf8_lossy(&status), self.log());
             }
-            sleep(POLL_EVERY);
+            sleep(POLL_INTERVAL);
         }
     }
 
@@ -340,25 +340,25 @@ impl Host {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
-    /// Sends the agent a signal and waits for its end.
+    /// Sends a signal to the agent and waits until it ends.
     pub fn end(&mut self, signal: Signal) -> ExitStatus {
         kill(self.agent(), signal).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.agent.try_wait().unwrap() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "the agent does not end\n{}", self.log());
-            sleep(POLL_EVERY);
+            assert!(Instant::now() < deadline, "the agent did not end\n{}", self.log());
+            sleep(POLL_INTERVAL);
         }
     }
 
-    /// Waits until none of these processes is there any more.
+    /// Waits until all these processes have ended.
     pub fn until_gone(&self, pids: &[i32]) {
         self.wait(&format!("processes {pids:?} to end"), || pids.iter().all(|pid| !is_alive(*pid)).then_some(()));
     }
 
-    /// Sockets that are left in the runtime directory.
+    /// Sockets in the runtime directory.
     pub fn sockets(&self) -> Vec<PathBuf> {
         let folders = [self.path("run"), self.path("run/shares")];
         let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap()).map(|it| it.unwrap().path());
@@ -368,7 +368,7 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
-        // The broker gets a signal at the agent's death, and its engines at the broker's.
+        // The broker receives a signal when the agent ends, and its engines when the broker ends.
         let _ = self.agent.kill();
         let _ = self.agent.wait();
         if let Some(broker) = &mut self.broker {
@@ -395,10 +395,10 @@ pub fn signalled(status: ExitStatus) -> bool {
     status.signal().is_some()
 }
 
-/// Part of the spec of a share that [`under_work`] can use.
+/// YAML of the spec of a share that [`under_work`] can use.
 pub const WORKABLE: &str = "  access: ReadWrite\n  engine: {xattr: Enabled}";
 
-/// Lets a guest work on the share, compared with a model, while `meanwhile` runs; the guest must notice nothing.
+/// Runs `meanwhile` while a guest works on the share. The guest compares everything with a model and must see no error.
 pub fn under_work(host: &mut Host, share: &str, source: &Path, meanwhile: impl FnOnce(&mut Host)) {
     host.until_ready(share);
     let guest = Guest::boot(GuestConfig::new(host.socket(share)).small());
@@ -420,7 +420,7 @@ pub fn under_work(host: &mut Host, share: &str, source: &Path, meanwhile: impl F
     assert_eq!(guest.violations(), []);
 }
 
-/// Also when what is done meanwhile fails.
+/// Stops the workload even if `meanwhile` panics.
 struct StopAtEnd<'a>(&'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {

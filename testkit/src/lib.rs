@@ -1,6 +1,5 @@
-//! A guest in a process: the vhost-user front-end of a VMM, the virtio-fs driver and the FUSE
-//! client of a guest's kernel, in user space. Component tests, the harness that kills engines and
-//! the benchmark drive our own engine and stock virtiofsd with it alike.
+//! A guest in a process: a VMM's vhost-user front-end, a guest's virtio-fs driver and FUSE client in user space.
+//! Component tests, the chaos harness and the benchmark use it with this project's engine and with stock virtiofsd.
 //!
 //! ```no_run
 //! use testkit::fuse::wire::ROOT;
@@ -20,9 +19,8 @@
 //! # }
 //! ```
 //!
-//! Errors distinguish what a guest's application may see (an errno), what a kernel would complain of
-//! (a reply that breaks the protocol) and what would freeze it (no reply, or a reply without a
-//! call): see [`fuse::call::CallError`].
+//! [`fuse::call::CallError`] distinguishes errors that applications of a guest may see (an errno), replies that violate
+//! the protocol, and what would block a guest forever (no reply, or a reply without a call).
 
 pub mod broker;
 pub mod fuse;

@@ -1,4 +1,4 @@
-//! Guest RAM: one memfd, mapped here and handed to the back-end as memory regions.
+//! Guest RAM: a memfd, mapped in this process and sent to the back-end as memory regions.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -8,34 +8,34 @@ use std::sync::atomic::Ordering;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vm_memory::{AtomicAccess, Bytes, FileOffset, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion};
 
-/// A PC's RAM continues above the hole that is left for devices below 4 GiB.
+/// Guest address above the hole for devices below 4 GiB, at which the RAM of a PC continues.
 const ABOVE_THE_HOLE: u64 = 4 << 30;
 
-/// The unit in which memory is touched and buffers are aligned.
+/// Page size: alignment of buffers, and step when memory is touched.
 pub const PAGE: u64 = 4096;
 
-/// Why guest memory could not be set up or reached.
+/// An error in setting up or accessing guest memory.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The memfd could not be created, sized or measured.
+    /// The memfd could not be created or resized, or its size could not be read.
     #[error("memfd of {size} bytes: {source}")]
     Memfd {
-        /// The size asked for.
+        /// The requested size.
         size: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// The memfd could not be mapped.
     #[error("mapping guest memory: {0}")]
     Map(#[from] vm_memory::mmap::FromRangesError),
-    /// An address outside the guest's memory was used by this driver.
+    /// This driver used an address outside of guest memory.
     #[error("guest address {address:#x}, {len} bytes: {source}")]
     Access {
         /// Guest physical address.
         address: u64,
         /// Number of bytes.
         len: usize,
-        /// What the mapping said.
+        /// The error of the mapping.
         source: vm_memory::GuestMemoryError,
     },
     /// The guest's memory is too small for its rings and buffers.
@@ -43,12 +43,12 @@ pub enum MemoryError {
     Full {
         /// Size of the guest's memory.
         size: u64,
-        /// Bytes asked for.
+        /// The requested size.
         wanted: u64,
     },
 }
 
-/// One region as it is sent to the back-end.
+/// A region as sent to the back-end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Region {
     /// Guest physical address of its first byte.
@@ -61,7 +61,7 @@ pub struct Region {
     pub offset: u64,
 }
 
-/// Guest memory in a memfd: sparse until touched.
+/// Guest memory in a memfd. Pages are allocated when they are touched.
 #[derive(Debug)]
 pub struct GuestMemory {
     map: GuestMemoryMmap,
@@ -70,8 +70,8 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
-    /// Creates `size` bytes of memory; with `split`, as two regions of one memfd with a hole
-    /// between them, as QEMU describes RAM that reaches above 4 GiB.
+    /// Creates `size` bytes of memory. With `split`: two regions of one memfd with a hole between them, as QEMU
+    /// describes RAM above 4 GiB.
     pub fn create(size: u64, split: Option<u64>) -> Result<Self, MemoryError> {
         let memfd = |source: std::io::Error| MemoryError::Memfd { size, source };
         let fd = memfd_create("testkit-guest-ram", MFdFlags::MFD_CLOEXEC).map_err(|errno| memfd(errno.into()))?;
@@ -90,19 +90,19 @@ impl GuestMemory {
         self.size
     }
 
-    /// The memfd, for the front-end to send.
+    /// The memfd, which the front-end sends.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Cuts the memfd short behind the back-end's back: a hostile front-end (SIGBUS there).
-    /// This process must not touch what was cut off either.
+    /// Truncates the memfd while the back-end uses it, as a hostile front-end (SIGBUS in the back-end). This process
+    /// must not access the truncated part either.
     pub fn truncate(&self, size: u64) -> Result<(), MemoryError> {
         self.file.set_len(size).map_err(|source| MemoryError::Memfd { size, source })
     }
 
-    /// Writes one byte to each page, so that the memory is really there: the teardown of a killed
-    /// back-end costs time in proportion to what was touched.
+    /// Writes one byte to each page, so that all pages are allocated: the teardown of a killed back-end takes time in
+    /// proportion to the touched memory.
     pub fn touch(&self) -> Result<(), MemoryError> {
         for region in self.regions() {
             for at in (region.guest..region.guest + region.size).step_by(PAGE as usize) {
@@ -125,7 +125,7 @@ impl GuestMemory {
             .collect()
     }
 
-    /// The user address of a guest address, as SET_VRING_ADDR wants it.
+    /// The user address of a guest address, for SET_VRING_ADDR.
     pub fn user_address(&self, address: u64) -> Result<u64, MemoryError> {
         self.map
             .get_host_address(GuestAddress(address))
@@ -149,14 +149,14 @@ impl GuestMemory {
         self.write(address, &vec![0; len as usize])
     }
 
-    /// An atomic store with Release order: what was written before is seen before.
+    /// Stores a value atomically with Release order: earlier writes are visible before it.
     pub fn store<T: AtomicAccess>(&self, address: u64, value: T) -> Result<(), MemoryError> {
         self.map
             .store(value, GuestAddress(address), Ordering::Release)
             .map_err(|source| access(address, size_of::<T>(), source))
     }
 
-    /// An atomic load with Acquire order.
+    /// Loads a value atomically with Acquire order.
     pub fn load<T: AtomicAccess>(&self, address: u64) -> Result<T, MemoryError> {
         self.map
             .load(GuestAddress(address), Ordering::Acquire)
@@ -178,22 +178,22 @@ fn ranges(size: u64, split: Option<u64>) -> Vec<(u64, u64, u64)> {
     }
 }
 
-/// Hands out pieces of guest memory, front to back; nothing is ever given back.
+/// Allocates guest memory from front to back. Nothing is freed.
 #[derive(Debug)]
-pub struct Carver {
+pub struct Allocator {
     regions: Vec<Region>,
     current: usize,
     next: u64,
     size: u64,
 }
 
-impl Carver {
-    /// Starts at the bottom of `memory`. Page 0 is left out, so that address 0 stays wrong.
+impl Allocator {
+    /// Starts at the bottom of `memory`. Omits page 0, so that address 0 is always invalid.
     pub fn new(memory: &GuestMemory) -> Self {
         Self { regions: memory.regions(), current: 0, next: PAGE, size: memory.size() }
     }
 
-    /// `len` bytes on a page boundary, never across the border of two regions.
+    /// Allocates `len` bytes at a page boundary, within one region.
     pub fn take(&mut self, len: u64) -> Result<u64, MemoryError> {
         while let Some(region) = self.regions.get(self.current) {
             let start = self.next.max(region.guest).next_multiple_of(PAGE);
@@ -226,12 +226,12 @@ mod tests {
     }
 
     #[test]
-    fn carved_pieces_do_not_straddle_regions() {
+    fn allocations_are_within_one_region() {
         let memory = GuestMemory::create(64 << 20, Some(1 << 20)).unwrap();
-        let mut carver = Carver::new(&memory);
-        assert_eq!(carver.take(512 << 10).unwrap(), PAGE);
-        assert_eq!(carver.take(768 << 10).unwrap(), ABOVE_THE_HOLE);
-        assert!(matches!(carver.take(64 << 20), Err(MemoryError::Full { .. })));
+        let mut allocator = Allocator::new(&memory);
+        assert_eq!(allocator.take(512 << 10).unwrap(), PAGE);
+        assert_eq!(allocator.take(768 << 10).unwrap(), ABOVE_THE_HOLE);
+        assert!(matches!(allocator.take(64 << 20), Err(MemoryError::Full { .. })));
     }
 
     #[test]

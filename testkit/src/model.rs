@@ -1,7 +1,7 @@
-//! What a tree of files must look like: names, links, contents, attributes, in memory.
+//! Model of a file tree in memory: names, links, contents, attributes.
 //!
-//! Pure: a request is first *planned* (what would it change, or which errno does Linux give?) and
-//! only *committed* once the guest has received its success.
+//! It is pure: a request is first *planned* (its changes, or the errno that Linux returns) and *committed* only when
+//! the guest has received its success.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,21 +10,21 @@ use nix::errno::Errno;
 /// A component of a path.
 pub type Name = Vec<u8>;
 
-/// A node of the model, never reused.
+/// Identifies a node of the model. Never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(u64);
 
-/// The top of the tree.
+/// The root of the tree.
 pub const TOP: Id = Id(0);
 
-/// What a node is.
+/// Type and content of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Body {
-    /// Names and where they lead.
+    /// Names and their nodes.
     Directory(BTreeMap<Name, Id>),
-    /// Bytes.
+    /// Content.
     File(Vec<u8>),
-    /// A target.
+    /// Target.
     Symlink(Vec<u8>),
     /// A FIFO.
     Fifo,
@@ -33,19 +33,19 @@ pub enum Body {
 /// A file, directory, symlink or FIFO.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// What it is.
+    /// Type and content.
     pub body: Body,
     /// Permission bits.
     pub mode: u32,
     /// Owner and group.
     pub owner: (u32, u32),
-    /// Modification time, while one set on purpose is in force.
+    /// Modification time, if it was set explicitly since the last write.
     pub mtime: Option<(u64, u32)>,
     /// Extended attributes.
     pub xattrs: BTreeMap<Name, Vec<u8>>,
-    /// Where it can be found: parent and name of each link.
+    /// Parent and name of each link.
     pub names: BTreeSet<(Id, Name)>,
-    /// Open files and directory streams.
+    /// Number of open files and directory streams.
     pub opens: u32,
 }
 
@@ -64,7 +64,7 @@ impl Node {
         }
     }
 
-    /// The size `stat` shows; a directory's is the file system's affair.
+    /// Size as in `stat`; `None` for a directory, whose size depends on the file system.
     pub fn size(&self) -> Option<u64> {
         match &self.body {
             Body::Directory(_) => None,
@@ -74,17 +74,17 @@ impl Node {
         }
     }
 
-    /// Whether it is a directory.
+    /// True if it is a directory.
     pub fn is_directory(&self) -> bool {
         matches!(self.body, Body::Directory(_))
     }
 
-    /// Whether it is a regular file.
+    /// True if it is a regular file.
     pub fn is_file(&self) -> bool {
         matches!(self.body, Body::File(_))
     }
 
-    /// Names and where they lead; none if it is not a directory.
+    /// Names and their nodes; empty if it is not a directory.
     pub fn children(&self) -> impl Iterator<Item = (&Name, Id)> {
         let names = match &self.body {
             Body::Directory(names) => Some(names),
@@ -94,10 +94,10 @@ impl Node {
     }
 }
 
-/// How a rename treats a name that is taken.
+/// How a rename treats an existing target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RenameHow {
-    /// It is replaced.
+    /// Replaces it.
     Replace,
     /// RENAME_NOREPLACE.
     NoReplace,
@@ -108,7 +108,7 @@ pub enum RenameHow {
 /// How an extended attribute is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XattrHow {
-    /// Whether it exists or not.
+    /// Creates or replaces it.
     Set,
     /// XATTR_CREATE.
     Create,
@@ -123,17 +123,17 @@ enum Edit {
     Remove(Id, Name),
 }
 
-/// What a request would change. Commit it, or drop it if the request failed.
+/// Changes of a request. Commit them if the request succeeds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct Change {
     edits: Vec<Edit>,
-    /// The node a new name leads to, if the request makes one.
+    /// The node of a new name, if the request creates one.
     pub node: Option<Id>,
 }
 
 impl Change {
-    /// Directories and names that appear or vanish in them.
+    /// Directories, and names that are added or removed in them.
     pub fn touched(&self) -> impl Iterator<Item = (Id, &Name)> {
         self.edits.iter().filter_map(|edit| match edit {
             Edit::Make(..) => None,
@@ -162,7 +162,7 @@ impl Tree {
         Self { nodes: BTreeMap::from([(TOP, top)]), next: 1 }
     }
 
-    /// A node, also one that has no name any more but is open.
+    /// A node. Also finds open nodes without a name.
     pub fn get(&self, id: Id) -> Option<&Node> {
         self.nodes.get(&id)
     }
@@ -177,22 +177,22 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// Whether there is nothing but the top.
+    /// True if there is only the root.
     pub fn is_empty(&self) -> bool {
         self.len() == 1
     }
 
-    /// Where a name leads.
+    /// The node of a name.
     pub fn child(&self, parent: Id, name: &[u8]) -> Result<Id, Errno> {
         self.directory(parent)?.get(name).copied().ok_or(Errno::ENOENT)
     }
 
-    /// Where a path leads.
+    /// The node at a path.
     pub fn resolve(&self, path: &[Name]) -> Result<Id, Errno> {
         path.iter().try_fold(TOP, |at, name| self.child(at, name))
     }
 
-    /// A path to a node, if it has one.
+    /// A path of a node, if it has one.
     pub fn path(&self, id: Id) -> Option<Vec<Name>> {
         let mut path = Vec::new();
         let mut at = id;
@@ -205,7 +205,7 @@ impl Tree {
         Some(path)
     }
 
-    /// Whether `id` lies below `ancestor` or is it.
+    /// True if `id` is `ancestor` or a descendant of it.
     pub fn is_below(&self, id: Id, ancestor: Id) -> bool {
         let mut at = id;
         loop {
@@ -219,7 +219,7 @@ impl Tree {
         }
     }
 
-    /// A new node under a free name.
+    /// Plans a new node with a new name.
     pub fn plan_make(&self, parent: Id, name: &[u8], body: Body, mode: u32) -> Result<Change, Errno> {
         self.must_be_free(parent, name)?;
         let id = Id(self.next);
@@ -227,14 +227,14 @@ impl Tree {
         Ok(Change { edits, node: Some(id) })
     }
 
-    /// Another name for a file.
+    /// Plans another name for a file.
     pub fn plan_link(&self, id: Id, parent: Id, name: &[u8]) -> Result<Change, Errno> {
         self.must_be_free(parent, name)?;
         let edits = vec![Edit::Add(parent, name.to_vec(), id)];
         Ok(Change { edits, node: Some(id) })
     }
 
-    /// Takes a name away (`may_delete`: EISDIR for a directory).
+    /// Plans the removal of a name (`may_delete`: EISDIR for a directory).
     pub fn plan_unlink(&self, parent: Id, name: &[u8]) -> Result<Change, Errno> {
         let id = self.child(parent, name)?;
         if self.node(id)?.is_directory() {
@@ -243,7 +243,7 @@ impl Tree {
         Ok(removal(parent, name))
     }
 
-    /// Takes an empty directory away.
+    /// Plans the removal of an empty directory.
     pub fn plan_rmdir(&self, parent: Id, name: &[u8]) -> Result<Change, Errno> {
         let id = self.child(parent, name)?;
         if !self.directory(id)?.is_empty() {
@@ -252,7 +252,7 @@ impl Tree {
         Ok(removal(parent, name))
     }
 
-    /// Moves a name, with Linux' errors in Linux' order (`do_renameat2`, `vfs_rename`).
+    /// Plans a rename, with the errors of Linux in the order of Linux (`do_renameat2`, `vfs_rename`).
     pub fn plan_rename(&self, from: (Id, &[u8]), to: (Id, &[u8]), how: RenameHow) -> Result<Change, Errno> {
         let source = self.child(from.0, from.1)?;
         let target = self.child(to.0, to.1).ok();
@@ -270,7 +270,7 @@ impl Tree {
                 _ => Errno::ENOTEMPTY,
             });
         }
-        // Two names of one file: nothing is done, and that is a success.
+        // Both names are of the same file: rename(2) succeeds without doing anything.
         if target == Some(source) {
             return Ok(Change { edits: Vec::new(), node: None });
         }
@@ -286,7 +286,7 @@ impl Tree {
         Ok(Change { edits, node: None })
     }
 
-    /// Makes a planned change. Returns the nodes that exist no more.
+    /// Applies a planned change. Returns the nodes that no longer exist.
     pub fn commit(&mut self, change: Change) -> Vec<Id> {
         let mut nameless = Vec::new();
         for edit in change.edits {
@@ -302,14 +302,14 @@ impl Tree {
         nameless.into_iter().filter(|id| self.drop_if_unused(*id)).collect()
     }
 
-    /// A file was opened.
+    /// Records that a file was opened.
     pub fn open(&mut self, id: Id) {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.opens += 1;
         }
     }
 
-    /// A file was closed. True if it exists no more.
+    /// Records that a file was closed. True if it no longer exists.
     pub fn close(&mut self, id: Id) -> bool {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.opens = node.opens.saturating_sub(1);
@@ -317,7 +317,7 @@ impl Tree {
         self.drop_if_unused(id)
     }
 
-    /// Bytes of a file; empty if it is none.
+    /// Content of a file; empty for other nodes.
     pub fn data(&self, id: Id) -> &[u8] {
         match self.get(id).map(|node| &node.body) {
             Some(Body::File(data)) => data,
@@ -325,7 +325,7 @@ impl Tree {
         }
     }
 
-    /// Changes the bytes of a file; its modification time is then the host's affair.
+    /// Changes the content of a file. Its modification time is then no longer known.
     pub fn edit(&mut self, id: Id, change: impl FnOnce(&mut Vec<u8>)) {
         if let Some(node) = self.nodes.get_mut(&id)
             && let Body::File(data) = &mut node.body
@@ -335,14 +335,14 @@ impl Tree {
         }
     }
 
-    /// Changes anything but names and bytes.
+    /// Changes anything but names and content.
     pub fn adjust(&mut self, id: Id, change: impl FnOnce(&mut Node)) {
         if let Some(node) = self.nodes.get_mut(&id) {
             change(node);
         }
     }
 
-    /// Whether an extended attribute may be set so.
+    /// Checks if an extended attribute may be set in this way.
     pub fn plan_xattr(&self, id: Id, name: &[u8], how: XattrHow) -> Result<(), Errno> {
         match (how, self.node(id)?.xattrs.contains_key(name)) {
             (XattrHow::Create, true) => Err(Errno::EEXIST),
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unlinked_open_file_lives_until_it_is_closed() {
+    fn an_unlinked_open_file_exists_until_close() {
         let mut tree = Tree::new();
         let file = make(&mut tree, TOP, "f", Body::File(b"x".to_vec()));
         tree.open(file);
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn two_names_of_one_file_are_left_alone_by_rename() {
+    fn rename_between_two_names_of_one_file_does_nothing() {
         let mut tree = Tree::new();
         let file = make(&mut tree, TOP, "f", Body::File(Vec::new()));
         let link = tree.plan_link(file, TOP, b"g").unwrap();
@@ -494,7 +494,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens, names and links stay two views of one thing.
+        /// Names and links are consistent after any sequence of steps.
         #[test]
         fn names_and_links_agree(steps in prop::collection::vec((0_u8..6, 0_u8..4, 0_u8..4, 0_u8..4, 0_u8..4), 0..80)) {
             let mut tree = Tree::new();

@@ -1,31 +1,31 @@
-//! What processes hold, from /proc: to report at the end of a run what was leaked.
+//! Resources of processes from /proc, to detect leaks at the end of a run.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// What one process, or several together, hold.
+/// Resources of one process or several processes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Holdings {
-    /// Processes counted.
+    /// Number of processes.
     pub processes: usize,
-    /// Their threads.
+    /// Number of threads.
     pub threads: usize,
-    /// Open file descriptors.
+    /// Number of open file descriptors.
     pub fds: usize,
-    /// Descriptors of memfds among them.
+    /// Number of descriptors of memfds.
     pub memfds: usize,
-    /// Descriptors by kind: `socket`, `eventfd`, `memfd`, `pipe`, `path` and so on.
+    /// Number of descriptors by kind: `socket`, `eventfd`, `memfd`, `pipe`, `path` and so on.
     pub by_kind: BTreeMap<String, usize>,
-    /// Mappings of memfds, whose descriptor may be closed.
+    /// Number of mappings of memfds, whose descriptors may be closed.
     pub memfd_mappings: usize,
     /// Resident memory in bytes.
     pub resident: u64,
 }
 
 impl Holdings {
-    /// What a process holds.
+    /// Resources of a process.
     pub fn of(pid: i32) -> io::Result<Self> {
         let mut holdings = Self {
             processes: 1,
@@ -35,7 +35,7 @@ impl Holdings {
             ..Self::default()
         };
         for fd in fs::read_dir(proc(pid, "fd"))? {
-            // A descriptor may be closed between listing and reading.
+            // The descriptor may have been closed since the listing.
             if let Ok(target) = fs::read_link(fd?.path()) {
                 holdings.count(&target);
             }
@@ -43,7 +43,7 @@ impl Holdings {
         Ok(holdings)
     }
 
-    /// What a process and all its descendants hold. Those that end meanwhile count as gone.
+    /// Resources of a process and all its descendants. Processes that end meanwhile count as ended.
     pub fn of_tree(pid: i32) -> io::Result<Self> {
         let mut total = Self::of(pid)?;
         for child in descendants(pid)? {
@@ -54,8 +54,8 @@ impl Holdings {
         Ok(total)
     }
 
-    /// What is held now beyond what was held before, by name; empty if nothing leaked.
-    /// Memory and threads come and go by themselves and are left out.
+    /// Resources beyond `before`, by name; empty if nothing leaked. Memory and threads vary without a leak and are not
+    /// compared.
     pub fn leaked_since(&self, before: &Self) -> BTreeMap<String, usize> {
         let mut leaked = BTreeMap::new();
         let mut compare = |name: &str, now: usize, then: usize| {
@@ -91,7 +91,7 @@ impl Holdings {
     }
 }
 
-/// All descendants of a process that are alive, nearest first.
+/// All living descendants of a process, nearest first.
 pub fn descendants(pid: i32) -> io::Result<Vec<i32>> {
     let mut parents = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -113,16 +113,16 @@ pub fn descendants(pid: i32) -> io::Result<Vec<i32>> {
     Ok(found.split_off(1))
 }
 
-/// Whether a process is there and no zombie.
+/// True if the process exists and is not a zombie.
 pub fn is_alive(pid: i32) -> bool {
     fs::read_to_string(proc(pid, "stat")).is_ok_and(|stat| parent_in_stat(&stat).is_some())
 }
 
-/// The fourth field of /proc/PID/stat; the second may hold spaces and brackets.
+/// The fourth field of /proc/PID/stat. The second field may contain spaces and parentheses.
 fn parent_in_stat(stat: &str) -> Option<i32> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_whitespace();
-    // A zombie holds nothing.
+    // A zombie has no resources.
     if fields.next()? == "Z" {
         return None;
     }
@@ -133,7 +133,8 @@ fn proc(pid: i32, file: &str) -> String {
     format!("/proc/{pid}/{file}")
 }
 
-/// `anon_inode:[eventfd]`, `socket:[123]`, `/memfd:name (deleted)`, `/some/path`.
+/// Kind of descriptor from its link target: `anon_inode:[eventfd]`, `socket:[123]`, `/memfd:name (deleted)`,
+/// `/some/path`.
 fn kind_of(target: &Path) -> String {
     let target = target.to_string_lossy();
     if target.starts_with("/memfd:") {
@@ -174,13 +175,13 @@ mod tests {
         let before = Holdings::of(pid).unwrap();
         let leak: Vec<_> = (0..40).map(|_| memfd_create("leak", MFdFlags::MFD_CLOEXEC).unwrap()).collect();
         let after = Holdings::of(pid).unwrap();
-        // Other tests of this process open and close memfds of their own meanwhile.
+        // Other tests in this process create and close memfds concurrently.
         assert!(after.leaked_since(&before)["memfd"] >= 20);
         drop(leak);
     }
 
     #[test]
-    fn the_parent_is_found_behind_any_name() {
+    fn the_parent_is_parsed_after_any_name() {
         assert_eq!(parent_in_stat("7 (a) b (c) S 5 7 7 0"), Some(5));
         assert_eq!(parent_in_stat("7 (a) Z 5 7 7 0"), None);
     }

@@ -1,4 +1,4 @@
-//! The servers under test as processes: a command line in, a listening socket out.
+//! Servers under test as processes: from a command line to a listening socket.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,57 +13,57 @@ use nix::unistd::Pid;
 
 use crate::processes::{descendants, is_alive};
 
-/// How long a server may take from its start to its listening socket.
+/// Time limit from the start of a server to its listening socket.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a server may take to end when asked to.
+/// Time limit for a server to end after SIGTERM.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often is looked.
-const STEP: Duration = Duration::from_millis(5);
-/// SO_ACCEPTCON in the flags column of /proc/net/unix: the socket listens.
+/// Interval between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// SO_ACCEPTCON in the flags column of /proc/net/unix: the socket is listening.
 const ACCEPTS: u32 = 1 << 16;
 
-/// Why a server is not there.
+/// A server that could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// Nobody said where stock virtiofsd is.
+    /// The path of stock virtiofsd is not set.
     #[error("nothing to compare with: set {STOCK_VARIABLE} to the path of stock virtiofsd 1.14 (make check does)")]
     StockUnnamed,
-    /// Stock virtiofsd is not where it was said to be.
-    #[error("nothing to compare with: {STOCK_VARIABLE} or the command line says {0}, and no file is there")]
+    /// Stock virtiofsd does not exist at the configured path.
+    #[error("nothing to compare with: {STOCK_VARIABLE} or the command line names {0}, which does not exist")]
     NoStock(PathBuf),
-    /// The program could not be run.
+    /// The program could not be executed.
     #[error("starting {program}: {source}")]
     Spawn {
         /// The program.
         program: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The program ended before its socket was there.
+    /// The program ended before its socket existed.
     #[error("{program} ended with {status} before it listened on {socket}")]
     Ended {
         /// The program.
         program: PathBuf,
-        /// How it ended.
+        /// Its exit status.
         status: std::process::ExitStatus,
-        /// Where it should listen.
+        /// The socket on which it should listen.
         socket: PathBuf,
     },
-    /// The socket did not come in time.
+    /// The socket did not exist in time.
     #[error("{program} does not listen on {socket} after {START_TIMEOUT:?}")]
     Late {
         /// The program.
         program: PathBuf,
-        /// Where it should listen.
+        /// The socket on which it should listen.
         socket: PathBuf,
     },
 }
 
-/// The environment variable that names stock virtiofsd 1.14.
+/// The environment variable with the path of stock virtiofsd 1.14.
 pub const STOCK_VARIABLE: &str = "VIRTIOFSD_STOCK";
 
-/// The path of stock virtiofsd: what was given on the command line, else what the environment
-/// says. An error, not a skipped test, where it is missing.
+/// Path of stock virtiofsd: from the command line, otherwise from the environment. An error, not a skipped test, if it
+/// does not exist.
 pub fn stock_binary(given: Option<PathBuf>) -> Result<PathBuf, ServerError> {
     let path = given.or_else(|| std::env::var_os(STOCK_VARIABLE).map(PathBuf::from));
     match path {
@@ -73,28 +73,28 @@ pub fn stock_binary(given: Option<PathBuf>) -> Result<PathBuf, ServerError> {
     }
 }
 
-/// How to start a server that listens on `socket`.
+/// Command of a server that listens on `socket`.
 #[derive(Debug, Clone)]
 pub struct ServerCommand {
     /// The program.
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<OsString>,
-    /// Where it will listen.
+    /// The socket on which it will listen.
     pub socket: PathBuf,
-    /// Where its output goes; nowhere if not given.
+    /// File for its output, which is otherwise discarded.
     pub log: Option<PathBuf>,
-    /// What says that it may be connected to.
+    /// How to detect that it accepts connections.
     pub ready: Ready,
 }
 
-/// What says that a server may be connected to. Trying would not do: a server of one connection takes
-/// the attempt for its guest.
+/// How to detect that a server accepts connections, without connecting: a server of one connection would take the test
+/// connection for its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ready {
-    /// Its socket listens, by the path it was bound to.
+    /// Its socket is listening at the path to which it was bound.
     Listens,
-    /// Its socket is there: it binds under another name and moves the socket into place.
+    /// Its socket exists: the server binds it under another name and renames it.
     Appears,
 }
 
@@ -104,20 +104,19 @@ impl ServerCommand {
         Self { program: program.into(), arguments: Vec::new(), socket: socket.into(), log: None, ready: Ready::Listens }
     }
 
-    /// With another argument.
+    /// Adds an argument.
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
-    /// With its output in a file.
+    /// Writes the output to a file.
     pub fn log(mut self, path: impl Into<PathBuf>) -> Self {
         self.log = Some(path.into());
         self
     }
 
-    /// Stock virtiofsd with its own defaults, except that extended attributes are on. It serves
-    /// one connection and ends.
+    /// Stock virtiofsd with its defaults and extended attributes. It serves one connection and ends.
     pub fn stock(binary: &Path, shared: &Path, socket: impl Into<PathBuf>) -> Self {
         let socket = socket.into();
         Self::new(binary, &socket)
@@ -130,7 +129,7 @@ impl ServerCommand {
             .arg("error")
     }
 
-    /// Our own agent with a broker of its own, serving the shares of a manifest directory.
+    /// This project's agent with its own broker, which serves the shares of a manifest directory.
     pub fn agent(binary: &Path, shares: &Path, runtime: &Path, share: &str) -> Self {
         let socket = runtime.join("shares").join(format!("{share}.sock"));
         let mut command = Self::new(binary, socket).arg("up").arg("--shares").arg(shares);
@@ -139,7 +138,7 @@ impl ServerCommand {
     }
 }
 
-/// A running server; killed when dropped or when the thread that started it ends.
+/// A running server. Killed on drop, or when the thread that started it ends.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
@@ -149,7 +148,7 @@ pub struct Server {
 impl Server {
     /// Starts a server and waits until it listens.
     pub fn start(command: &ServerCommand) -> Result<Self, ServerError> {
-        // What an earlier run left behind must not be taken for the new socket.
+        // A socket of an earlier run must not be mistaken for the new one.
         match std::fs::remove_file(&command.socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(spawn_error(command, error));
@@ -162,35 +161,34 @@ impl Server {
         Ok(server)
     }
 
-    /// Where to connect.
+    /// Path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// The process that was started (with a sandbox, not the one that serves:
-    /// see [`crate::processes::descendants`]).
+    /// The started process. With a sandbox it is not the serving process: see [`crate::processes::descendants`].
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
-    /// Whether the process has ended.
+    /// True if the process has ended.
     pub fn has_ended(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(Some(_)))
     }
 
-    /// Waits for the process to end by itself, as stock virtiofsd does when its guest is gone.
-    pub fn wait_ended(&mut self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+    /// Waits until the process ends by itself, as stock virtiofsd does after its guest has disconnected.
+    pub fn wait_ended(&mut self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
             if self.has_ended() {
                 return true;
             }
-            std::thread::sleep(STEP);
+            std::thread::sleep(POLL_INTERVAL);
         }
         false
     }
 
-    /// Asks the process to end, then makes it.
+    /// Sends SIGTERM to the process, then SIGKILL.
     pub fn stop(mut self) {
         self.end();
     }
@@ -199,9 +197,9 @@ impl Server {
         if self.has_ended() {
             return;
         }
-        // A sandboxing parent is not the one that serves, and ends before it.
+        // The parent of a sandbox does not serve, and ends before the serving process.
         let serving = descendants(self.pid()).unwrap_or_default();
-        // It passes SIGTERM on, it cannot pass SIGKILL on.
+        // The parent forwards SIGTERM but cannot forward SIGKILL.
         let _ = kill(Pid::from_raw(self.pid()), Signal::SIGTERM);
         if !self.wait_ended(STOP_TIMEOUT) {
             let _ = self.child.kill();
@@ -210,7 +208,7 @@ impl Server {
         let deadline = Instant::now() + STOP_TIMEOUT;
         for pid in serving {
             while is_alive(pid) && Instant::now() < deadline {
-                std::thread::sleep(STEP);
+                std::thread::sleep(POLL_INTERVAL);
             }
             if is_alive(pid) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -235,7 +233,7 @@ impl Server {
                     socket: self.socket.clone(),
                 });
             }
-            std::thread::sleep(STEP);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Err(ServerError::Late { program: command.program.clone(), socket: self.socket.clone() })
     }
@@ -261,15 +259,15 @@ fn spawn(command: &ServerCommand) -> io::Result<Child> {
     };
     let mut process = Command::new(&command.program);
     process.args(&command.arguments).stdin(Stdio::null()).stdout(out).stderr(err);
-    // SAFETY: the closure makes one async-signal-safe system call and touches no memory of ours.
+    // SAFETY: the closure makes one async-signal-safe system call and accesses no memory of this process.
     unsafe {
         process.pre_exec(|| set_pdeathsig(Signal::SIGTERM).map_err(io::Error::from));
     }
     process.spawn()
 }
 
-/// Whether someone listens on a path, without connecting: a server of one connection would take
-/// the attempt for its guest.
+/// True if a process listens on a path. Does not connect: a server of one connection would take the connection for its
+/// guest.
 fn listens(path: &Path) -> bool {
     let Ok(table) = std::fs::read_to_string("/proc/net/unix") else {
         return path.exists();
@@ -277,7 +275,7 @@ fn listens(path: &Path) -> bool {
     table.lines().any(|line| is_listener(line, path))
 }
 
-/// `Num RefCount Protocol Flags Type St Inode Path`, the path being the one that was bound.
+/// Matches `Num RefCount Protocol Flags Type St Inode Path`; the path is the one to which the socket was bound.
 fn is_listener(line: &str, path: &Path) -> bool {
     let mut columns = line.split_whitespace();
     let flags = columns.nth(3).and_then(|f| u32::from_str_radix(f, 16).ok());

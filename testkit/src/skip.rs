@@ -1,7 +1,8 @@
-//! Tests that need what a machine may lack: a tool, a right, a mount.
+//! Requirements of tests that a machine may lack: a tool, a right, a mount.
 //!
-//! Such a test fails: a test that passes without running proves nothing. `VIRTIOFS_ALLOW_SKIP=1` allows it to be skipped.
-//! Each skip adds a line to the file that `VIRTIOFS_SKIPPED` names; `make test` prints their number at the end.
+//! Such a test fails: a test that passes without running proves nothing. `VIRTIOFS_ALLOW_SKIP=1` allows it to be
+//! skipped. Each skip adds a line to the file that `VIRTIOFS_SKIPPED` names; `make test` prints their number at the
+//! end.
 
 use std::env;
 use std::fs::OpenOptions;

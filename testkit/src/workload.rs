@@ -1,9 +1,8 @@
-//! Workloads against a model: scripted or grown from a seed, from one guest or several on one
-//! share, with every error and every wrong byte counted.
+//! Workloads against a model: scripted or random, from one guest or several on one share. Counts every error and every
+//! wrong byte.
 //!
-//! A workload has lanes. Each has a directory, a model and a seed of its own and runs in a thread
-//! of its own, so that what a lane does depends on its seed alone, however the threads interleave:
-//! a failure is repeated by running the workload again from the same seed.
+//! A workload has lanes. Each lane has its own directory, model, seed and thread, so that its steps depend on its seed
+//! only, however the threads interleave. Running the workload again with the same seed reproduces a failure.
 
 mod data;
 mod execute;
@@ -29,20 +28,20 @@ pub use shared::SharedPart;
 
 use crate::fuse::client::Fuse;
 
-/// What kind of workload.
+/// Configuration of a workload.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// All randomness grows from this.
+    /// Seed of all randomness.
     pub seed: u64,
-    /// Lanes in each guest.
+    /// Number of lanes in each guest.
     pub lanes: usize,
-    /// What lanes may use.
+    /// Features that lanes may use.
     pub features: Features,
-    /// What all lanes read; it must exist on the share ([`SharedPart::create`]).
+    /// Files that all lanes read; they must exist on the share ([`SharedPart::create`]).
     pub shared: Option<Arc<SharedPart>>,
-    /// The share's directory on the host, to compare with at the end.
+    /// The share's directory on the host, for the comparison at the end.
     pub host: Option<PathBuf>,
-    /// A directory for a file per lane with each step, written before it is done.
+    /// Directory for one file per lane to which each step is written before it runs.
     pub trace: Option<PathBuf>,
 }
 
@@ -52,54 +51,54 @@ impl Config {
         Self { seed, lanes: 1, ..Self::default() }
     }
 
-    /// With so many lanes in each guest.
+    /// Sets the number of lanes in each guest.
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = lanes;
         self
     }
 
-    /// With this directory on the host to compare with.
+    /// Sets the directory on the host for the comparison.
     pub fn host(mut self, share: impl Into<PathBuf>) -> Self {
         self.host = Some(share.into());
         self
     }
 
-    /// With each step written to a file per lane in this directory.
+    /// Writes each step to a file per lane in this directory.
     pub fn trace(mut self, directory: impl Into<PathBuf>) -> Self {
         self.trace = Some(directory.into());
         self
     }
 
-    /// With a part that all lanes read.
+    /// Sets the files that all lanes read.
     pub fn shared(mut self, part: SharedPart) -> Self {
         self.shared = Some(Arc::new(part));
         self
     }
 }
 
-/// When lanes stop: at the first of what is given.
+/// When lanes stop: as soon as one of the limits is reached.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Limit<'a> {
-    /// Steps of each lane.
+    /// Number of steps of each lane.
     pub steps: Option<u64>,
     /// A point in time.
     pub deadline: Option<Instant>,
-    /// Somebody else's wish.
+    /// Set by another thread to stop the lanes.
     pub stop: Option<&'a AtomicBool>,
 }
 
 impl<'a> Limit<'a> {
-    /// After so many steps of each lane.
+    /// Stops after this number of steps of each lane.
     pub fn steps(steps: u64) -> Self {
         Self { steps: Some(steps), ..Self::default() }
     }
 
-    /// After some time.
+    /// Stops after this time.
     pub fn within(time: Duration) -> Self {
         Self { deadline: Some(Instant::now() + time), ..Self::default() }
     }
 
-    /// When `stop` becomes true.
+    /// Stops when `stop` becomes true.
     pub fn until(stop: &'a AtomicBool) -> Self {
         Self { stop: Some(stop), ..Self::default() }
     }
@@ -111,7 +110,7 @@ impl<'a> Limit<'a> {
     }
 }
 
-/// A workload in progress.
+/// A running workload.
 #[derive(Debug)]
 pub struct Workload {
     config: Config,
@@ -119,7 +118,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Makes the lanes' directories, in each guest its own. What goes wrong is in the report.
+    /// Creates the directories of the lanes. Failures are in the report.
     pub fn start(config: Config, guests: &[&Fuse]) -> Self {
         let mut lanes = Vec::new();
         for (guest, fuse) in guests.iter().enumerate() {
@@ -136,8 +135,8 @@ impl Workload {
         Self { config, lanes }
     }
 
-    /// Runs all lanes, each in a thread, until the limit is reached. May be called again: lanes go
-    /// on where they were.
+    /// Runs all lanes, each in a thread, until the limit is reached. Lanes continue where they stopped if it is called
+    /// again.
     pub fn run(&mut self, limit: Limit<'_>) {
         self.in_parallel(|lane| {
             let mut steps = 0;
@@ -160,14 +159,14 @@ impl Workload {
         });
     }
 
-    /// A guest was rebooted and mounted again: what it held is gone.
+    /// Records that a guest was rebooted and mounted again. It then holds no node and no open file.
     pub fn remount(&mut self, guest: usize) {
         for (_, lane) in self.lanes.iter_mut().filter(|(of, _)| *of == guest) {
             lane.remount();
         }
     }
 
-    /// What was found so far.
+    /// Results so far.
     pub fn report(&self) -> Report {
         let mut report = Report::default();
         for (_, lane) in &self.lanes {
@@ -176,8 +175,8 @@ impl Workload {
         report
     }
 
-    /// Compares the whole tree, gives everything back and says what was found. Afterwards the
-    /// server holds nothing for these guests, and its descriptors may be counted.
+    /// Compares the whole tree, releases everything and returns the results. Afterwards the server holds nothing for
+    /// these guests, so its descriptors can be counted.
     pub fn finish(mut self) -> Report {
         let host = self.config.host.clone();
         self.in_parallel(|lane| {
@@ -203,9 +202,9 @@ impl Workload {
     }
 }
 
-/// Lanes must differ, and the same lane must not.
+/// A different seed for each lane, always the same for one lane.
 fn lane_seed(seed: u64, guest: usize, lane: usize) -> u64 {
     let index = (guest as u64) << 32 | lane as u64;
-    // The step of SplitMix64: any odd constant with well-mixed bits would do.
+    // The increment of SplitMix64: any odd constant with well-mixed bits works.
     seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }

@@ -1,4 +1,4 @@
-//! What a VM goes through, and the shapes a guest may have, against stock virtiofsd.
+//! Events of a VM's life and variants of guests, against stock virtiofsd.
 
 mod common;
 
@@ -15,9 +15,9 @@ use testkit::workload::{Config, Limit, Workload};
 const MEMORY_SLOTS: u64 = 1 << 15;
 
 #[test]
-fn guests_of_every_shape_work() {
-    type Shape = fn(&mut GuestConfig);
-    let shapes: [(&str, Shape); 10] = [
+fn all_variants_of_guests_work() {
+    type Variant = fn(&mut GuestConfig);
+    let shapes: [(&str, Variant); 10] = [
         ("plain", |_| {}),
         ("direct descriptors", |config| config.features &= !F_INDIRECT),
         ("no EVENT_IDX", |config| config.features &= !F_EVENT_IDX),
@@ -80,7 +80,7 @@ fn a_reboot_starts_with_an_empty_session() {
 }
 
 #[test]
-fn a_killed_server_is_a_disconnect() {
+fn a_killed_server_disconnects_the_guest() {
     let mut stock = Stock::start(&[]);
     let guest = stock.guest();
     let pid = stock.server().pid();

@@ -1,4 +1,4 @@
-//! Every operation of the client against stock virtiofsd: what the guest sees is what the host has.
+//! Every operation of the client against stock virtiofsd: the guest sees what the host has.
 
 mod common;
 
@@ -49,10 +49,10 @@ fn names_are_looked_up_and_forgotten() {
     let missing = fuse.lookup(dir.nodeid, "b").unwrap_err();
     assert_eq!(missing.errno(), Some(Errno::ENOENT));
     fuse.forget(first.nodeid, 1).unwrap();
-    assert!(fuse.getattr(first.nodeid, None).is_ok(), "one is left");
+    assert!(fuse.getattr(first.nodeid, None).is_ok(), "one lookup remains");
     fuse.batch_forget(&[ForgetOne { nodeid: first.nodeid, nlookup: 1 }]).unwrap();
     let gone = fuse.getattr(first.nodeid, None).unwrap_err();
-    assert_eq!(gone.errno(), Some(Errno::EBADF), "stock's answer");
+    assert_eq!(gone.errno(), Some(Errno::EBADF), "reply of stock virtiofsd");
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn attributes_are_set() {
 }
 
 #[test]
-fn extended_attributes_come_and_go() {
+fn extended_attributes_are_set_and_removed() {
     let stock = Stock::start(&[]);
     let guest = stock.guest();
     let fuse = guest.fuse();
@@ -227,7 +227,7 @@ fn missing_features_of_stock_are_reported() {
 }
 
 #[test]
-fn whole_files_are_reached_by_path() {
+fn whole_files_are_accessed_by_path() {
     let stock = Stock::start(&[]);
     fs::create_dir_all(stock.share().join("a/b")).unwrap();
     let guest = stock.guest();

@@ -1,4 +1,4 @@
-//! Workloads against stock virtiofsd: the yardstick, and the proof that the model is right.
+//! Workloads against stock virtiofsd: shows that the model is correct.
 
 mod common;
 
@@ -12,7 +12,7 @@ use testkit::processes::Holdings;
 use testkit::workload::op::{Access, Fill};
 use testkit::workload::{Config, Limit, Op, SharedPart, Workload};
 
-/// A failing run prints its seed; this one runs it again.
+/// The seed of the run. A failed run prints it; TESTKIT_SEED repeats the run.
 fn seed() -> u64 {
     match std::env::var("TESTKIT_SEED") {
         Ok(seed) => seed.parse().expect("TESTKIT_SEED is a number"),
@@ -106,7 +106,7 @@ fn a_script_continues_over_a_pause_and_a_reboot() {
 }
 
 #[test]
-fn changes_behind_the_guest_are_found() {
+fn changes_by_the_host_are_found() {
     let stock = Stock::start(&[]);
     let guest = stock.guest();
     let mut workload = Workload::start(Config::new(0).host(stock.share()), &[guest.fuse()]);
@@ -121,7 +121,7 @@ fn changes_behind_the_guest_are_found() {
     std::fs::write(&host, bytes).unwrap();
     std::fs::write(stock.share().join("lane-0-0/stranger"), "").unwrap();
     let report = workload.finish();
-    // Through the open file, through the name, and on the host.
+    // Through the open file, by name, and on the host.
     assert_eq!(report.wrong_bytes, 3, "{report}");
     assert!(!report.is_clean());
 }

@@ -160,7 +160,7 @@ fn a_hanging_request_is_reported_and_other_sessions_continue() {
         assert!(age.parse::<f64>().unwrap() >= 10.0, "{age}");
         assert!(page.contains("virtiofs_share_condition{share=\"a\",reason=\"SourceHung\"} 1\n"));
         host.wait("the log to say so", || host.log().contains("SourceHung").then_some(()));
-        assert!(host.say(&["status", "a"]).1.contains("waits for the source"));
+        assert!(host.run_ctl(&["status", "a"]).1.contains("waits for the source"));
 
         let other = Guest::boot(GuestConfig::new(host.socket("a")).small()).unwrap();
         other.fuse().lookup(1, "hello").unwrap();

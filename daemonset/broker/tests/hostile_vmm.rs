@@ -159,7 +159,7 @@ fn connection_that_wedges_before_it_is_a_session_is_given_up() {
     });
     drop(open);
     until("VMs can connect", || {
-        Connection::connect(&endpoint.socket.path, PROMPT).is_ok_and(|mut it| it.ask(Request::GET_FEATURES).is_ok())
+        Connection::connect(&endpoint.socket.path, PROMPT).is_ok_and(|mut it| it.request(Request::GET_FEATURES).is_ok())
     });
 }
 
@@ -272,7 +272,7 @@ fn flood_of_messages_is_slowed_down() {
     }
     let used = ticks(broker.pid()) - before;
     assert_eq!(read_hello(&guest), "from the host\n");
-    let answered = |connection: &mut Connection| connection.ask(Request::GET_FEATURES).is_ok();
+    let answered = |connection: &mut Connection| connection.request(Request::GET_FEATURES).is_ok();
     assert!(answered(&mut connect(&broker, "data")), "another VMM is answered");
     assert!(used < 100, "{used} ticks of the broker for {sent} messages in 3 s");
     assert_eq!(broker.status_of("data").sessions.len(), 2, "it is slowed down, not rejected");

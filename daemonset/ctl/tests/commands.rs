@@ -33,22 +33,22 @@ fn session(host: &Host, share: &str) -> serde_json::Value {
 #[test]
 fn a_new_engine_takes_over_on_demand() {
     let (mut host, source) = host_with("a", WORKABLE);
-    let (good, said) = host.say(&["handover", "a"]);
-    assert!(good && said.contains("no VM uses it"), "{said}");
+    let (good, output) = host.run_ctl(&["handover", "a"]);
+    assert!(good && output.contains("no VM uses it"), "{output}");
     under_work(&mut host, "a", &source, |host| {
         for _ in 0..5 {
             let before = session(host, "a");
-            let (good, said) = host.say(&["handover", "a"]);
+            let (good, output) = host.run_ctl(&["handover", "a"]);
             let after = session(host, "a");
-            assert!(good, "{said}\n{}", host.log());
+            assert!(good, "{output}\n{}", host.log());
             assert_ne!(before["enginePid"], after["enginePid"]);
-            assert!(said.contains(&format!("engine {} -> {}", before["enginePid"], after["enginePid"])), "{said}");
+            assert!(output.contains(&format!("engine {} -> {}", before["enginePid"], after["enginePid"])), "{output}");
             assert_eq!(after["lastReplacement"]["outcome"], "HandedOver", "{after}");
             assert_eq!(after["activeGeneration"], after["desiredGeneration"], "{after}");
         }
         let id = session(host, "a")["id"].as_str().unwrap().to_owned();
-        let (good, said) = host.say(&["handover", "a", "--session", &id]);
-        assert!(good && said.starts_with(&id), "{said}");
+        let (good, output) = host.run_ctl(&["handover", "a", "--session", &id]);
+        assert!(good && output.starts_with(&id), "{output}");
     });
 }
 
@@ -57,26 +57,26 @@ fn a_source_is_released_and_resumed() {
     let (mut host, source) = host_with("a", WORKABLE);
     under_work(&mut host, "a", &source, |host| {
         // Rejected while the guest has a file open that no name leads to.
-        let said = host.wait("the source to be released", || {
-            let (good, said) = host.say(&["release", "a", "--for", "5m"]);
-            assert!(good || said.contains("OrphanedFilesOpen"), "{said}\n{}", host.log());
-            good.then_some(said)
+        let output = host.wait("the source to be released", || {
+            let (good, output) = host.run_ctl(&["release", "a", "--for", "5m"]);
+            assert!(good || output.contains("OrphanedFilesOpen"), "{output}\n{}", host.log());
+            good.then_some(output)
         });
-        assert!(said.contains("1 VMs wait") && said.contains("virtiofsctl resume a"), "{said}");
+        assert!(output.contains("1 VMs wait") && output.contains("virtiofsctl resume a"), "{output}");
         let share = host.until("a", "released", |it| it["state"] == "Degraded" && has_reason(it, "SourceReleased"));
         assert!(share["releasedUntil"].as_u64().is_some(), "{share}");
         assert_eq!(share["sessions"][0]["state"], "Released", "{share}");
         assert_eq!(share["sessions"][0]["enginePid"], serde_json::Value::Null, "{share}");
-        let table = host.say(&["status"]).1;
+        let table = host.run_ctl(&["status"]).1;
         assert!(table.contains("released until"), "{table}");
 
-        let (good, said) = host.say(&["resume", "a"]);
-        assert!(good, "{said}");
+        let (good, output) = host.run_ctl(&["resume", "a"]);
+        assert!(good, "{output}");
         let share = host.until("a", "resumed", |it| it["state"] == "Ready" && it["sessions"][0]["state"] == "Serving");
         assert_eq!(share["releasedUntil"], serde_json::Value::Null);
     });
-    let (good, said) = host.say(&["release", "a", "--for", "100h"]);
-    assert!(!good && said.contains("a is not released"), "{said}");
+    let (good, output) = host.run_ctl(&["release", "a", "--for", "100h"]);
+    assert!(!good && output.contains("a is not released"), "{output}");
 }
 
 #[test]
@@ -85,20 +85,20 @@ fn close_needs_force() {
     let guest = guest_at(&host, "images");
     let id = session(&host, "images")["id"].as_str().unwrap().to_owned();
 
-    let (good, said) = host.say(&["close", "images"]);
-    assert!(!good && said.contains("--force") && said.contains(&id), "{said}");
+    let (good, output) = host.run_ctl(&["close", "images"]);
+    assert!(!good && output.contains("--force") && output.contains(&id), "{output}");
     guest.fuse().lookup(ROOT, "hello").unwrap();
     for words in
         [&["close", "imgaes", "--force"][..], &["handover", "imgaes"], &["release", "imgaes"], &["status", "imgaes"]]
     {
-        let (good, said) = host.say(words);
-        assert!(!good && said.contains("Did you mean \"images\"?"), "{words:?}: {said}");
+        let (good, output) = host.run_ctl(words);
+        assert!(!good && output.contains("Did you mean \"images\"?"), "{words:?}: {output}");
     }
-    let (good, said) = host.say(&["close", "images", "--session", "images-0", "--force"]);
-    assert!(!good && said.contains(&format!("Did you mean {id:?}?")), "{said}");
+    let (good, output) = host.run_ctl(&["close", "images", "--session", "images-0", "--force"]);
+    assert!(!good && output.contains(&format!("Did you mean {id:?}?")), "{output}");
 
-    let (good, said) = host.say(&["close", "images", "--session", &id, "--force"]);
-    assert!(good && said.contains(&format!("{id}: ended")), "{said}");
+    let (good, output) = host.run_ctl(&["close", "images", "--session", &id, "--force"]);
+    assert!(good && output.contains(&format!("{id}: ended")), "{output}");
     guest.fuse().lookup(ROOT, "hello").unwrap_err();
     host.until("images", "left alone", |it| it["sessions"].as_array().is_some_and(Vec::is_empty));
     drop(guest);
@@ -115,22 +115,25 @@ fn a_trace_shows_requests() {
     guest.fuse().lookup(ROOT, "no\u{1b}[31m\nsuch").unwrap_err();
     guest.fuse().lookup(ROOT, "hello").unwrap();
 
-    let (mut said, mut stdout) = (String::new(), trace.stdout.take().unwrap());
+    let (mut output, mut stdout) = (String::new(), trace.stdout.take().unwrap());
     let mut buffer = [0; 4096];
-    while !said.contains(" hello\n") {
+    while !output.contains(" hello\n") {
         let length = stdout.read(&mut buffer).unwrap();
-        assert_ne!(length, 0, "it ended early: {said}");
-        said.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+        assert_ne!(length, 0, "it ended early: {output}");
+        output.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
     }
     let pid = nix::unistd::Pid::from_raw(trace.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     assert!(trace.wait().unwrap().success());
-    assert!(said.contains("lookup") && said.contains("ENOENT") && said.contains(r"no\u{1b}[31m\nsuch"), "{said}");
-    assert!(!said.contains('\u{1b}'));
+    assert!(
+        output.contains("lookup") && output.contains("ENOENT") && output.contains(r"no\u{1b}[31m\nsuch"),
+        "{output}"
+    );
+    assert!(!output.contains('\u{1b}'));
     host.until("a", "traced no more", |it| it["sessions"][0]["tracedUntil"].is_null());
 
-    let (good, said) = host.say(&["trace", &id, "--for", "1s", "-o", "json"]);
-    assert!(good && said.is_empty(), "nothing was asked meanwhile: {said}");
+    let (good, output) = host.run_ctl(&["trace", &id, "--for", "1s", "-o", "json"]);
+    assert!(good && output.is_empty(), "nothing was asked meanwhile: {output}");
 }
 
 #[test]
@@ -140,8 +143,8 @@ fn a_socket_serves_a_directory_of_a_share() {
         fs::create_dir_all(source.join(name).parent().unwrap()).unwrap();
         fs::write(source.join(name), content).unwrap();
     }
-    let (good, said) = host.say(&["socket", "a", "vm-1", "--sub-path", "vm-1", "--mode", "0600"]);
-    assert!(good && said.trim_end() == host.socket("a.vm-1").display().to_string(), "{said}");
+    let (good, output) = host.run_ctl(&["socket", "a", "vm-1", "--sub-path", "vm-1", "--mode", "0600"]);
+    assert!(good && output.trim_end() == host.socket("a.vm-1").display().to_string(), "{output}");
     let guest = guest_at(&host, "a.vm-1");
     guest.fuse().lookup(ROOT, "secret").unwrap();
     assert_eq!(guest.fuse().lookup(ROOT, "hello").unwrap_err().errno(), Some(Errno::ENOENT));
@@ -164,11 +167,11 @@ fn a_socket_serves_a_directory_of_a_share() {
         (&["socket", "b", "vm-1"], "Did you mean \"a\"?"),
         (&["socket", "a", "vm-9", "--remove"], "no socket \"vm-9\""),
     ] {
-        let (good, said) = host.say(words);
-        assert!(!good && said.contains(why), "{words:?}: {said}");
+        let (good, output) = host.run_ctl(words);
+        assert!(!good && output.contains(why), "{words:?}: {output}");
     }
-    let (good, said) = host.say(&["socket", "a", "vm-1", "--remove"]);
-    assert!(good, "{said}");
+    let (good, output) = host.run_ctl(&["socket", "a", "vm-1", "--remove"]);
+    assert!(good, "{output}");
     host.wait("the socket to go", || (!host.socket("a.vm-1").exists()).then_some(()));
     guest.fuse().lookup(ROOT, "secret").unwrap();
     drop(guest);
@@ -203,8 +206,8 @@ fn a_support_bundle_has_no_secrets() {
     guest.fuse().lookup(ROOT, "hello").unwrap();
     session(&host, "a");
     let file = host.path("bundle.tar.gz");
-    let (good, said) = host.say(&["support-bundle", "--output", file.to_str().unwrap()]);
-    assert!(good, "{said}");
+    let (good, output) = host.run_ctl(&["support-bundle", "--output", file.to_str().unwrap()]);
+    assert!(good, "{output}");
     let unpacked = host.path("unpacked");
     fs::create_dir(&unpacked).unwrap();
     assert!(Command::new("tar").arg("-xzf").arg(&file).arg("-C").arg(&unpacked).status().unwrap().success());
@@ -221,10 +224,10 @@ fn a_support_bundle_has_no_secrets() {
         let content = part(name);
         assert!(content.contains(word), "{word} in {name}:\n{content}");
         assert!(!content.contains("hunter2"), "{name}:\n{content}");
-        assert!(name == "README.txt" || said.contains(name), "{said}");
+        assert!(name == "README.txt" || output.contains(name), "{output}");
     }
-    let (good, said) = host.say(&["support-bundle", "--output", file.to_str().unwrap()]);
-    assert!(!good && said.contains("--output") && said.contains("exists"), "{said}");
+    let (good, output) = host.run_ctl(&["support-bundle", "--output", file.to_str().unwrap()]);
+    assert!(!good && output.contains("--output") && output.contains("exists"), "{output}");
 }
 
 #[test]
@@ -238,7 +241,7 @@ fn commands_report_a_missing_broker() {
         &["trace", "a-1"],
         &["socket", "a", "b"],
     ] {
-        let (good, said) = host.say(words);
-        assert!(!good && said.contains("no broker answers"), "{words:?}: {said}");
+        let (good, output) = host.run_ctl(words);
+        assert!(!good && output.contains("no broker answers"), "{words:?}: {output}");
     }
 }

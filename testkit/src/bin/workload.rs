@@ -1,5 +1,5 @@
-//! A random workload on sockets that are served already: by hand, or beside a harness that kills.
-//! Ends with 1 if anything went wrong.
+//! Runs a random workload on existing sockets, by hand or beside a harness that kills engines. Exits with 1 if anything
+//! went wrong.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,43 +10,43 @@ use clap::Parser;
 use testkit::guest::{Guest, GuestConfig};
 use testkit::workload::{Config, Limit, SharedPart, Workload};
 
-/// Files of the shared part, and bytes of the longest of them.
+/// Number of shared files, and maximum length of a file in bytes.
 const SHARED: (usize, usize) = (20, 200_000);
 
-/// Runs a random workload from one guest or several on one share.
+/// Runs a random workload of one guest or several on one share
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// A vhost-user socket; one guest for each time it is given.
+    /// A vhost-user socket; one guest for each occurrence
     #[arg(long, required = true, value_name = "PATH")]
     socket: Vec<PathBuf>,
-    /// The share's directory on the host: compared at the end, and all guests read a part of it.
+    /// The share's directory on the host, for a comparison at the end and for files that all guests read
     #[arg(long, value_name = "DIR")]
     host: Option<PathBuf>,
-    /// Where all randomness grows from.
+    /// Seed of all randomness
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Lanes in each guest.
+    /// Number of lanes in each guest
     #[arg(long, default_value_t = 2)]
     lanes: usize,
-    /// Steps of each lane; without it the time decides.
+    /// Number of steps of each lane; without it the time decides
     #[arg(long, conflicts_with = "until")]
     steps: Option<u64>,
-    /// Seconds at most.
+    /// Maximum time in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// End as soon as this file is there, and looked for once a second.
+    /// End as soon as this file exists; checked once a second
     #[arg(long, value_name = "FILE")]
     until: Option<PathBuf>,
-    /// RAM of each guest in MiB.
+    /// RAM of each guest in MiB
     #[arg(long, default_value_t = 256)]
     memory: u64,
-    /// Seconds after which a request counts as hung.
+    /// Number of seconds after which a request counts as hung
     #[arg(long, default_value_t = 30)]
     patience: u64,
-    /// Write each step to a file per lane in this directory.
+    /// Write each step to a file per lane in this directory
     #[arg(long, value_name = "DIR")]
     trace: Option<PathBuf>,
-    /// As JSON.
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -57,11 +57,11 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut config = Config::new(arguments.seed).lanes(arguments.lanes);
     if let Some(host) = &arguments.host {
         let part = SharedPart::new(arguments.seed, SHARED.0, SHARED.1);
-        part.create(host).with_context(|| format!("the shared part in {}", host.display()))?;
+        part.create(host).with_context(|| format!("creating the shared files in {}", host.display()))?;
         config = config.host(host).shared(part);
     }
     if let Some(trace) = &arguments.trace {
-        std::fs::create_dir_all(trace).with_context(|| format!("making {}", trace.display()))?;
+        std::fs::create_dir_all(trace).with_context(|| format!("creating {}", trace.display()))?;
         config = config.trace(trace);
     }
     let clients: Vec<_> = guests.iter().map(Guest::fuse).collect();

@@ -1,4 +1,4 @@
-//! One request and its reply: framing, and what every reply must hold to whatever it answers.
+//! One request and its reply: framing, and rules for every reply.
 
 use nix::errno::Errno;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -6,34 +6,34 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::wire::{InHeader, Opcode, OutHeader};
 use crate::virtio::queue::{Message, QueueError, Ticket};
 
-/// Size of a reply's header.
+/// Size of a reply header.
 pub const OUT_HEADER: u32 = size_of::<OutHeader>() as u32;
-/// The kernel takes errors above this for garbage (`fuse_dev_do_write`: -512 is excluded).
+/// The kernel rejects larger error numbers (`fuse_dev_do_write`: -512 is excluded).
 const MAX_ERRNO: i32 = 511;
 
-/// Why a request gave no result.
+/// A request without a result.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The server answered with an error: the only kind a guest's application may expect.
+    /// The server replied with an error. Applications of a guest may expect only this kind.
     #[error("{op:?} of node {node:#x}: {errno}")]
     Errno {
         /// The request.
         op: Opcode,
         /// Its node.
         node: u64,
-        /// The answer.
+        /// The error of the reply.
         errno: Errno,
     },
-    /// The reply breaks the protocol.
+    /// The reply violates the protocol.
     #[error("{op:?} of node {node:#x} (unique {unique}): {what}")]
     Protocol {
         /// The request.
         op: Opcode,
         /// Its node.
         node: u64,
-        /// Its number.
+        /// Its unique number.
         unique: u64,
-        /// What is wrong with the reply.
+        /// The violation.
         what: String,
     },
     /// There was no reply.
@@ -43,15 +43,15 @@ pub enum CallError {
         op: Opcode,
         /// Its node.
         node: u64,
-        /// Its number.
+        /// Its unique number.
         unique: u64,
-        /// What became of it.
+        /// The error of the queue.
         source: QueueError,
     },
 }
 
 impl CallError {
-    /// The errno, if the server answered with one.
+    /// The errno of the reply, if the server replied with one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Errno { errno, .. } => Some(*errno),
@@ -59,17 +59,17 @@ impl CallError {
         }
     }
 
-    /// Whether the reply never came, or came without a call.
+    /// True if no reply was received, or a reply without a call.
     pub fn is_hung(&self) -> bool {
         matches!(self.queue(), Some(QueueError::Hung { .. }))
     }
 
-    /// Whether the reply came without a call.
+    /// True if the reply was received without a call.
     pub fn is_lost_wakeup(&self) -> bool {
         matches!(self.queue(), Some(QueueError::LostWakeup { .. }))
     }
 
-    /// Whether the back-end hung up.
+    /// True if the back-end closed the connection.
     pub fn is_disconnected(&self) -> bool {
         matches!(self.queue(), Some(QueueError::Disconnected { .. }))
     }
@@ -82,14 +82,14 @@ impl CallError {
     }
 }
 
-/// What a request says, without its header.
+/// A request without its header.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// What is asked for.
+    /// Operation.
     pub op: Opcode,
-    /// Of which node.
+    /// Node id.
     pub node: u64,
-    /// Structs and names.
+    /// Structs and names of the arguments.
     pub arguments: &'a [&'a [u8]],
     /// Length of the extensions at the end of the arguments, in bytes.
     pub extensions: u32,
@@ -97,49 +97,49 @@ pub struct Call<'a> {
     pub payload: &'a [u8],
     /// Size of the struct in the reply.
     pub reply: u32,
-    /// Room for data behind it.
+    /// Maximum number of bytes after that struct.
     pub reply_payload: u32,
-    /// Whether there is a reply at all (FORGET has none).
+    /// False if there is no reply (FORGET).
     pub answered: bool,
 }
 
 impl<'a> Call<'a> {
-    /// A request with structs and names, and an empty reply.
+    /// A request with these arguments and an empty reply.
     pub fn new(op: Opcode, node: u64, arguments: &'a [&'a [u8]]) -> Self {
         Self { op, node, arguments, extensions: 0, payload: &[], reply: 0, reply_payload: 0, answered: true }
     }
 
-    /// With a struct in the reply.
+    /// Expects a struct in the reply.
     pub fn expecting<T>(mut self) -> Self {
         self.reply = size_of::<T>() as u32;
         self
     }
 
-    /// With room for data in the reply.
+    /// Accepts up to `room` bytes of data in the reply.
     pub fn receiving(mut self, room: u32) -> Self {
         self.reply_payload = room;
         self
     }
 
-    /// With data in the request.
+    /// Adds data to the request.
     pub fn sending(mut self, payload: &'a [u8]) -> Self {
         self.payload = payload;
         self
     }
 
-    /// With extensions in the arguments.
+    /// Declares the last bytes of the arguments as extensions.
     pub fn extended(mut self, bytes: usize) -> Self {
         self.extensions = bytes as u32;
         self
     }
 
-    /// Without a reply.
+    /// Declares that there is no reply.
     pub fn unanswered(mut self) -> Self {
         self.answered = false;
         self
     }
 
-    /// The request's header for caller and number in `seed`.
+    /// The request's header; `seed` has caller and number.
     pub(super) fn header(&self, seed: InHeader) -> InHeader {
         let arguments: usize = self.arguments.iter().map(|part| part.len()).sum();
         let len = size_of::<InHeader>() + arguments + self.payload.len();
@@ -187,7 +187,7 @@ pub struct Reply {
 }
 
 impl Pending {
-    /// The request's number.
+    /// The request's unique number.
     pub fn unique(&self) -> u64 {
         self.unique
     }
@@ -199,7 +199,7 @@ impl Pending {
             return if used == 0 {
                 Ok(Reply { pending: self, len: 0 })
             } else {
-                Err(self.broken(format!("{used} bytes in reply to a request that has none")))
+                Err(self.broken(format!("{used} bytes for a request without a reply")))
             };
         }
         let mut header = OutHeader::new_zeroed();
@@ -229,37 +229,37 @@ impl Reply {
         Ok(body)
     }
 
-    /// Number of bytes behind the struct.
+    /// Number of bytes after the struct.
     pub fn payload_len(&self) -> u32 {
         self.len
     }
 
-    /// The bytes behind the struct.
+    /// The bytes after the struct.
     pub fn payload(&self) -> Result<Vec<u8>, CallError> {
         let mut data = vec![0; self.len as usize];
         self.pending.ticket.payload(&mut data).map_err(|source| self.pending.lost(source))?;
         Ok(data)
     }
 
-    /// Turns a reply that makes no sense in itself into a protocol violation.
+    /// Turns an inconsistent reply into a protocol violation.
     pub fn broken(&self, what: impl std::fmt::Display) -> CallError {
         self.pending.broken(what.to_string())
     }
 }
 
-/// What every reply must hold to; returns the number of bytes behind the struct.
+/// Checks the rules for every reply; returns the number of bytes after the struct.
 fn check(header: &OutHeader, used: u32, unique: u64, reply: u32, reply_payload: u32) -> Result<u32, String> {
     if header.unique != unique {
         return Err(format!("the reply is to request {}", header.unique));
     }
     if header.len != used {
-        return Err(format!("the reply says {} bytes, the used ring {used}", header.len));
+        return Err(format!("the reply has {} bytes, the used ring reports {used}", header.len));
     }
     if header.error > 0 || header.error < -MAX_ERRNO {
-        return Err(format!("error {} is none", header.error));
+        return Err(format!("invalid error {}", header.error));
     }
     if header.error != 0 && header.len != OUT_HEADER {
-        return Err(format!("an error with {} bytes", header.len));
+        return Err(format!("an error reply of {} bytes", header.len));
     }
     if header.error != 0 {
         return Ok(0);
@@ -267,7 +267,7 @@ fn check(header: &OutHeader, used: u32, unique: u64, reply: u32, reply_payload: 
     let least = OUT_HEADER + reply;
     match header.len.checked_sub(least) {
         Some(rest) if rest <= reply_payload => Ok(rest),
-        _ => Err(format!("{} bytes where {least} to {} belong", header.len, least + reply_payload)),
+        _ => Err(format!("{} bytes instead of {least} to {}", header.len, least + reply_payload)),
     }
 }
 
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_that_break_the_protocol_are_distinguished() {
+    fn protocol_violations_are_distinguished() {
         assert_eq!(check(&header(16 + 128, 0, 4), 144, 4, 128, 0), Ok(0));
         assert_eq!(check(&header(16 + 7, 0, 4), 23, 4, 0, 4096), Ok(7));
         for (reply, used) in [
@@ -299,7 +299,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_reply_never_claims_more_than_its_room(len: u32, room in 0_u32..1 << 21) {
+        fn a_reply_is_never_longer_than_its_buffer(len: u32, room in 0_u32..1 << 21) {
             let given = check(&header(len, 0, 1), len, 1, 0, room);
             prop_assert!(given.map_or(true, |rest| rest <= room));
         }

@@ -17,12 +17,12 @@ use super::wire::{
 };
 use crate::virtio::queue::Queue;
 
-/// The kernel counts requests in steps of two (FUSE_REQ_ID_STEP).
+/// Step between the numbers of two requests, as in the kernel (FUSE_REQ_ID_STEP).
 const UNIQUE_STEP: u64 = 2;
-/// XATTR_SIZE_MAX and XATTR_LIST_MAX.
+/// Maximum length of an extended attribute and of a list of names (XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const XATTR_MAX: u32 = 65536;
 
-/// On whose behalf requests are made.
+/// The process on whose behalf requests are sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// User id.
@@ -31,7 +31,7 @@ pub struct Caller {
     pub gid: u32,
     /// Supplementary groups; sent with CREATE_SUPP_GROUP.
     pub groups: Vec<u32>,
-    /// File mode bits that new files do not get.
+    /// File mode bits that are cleared in new files.
     pub umask: u32,
     /// Process id, for the server's logs.
     pub pid: u32,
@@ -40,13 +40,13 @@ pub struct Caller {
 }
 
 impl Default for Caller {
-    /// The guest's root.
+    /// Root of the guest.
     fn default() -> Self {
         Self { uid: 0, gid: 0, groups: Vec::new(), umask: 0o022, pid: 1, label: None }
     }
 }
 
-/// What SETATTR is to change.
+/// Changes of SETATTR.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SetAttr {
     /// Mode bits.
@@ -61,7 +61,7 @@ pub struct SetAttr {
     pub atime: Option<(u64, u32)>,
     /// Modification time: seconds, nanoseconds.
     pub mtime: Option<(u64, u32)>,
-    /// Through this open file.
+    /// Handle of the open file through which the change is made.
     pub fh: Option<u64>,
 }
 
@@ -80,10 +80,10 @@ pub struct Fuse {
     caller: Caller,
 }
 
-type Answer<T> = Result<T, CallError>;
+type CallResult<T> = Result<T, CallError>;
 
 impl Fuse {
-    /// A client on a request queue and a high-priority queue.
+    /// Creates a client on a request queue and a high-priority queue.
     pub fn new(requests: Arc<Queue>, hiprio: Arc<Queue>) -> Self {
         Self {
             shared: Arc::new(Shared { requests, hiprio, unique: AtomicU64::new(0), agreement: RwLock::new(None) }),
@@ -91,21 +91,21 @@ impl Fuse {
         }
     }
 
-    /// The same connection on another's behalf.
+    /// A client on the same connection for another caller.
     pub fn as_caller(&self, caller: Caller) -> Self {
         Self { shared: Arc::clone(&self.shared), caller }
     }
 
-    /// What was agreed in FUSE_INIT, if that was.
+    /// Result of FUSE_INIT, if it was sent.
     pub fn agreement(&self) -> Option<Agreement> {
         *self.shared.agreement.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a request on the ring without waiting: for many in flight from one thread.
-    pub fn start(&self, call: &Call<'_>) -> Answer<Pending> {
+    /// Submits a request without waiting for the reply, to have many in flight from one thread.
+    pub fn start(&self, call: &Call<'_>) -> CallResult<Pending> {
         let unique = self.next_unique();
         let header = call.header(self.seed(unique));
-        // FORGET overtakes all others (`virtio_fs_send_forget`).
+        // FORGET has a queue of its own (`virtio_fs_send_forget`).
         let queue = match call.op {
             Opcode::Forget | Opcode::BatchForget => &self.shared.hiprio,
             _ => &self.shared.requests,
@@ -127,13 +127,13 @@ impl Fuse {
         })
     }
 
-    /// Makes a request and waits for the reply.
-    pub fn call(&self, call: &Call<'_>) -> Answer<Reply> {
+    /// Sends a request and waits for the reply.
+    pub fn call(&self, call: &Call<'_>) -> CallResult<Reply> {
         self.start(call)?.wait()
     }
 
-    /// FUSE_INIT: negotiates features again.
-    pub fn init(&self, request: &InitRequest) -> Answer<Agreement> {
+    /// FUSE_INIT: negotiates features.
+    pub fn init(&self, request: &InitRequest) -> CallResult<Agreement> {
         let body = request.encode();
         let arguments = [body.as_bytes()];
         let reply = self.call(&Call::new(Opcode::Init, 0, &arguments).expecting::<InitOut>())?;
@@ -142,87 +142,87 @@ impl Fuse {
         Ok(agreement)
     }
 
-    /// FUSE_DESTROY: the guest unmounts. The server sends no reply, but gives the request back.
-    pub fn destroy(&self) -> Answer<()> {
+    /// FUSE_DESTROY: the guest unmounts. The server returns the buffer without a reply.
+    pub fn destroy(&self) -> CallResult<()> {
         self.call(&Call::new(Opcode::Destroy, 0, &[]).unanswered()).map(drop)
     }
 
-    /// LOOKUP. Node id 0 in the answer says that the name does not exist (a negative entry).
-    pub fn lookup(&self, parent: u64, name: impl AsRef<[u8]>) -> Answer<EntryOut> {
+    /// LOOKUP. Node id 0 in the reply: the name does not exist (a negative entry).
+    pub fn lookup(&self, parent: u64, name: impl AsRef<[u8]>) -> CallResult<EntryOut> {
         let arguments = [name.as_ref(), b"\0"];
-        self.ask(Call::new(Opcode::Lookup, parent, &arguments))
+        self.request(Call::new(Opcode::Lookup, parent, &arguments))
     }
 
-    /// FORGET: gives `count` references back; waits until the server has taken note.
-    pub fn forget(&self, node: u64, count: u64) -> Answer<()> {
+    /// FORGET: drops `count` lookups, and waits until the server has processed the request.
+    pub fn forget(&self, node: u64, count: u64) -> CallResult<()> {
         let body = ForgetIn { nlookup: count };
         let arguments = [body.as_bytes()];
         self.call(&Call::new(Opcode::Forget, node, &arguments).unanswered()).map(drop)
     }
 
-    /// BATCH_FORGET: gives references to many nodes back.
-    pub fn batch_forget(&self, nodes: &[ForgetOne]) -> Answer<()> {
+    /// BATCH_FORGET: drops lookups of many nodes.
+    pub fn batch_forget(&self, nodes: &[ForgetOne]) -> CallResult<()> {
         let body = BatchForgetIn { count: nodes.len() as u32, dummy: 0 };
         let arguments = [body.as_bytes(), nodes.as_bytes()];
         self.call(&Call::new(Opcode::BatchForget, 0, &arguments).unanswered()).map(drop)
     }
 
-    /// GETATTR, of the node or through an open file.
-    pub fn getattr(&self, node: u64, fh: Option<u64>) -> Answer<Attr> {
+    /// GETATTR by node, or through an open file.
+    pub fn getattr(&self, node: u64, fh: Option<u64>) -> CallResult<Attr> {
         let body = GetattrIn { flags: if fh.is_some() { GETATTR_FH } else { 0 }, dummy: 0, fh: fh.unwrap_or(0) };
         let arguments = [body.as_bytes()];
-        let answer: AttrOut = self.ask(Call::new(Opcode::Getattr, node, &arguments))?;
+        let answer: AttrOut = self.request(Call::new(Opcode::Getattr, node, &arguments))?;
         Ok(answer.attr)
     }
 
     /// SETATTR.
-    pub fn setattr(&self, node: u64, set: &SetAttr) -> Answer<Attr> {
+    pub fn setattr(&self, node: u64, set: &SetAttr) -> CallResult<Attr> {
         let body = set.encode();
         let arguments = [body.as_bytes()];
-        let answer: AttrOut = self.ask(Call::new(Opcode::Setattr, node, &arguments))?;
+        let answer: AttrOut = self.request(Call::new(Opcode::Setattr, node, &arguments))?;
         Ok(answer.attr)
     }
 
     /// READLINK.
-    pub fn readlink(&self, node: u64) -> Answer<Vec<u8>> {
+    pub fn readlink(&self, node: u64) -> CallResult<Vec<u8>> {
         let call = Call::new(Opcode::Readlink, node, &[]).receiving(libc::PATH_MAX as u32);
         self.call(&call)?.payload()
     }
 
-    /// SYMLINK: `name` leads to `target`.
-    pub fn symlink(&self, parent: u64, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> Answer<EntryOut> {
+    /// SYMLINK: creates the symbolic link `name` to `target`.
+    pub fn symlink(&self, parent: u64, name: impl AsRef<[u8]>, target: impl AsRef<[u8]>) -> CallResult<EntryOut> {
         let extensions = self.extensions();
         let arguments = [name.as_ref(), b"\0", target.as_ref(), b"\0", extensions.as_slice()];
-        self.ask(Call::new(Opcode::Symlink, parent, &arguments).extended(extensions.len()))
+        self.request(Call::new(Opcode::Symlink, parent, &arguments).extended(extensions.len()))
     }
 
-    /// MKNOD: a file, FIFO, socket or device.
-    pub fn mknod(&self, parent: u64, name: impl AsRef<[u8]>, mode: u32, rdev: u32) -> Answer<EntryOut> {
+    /// MKNOD: creates a file, FIFO, socket or device.
+    pub fn mknod(&self, parent: u64, name: impl AsRef<[u8]>, mode: u32, rdev: u32) -> CallResult<EntryOut> {
         let body = MknodIn { mode: self.masked(mode), rdev, umask: self.caller.umask, padding: 0 };
         let extensions = self.extensions();
         let arguments = [body.as_bytes(), name.as_ref(), b"\0", &extensions];
-        self.ask(Call::new(Opcode::Mknod, parent, &arguments).extended(extensions.len()))
+        self.request(Call::new(Opcode::Mknod, parent, &arguments).extended(extensions.len()))
     }
 
     /// MKDIR.
-    pub fn mkdir(&self, parent: u64, name: impl AsRef<[u8]>, mode: u32) -> Answer<EntryOut> {
+    pub fn mkdir(&self, parent: u64, name: impl AsRef<[u8]>, mode: u32) -> CallResult<EntryOut> {
         let body = MkdirIn { mode: self.masked(mode), umask: self.caller.umask };
         let extensions = self.extensions();
         let arguments = [body.as_bytes(), name.as_ref(), b"\0", &extensions];
-        self.ask(Call::new(Opcode::Mkdir, parent, &arguments).extended(extensions.len()))
+        self.request(Call::new(Opcode::Mkdir, parent, &arguments).extended(extensions.len()))
     }
 
     /// UNLINK.
-    pub fn unlink(&self, parent: u64, name: impl AsRef<[u8]>) -> Answer<()> {
+    pub fn unlink(&self, parent: u64, name: impl AsRef<[u8]>) -> CallResult<()> {
         self.send(&Call::new(Opcode::Unlink, parent, &[name.as_ref(), b"\0"]))
     }
 
     /// RMDIR.
-    pub fn rmdir(&self, parent: u64, name: impl AsRef<[u8]>) -> Answer<()> {
+    pub fn rmdir(&self, parent: u64, name: impl AsRef<[u8]>) -> CallResult<()> {
         self.send(&Call::new(Opcode::Rmdir, parent, &[name.as_ref(), b"\0"]))
     }
 
-    /// RENAME; with flags (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`) RENAME2, as the kernel does.
+    /// RENAME, or RENAME2 if there are flags (`RENAME_NOREPLACE`, `RENAME_EXCHANGE`), as the kernel does.
     pub fn rename(
         &self,
         parent: u64,
@@ -230,7 +230,7 @@ impl Fuse {
         new_parent: u64,
         new_name: impl AsRef<[u8]>,
         flags: u32,
-    ) -> Answer<()> {
+    ) -> CallResult<()> {
         let plain = RenameIn { newdir: new_parent };
         let flagged = Rename2In { newdir: new_parent, flags, padding: 0 };
         let (op, body) = match flags {
@@ -241,25 +241,25 @@ impl Fuse {
         self.send(&Call::new(op, parent, &arguments))
     }
 
-    /// LINK: another name for `node`.
-    pub fn link(&self, node: u64, parent: u64, name: impl AsRef<[u8]>) -> Answer<EntryOut> {
+    /// LINK: adds a name of `node`.
+    pub fn link(&self, node: u64, parent: u64, name: impl AsRef<[u8]>) -> CallResult<EntryOut> {
         let body = LinkIn { oldnodeid: node };
         let arguments = [body.as_bytes(), name.as_ref(), b"\0"];
-        self.ask(Call::new(Opcode::Link, parent, &arguments))
+        self.request(Call::new(Opcode::Link, parent, &arguments))
     }
 
     /// OPEN.
-    pub fn open(&self, node: u64, flags: i32) -> Answer<OpenOut> {
+    pub fn open(&self, node: u64, flags: i32) -> CallResult<OpenOut> {
         self.open_as(Opcode::Open, node, flags)
     }
 
     /// OPENDIR.
-    pub fn opendir(&self, node: u64) -> Answer<OpenOut> {
+    pub fn opendir(&self, node: u64) -> CallResult<OpenOut> {
         self.open_as(Opcode::Opendir, node, libc::O_DIRECTORY)
     }
 
-    /// CREATE: makes and opens a file in one step.
-    pub fn create(&self, parent: u64, name: impl AsRef<[u8]>, flags: i32, mode: u32) -> Answer<CreateOut> {
+    /// CREATE: creates and opens a file.
+    pub fn create(&self, parent: u64, name: impl AsRef<[u8]>, flags: i32, mode: u32) -> CallResult<CreateOut> {
         let body = CreateIn {
             flags: ((flags | O_CREAT) & !O_NOCTTY) as u32,
             mode: libc::S_IFREG | self.masked(mode),
@@ -268,11 +268,11 @@ impl Fuse {
         };
         let extensions = self.extensions();
         let arguments = [body.as_bytes(), name.as_ref(), b"\0", &extensions];
-        self.ask(Call::new(Opcode::Create, parent, &arguments).extended(extensions.len()))
+        self.request(Call::new(Opcode::Create, parent, &arguments).extended(extensions.len()))
     }
 
-    /// TMPFILE: an open file without a name.
-    pub fn tmpfile(&self, parent: u64, flags: i32, mode: u32) -> Answer<CreateOut> {
+    /// TMPFILE: creates and opens a file without a name.
+    pub fn tmpfile(&self, parent: u64, flags: i32, mode: u32) -> CallResult<CreateOut> {
         let body = CreateIn {
             flags: flags as u32,
             mode: libc::S_IFREG | self.masked(mode),
@@ -280,18 +280,18 @@ impl Fuse {
             open_flags: 0,
         };
         let arguments: [&[u8]; 2] = [body.as_bytes(), b"/\0"];
-        self.ask(Call::new(Opcode::Tmpfile, parent, &arguments))
+        self.request(Call::new(Opcode::Tmpfile, parent, &arguments))
     }
 
-    /// READ; shorter than asked for only at the end of the file.
-    pub fn read(&self, node: u64, fh: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {
+    /// READ. The result is shorter than `size` only at the end of the file.
+    pub fn read(&self, node: u64, fh: u64, offset: u64, size: u32) -> CallResult<Vec<u8>> {
         let body = read_in(fh, offset, size);
         let arguments = [body.as_bytes()];
         self.call(&Call::new(Opcode::Read, node, &arguments).receiving(size))?.payload()
     }
 
-    /// WRITE; `flags` are those the file was opened with.
-    pub fn write(&self, node: u64, fh: u64, offset: u64, data: &[u8], flags: i32) -> Answer<u32> {
+    /// WRITE; `flags` are the flags that the file was opened with.
+    pub fn write(&self, node: u64, fh: u64, offset: u64, data: &[u8], flags: i32) -> CallResult<u32> {
         let body = write_in(fh, offset, data.len() as u32, flags);
         let arguments = [body.as_bytes()];
         let call = Call::new(Opcode::Write, node, &arguments).sending(data);
@@ -304,58 +304,58 @@ impl Fuse {
     }
 
     /// STATFS.
-    pub fn statfs(&self, node: u64) -> Answer<Kstatfs> {
-        self.ask(Call::new(Opcode::Statfs, node, &[]))
+    pub fn statfs(&self, node: u64) -> CallResult<Kstatfs> {
+        self.request(Call::new(Opcode::Statfs, node, &[]))
     }
 
     /// RELEASE: the last close.
-    pub fn release(&self, node: u64, fh: u64, flags: i32) -> Answer<()> {
+    pub fn release(&self, node: u64, fh: u64, flags: i32) -> CallResult<()> {
         self.release_as(Opcode::Release, node, fh, flags)
     }
 
     /// RELEASEDIR.
-    pub fn releasedir(&self, node: u64, fh: u64) -> Answer<()> {
+    pub fn releasedir(&self, node: u64, fh: u64) -> CallResult<()> {
         self.release_as(Opcode::Releasedir, node, fh, libc::O_DIRECTORY)
     }
 
     /// FLUSH: any close.
-    pub fn flush(&self, node: u64, fh: u64) -> Answer<()> {
+    pub fn flush(&self, node: u64, fh: u64) -> CallResult<()> {
         let body = FlushIn { fh, lock_owner: u64::from(self.caller.pid), ..FlushIn::default() };
         self.send(&Call::new(Opcode::Flush, node, &[body.as_bytes()]))
     }
 
     /// FSYNC.
-    pub fn fsync(&self, node: u64, fh: u64, data_only: bool) -> Answer<()> {
+    pub fn fsync(&self, node: u64, fh: u64, data_only: bool) -> CallResult<()> {
         self.fsync_as(Opcode::Fsync, node, fh, data_only)
     }
 
     /// FSYNCDIR.
-    pub fn fsyncdir(&self, node: u64, fh: u64, data_only: bool) -> Answer<()> {
+    pub fn fsyncdir(&self, node: u64, fh: u64, data_only: bool) -> CallResult<()> {
         self.fsync_as(Opcode::Fsyncdir, node, fh, data_only)
     }
 
     /// SYNCFS.
-    pub fn syncfs(&self, node: u64) -> Answer<()> {
+    pub fn syncfs(&self, node: u64) -> CallResult<()> {
         let body = SyncfsIn::default();
         self.send(&Call::new(Opcode::Syncfs, node, &[body.as_bytes()]))
     }
 
     /// FALLOCATE; `mode` is FALLOC_FL_*.
-    pub fn fallocate(&self, node: u64, fh: u64, mode: i32, offset: u64, length: u64) -> Answer<()> {
+    pub fn fallocate(&self, node: u64, fh: u64, mode: i32, offset: u64, length: u64) -> CallResult<()> {
         let body = FallocateIn { fh, offset, length, mode: mode as u32, padding: 0 };
         self.send(&Call::new(Opcode::Fallocate, node, &[body.as_bytes()]))
     }
 
-    /// LSEEK; the kernel asks the server for SEEK_DATA and SEEK_HOLE only.
-    pub fn lseek(&self, node: u64, fh: u64, offset: u64, whence: i32) -> Answer<u64> {
+    /// LSEEK. The kernel sends only SEEK_DATA and SEEK_HOLE.
+    pub fn lseek(&self, node: u64, fh: u64, offset: u64, whence: i32) -> CallResult<u64> {
         let body = LseekIn { fh, offset, whence: whence as u32, padding: 0 };
         let arguments = [body.as_bytes()];
-        let answer: LseekOut = self.ask(Call::new(Opcode::Lseek, node, &arguments))?;
+        let answer: LseekOut = self.request(Call::new(Opcode::Lseek, node, &arguments))?;
         Ok(answer.offset)
     }
 
     /// COPY_FILE_RANGE from `(node, fh, offset)` to `(node, fh, offset)`.
-    pub fn copy_file_range(&self, from: (u64, u64, u64), to: (u64, u64, u64), len: u64) -> Answer<u32> {
+    pub fn copy_file_range(&self, from: (u64, u64, u64), to: (u64, u64, u64), len: u64) -> CallResult<u32> {
         let body = CopyFileRangeIn {
             fh_in: from.1,
             off_in: from.2,
@@ -366,40 +366,40 @@ impl Fuse {
             flags: 0,
         };
         let arguments = [body.as_bytes()];
-        let answer: WriteOut = self.ask(Call::new(Opcode::CopyFileRange, from.0, &arguments))?;
+        let answer: WriteOut = self.request(Call::new(Opcode::CopyFileRange, from.0, &arguments))?;
         Ok(answer.size)
     }
 
-    /// READDIR from a position: 0 or an entry's `next`. Empty at the end.
-    pub fn readdir(&self, node: u64, fh: u64, position: u64, size: u32) -> Answer<Vec<Entry>> {
+    /// READDIR at a position: 0 or an entry's `next`. Empty at the end.
+    pub fn readdir(&self, node: u64, fh: u64, position: u64, size: u32) -> CallResult<Vec<Entry>> {
         let reply = self.list(Opcode::Readdir, node, fh, position, size)?;
         dirent::parse(&reply.payload()?).map_err(|error| reply.broken(error))
     }
 
-    /// READDIRPLUS: each entry with a node id other than 0 carries a reference.
-    pub fn readdirplus(&self, node: u64, fh: u64, position: u64, size: u32) -> Answer<Vec<Entry>> {
+    /// READDIRPLUS. Each entry with a node id other than 0 adds a lookup.
+    pub fn readdirplus(&self, node: u64, fh: u64, position: u64, size: u32) -> CallResult<Vec<Entry>> {
         let reply = self.list(Opcode::Readdirplus, node, fh, position, size)?;
         dirent::parse_plus(&reply.payload()?).map_err(|error| reply.broken(error))
     }
 
     /// GETXATTR.
-    pub fn getxattr(&self, node: u64, name: impl AsRef<[u8]>) -> Answer<Vec<u8>> {
+    pub fn getxattr(&self, node: u64, name: impl AsRef<[u8]>) -> CallResult<Vec<u8>> {
         let body = GetxattrIn { size: XATTR_MAX, padding: 0 };
         let arguments = [body.as_bytes(), name.as_ref(), b"\0"];
         let call = Call::new(Opcode::Getxattr, node, &arguments).receiving(body.size);
         self.call(&call)?.payload()
     }
 
-    /// GETXATTR for the length alone.
-    pub fn getxattr_len(&self, node: u64, name: impl AsRef<[u8]>) -> Answer<u32> {
+    /// GETXATTR for the length only.
+    pub fn getxattr_len(&self, node: u64, name: impl AsRef<[u8]>) -> CallResult<u32> {
         let body = GetxattrIn::default();
         let arguments = [body.as_bytes(), name.as_ref(), b"\0"];
-        let answer: GetxattrOut = self.ask(Call::new(Opcode::Getxattr, node, &arguments))?;
+        let answer: GetxattrOut = self.request(Call::new(Opcode::Getxattr, node, &arguments))?;
         Ok(answer.size)
     }
 
-    /// LISTXATTR: the names.
-    pub fn listxattr(&self, node: u64) -> Answer<Vec<Vec<u8>>> {
+    /// LISTXATTR.
+    pub fn listxattr(&self, node: u64) -> CallResult<Vec<Vec<u8>>> {
         let body = GetxattrIn { size: XATTR_MAX, padding: 0 };
         let arguments = [body.as_bytes()];
         let call = Call::new(Opcode::Listxattr, node, &arguments).receiving(body.size);
@@ -408,12 +408,12 @@ impl Fuse {
         match list.split_last() {
             None => Ok(Vec::new()),
             Some((0, names)) => Ok(names.split(|b| *b == 0).map(<[u8]>::to_vec).collect()),
-            Some(_) => Err(reply.broken("the last name of the list does not end")),
+            Some(_) => Err(reply.broken("the last name of the list is not terminated")),
         }
     }
 
     /// SETXATTR; `flags` are XATTR_CREATE and XATTR_REPLACE.
-    pub fn setxattr(&self, node: u64, name: impl AsRef<[u8]>, value: &[u8], flags: i32) -> Answer<()> {
+    pub fn setxattr(&self, node: u64, name: impl AsRef<[u8]>, value: &[u8], flags: i32) -> CallResult<()> {
         let body = SetxattrIn { size: value.len() as u32, flags: flags as u32 };
         let more = SetxattrExt::default();
         let more = match self.has(InitFlags::SETXATTR_EXT) {
@@ -425,17 +425,17 @@ impl Fuse {
     }
 
     /// REMOVEXATTR.
-    pub fn removexattr(&self, node: u64, name: impl AsRef<[u8]>) -> Answer<()> {
+    pub fn removexattr(&self, node: u64, name: impl AsRef<[u8]>) -> CallResult<()> {
         self.send(&Call::new(Opcode::Removexattr, node, &[name.as_ref(), b"\0"]))
     }
 
-    /// ACCESS; the kernel asks only without `default_permissions`, which virtiofs sets.
-    pub fn access(&self, node: u64, mask: u32) -> Answer<()> {
+    /// ACCESS. The kernel sends it only without `default_permissions`, which virtiofs sets.
+    pub fn access(&self, node: u64, mask: u32) -> CallResult<()> {
         let body = AccessIn { mask, padding: 0 };
         self.send(&Call::new(Opcode::Access, node, &[body.as_bytes()]))
     }
 
-    /// Whether a feature is in force.
+    /// True if a feature was negotiated.
     pub fn has(&self, flag: InitFlags) -> bool {
         self.agreement().is_some_and(|agreement| agreement.has(flag))
     }
@@ -449,43 +449,43 @@ impl Fuse {
         InHeader { unique, uid: self.caller.uid, gid: self.caller.gid, pid: self.caller.pid, ..InHeader::default() }
     }
 
-    fn ask<T>(&self, call: Call<'_>) -> Answer<T>
+    fn request<T>(&self, call: Call<'_>) -> CallResult<T>
     where
         T: zerocopy::FromBytes + IntoBytes,
     {
         self.call(&call.expecting::<T>())?.body()
     }
 
-    fn send(&self, call: &Call<'_>) -> Answer<()> {
+    fn send(&self, call: &Call<'_>) -> CallResult<()> {
         self.call(call).map(drop)
     }
 
-    fn open_as(&self, op: Opcode, node: u64, flags: i32) -> Answer<OpenOut> {
+    fn open_as(&self, op: Opcode, node: u64, flags: i32) -> CallResult<OpenOut> {
         let mut kept = flags & !(O_CREAT | O_EXCL | O_NOCTTY);
         if !self.has(InitFlags::ATOMIC_O_TRUNC) {
             kept &= !O_TRUNC;
         }
         let body = OpenIn { flags: kept as u32, open_flags: 0 };
-        self.ask(Call::new(op, node, &[body.as_bytes()]))
+        self.request(Call::new(op, node, &[body.as_bytes()]))
     }
 
-    fn release_as(&self, op: Opcode, node: u64, fh: u64, flags: i32) -> Answer<()> {
+    fn release_as(&self, op: Opcode, node: u64, fh: u64, flags: i32) -> CallResult<()> {
         let body = ReleaseIn { fh, flags: flags as u32, ..ReleaseIn::default() };
         self.send(&Call::new(op, node, &[body.as_bytes()]))
     }
 
-    fn fsync_as(&self, op: Opcode, node: u64, fh: u64, data_only: bool) -> Answer<()> {
+    fn fsync_as(&self, op: Opcode, node: u64, fh: u64, data_only: bool) -> CallResult<()> {
         let body = FsyncIn { fh, fsync_flags: if data_only { FSYNC_FDATASYNC } else { 0 }, padding: 0 };
         self.send(&Call::new(op, node, &[body.as_bytes()]))
     }
 
-    fn list(&self, op: Opcode, node: u64, fh: u64, position: u64, size: u32) -> Answer<Reply> {
+    fn list(&self, op: Opcode, node: u64, fh: u64, position: u64, size: u32) -> CallResult<Reply> {
         let body = read_in(fh, position, size);
         let arguments = [body.as_bytes()];
         self.call(&Call::new(op, node, &arguments).receiving(size))
     }
 
-    /// Without DONT_MASK the client applies the umask, with it the server does.
+    /// Applies the umask. Without DONT_MASK the client applies it, with DONT_MASK the server.
     fn masked(&self, mode: u32) -> u32 {
         match self.has(InitFlags::DONT_MASK) {
             true => mode,
@@ -493,8 +493,8 @@ impl Fuse {
         }
     }
 
-    /// What is appended to requests that make a file: a security context where that was
-    /// agreed, empty or not, and the supplementary groups where there are any (`get_create_ext`).
+    /// Extensions of requests that create a file (`get_create_ext`): a security context if negotiated, possibly empty,
+    /// and the supplementary groups if there are any.
     fn extensions(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if self.has(InitFlags::SECURITY_CTX) {
@@ -507,17 +507,17 @@ impl Fuse {
     }
 }
 
-/// The arguments of READ, READDIR and READDIRPLUS.
+/// Arguments of READ, READDIR and READDIRPLUS.
 pub fn read_in(fh: u64, offset: u64, size: u32) -> ReadIn {
     ReadIn { fh, offset, size, ..ReadIn::default() }
 }
 
-/// The arguments of WRITE.
+/// Arguments of WRITE.
 pub fn write_in(fh: u64, offset: u64, size: u32, flags: i32) -> WriteIn {
     WriteIn { fh, offset, size, flags: flags as u32, ..WriteIn::default() }
 }
 
-/// `struct fuse_secctx_header`, and `struct fuse_secctx` with name and value behind it if there is a label.
+/// `struct fuse_secctx_header`, followed by `struct fuse_secctx`, name and value if there is a label.
 fn label_extension(label: Option<&(String, Vec<u8>)>) -> Vec<u8> {
     let mut contexts = Vec::new();
     if let Some((name, value)) = label {
@@ -591,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn setattr_names_only_what_is_set() {
+    fn setattr_has_only_given_fields() {
         let wire = SetAttr { size: Some(5), fh: Some(3), ..SetAttr::default() }.encode();
         assert_eq!(wire.valid, fattr::SIZE | fattr::FH);
         assert_eq!((wire.size, wire.fh), (5, 3));

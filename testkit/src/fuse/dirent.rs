@@ -1,44 +1,44 @@
-//! Directory contents as READDIR and READDIRPLUS send them.
+//! Directory entries in replies to READDIR and READDIRPLUS.
 
 use zerocopy::FromBytes;
 
 use super::wire::{Dirent, DirentPlus, EntryOut};
 
-/// One name of a directory.
+/// A directory entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The name's bytes.
     pub name: Vec<u8>,
     /// Inode number on the host.
     pub ino: u64,
-    /// Where a later read continues after this name.
+    /// Position at which a later read continues after this entry.
     pub next: u64,
     /// Type as in `d_type`.
     pub kind: u32,
-    /// READDIRPLUS looks the name up as well; node id 0 means it did not.
+    /// The node, which READDIRPLUS also looks up. Node id 0: not looked up.
     pub found: Option<EntryOut>,
 }
 
-/// Why a listing cannot be read.
+/// A malformed listing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DirentError {
     /// The listing ends within an entry.
     #[error("the listing ends within the entry at byte {at}")]
     Truncated {
-        /// Where the entry begins.
+        /// Offset of the entry.
         at: usize,
     },
-    /// No file has this name.
-    #[error("the entry at byte {at} has an impossible name {name:?}")]
+    /// The name of the entry is invalid.
+    #[error("the entry at byte {at} has an invalid name {name:?}")]
     Name {
-        /// Where the entry begins.
+        /// Offset of the entry.
         at: usize,
-        /// Its name, made readable.
+        /// The name, escaped.
         name: String,
     },
 }
 
-/// Reads a READDIR reply.
+/// Parses a READDIR reply.
 pub fn parse(listing: &[u8]) -> Result<Vec<Entry>, DirentError> {
     parse_with(listing, |bytes| {
         let (dirent, rest) = Dirent::read_from_prefix(bytes).ok()?;
@@ -46,7 +46,7 @@ pub fn parse(listing: &[u8]) -> Result<Vec<Entry>, DirentError> {
     })
 }
 
-/// Reads a READDIRPLUS reply.
+/// Parses a READDIRPLUS reply.
 pub fn parse_plus(listing: &[u8]) -> Result<Vec<Entry>, DirentError> {
     parse_with(listing, |bytes| {
         let (plus, rest) = DirentPlus::read_from_prefix(bytes).ok()?;
@@ -115,7 +115,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_read_back(plain in entries(false), plus in entries(true)) {
+        fn encoded_entries_are_parsed(plain in entries(false), plus in entries(true)) {
             prop_assert_eq!(parse(&encode(&plain)).unwrap(), plain);
             prop_assert_eq!(parse_plus(&encode(&plus)).unwrap(), plus);
         }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_slash_is_refused() {
+    fn a_name_with_a_slash_is_rejected() {
         let entry = Entry { name: b"a/b".to_vec(), ino: 1, next: 1, kind: 8, found: None };
         assert!(matches!(parse(&encode(&[entry])), Err(DirentError::Name { at: 0, .. })));
     }

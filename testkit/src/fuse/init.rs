@@ -1,4 +1,4 @@
-//! What client and server agree on in FUSE_INIT.
+//! Negotiation of client and server in FUSE_INIT.
 
 use bitflags::bitflags;
 
@@ -84,21 +84,21 @@ bitflags! {
 }
 
 impl InitFlags {
-    /// What Linux 6.12 offers on a virtiofs mount without DAX (`fuse_send_init`; virtiofs sets
+    /// The features that Linux 6.12 offers on a virtiofs mount without DAX (`fuse_send_init`; virtiofs sets
     /// `auto_submounts`): all flags above.
     pub fn linux_6_12() -> Self {
         Self::all()
     }
 }
 
-/// What the client says in FUSE_INIT.
+/// Content of the FUSE_INIT request.
 #[derive(Debug, Clone, Copy)]
 pub struct InitRequest {
     /// Protocol minor version, below major 7.
     pub minor: u32,
     /// Read-ahead in bytes.
     pub max_readahead: u32,
-    /// What it can do.
+    /// Offered features.
     pub flags: InitFlags,
 }
 
@@ -109,7 +109,7 @@ impl Default for InitRequest {
 }
 
 impl InitRequest {
-    /// As it goes over the wire.
+    /// The request in wire format.
     pub fn encode(&self) -> InitIn {
         InitIn {
             major: 7,
@@ -122,21 +122,21 @@ impl InitRequest {
     }
 }
 
-/// What was agreed.
+/// Result of the negotiation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreement {
     /// The server's protocol minor version.
     pub minor: u32,
-    /// Features in force.
+    /// Negotiated features.
     pub flags: InitFlags,
     /// Longest write in bytes.
     pub max_write: u32,
-    /// Most pages in one request.
+    /// Maximum number of pages in one request.
     pub max_pages: u16,
 }
 
 impl Agreement {
-    /// Reads the server's reply. A server must not take up what the client did not offer.
+    /// Decodes the server's reply. A server must not accept features that the client did not offer.
     pub fn decode(request: &InitRequest, reply: &InitOut) -> Result<Self, String> {
         if reply.major != 7 {
             return Err(format!("FUSE major version {}", reply.major));
@@ -144,7 +144,7 @@ impl Agreement {
         let bits = u64::from(reply.flags) | u64::from(reply.flags2) << 32;
         let unasked = bits & !request.flags.bits();
         if unasked != 0 {
-            return Err(format!("the reply sets flags {unasked:#x} nobody offered"));
+            return Err(format!("the reply sets flags {unasked:#x}, which were not offered"));
         }
         Ok(Self {
             minor: reply.minor,
@@ -154,7 +154,7 @@ impl Agreement {
         })
     }
 
-    /// Whether a feature is in force.
+    /// True if a feature was negotiated.
     pub fn has(&self, flag: InitFlags) -> bool {
         self.flags.contains(flag)
     }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_above_bit_31_travel_in_the_second_word() {
+    fn flags_above_bit_31_are_in_the_second_word() {
         let request =
             InitRequest { flags: InitFlags::INIT_EXT | InitFlags::CREATE_SUPP_GROUP, ..InitRequest::default() };
         let wire = request.encode();
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_feature_nobody_offered_is_a_violation() {
+    fn a_feature_that_was_not_offered_is_a_violation() {
         let request = InitRequest { flags: InitFlags::ASYNC_READ, ..InitRequest::default() };
         let reply = InitOut { major: 7, minor: 38, flags: 1 | 1 << 5, ..InitOut::default() };
         assert!(Agreement::decode(&request, &reply).is_err());

@@ -1,15 +1,15 @@
-//! Whole files by path, for tests that are about something else. Each walks from the root again and
-//! keeps what it looked up.
+//! Access to whole files by path, for tests of something else. Each call walks from the root and keeps the references
+//! that it looked up.
 
 use super::call::CallError;
 use super::client::Fuse;
 use super::wire::{EntryOut, ROOT};
 
-/// Bytes per READ and WRITE.
+/// Bytes of each READ and WRITE.
 const CHUNK: u32 = 128 << 10;
 
 impl Fuse {
-    /// LOOKUP of each component of a path below the root.
+    /// Looks up each component of a path below the root.
     pub fn walk(&self, path: &str) -> Result<EntryOut, CallError> {
         let mut at = EntryOut { nodeid: ROOT, ..EntryOut::default() };
         for name in path.split('/').filter(|name| !name.is_empty()) {
@@ -18,7 +18,7 @@ impl Fuse {
         Ok(at)
     }
 
-    /// The contents of a file.
+    /// The content of a file.
     pub fn read_file(&self, path: &str) -> Result<Vec<u8>, CallError> {
         let node = self.walk(path)?.nodeid;
         let fh = self.open(node, libc::O_RDONLY)?.fh;
@@ -34,7 +34,7 @@ impl Fuse {
         Ok(data)
     }
 
-    /// Makes a file with these contents in a directory that exists; its node id.
+    /// Creates a file with this content in an existing directory, and returns its node id.
     pub fn write_file(&self, path: &str, data: &[u8]) -> Result<u64, CallError> {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         let parent = self.walk(parent)?.nodeid;

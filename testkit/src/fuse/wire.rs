@@ -1,4 +1,4 @@
-//! FUSE wire structs (protocol 7.41, `include/uapi/linux/fuse.h`): layouts only, no meaning.
+//! Structs of the FUSE wire format (protocol 7.41, `include/uapi/linux/fuse.h`).
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -8,7 +8,7 @@ pub const ROOT: u64 = 1;
 /// Request codes (`enum fuse_opcode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
-#[allow(missing_docs)] // The names are the protocol's.
+#[allow(missing_docs)] // The names are those of the protocol.
 pub enum Opcode {
     Lookup = 1,
     Forget = 2,
@@ -51,13 +51,13 @@ pub enum Opcode {
     Tmpfile = 51,
 }
 
-/// Defines a struct that is copied to and from guest memory byte by byte.
+/// Defines a struct that is copied byte by byte to and from guest memory.
 macro_rules! wire {
     ($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[repr(C)]
-        #[allow(missing_docs)] // The names are the protocol's.
+        #[allow(missing_docs)] // The names are those of the protocol.
         pub struct $name { $(pub $field: $kind),* }
     };
 }
@@ -78,7 +78,7 @@ wire! {
         blksize: u32, flags: u32 }
 }
 wire! {
-    /// `struct fuse_entry_out`: a name was found or made.
+    /// `struct fuse_entry_out`: an existing or new name.
     EntryOut { nodeid: u64, generation: u64, entry_valid: u64, attr_valid: u64,
         entry_valid_nsec: u32, attr_valid_nsec: u32, attr: Attr }
 }
@@ -141,7 +141,7 @@ wire! {
     OpenOut { fh: u64, open_flags: u32, backing_id: i32 }
 }
 wire! {
-    /// What CREATE and TMPFILE answer: an entry and an open file.
+    /// Reply to CREATE and TMPFILE: an entry and an open file.
     CreateOut { entry: EntryOut, open: OpenOut }
 }
 wire! {
@@ -176,11 +176,11 @@ wire! {
     FsyncIn { fh: u64, fsync_flags: u32, padding: u32 }
 }
 wire! {
-    /// The first words of `struct fuse_setxattr_in`: all of it without SETXATTR_EXT.
+    /// The fields of `struct fuse_setxattr_in` without SETXATTR_EXT.
     SetxattrIn { size: u32, flags: u32 }
 }
 wire! {
-    /// What SETXATTR_EXT adds.
+    /// The additional fields with SETXATTR_EXT.
     SetxattrExt { setxattr_flags: u32, padding: u32 }
 }
 wire! {
@@ -229,20 +229,20 @@ wire! {
     SyncfsIn { padding: u64 }
 }
 wire! {
-    /// `struct fuse_dirent`, before its name.
+    /// `struct fuse_dirent`, followed by the name.
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
 }
 wire! {
-    /// `struct fuse_direntplus`, before its name.
+    /// `struct fuse_direntplus`, followed by the name.
     DirentPlus { entry: EntryOut, dirent: Dirent }
 }
 wire! {
-    /// `struct fuse_ext_header`: an extension behind a request's arguments.
+    /// `struct fuse_ext_header`: an extension after a request's arguments.
     ExtHeader { size: u32, kind: u32 }
 }
 
-/// `FATTR_*`: which fields of [`SetattrIn`] hold.
-#[allow(missing_docs)] // The names are the protocol's.
+/// `FATTR_*`: the valid fields of [`SetattrIn`].
+#[allow(missing_docs)] // The names are those of the protocol.
 pub mod fattr {
     pub const MODE: u32 = 1 << 0;
     pub const UID: u32 = 1 << 1;
@@ -256,11 +256,11 @@ pub mod fattr {
     pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
-/// FUSE_GETATTR_FH: `fh` holds.
+/// FUSE_GETATTR_FH: `fh` is valid.
 pub const GETATTR_FH: u32 = 1 << 0;
 /// FUSE_ATTR_SUBMOUNT: the node is the root of a mount on the host.
 pub const ATTR_SUBMOUNT: u32 = 1 << 0;
-/// FUSE_FSYNC_FDATASYNC: data only.
+/// FUSE_FSYNC_FDATASYNC: synchronize data only.
 pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 /// FUSE_WRITE_KILL_SUIDGID: clear suid and sgid.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
@@ -273,9 +273,9 @@ pub const EXT_GROUPS: u32 = 32;
 mod tests {
     use super::*;
 
-    /// The sizes of the kernel's header: a field too many would go unnoticed otherwise.
+    /// Sizes from the kernel's header: otherwise an additional field would not be detected.
     #[test]
-    fn sizes_are_the_protocols() {
+    fn sizes_match_the_protocol() {
         assert_eq!(size_of::<InHeader>(), 40);
         assert_eq!(size_of::<OutHeader>(), 16);
         assert_eq!(size_of::<Attr>(), 88);

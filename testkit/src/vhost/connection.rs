@@ -1,7 +1,7 @@
 //! vhost-user messages on a socket, well-formed or not.
 //!
-//! Written here rather than taken from the `vhost` crate for two things its `Frontend` cannot do:
-//! give up at a deadline (it retries `EAGAIN` for ever) and misbehave on purpose.
+//! The `Frontend` of the `vhost` crate does not suffice: it has no deadline (it retries `EAGAIN` forever), and it
+//! cannot violate the protocol on purpose.
 
 use std::io::{Read, Write};
 use std::os::fd::RawFd;
@@ -14,25 +14,25 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Version 1 in bits 0-1 of each header's flags.
 pub const VERSION: u32 = 0x1;
-/// Set in each message of the back-end.
+/// Flag of each message of the back-end.
 pub const REPLY: u32 = 0x4;
-/// Asks the back-end to acknowledge, where REPLY_ACK was negotiated.
+/// Flag that requests an acknowledgement, if REPLY_ACK was negotiated.
 pub const NEED_REPLY: u32 = 0x8;
 
-/// Request, flags, size: three 32-bit words ("Message header" of the vhost-user specification).
+/// Size of a header: request, flags, size as 32-bit words ("Message header" of the vhost-user specification).
 pub const HEADER_SIZE: usize = 12;
-/// No reply is longer than this.
+/// Maximum size of a reply.
 const MAX_BODY: u32 = 0x1000;
 
-/// What went wrong on the vhost-user socket.
+/// An error on the vhost-user socket.
 #[derive(Debug, thiserror::Error)]
 pub enum VhostError {
-    /// Nobody listens there.
+    /// No process listens there.
     #[error("connecting to {path}: {source}")]
     Connect {
         /// The socket's path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// Sending failed.
@@ -40,59 +40,59 @@ pub enum VhostError {
     Send {
         /// The message that was being sent.
         request: Request,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// No reply came in time.
+    /// No reply was received in time.
     #[error("no reply to {request:?} within {after:?}")]
     Timeout {
-        /// The message that stays unanswered.
+        /// The unanswered message.
         request: Request,
-        /// The time-out that passed.
+        /// The time limit.
         after: Duration,
     },
     /// The back-end closed the connection.
     #[error("the back-end closed the connection at {request:?}")]
     Closed {
-        /// The message that stays unanswered.
+        /// The unanswered message.
         request: Request,
     },
     /// Receiving failed.
     #[error("receiving the reply to {request:?}: {source}")]
     Receive {
-        /// The message that was answered.
+        /// The answered message.
         request: Request,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// The reply is not one to this request.
+    /// The reply does not match the request.
     #[error("reply to {request:?} is malformed: {what}")]
     Malformed {
-        /// The message that was answered.
+        /// The answered message.
         request: Request,
-        /// What is wrong with the reply.
+        /// The defect of the reply.
         what: String,
     },
-    /// The back-end acknowledged with an error.
-    #[error("the back-end refused {request:?} with {code}")]
-    Refused {
-        /// The message that was refused.
+    /// The back-end acknowledged the message with an error.
+    #[error("the back-end rejected {request:?} with {code}")]
+    Rejected {
+        /// The rejected message.
         request: Request,
         /// The code of the acknowledgement.
         code: u64,
     },
-    /// The back-end does not offer what this front-end requires.
+    /// The back-end does not offer a feature that this front-end needs.
     #[error("the back-end does not offer {0}")]
     NotOffered(&'static str),
-    /// A file descriptor for the exchange could not be made.
+    /// A file descriptor could not be created.
     #[error("creating {what}: {source}")]
     Descriptor {
-        /// What the descriptor is for.
+        /// Purpose of the descriptor.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// A ring lies outside guest memory.
+    /// A ring is outside of guest memory.
     #[error(transparent)]
     Memory(#[from] crate::memory::MemoryError),
 }
@@ -105,7 +105,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects as QEMU does: once, to a path.
+    /// Connects to a path once, as QEMU does.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, VhostError> {
         let failed = |source| VhostError::Connect { path: path.to_owned(), source };
         let stream = UnixStream::connect(path).map_err(failed)?;
@@ -113,12 +113,12 @@ impl Connection {
         Ok(Self { stream, timeout })
     }
 
-    /// The socket itself, for half a header or for garbage.
+    /// The socket itself, for incomplete headers or garbage.
     pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
-    /// Sends a message with any flags, body and descriptors, right or wrong.
+    /// Sends a message with any flags, body and descriptors.
     pub fn send(&mut self, request: Request, flags: u32, body: &[u8], fds: &[RawFd]) -> Result<(), VhostError> {
         let message = encode(request, flags, body);
         let failed = |source| VhostError::Send { request, source };
@@ -136,20 +136,20 @@ impl Connection {
         Ok(body)
     }
 
-    /// Sends and waits for a reply of one 64-bit word.
-    pub fn ask(&mut self, request: Request) -> Result<u64, VhostError> {
+    /// Sends a request and returns the reply of one 64-bit word.
+    pub fn request(&mut self, request: Request) -> Result<u64, VhostError> {
         self.send(request, VERSION, &[], &[])?;
         let body = self.reply(request)?;
         word(request, &body)
     }
 
-    /// Sends and waits for the acknowledgement (REPLY_ACK).
+    /// Sends a message and waits for the acknowledgement (REPLY_ACK).
     pub fn send_acknowledged(&mut self, request: Request, body: &[u8], fds: &[RawFd]) -> Result<(), VhostError> {
         self.send(request, VERSION | NEED_REPLY, body, fds)?;
         let reply = self.reply(request)?;
         match word(request, &reply)? {
             0 => Ok(()),
-            code => Err(VhostError::Refused { request, code }),
+            code => Err(VhostError::Rejected { request, code }),
         }
     }
 
@@ -163,7 +163,7 @@ impl Connection {
     }
 }
 
-/// A message as it goes over the socket.
+/// A message in wire format.
 pub fn encode(request: Request, flags: u32, body: &[u8]) -> Vec<u8> {
     let mut message = Vec::with_capacity(HEADER_SIZE + body.len());
     for field in [request.into(), flags, body.len() as u32] {
@@ -173,13 +173,13 @@ pub fn encode(request: Request, flags: u32, body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// The length of the body that follows a valid reply header.
+/// Checks a reply header. Returns the length of the body that follows.
 fn check_header(request: Request, header: &[u8; HEADER_SIZE]) -> Result<u32, VhostError> {
     let [code, flags, size] =
         [0, 4, 8].map(|at| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
     let malformed = |what| Err(VhostError::Malformed { request, what });
     if code != u32::from(request) {
-        return malformed(format!("it answers request {code}"));
+        return malformed(format!("it is a reply to request {code}"));
     }
     if flags & 0x3 != VERSION || flags & REPLY == 0 {
         return malformed(format!("its flags are {flags:#x}"));
@@ -190,11 +190,11 @@ fn check_header(request: Request, header: &[u8; HEADER_SIZE]) -> Result<u32, Vho
     Ok(size)
 }
 
-/// The one 64-bit word of a body.
+/// Decodes a body of one 64-bit word.
 fn word(request: Request, body: &[u8]) -> Result<u64, VhostError> {
     <[u8; 8]>::try_from(body)
         .map(u64::from_le_bytes)
-        .map_err(|_| VhostError::Malformed { request, what: format!("{} bytes where 8 belong", body.len()) })
+        .map_err(|_| VhostError::Malformed { request, what: format!("{} bytes instead of 8", body.len()) })
 }
 
 #[cfg(test)]
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_to_another_request_is_refused() {
+    fn a_reply_to_another_request_is_rejected() {
         let mut header = [0; HEADER_SIZE];
         let reply = encode(Request::GET_FEATURES, VERSION | REPLY, &[]);
         header.copy_from_slice(&reply);

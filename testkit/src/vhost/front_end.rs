@@ -1,5 +1,5 @@
-//! What a VMM says to a vhost-user-fs back-end, in the order in which QEMU says it
-//! (`vhost_user_backend_init`, `vhost_dev_start`, `vhost_virtqueue_start`).
+//! Messages of a VMM to a vhost-user-fs back-end, in QEMU's order (`vhost_user_backend_init`, `vhost_dev_start`,
+//! `vhost_virtqueue_start`).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -22,8 +22,8 @@ pub const F_INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// VIRTIO_F_EVENT_IDX.
 pub const F_EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
-/// The protocol features that QEMU takes up where it finds them and this front-end can honour.
-/// CONFIG is not among them, as in QEMU: vhost-user-fs has the tag from the command line.
+/// The protocol features that QEMU uses if the back-end offers them, as far as this front-end implements them. Like
+/// QEMU without CONFIG: the tag of vhost-user-fs is from the command line.
 pub fn qemu_protocol_features() -> u64 {
     (Protocol::MQ
         | Protocol::REPLY_ACK
@@ -34,36 +34,36 @@ pub fn qemu_protocol_features() -> u64 {
         .bits()
 }
 
-/// What the front-end is ready to agree to.
+/// Features that the front-end accepts.
 #[derive(Debug, Clone, Copy)]
 pub struct Offer {
     /// Virtio feature bits.
     pub features: u64,
     /// vhost-user protocol feature bits.
     pub protocol: u64,
-    /// Ask for an acknowledgement of every message, not of memory alone.
+    /// Requests an acknowledgement of every message, not only of memory.
     pub acknowledge_all: bool,
 }
 
-/// What was agreed.
+/// Result of the negotiation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Negotiated {
     /// Virtio feature bits the back-end offered.
     pub offered_features: u64,
     /// Protocol feature bits the back-end offered.
     pub offered_protocol: u64,
-    /// Virtio feature bits in force.
+    /// Negotiated virtio feature bits.
     pub features: u64,
-    /// Protocol feature bits in force.
+    /// Negotiated protocol feature bits.
     pub protocol: u64,
-    /// Rings the back-end has, where MQ was agreed.
+    /// Number of rings that the back-end supports, if MQ was negotiated.
     pub queues: Option<u64>,
-    /// Memory slots the back-end has, where CONFIGURE_MEM_SLOTS was agreed.
+    /// Number of memory slots that the back-end supports, if CONFIGURE_MEM_SLOTS was negotiated.
     pub memory_slots: Option<u64>,
 }
 
 impl Negotiated {
-    /// Whether a virtio feature is in force.
+    /// True if a virtio feature was negotiated.
     pub fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
     }
@@ -73,16 +73,16 @@ impl Negotiated {
     }
 }
 
-/// All that a back-end must know to start one ring.
+/// Parameters that a back-end needs to start a ring.
 #[derive(Debug)]
 pub struct RingSetup<'a> {
     /// Number of the ring.
     pub index: u32,
     /// Number of its descriptors.
     pub size: u16,
-    /// Where in the available ring to continue.
+    /// Index in the available ring at which to continue.
     pub base: u16,
-    /// Guest addresses of descriptor table, available and used ring.
+    /// Guest addresses of descriptor table, available ring and used ring.
     pub addresses: [u64; 3],
     /// The eventfd the guest kicks.
     pub kick: BorrowedFd<'a>,
@@ -90,13 +90,13 @@ pub struct RingSetup<'a> {
     pub call: BorrowedFd<'a>,
 }
 
-/// A connection on which features were agreed.
+/// A connection with negotiated features.
 #[derive(Debug)]
 pub struct FrontEnd {
     connection: Connection,
     negotiated: Negotiated,
     acknowledge_all: bool,
-    /// Our end of the back-end's request channel. virtiofs has no use for it, but a VMM opens it.
+    /// The front-end's end of the back-end's request channel. virtiofs does not use it, but a VMM opens it.
     _requests: Option<UnixStream>,
 }
 
@@ -106,9 +106,9 @@ impl FrontEnd {
         Self::negotiate(Connection::connect(path, timeout)?, offer)
     }
 
-    /// Negotiates on a connection.
+    /// Negotiates features on a connection.
     pub fn negotiate(mut connection: Connection, offer: &Offer) -> Result<Self, VhostError> {
-        let offered_features = connection.ask(Request::GET_FEATURES)?;
+        let offered_features = connection.request(Request::GET_FEATURES)?;
         if offered_features & F_VERSION_1 == 0 {
             return Err(VhostError::NotOffered("VIRTIO_F_VERSION_1"));
         }
@@ -131,24 +131,24 @@ impl FrontEnd {
         Ok(front_end)
     }
 
-    /// What was agreed.
+    /// Result of the negotiation.
     pub fn negotiated(&self) -> &Negotiated {
         &self.negotiated
     }
 
-    /// The connection, to continue by hand.
+    /// The connection, for other messages.
     pub fn connection(&mut self) -> &mut Connection {
         &mut self.connection
     }
 
-    /// Sends the agreed features (again), as at each start of the device.
+    /// Sends the negotiated features (again), as at each start of the device.
     pub fn set_features(&mut self) -> Result<(), VhostError> {
         let features = self.negotiated.features;
         self.send(Request::SET_FEATURES, &features.to_le_bytes(), &[])
     }
 
-    /// Announces guest memory: slot by slot where CONFIGURE_MEM_SLOTS was agreed (as QEMU), else
-    /// in one table.
+    /// Sends the regions of guest memory: slot by slot if CONFIGURE_MEM_SLOTS was negotiated (like QEMU), otherwise in
+    /// one table.
     pub fn set_memory(&mut self, memory: &GuestMemory) -> Result<(), VhostError> {
         let regions = memory.regions();
         if self.negotiated.has_protocol(Protocol::CONFIGURE_MEM_SLOTS) {
@@ -162,17 +162,17 @@ impl FrontEnd {
         self.send_memory(Request::SET_MEM_TABLE, &body, &fds)
     }
 
-    /// Announces one region more, where CONFIGURE_MEM_SLOTS was agreed.
+    /// Adds a region, if CONFIGURE_MEM_SLOTS was negotiated.
     pub fn plug(&mut self, memory: &GuestMemory, region: &Region) -> Result<(), VhostError> {
         self.send_memory(Request::ADD_MEM_REG, &words(&[0], region), &[memory.fd()])
     }
 
-    /// Takes one region back, where CONFIGURE_MEM_SLOTS was agreed.
+    /// Removes a region, if CONFIGURE_MEM_SLOTS was negotiated.
     pub fn unplug(&mut self, region: &Region) -> Result<(), VhostError> {
         self.send_memory(Request::REM_MEM_REG, &words(&[0], region), &[])
     }
 
-    /// Sets up one ring; its kick makes it start.
+    /// Sets up a ring. The first kick starts it.
     pub fn start_ring(&mut self, ring: &RingSetup<'_>, memory: &GuestMemory) -> Result<(), VhostError> {
         let [descriptors, available, used] = ring.addresses;
         let address =
@@ -186,7 +186,7 @@ impl FrontEnd {
         self.ring_fd(Request::SET_VRING_CALL, ring.index, ring.call)
     }
 
-    /// Sends a kick, call or err descriptor, an eventfd or not.
+    /// Sends a kick, call or err descriptor of any type.
     pub fn ring_fd(&mut self, request: Request, index: u32, fd: BorrowedFd<'_>) -> Result<(), VhostError> {
         let body = u64::from(index).to_le_bytes();
         self.send(request, &body, &[fd.as_raw_fd()])
@@ -195,14 +195,14 @@ impl FrontEnd {
     /// Enables or disables a ring.
     pub fn enable_ring(&mut self, index: u32, enable: bool) -> Result<(), VhostError> {
         if !self.negotiated.has(F_PROTOCOL_FEATURES) {
-            // Without protocol features rings start out enabled.
+            // Without protocol features rings are enabled initially.
             return Ok(());
         }
         let body = state(index, enable.into());
         self.send(Request::SET_VRING_ENABLE, &body, &[])
     }
 
-    /// Stops a ring. The back-end replies where in the available ring it will continue.
+    /// Stops a ring. Returns the index in the available ring at which to continue.
     pub fn stop_ring(&mut self, index: u32) -> Result<u16, VhostError> {
         let request = Request::GET_VRING_BASE;
         let body = state(index, 0);
@@ -210,12 +210,12 @@ impl FrontEnd {
         let reply = self.connection.reply(request)?;
         let malformed = |what: String| VhostError::Malformed { request, what };
         let reply = <[u8; 8]>::try_from(reply.as_slice())
-            .map_err(|_| malformed(format!("{} bytes where 8 belong", reply.len())))?;
+            .map_err(|_| malformed(format!("{} bytes instead of 8", reply.len())))?;
         let base = u64::from_le_bytes(reply) >> 32;
         u16::try_from(base).map_err(|_| malformed(format!("base {base} in a split ring")))
     }
 
-    /// Resets the device, where the back-end can.
+    /// Resets the device, if RESET_DEVICE was negotiated.
     pub fn reset_device(&mut self) -> Result<(), VhostError> {
         if !self.negotiated.has_protocol(Protocol::RESET_DEVICE) {
             return Err(VhostError::NotOffered("RESET_DEVICE"));
@@ -223,7 +223,7 @@ impl FrontEnd {
         self.send(Request::RESET_DEVICE, &[], &[])
     }
 
-    /// Whether RESET_DEVICE was agreed.
+    /// True if RESET_DEVICE was negotiated.
     pub fn can_reset(&self) -> bool {
         self.negotiated.has_protocol(Protocol::RESET_DEVICE)
     }
@@ -235,8 +235,8 @@ impl FrontEnd {
         self.connection.send(request, VERSION, body, fds)
     }
 
-    /// With an acknowledgement where it can be had: a back-end that could not map the guest's
-    /// memory must not be given a ring in it.
+    /// Sends a message about memory, with an acknowledgement if possible: a ring must not be set up in memory that the
+    /// back-end could not map.
     fn send_memory(&mut self, request: Request, body: &[u8], fds: &[RawFd]) -> Result<(), VhostError> {
         if self.negotiated.has_protocol(Protocol::REPLY_ACK) {
             self.connection.send_acknowledged(request, body, fds)
@@ -257,16 +257,16 @@ fn agree_on_protocol(
     offer: &Offer,
     negotiated: &mut Negotiated,
 ) -> Result<(), VhostError> {
-    let offered = connection.ask(Request::GET_PROTOCOL_FEATURES)?;
+    let offered = connection.request(Request::GET_PROTOCOL_FEATURES)?;
     negotiated.offered_protocol = offered;
     negotiated.protocol = offered & offer.protocol;
     let body = negotiated.protocol.to_le_bytes();
     connection.send(Request::SET_PROTOCOL_FEATURES, VERSION, &body, &[])?;
     if negotiated.has_protocol(Protocol::MQ) {
-        negotiated.queues = Some(connection.ask(Request::GET_QUEUE_NUM)?);
+        negotiated.queues = Some(connection.request(Request::GET_QUEUE_NUM)?);
     }
     if negotiated.has_protocol(Protocol::CONFIGURE_MEM_SLOTS) {
-        negotiated.memory_slots = Some(connection.ask(Request::GET_MAX_MEM_SLOTS)?);
+        negotiated.memory_slots = Some(connection.request(Request::GET_MAX_MEM_SLOTS)?);
     }
     Ok(())
 }
@@ -286,12 +286,12 @@ fn request_channel(connection: &mut Connection, negotiated: &Negotiated) -> Resu
     Ok(Some(ours))
 }
 
-/// "A vring state description": index and a number.
+/// "A vring state description": index and number.
 fn state(index: u32, number: u32) -> Vec<u8> {
     [index, number].iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// "Memory region description", after what precedes it.
+/// "Memory region description" after `before`.
 fn words(before: &[u64], region: &Region) -> Vec<u8> {
     before
         .iter()

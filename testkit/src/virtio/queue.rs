@@ -1,7 +1,7 @@
 //! A virtqueue with requests in flight.
 //!
-//! Any number of threads submit and wait. One of the waiting threads polls the call eventfd and wakes the others, so a
-//! single thread needs no other thread to wait.
+//! Any number of threads can submit requests and wait. One of the waiting threads polls the call eventfd and wakes the
+//! others, so a single thread can wait alone.
 
 mod error;
 mod eventfd;
@@ -16,7 +16,7 @@ use nix::sys::eventfd::EventFd;
 use zerocopy::IntoBytes;
 
 use super::ring::{DESCRIPTOR_SIZE, Descriptor, INDIRECT, Layout, Ring, WRITE};
-use crate::memory::{Carver, GuestMemory, PAGE};
+use crate::memory::{Allocator, GuestMemory, PAGE};
 use crate::vhost::front_end::RingSetup;
 
 pub use error::{QueueError, RingState};
@@ -25,44 +25,44 @@ use segments::{Segments, linked};
 pub use state::Violation;
 use state::{Buffers, Progress, State};
 
-/// How long a call may stay behind the used ring before it counts as lost.
+/// Time after which a used chain without a call counts as a lost wake-up.
 const CALL_GRACE: Duration = Duration::from_millis(200);
-/// Room for the part of a request that is not payload: header, structs, names, xattr values.
+/// Buffer size for the part of a request that is not payload: header, structs, names, xattr values.
 const REQUEST_ROOM: u64 = 24 * PAGE;
-/// Room for the part of a reply that is not payload.
+/// Buffer size for the part of a reply that is not payload.
 const REPLY_ROOM: u64 = PAGE;
 
-/// How a queue drives its ring.
+/// Settings of a queue.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueConfig {
     /// Number of descriptors, a power of two.
     pub size: u16,
-    /// Requests in flight at most.
+    /// Maximum number of requests in flight.
     pub in_flight: u16,
-    /// Payload of one request at most.
+    /// Maximum payload of a request in bytes.
     pub payload: u64,
-    /// Payload is described in pieces of this many bytes; a Linux guest's pieces are pages.
+    /// Number of payload bytes per descriptor. A Linux guest uses one descriptor per page.
     pub segment: u64,
-    /// Watch used.idx instead of waiting for the call.
+    /// Polls used.idx instead of waiting for the call.
     pub busy_poll: bool,
-    /// When an unanswered request counts as hung.
+    /// Time after which an unanswered request counts as hung.
     pub timeout: Duration,
 }
 
-/// The bytes of one request: what the device reads, and what it may write.
+/// The buffers of a request: bytes that the device reads, and sizes of what it may write.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Message<'a> {
-    /// Header, device-readable, in a descriptor of its own.
+    /// Header: device-readable, in a descriptor of its own.
     pub header: &'a [u8],
-    /// Structs and names, device-readable, in a descriptor of their own.
+    /// Structs and names: device-readable, in a descriptor of their own.
     pub arguments: &'a [&'a [u8]],
-    /// Payload to the device.
+    /// Payload for the device.
     pub payload: &'a [u8],
-    /// Bytes for the reply's header.
+    /// Size of the reply's header.
     pub reply_header: u32,
-    /// Bytes for the reply's struct.
+    /// Size of the reply's struct.
     pub reply_arguments: u32,
-    /// Bytes for the reply's payload.
+    /// Size of the reply's payload.
     pub reply_payload: u32,
 }
 
@@ -72,7 +72,7 @@ impl Message<'_> {
     }
 }
 
-/// A request in flight. Dropped without waiting, it stays in flight but nobody asks for it.
+/// A request in flight. If it is dropped without a wait, the request stays in flight and its reply is discarded.
 #[derive(Debug)]
 pub struct Ticket {
     queue: Arc<Queue>,
@@ -81,7 +81,7 @@ pub struct Ticket {
     buffers: Buffers,
 }
 
-/// One virtqueue with its buffers.
+/// A virtqueue with its buffers.
 #[derive(Debug)]
 pub struct Queue {
     index: u32,
@@ -98,17 +98,17 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Lays a queue out in guest memory.
+    /// Allocates a queue in guest memory.
     pub fn new(
         index: u32,
         memory: Arc<GuestMemory>,
-        carver: &mut Carver,
+        allocator: &mut Allocator,
         config: QueueConfig,
         indirect: bool,
         event_idx: bool,
     ) -> Result<Arc<Self>, QueueError> {
-        let layout = Layout::carve(carver, config.size)?;
-        let buffers = (0..config.in_flight).map(|_| Buffers::carve(carver, &config)).collect::<Result<_, _>>()?;
+        let layout = Layout::allocate(allocator, config.size)?;
+        let buffers = (0..config.in_flight).map(|_| Buffers::allocate(allocator, &config)).collect::<Result<_, _>>()?;
         let ring = Ring::new(Arc::clone(&memory), layout, event_idx)?;
         Ok(Arc::new(Self {
             index,
@@ -129,12 +129,12 @@ impl Queue {
         self.index
     }
 
-    /// The queue's settings.
+    /// Settings of the queue.
     pub fn config(&self) -> &QueueConfig {
         &self.config
     }
 
-    /// What the front-end must send to start this ring at `base`.
+    /// Parameters with which the front-end starts this ring at `base`.
     pub fn setup(&self, base: u16) -> RingSetup<'_> {
         RingSetup {
             index: self.index,
@@ -152,32 +152,32 @@ impl Queue {
         self.lock().hung_up = false;
     }
 
-    /// Kicks the device, whether it wants it or not.
+    /// Kicks the device unconditionally.
     pub fn kick(&self) -> Result<(), QueueError> {
         self.kick.write(1).map(drop).map_err(|source| QueueError::Event { what: "kicking the device", source })
     }
 
-    /// Where both sides stand.
+    /// Indexes of both sides.
     pub fn ring_state(&self) -> Result<RingState, QueueError> {
         Ok(self.lock().ring_state()?)
     }
 
-    /// Requests in flight, abandoned ones included.
+    /// Number of requests in flight, including abandoned ones.
     pub fn in_flight(&self) -> usize {
         self.lock().flights.iter().flatten().count()
     }
 
-    /// What the device put on the used ring without having been asked.
+    /// Used-ring entries that belong to no request.
     pub fn violations(&self) -> Vec<Violation> {
         self.lock().violations.clone()
     }
 
-    /// Works on the ring itself, past all book-keeping: for hostile tests.
+    /// Gives access to the ring itself, without any tracking, for hostile tests.
     pub fn with_ring<T>(&self, act: impl FnOnce(&mut Ring, &GuestMemory) -> T) -> T {
         act(&mut self.lock().ring, &self.memory)
     }
 
-    /// The guest resets its driver: an empty ring at position 0; what was in flight is gone.
+    /// Resets the driver as a guest does: the ring is empty at index 0, and requests in flight are lost.
     pub fn reset(&self) -> Result<(), QueueError> {
         let mut state = self.lock();
         let layout = *state.ring.layout();
@@ -190,7 +190,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Puts a request on the ring and kicks the device if it wants to be kicked.
+    /// Submits a request, and kicks the device if it requests a kick.
     pub fn submit(self: &Arc<Self>, message: &Message<'_>) -> Result<Ticket, QueueError> {
         self.check_room(message)?;
         let deadline = Instant::now() + self.config.timeout;
@@ -226,7 +226,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Copies the request to guest memory; returns the descriptors it takes, still unlinked.
+    /// Copies the request to guest memory. Returns its descriptors, not linked yet.
     fn fill(&self, buffers: &Buffers, message: &Message<'_>) -> Result<Vec<Descriptor>, QueueError> {
         let mut segments = Segments::new(self.config.segment);
         self.memory.write(buffers.request, message.header)?;
@@ -249,7 +249,7 @@ impl Queue {
         Ok(segments.list)
     }
 
-    /// Links the segments into one chain, in the ring or in an indirect table (section 2.7.5.3).
+    /// Links the segments into a chain, in the ring or in an indirect table (section 2.7.5.3).
     fn describe(
         &self,
         state: &State,
@@ -277,7 +277,7 @@ impl Queue {
         Ok(head)
     }
 
-    /// Waits until `ready` gives something, taking back used chains meanwhile.
+    /// Processes used chains until `ready` returns a value.
     fn wait_until<'a, T>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -303,15 +303,15 @@ impl Queue {
         QueueError::Full { ring: self.index, in_flight: state.flights.iter().flatten().count() }
     }
 
-    /// One round of waiting: as the one who polls, or for the one who does. Returns at progress,
-    /// at the latest after `patience`.
+    /// One step of waiting: polls, or waits for the thread that polls. Returns when there is progress, at the latest
+    /// after `timeout`.
     fn step<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<MutexGuard<'a, State>, QueueError> {
         if state.polled {
-            let (state, _) = self.progress.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            let (state, _) = self.progress.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner);
             return Ok(state);
         }
         if state.harvest(self.index)? || self.arm(&mut state)? {
@@ -320,13 +320,13 @@ impl Queue {
         }
         state.polled = true;
         drop(state);
-        let polled = self.poll_once(patience);
+        let polled = self.poll_once(timeout);
         let mut state = self.lock();
         state.polled = false;
-        // Woken up, they choose a new one to poll among themselves.
+        // The woken threads choose the next one that polls.
         self.progress.notify_all();
         let woken = polled?;
-        // Not without a call: what is found without one after all is what is to be detected.
+        // Only after a call: a used chain without a call is what this driver detects.
         if woken.called || woken.hung_up {
             state.harvest(self.index)?;
         }
@@ -334,7 +334,7 @@ impl Queue {
         Ok(state)
     }
 
-    /// Asks to be called at the next used chain; true if one came in the meantime.
+    /// Requests a call for the next used chain. True if one was used in the meantime.
     fn arm(&self, state: &mut State) -> Result<bool, QueueError> {
         if self.config.busy_poll {
             state.ring.disable_calls()?;
@@ -344,14 +344,14 @@ impl Queue {
     }
 
     /// Waits for the call.
-    fn poll_once(&self, patience: Duration) -> Result<Woken, QueueError> {
+    fn poll_once(&self, timeout: Duration) -> Result<Woken, QueueError> {
         if self.config.busy_poll {
             std::thread::yield_now();
             return Ok(Woken { called: true, hung_up: false });
         }
         let socket = lock(&self.hangup).clone();
         let watched = socket.as_deref().map(AsFd::as_fd);
-        let woken = wait_readable(self.call.as_fd(), watched, patience)?;
+        let woken = wait_readable(self.call.as_fd(), watched, timeout)?;
         if woken.called {
             self.clear_call();
         }
@@ -359,7 +359,7 @@ impl Queue {
     }
 
     fn clear_call(&self) {
-        // Not there any more: another thread was faster, and it harvests.
+        // Fails if another thread has already read it, which then processes the chains.
         let _ = self.call.read();
     }
 
@@ -369,16 +369,16 @@ impl Queue {
 }
 
 impl Ticket {
-    /// Waits for the device; returns the number of bytes it says it wrote.
+    /// Waits for the device. Returns the number of bytes that it reports as written.
     pub fn wait(&self) -> Result<u32, QueueError> {
         self.wait_for(self.queue.config.timeout)
     }
 
-    /// Waits no longer than `patience`.
-    pub fn wait_for(&self, patience: Duration) -> Result<u32, QueueError> {
+    /// Waits at most `timeout`.
+    pub fn wait_for(&self, timeout: Duration) -> Result<u32, QueueError> {
         let queue = &self.queue;
         let started = Instant::now();
-        let deadline = started + patience;
+        let deadline = started + timeout;
         let waited = queue.wait_until(queue.lock(), deadline, |state| state.outcome(self));
         match waited {
             Ok((_, Some(len))) => Ok(len),
@@ -388,8 +388,8 @@ impl Ticket {
         }
     }
 
-    /// The deadline has passed: the used ring is looked at once more, and where it has the request
-    /// its call is given a moment, since it is written after the ring.
+    /// After the deadline: checks the used ring once more. If the request is used, waits a moment for its call, which
+    /// the device sends after it has written the ring.
     fn late(&self, started: Instant) -> Result<u32, QueueError> {
         let queue = &self.queue;
         let woken = wait_readable(queue.call.as_fd(), None, CALL_GRACE)?;
@@ -401,11 +401,11 @@ impl Ticket {
         }
         match state.outcome(self) {
             Some(Some(len)) => Ok(len),
-            _ => Err(state.post_mortem(queue.index, started.elapsed())),
+            _ => Err(state.timeout_error(queue.index, started.elapsed())),
         }
     }
 
-    /// Copies the reply: `offset` counts from its header, across struct.
+    /// Copies from the reply, starting at `offset` from its header.
     pub fn reply(&self, offset: u32, data: &mut [u8]) -> Result<(), QueueError> {
         let at = self.buffers.reply + u64::from(offset);
         Ok(self.queue.memory.read(at, data)?)
@@ -431,7 +431,7 @@ impl Drop for Ticket {
     }
 }
 
-/// A thread that panicked in a test must not make all others panic in its wake.
+/// Locks even if another thread panicked, so that one failed test does not fail all others.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -459,13 +459,13 @@ mod tests {
             busy_poll: false,
             timeout: Duration::from_millis(50),
         };
-        let mut carver = Carver::new(&memory);
-        Queue::new(REQUESTS, Arc::clone(&memory), &mut carver, config, indirect, true).unwrap()
+        let mut allocator = Allocator::new(&memory);
+        Queue::new(REQUESTS, Arc::clone(&memory), &mut allocator, config, indirect, true).unwrap()
     }
 
     const REQUESTS: u32 = 1;
 
-    /// What a device does to return the chain at `head`, without a call.
+    /// Returns the chain at `head` without a call, as a device does.
     fn device_returns(queue: &Queue, head: u32, len: u32) {
         queue.with_ring(|ring, memory| {
             let (layout, position) = (*ring.layout(), ring.used_index().unwrap());
@@ -488,12 +488,12 @@ mod tests {
         });
         assert!(matches!(waiting, Err(QueueError::LostWakeup { .. })), "{waiting:?}");
         let hung = queue.submit(&MESSAGE).unwrap();
-        // The forgotten reply comes in with the next harvest; this request stays out.
+        // The forgotten reply is processed with the next chains; this request stays in flight.
         assert!(matches!(hung.wait(), Err(QueueError::Hung { .. })));
     }
 
     #[test]
-    fn a_reply_with_a_call_is_taken() {
+    fn a_reply_with_a_call_is_received() {
         let queue = queue(true);
         let ticket = queue.submit(&MESSAGE).unwrap();
         device_returns(&queue, ticket.head.into(), 16);
@@ -503,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_operations_are_violations() {
+    fn repeated_used_entries_are_violations() {
         let queue = queue(true);
         let ticket = queue.submit(&MESSAGE).unwrap();
         device_returns(&queue, ticket.head.into(), 16);
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abandoned_request_gives_its_buffers_back_when_it_returns() {
+    fn an_abandoned_request_releases_its_buffers_when_it_is_used() {
         let queue = queue(false);
         for _ in 0..8 {
             let ticket = queue.submit(&MESSAGE).unwrap();
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_ends_what_is_in_flight() {
+    fn a_reset_ends_requests_in_flight() {
         let queue = queue(false);
         let ticket = queue.submit(&MESSAGE).unwrap();
         queue.reset().unwrap();

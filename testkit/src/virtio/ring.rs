@@ -1,4 +1,4 @@
-//! A split virtqueue from the driver's side (virtio 1.3, section 2.7).
+//! The driver's side of a split virtqueue (virtio 1.3, section 2.7).
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -8,7 +8,7 @@ use virtio_bindings::virtio_ring::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::memory::{Carver, GuestMemory, MemoryError};
+use crate::memory::{Allocator, GuestMemory, MemoryError};
 
 /// The chain continues at `next`.
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -17,7 +17,7 @@ pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 /// The buffer is a table of descriptors.
 pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
-/// One descriptor (section 2.7.5), in the byte order of all hosts this runs on: little endian.
+/// A descriptor (section 2.7.5), little endian like all supported hosts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Descriptor {
@@ -37,13 +37,13 @@ pub const DESCRIPTOR_SIZE: u64 = size_of::<Descriptor>() as u64;
 /// An element of the used ring (section 2.7.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Used {
-    /// Head of the chain the device is done with.
+    /// Head of the completed chain.
     pub head: u32,
-    /// How many bytes it wrote.
+    /// Number of bytes that the device wrote.
     pub len: u32,
 }
 
-/// Where the three parts of a ring lie.
+/// Guest addresses of the three parts of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     /// Number of descriptors, a power of two.
@@ -57,14 +57,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Takes room for a ring of `size` descriptors.
-    pub fn carve(carver: &mut Carver, size: u16) -> Result<Self, MemoryError> {
+    /// Allocates memory for a ring of `size` descriptors.
+    pub fn allocate(allocator: &mut Allocator, size: u16) -> Result<Self, MemoryError> {
         let n = u64::from(size);
         Ok(Self {
             size,
-            descriptors: carver.take(DESCRIPTOR_SIZE * n)?,
-            available: carver.take(6 + 2 * n)?,
-            used: carver.take(6 + 8 * n)?,
+            descriptors: allocator.take(DESCRIPTOR_SIZE * n)?,
+            available: allocator.take(6 + 2 * n)?,
+            used: allocator.take(6 + 8 * n)?,
         })
     }
 
@@ -98,10 +98,9 @@ impl Layout {
     }
 }
 
-/// The ring and the driver's place in it. Nothing here waits or locks.
+/// The ring and the driver's indexes. It neither waits nor locks.
 ///
-/// Every field can be written through the raw methods, so that hostile tests can say what no
-/// driver should.
+/// The raw methods can write any value to any field, so that hostile tests can violate the protocol.
 #[derive(Debug)]
 pub struct Ring {
     memory: Arc<GuestMemory>,
@@ -112,7 +111,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring at position 0 in zeroed memory.
+    /// A ring at index 0 in zeroed memory.
     pub fn new(memory: Arc<GuestMemory>, layout: Layout, event_idx: bool) -> Result<Self, MemoryError> {
         let n = u64::from(layout.size);
         memory.zero(layout.descriptors, DESCRIPTOR_SIZE * n)?;
@@ -121,17 +120,17 @@ impl Ring {
         Ok(Self { memory, layout, event_idx, next_available: 0, last_used: 0 })
     }
 
-    /// Where the ring lies.
+    /// Guest addresses of the ring.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Chains made available so far, modulo 2^16.
+    /// Number of chains made available so far, modulo 2^16.
     pub fn next_available(&self) -> u16 {
         self.next_available
     }
 
-    /// Chains taken back so far, modulo 2^16.
+    /// Number of used chains processed so far, modulo 2^16.
     pub fn last_used(&self) -> u16 {
         self.last_used
     }
@@ -142,14 +141,13 @@ impl Ring {
         self.memory.write(at, descriptor.as_bytes())
     }
 
-    /// Makes the chain at `head` available. Says whether the device wants to be kicked
-    /// (sections 2.7.13.3 and 2.7.13.4).
+    /// Makes the chain at `head` available. True if the device requests a kick (sections 2.7.13.3 and 2.7.13.4).
     pub fn publish(&mut self, head: u16) -> Result<bool, MemoryError> {
         let old = self.next_available;
         let new = old.wrapping_add(1);
         self.memory.store(self.layout.available_slot(old), head)?;
         self.set_available_index(new)?;
-        // The index must be visible before the device's wish is read, or both sides may wait.
+        // The index must be visible before the device's kick request is read; otherwise both sides may wait.
         fence(Ordering::SeqCst);
         if self.event_idx {
             return Ok(need_event(self.avail_event()?, new, old));
@@ -158,13 +156,13 @@ impl Ring {
         Ok(u32::from(flags) & VRING_USED_F_NO_NOTIFY == 0)
     }
 
-    /// Writes avail.idx, whatever it says.
+    /// Writes any value to avail.idx.
     pub fn set_available_index(&mut self, index: u16) -> Result<(), MemoryError> {
         self.next_available = index;
         self.memory.store(self.layout.available_index(), index)
     }
 
-    /// Takes back one chain the device is done with.
+    /// Takes one used chain off the ring.
     pub fn pop_used(&mut self) -> Result<Option<Used>, MemoryError> {
         if self.used_index()? == self.last_used {
             return Ok(None);
@@ -175,8 +173,8 @@ impl Ring {
         Ok(Some(used))
     }
 
-    /// Asks to be called at the next used chain. True if there is one already, for which no call
-    /// need come (section 2.7.10).
+    /// Requests a call for the next used chain. True if there already is one, for which the device need not send a call
+    /// (section 2.7.10).
     pub fn enable_calls(&mut self) -> Result<bool, MemoryError> {
         if self.event_idx {
             self.memory.store(self.layout.used_event(), self.last_used)?;
@@ -185,7 +183,7 @@ impl Ring {
         Ok(self.used_index()? != self.last_used)
     }
 
-    /// Asks not to be called, for a driver that polls: the event lies a whole turn ahead.
+    /// Requests no calls, for a driver that polls: sets the event index to the farthest value.
     pub fn disable_calls(&mut self) -> Result<(), MemoryError> {
         if self.event_idx {
             let far = self.last_used.wrapping_sub(1);
@@ -194,18 +192,18 @@ impl Ring {
         Ok(())
     }
 
-    /// used.idx as the device left it.
+    /// used.idx, as written by the device.
     pub fn used_index(&self) -> Result<u16, MemoryError> {
         self.memory.load(self.layout.used_index())
     }
 
-    /// avail_event as the device left it: the position at which it wants to be kicked.
+    /// avail_event, as written by the device: the index at which it requests a kick.
     pub fn avail_event(&self) -> Result<u16, MemoryError> {
         self.memory.load(self.layout.avail_event())
     }
 }
 
-/// vring_need_event: did the step from `old` to `new` pass `event`?
+/// vring_need_event: true if the step from `old` to `new` passed `event`.
 fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
@@ -217,11 +215,11 @@ mod tests {
 
     fn ring(size: u16, event_idx: bool) -> Ring {
         let memory = Arc::new(GuestMemory::create(1 << 20, None).unwrap());
-        let layout = Layout::carve(&mut Carver::new(&memory), size).unwrap();
+        let layout = Layout::allocate(&mut Allocator::new(&memory), size).unwrap();
         Ring::new(memory, layout, event_idx).unwrap()
     }
 
-    /// What a device does to return a chain.
+    /// Returns a chain, as a device does.
     fn device_returns(ring: &Ring, position: u16, used: Used) {
         let at = ring.layout.used_slot(position);
         ring.memory.store(at, used.head).unwrap();
@@ -231,16 +229,16 @@ mod tests {
     }
 
     #[test]
-    fn the_device_is_kicked_only_where_it_asked() {
+    fn the_device_is_kicked_only_on_request() {
         let mut ring = ring(8, true);
-        assert!(ring.publish(0).unwrap(), "a fresh device waits at 0");
-        assert!(!ring.publish(1).unwrap(), "it has not moved avail_event");
+        assert!(ring.publish(0).unwrap(), "a new device waits at index 0");
+        assert!(!ring.publish(1).unwrap(), "avail_event is unchanged");
         ring.memory.store(ring.layout.avail_event(), 2_u16).unwrap();
         assert!(ring.publish(2).unwrap());
     }
 
     #[test]
-    fn used_chains_come_back_in_order_across_the_wrap() {
+    fn used_chains_return_in_order_across_the_wrap() {
         let mut ring = ring(4, true);
         ring.last_used = u16::MAX;
         ring.memory.store(ring.layout.used_index(), u16::MAX).unwrap();
@@ -253,7 +251,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against the definition: the half-open window [old, new) holds the event.
+        /// Compares with the definition: the half-open window [old, new) contains the event.
         #[test]
         fn need_event_is_a_window(event: u16, old: u16, step in 1_u16..512) {
             let new = old.wrapping_add(step);

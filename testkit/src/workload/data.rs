@@ -1,4 +1,4 @@
-//! Steps that open files and touch their bytes.
+//! Steps that open files, and read and change their content.
 
 use nix::errno::Errno;
 
@@ -71,7 +71,8 @@ impl Lane {
     pub(super) fn write(&mut self, slot: Slot, offset: u64, data: Fill) -> Done {
         let (file, node) = self.file_node(slot)?;
         let bytes = data.bytes();
-        // The kernel sends an append with the size it knows; the server appends whatever it says.
+        // The kernel sends an append with the size that it knows. The server appends at the end, whatever the offset
+        // is.
         let end = self.tree.data(file.id).len() as u64;
         let offset = if file.access == Access::Append { end } else { offset };
         let written = self.fuse.write(node, file.fh, offset, &bytes, file.access.flags())?;
@@ -117,7 +118,7 @@ impl Lane {
         }
     }
 
-    /// Where holes lie is the file system's affair, but what it calls a hole must read as zeroes.
+    /// The file system decides where holes are, but what it reports as a hole must read as zeros.
     pub(super) fn seek(&mut self, slot: Slot, offset: u64, hole: bool) -> Done {
         let (file, node) = self.file_node(slot)?;
         let whence = if hole { libc::SEEK_HOLE } else { libc::SEEK_DATA };
@@ -126,7 +127,7 @@ impl Lane {
         let end = data.len() as u64;
         let found = match answer {
             Ok(found) => found,
-            // No data behind the offset, or an offset behind the end.
+            // No data after the offset, or an offset after the end.
             Err(error) if error.errno() == Some(Errno::ENXIO) => end.max(offset),
             Err(error) => return Err(error.into()),
         };
@@ -150,7 +151,7 @@ impl Lane {
         let data = self.tree.data(source.id);
         let start = from.1.min(data.len() as u64);
         let most = len.min(data.len() as u64 - start);
-        // Short copies are allowed, none at all is the end of the file.
+        // A short copy is allowed. A copy of 0 bytes means end of file.
         if copied > most || (copied == 0 && most > 0) {
             return Err(Fault::new(Kind::WrongBytes, format!("{copied} of {most} bytes copied")));
         }
@@ -197,7 +198,7 @@ impl Lane {
     }
 }
 
-/// What was read against what is there.
+/// Compares the bytes read with the expected content.
 fn compare(content: &[u8], offset: u64, size: u32, read: &[u8]) -> Done {
     let start = (offset as usize).min(content.len());
     let end = (start + size as usize).min(content.len());

@@ -1,4 +1,4 @@
-//! From a step to the code that does it.
+//! Maps a step to its code.
 
 use super::lane::Lane;
 use super::op::Op;
@@ -54,7 +54,7 @@ impl Lane {
             Op::Seek { file, offset, hole } => self.seek(*file, *offset, *hole),
             Op::Copy { from, to, len } => self.copy(*from, *to, *len),
             Op::ReadShared { file, offset, size, forget } => self.read_shared(*file, *offset, *size, *forget),
-            // The others are dealt with above.
+            // The other operations are handled above.
             _ => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! One thread of a workload: a directory of its own, a model of it, and what the guest holds.
+//! A lane, one thread of a workload: its directory, the model of it, and what the guest holds.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
@@ -19,23 +19,23 @@ use crate::fuse::client::{Caller, Fuse};
 use crate::fuse::wire::{Attr, EntryOut, ForgetOne, ROOT};
 use crate::model::{Body, Change, Id, Name, TOP, Tree};
 
-/// New files do not get these bits.
+/// Mode bits that are cleared in new files.
 const UMASK: u32 = 0o022;
-/// A lane that found this many failures only follows from the first.
+/// Number of failures after which a lane stops: the others follow from the first.
 const MAX_FAILURES: u64 = 16;
 
-/// What a lane may use; what the file system below cannot do is left out.
+/// Features that a lane may use. Disable those that the host's file system lacks.
 #[derive(Debug, Clone, Copy)]
 pub struct Features {
     /// Extended attributes.
     pub xattrs: bool,
-    /// Directory streams read in steps: needs positions that stay valid.
+    /// Directory streams that are read in steps. They need stable positions.
     pub streams: bool,
     /// Changes of the owner.
     pub chown: bool,
-    /// Files at most this long.
+    /// Maximum length of files.
     pub longest_file: u64,
-    /// Nodes in a lane, about.
+    /// Approximate number of nodes in a lane.
     pub nodes: usize,
 }
 
@@ -52,15 +52,15 @@ pub(super) struct OpenFile {
     pub(super) access: Access,
 }
 
-/// A directory being read in steps.
+/// A directory that is read in steps.
 #[derive(Debug, Clone)]
 pub(super) struct Stream {
     pub(super) id: Id,
     pub(super) fh: u64,
     pub(super) position: u64,
-    /// There since the stream was opened: to be seen exactly once.
+    /// Names that exist since the stream was opened: they must be listed exactly once.
     pub(super) must: BTreeSet<Name>,
-    /// Came or went since: may be seen.
+    /// Names that were added or removed since: they may be listed.
     pub(super) may: BTreeSet<Name>,
     pub(super) seen: BTreeSet<Name>,
     pub(super) ended: bool,
@@ -86,7 +86,7 @@ pub struct Lane {
     pub(super) streams: BTreeMap<Slot, Stream>,
     pub(super) shared: Option<Arc<SharedPart>>,
     pub(super) shared_view: SharedView,
-    /// FALLOCATE modes the file system does not know.
+    /// FALLOCATE modes that the file system does not support.
     pub(super) unsupported: HashSet<i32>,
     pub(super) report: Report,
     trace: Option<File>,
@@ -94,11 +94,11 @@ pub struct Lane {
     stopped: bool,
 }
 
-/// What became of a request that was to succeed or to fail in a certain way.
+/// Result of a request that has to succeed, or to fail with a certain errno.
 pub(super) type Outcome<T> = Result<Option<T>, Fault>;
 
 impl Lane {
-    /// A lane in a new directory of the share's root. A failure to make it is in the report.
+    /// Creates a lane in a new directory below the share's root. A failure is in the report.
     pub fn new(name: String, seed: u64, features: Features, fuse: &Fuse, shared: Option<Arc<SharedPart>>) -> Self {
         let caller = Caller { umask: UMASK, ..Caller::default() };
         let mut lane = Self {
@@ -121,13 +121,13 @@ impl Lane {
         };
         let made = lane.fuse.mkdir(ROOT, &lane.name, 0o755);
         let learned = made.map_err(Fault::from).and_then(|entry| lane.view.learn(TOP, &entry));
-        // In a directory that another run has left behind, everything would be wrong.
+        // If the directory already exists from another run, every comparison would fail.
         lane.stopped = learned.is_err();
         lane.note("mkdir of the lane's directory", learned);
         lane
     }
 
-    /// Writes each further step to a file. A failure to do so is in the report.
+    /// Writes each further step to a file. A failure is in the report.
     pub fn trace_to(&mut self, path: Option<&path::Path>) {
         match path.map(File::create).transpose() {
             Ok(trace) => self.trace = trace,
@@ -135,17 +135,17 @@ impl Lane {
         }
     }
 
-    /// What the lane did and found so far.
+    /// Results of the lane so far.
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// Whether the lane gave up.
+    /// True if the lane has stopped.
     pub fn is_stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Does a step and checks it.
+    /// Runs a step and checks its result.
     pub fn run(&mut self, op: &Op) {
         self.step += 1;
         if let Some(trace) = &mut self.trace
@@ -159,13 +159,13 @@ impl Lane {
         self.note(op, done);
     }
 
-    /// Does the next step the seed gives.
+    /// Runs the next step of the seed.
     pub fn run_random(&mut self) {
         let op = self.next_op();
         self.run(&op);
     }
 
-    /// The guest was rebooted: what it held and had open is gone, the files are not.
+    /// Records that the guest was rebooted: its nodes and open files are lost, the files are not.
     pub fn remount(&mut self) {
         self.view = View::default();
         self.shared_view = SharedView::default();
@@ -191,24 +191,24 @@ impl Lane {
         self.stopped |= self.report.errors() >= MAX_FAILURES;
     }
 
-    /// The result is to be as the model says: both succeed, or both fail with the same errno.
+    /// Compares a result with the model: both succeed, or both fail with the same errno.
     pub(super) fn agree<P, T>(&mut self, planned: Result<P, Errno>, answer: Result<T, CallError>) -> Outcome<(P, T)> {
         match (planned, answer) {
             (Ok(plan), Ok(answer)) => Ok(Some((plan, answer))),
             (Ok(_), Err(error)) => Err(error.into()),
-            (Err(due), Ok(_)) => Err(Fault::new(Kind::MissingError, format!("success where {due} was due"))),
+            (Err(due), Ok(_)) => Err(Fault::new(Kind::MissingError, format!("success instead of {due}"))),
             (Err(due), Err(error)) => match error.errno() {
                 Some(errno) if errno == due => {
                     self.report.refused += 1;
                     Ok(None)
                 }
-                Some(errno) => Err(Fault::new(Kind::WrongError, format!("{errno} where {due} was due"))),
+                Some(errno) => Err(Fault::new(Kind::WrongError, format!("{errno} instead of {due}"))),
                 None => Err(error.into()),
             },
         }
     }
 
-    /// Makes a change in the model, now that the server has made it, and in what the guest holds.
+    /// Applies a change, which the server has made, to the model and to what the guest holds.
     pub(super) fn commit(&mut self, change: Change) {
         let touched: Vec<(Id, Name)> = change.touched().map(|(parent, name)| (parent, name.clone())).collect();
         self.tree.commit(change);
@@ -228,7 +228,7 @@ impl Lane {
         }
     }
 
-    /// A kernel evicts a node once no name leads to it and nobody has it open.
+    /// Evicts a node that has no name and is not open, as a kernel does.
     pub(super) fn evict_unless_used(&mut self, id: Id) {
         let open = self.tree.get(id).is_some_and(|node| node.opens > 0);
         if id != TOP && !open && !self.view.has_name(id) {
@@ -236,18 +236,18 @@ impl Lane {
         }
     }
 
-    /// The model's node at a path that must exist.
+    /// The model's node at an existing path.
     pub(super) fn resolve(&self, path: &Path) -> Result<Id, Fault> {
         self.tree.resolve(&path.0).map_err(|errno| script(&format!("{path:?}: {errno}")))
     }
 
-    /// The node at a path that must exist, with LOOKUPs for the names the guest has not looked up.
+    /// The node at an existing path. Sends LOOKUP for names that the guest has not looked up.
     pub(super) fn reach(&mut self, path: &Path) -> Result<(Id, u64), Fault> {
         self.walk(&path.0)
     }
 
-    /// Looks a name up that is about to be removed or replaced, as a kernel does first; one that is
-    /// missing it would not ask to remove, but a server must know what to say.
+    /// Looks up a name before it is removed or replaced, as a kernel does. A kernel would not remove a missing name,
+    /// but a server must reply to it.
     pub(super) fn visit(&mut self, path: &Path) -> Result<(), Fault> {
         match self.tree.resolve(&path.0) {
             Ok(_) => self.reach(path).map(drop),
@@ -255,9 +255,9 @@ impl Lane {
         }
     }
 
-    /// The node id of a node that is held: one that was just reached, or is open.
+    /// The node id of a held node: one that was just looked up, or is open.
     pub(super) fn node(&self, id: Id) -> Result<u64, Fault> {
-        self.view.node(id).ok_or_else(|| script("a node the guest does not hold"))
+        self.view.node(id).ok_or_else(|| script("a node that the guest does not hold"))
     }
 
     fn walk(&mut self, names: &[Name]) -> Result<(Id, u64), Fault> {
@@ -288,7 +288,7 @@ impl Lane {
         Ok(entry.nodeid)
     }
 
-    /// The parent's node id and the name at the end of a path.
+    /// The parent's node id, and the last name of a path.
     pub(super) fn parent_node<'p>(&mut self, path: &'p Path) -> Result<(Id, u64, &'p Name), Fault> {
         let Some((name, parents)) = path.0.split_last() else {
             return Err(script("the lane's own directory has no name here"));
@@ -297,7 +297,7 @@ impl Lane {
         Ok((parent, node, name))
     }
 
-    /// Takes note of an entry the server gave, and checks it.
+    /// Records an entry from the server, and checks it.
     pub(super) fn learn(&mut self, id: Id, entry: &EntryOut) -> Result<(), Fault> {
         self.view.learn(id, entry)?;
         self.check_attr(id, &entry.attr)
@@ -307,13 +307,13 @@ impl Lane {
         self.files.get(&slot).copied().ok_or_else(|| script(&format!("file {slot} is not open")))
     }
 
-    /// An open file and the node id it goes with.
+    /// An open file and its node id.
     pub(super) fn file_node(&mut self, slot: Slot) -> Result<(OpenFile, u64), Fault> {
         let file = self.file(slot)?;
         Ok((file, self.node(file.id)?))
     }
 
-    /// Attributes against the model.
+    /// Compares attributes with the model.
     pub(super) fn check_attr(&self, id: Id, attr: &Attr) -> Result<(), Fault> {
         let Some(node) = self.tree.get(id) else {
             return Ok(());
@@ -351,7 +351,7 @@ impl Lane {
     /// Sends FORGETs.
     pub(super) fn send_forgets(&mut self, nodes: &[ForgetOne], batch: bool) -> Result<(), Fault> {
         if batch {
-            // As many as fit a request comfortably.
+            // As many as fit into a request.
             for some in nodes.chunks(1000) {
                 self.fuse.batch_forget(some)?;
             }
@@ -364,7 +364,7 @@ impl Lane {
     }
 }
 
-/// Bits a new file really gets.
+/// Mode bits of a new file after the umask.
 pub(super) fn masked(mode: u32) -> u32 {
     mode & !UMASK
 }

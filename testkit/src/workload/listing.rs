@@ -10,9 +10,9 @@ use super::report::{Fault, Kind};
 use crate::fuse::dirent::Entry;
 use crate::model::{Id, Name};
 
-/// Size of one reply of a whole listing.
+/// Size of a reply to READDIR.
 const CHUNK: u32 = 4096;
-/// No directory of a lane takes this many replies; a listing that does goes in circles.
+/// Maximum number of replies of a listing. A longer one does not end.
 const MAX_CHUNKS: usize = 10_000;
 
 type Done = Result<(), Fault>;
@@ -77,7 +77,7 @@ impl Lane {
         })
     }
 
-    /// One request from where the stream stands.
+    /// One request at the stream's position.
     fn read_on(&mut self, stream: &mut Stream, size: u32, plus: bool) -> Done {
         let node = self.node(stream.id)?;
         let answer = match plus {
@@ -86,7 +86,7 @@ impl Lane {
         };
         let entries = match answer {
             Ok(entries) => entries,
-            // The host's kernel may hand out a name that was removed since; it cannot be looked up.
+            // The host's kernel may return a name that was removed meanwhile. It cannot be looked up.
             Err(error) if plus && error.errno() == Some(Errno::ENOENT) && !stream.may.is_empty() => {
                 stream.ended = true;
                 return Ok(());
@@ -100,7 +100,7 @@ impl Lane {
         stream.position = last.next;
         let mut result = Ok(());
         for entry in &entries {
-            // All references count, also behind the first fault.
+            // All lookups are counted, also after the first fault.
             result = result.and(self.take_entry(stream, entry));
         }
         result
@@ -140,14 +140,14 @@ impl Lane {
     }
 }
 
-/// A name of the listing: known, and not seen before unless it came and went.
+/// Checks a name of the listing: it must be known, and may be repeated only if it was added or removed meanwhile.
 fn admit(stream: &mut Stream, name: &Name) -> Done {
     let fault = |what: &str| Err(Fault::new(Kind::WrongListing, format!("{} {what}", name.escape_ascii())));
     if stream.may.contains(name) {
         return Ok(());
     }
     if !stream.must.contains(name) {
-        return fault("was never there");
+        return fault("never existed");
     }
     if !stream.seen.insert(name.clone()) {
         return fault("was listed twice");
@@ -155,7 +155,7 @@ fn admit(stream: &mut Stream, name: &Name) -> Done {
     Ok(())
 }
 
-/// At the end all that was there all the time must have been seen.
+/// Checks at the end that all names that existed all the time were listed.
 fn complete(stream: &Stream) -> Done {
     let missing: Vec<String> = stream.must.difference(&stream.seen).map(|n| n.escape_ascii().to_string()).collect();
     if missing.is_empty() {

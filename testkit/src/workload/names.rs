@@ -1,4 +1,4 @@
-//! Steps that make, find, move and remove names, and that change what `stat` shows.
+//! Steps that create, find, move and remove names, and that change attributes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ impl Lane {
         let (parent, node, name) = self.parent_node(path)?;
         let due = self.tree.child(parent, name);
         let answer = self.fuse.lookup(node, name);
-        // A negative entry says the same as ENOENT, and lets the guest remember it.
+        // A negative entry is equivalent to ENOENT and allows the guest to cache it.
         if due.is_err() && answer.as_ref().is_ok_and(|entry| entry.nodeid == 0) {
             self.report.refused += 1;
             return Ok(());
@@ -152,7 +152,7 @@ impl Lane {
         let answer = self.fuse.getxattr(node, name);
         match self.agree(due, answer)? {
             Some((due, value)) if due != value => {
-                let what = format!("{} has {} bytes or others", name.escape_ascii(), value.len());
+                let what = format!("{} has {} bytes or other bytes", name.escape_ascii(), value.len());
                 Err(Fault::new(Kind::WrongAttributes, what))
             }
             _ => Ok(()),
@@ -162,7 +162,7 @@ impl Lane {
     pub(super) fn list_xattrs(&mut self, path: &Path) -> Done {
         let (id, node) = self.reach(path)?;
         let mut names = self.fuse.listxattr(node)?;
-        // Others, `security.*` say, may come from the host.
+        // The host may add others, for example `security.*`.
         names.retain(|name| name.starts_with(b"user."));
         names.sort();
         let due: Vec<Name> = match self.tree.get(id) {
@@ -172,7 +172,7 @@ impl Lane {
         if names == due {
             return Ok(());
         }
-        Err(Fault::new(Kind::WrongAttributes, format!("{} extended attributes, {} due", names.len(), due.len())))
+        Err(Fault::new(Kind::WrongAttributes, format!("{} extended attributes instead of {}", names.len(), due.len())))
     }
 
     pub(super) fn remove_xattr(&mut self, path: &Path, Text(name): &Text) -> Done {
@@ -185,8 +185,8 @@ impl Lane {
         Ok(())
     }
 
-    /// Drops the names at and below a path from the cache, as far as nothing open pins them, and
-    /// forgets the nodes no name is left to, from the leaves up.
+    /// Drops the names at and below a path from the cache, unless an open file pins them, and forgets nodes without
+    /// names, leaves first.
     pub(super) fn forget(&mut self, path: &Path) -> Done {
         let top = self.resolve(path)?;
         let pinned = self.pinned();
@@ -211,7 +211,7 @@ impl Lane {
         self.send_forgets(&forgets, false)
     }
 
-    /// Open nodes, and the directories on the way to them: a dentry pins its parent.
+    /// Open nodes and their ancestor directories: a dentry pins its parent.
     fn pinned(&self) -> BTreeSet<Id> {
         let mut pinned: BTreeSet<Id> = self.tree.nodes().filter(|(_, node)| node.opens > 0).map(|(id, _)| id).collect();
         loop {
@@ -232,7 +232,7 @@ impl Lane {
         self.check_attr(id, &attr)
     }
 
-    /// A name was made, or refused as it should be.
+    /// A name was created, or rejected as expected.
     pub(super) fn made(&mut self, made: Option<(Change, EntryOut)>) -> Done {
         let Some((change, entry)) = made else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! One step of a workload, complete in itself: it can be printed, written by hand and replayed.
+//! One step of a workload. It is self-contained: it can be printed, written by hand and replayed.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ impl fmt::Debug for Path {
     }
 }
 
-/// A name or target that is no path: of an extended attribute, or where a symlink leads.
+/// A name or target that is not a path: of an extended attribute or a symbolic link.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Text(pub Name);
 
@@ -45,7 +45,7 @@ impl fmt::Debug for Text {
 /// Number of an open file or directory stream of the lane.
 pub type Slot = usize;
 
-/// Bytes to write, identified by the seed they grow from.
+/// Bytes to write, generated from a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fill {
     /// Seed.
@@ -63,7 +63,7 @@ impl Fill {
     }
 }
 
-/// How a file is opened.
+/// Access mode of an open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// O_RDONLY.
@@ -77,7 +77,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// As open flags.
+    /// The flags for open.
     pub fn flags(self) -> i32 {
         match self {
             Self::Read => libc::O_RDONLY,
@@ -87,36 +87,36 @@ impl Access {
         }
     }
 
-    /// Whether it allows reads.
+    /// True if it permits reads.
     pub fn reads(self) -> bool {
         self != Self::Write
     }
 
-    /// Whether it allows writes.
+    /// True if it permits writes.
     pub fn writes(self) -> bool {
         self != Self::Read
     }
 }
 
-/// What FALLOCATE does.
+/// Operation of FALLOCATE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Allocate {
-    /// Reserves, and makes the file longer.
+    /// Allocates and extends the file.
     Extend,
-    /// Reserves only (KEEP_SIZE).
+    /// Only allocates (KEEP_SIZE).
     Keep,
     /// PUNCH_HOLE.
     Punch,
     /// ZERO_RANGE.
     Zero,
-    /// COLLAPSE_RANGE: takes a range out.
+    /// COLLAPSE_RANGE: removes a range.
     Collapse,
-    /// INSERT_RANGE: puts a hole in.
+    /// INSERT_RANGE: inserts a hole.
     Insert,
 }
 
 impl Allocate {
-    /// As FALLOC_FL_*.
+    /// The FALLOC_FL_* flags.
     pub fn mode(self) -> i32 {
         match self {
             Self::Extend => 0,
@@ -129,12 +129,12 @@ impl Allocate {
     }
 }
 
-/// One step. Nodes are reached as a guest's kernel reaches them: from what it holds, with LOOKUPs
-/// only for what it does not.
+/// One step. Nodes are reached as a guest's kernel reaches them: through names that it holds, and with LOOKUPs for
+/// others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // The fields are those of the request of the same name.
 pub enum Op {
-    /// LOOKUP of a name that may be missing; a node that is held must keep its id.
+    /// LOOKUP of a name that may be missing. A held node must keep its id.
     Lookup { path: Path },
     /// GETATTR by node.
     Getattr { path: Path },
@@ -198,15 +198,15 @@ pub enum Op {
     List { path: Path, plus: bool },
     /// OPENDIR.
     OpenStream { path: Path, stream: Slot },
-    /// One READDIR or READDIRPLUS from where the stream stands.
+    /// One READDIR or READDIRPLUS at the stream's position.
     ReadStream { stream: Slot, size: u32, plus: bool },
     /// RELEASEDIR.
     CloseStream { stream: Slot },
-    /// FORGET of a node and all below it, as far as nothing of it is open.
+    /// FORGET of a node and its descendants, unless one of them is open.
     Forget { path: Path },
-    /// FORGET of what was deleted, in one BATCH_FORGET or one by one.
+    /// FORGET of deleted nodes, in one BATCH_FORGET or individually.
     ForgetDeleted { batch: bool },
-    /// LOOKUP, OPEN, READ, RELEASE of a file of the part all guests share; at last FORGET.
+    /// LOOKUP, OPEN, READ, RELEASE of a shared file, and optionally FORGET.
     ReadShared { file: usize, offset: u64, size: u32, forget: bool },
 }
 
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_grows_the_same_bytes() {
+    fn the_same_seed_generates_the_same_bytes() {
         let fill = Fill { seed: 7, len: 100 };
         assert_eq!(fill.bytes(), fill.bytes());
         assert_ne!(fill.bytes(), Fill { seed: 8, len: 100 }.bytes());

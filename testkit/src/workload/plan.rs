@@ -1,4 +1,4 @@
-//! The next step of a random workload: from the lane's seed and its model alone.
+//! Chooses the next step of a random workload from the lane's seed and its model only.
 
 use rand::Rng;
 use rand::seq::{IndexedRandom, IteratorRandom};
@@ -7,14 +7,14 @@ use super::lane::Lane;
 use super::op::{Access, Allocate, Fill, Op, Path, Slot, Text};
 use crate::model::{Body, Id, Name, Node, RenameHow, XattrHow};
 
-/// Files and streams a lane has open at most.
+/// Maximum number of open files and streams of a lane.
 const SLOTS: Slot = 12;
-/// The unit that COLLAPSE_RANGE and INSERT_RANGE work in.
+/// Unit of COLLAPSE_RANGE and INSERT_RANGE.
 const BLOCK: u64 = 4096;
-/// Deep trees cost time and show nothing new.
+/// Maximum depth of directories. Deeper trees take time and find nothing new.
 const DEEPEST: usize = 6;
 
-/// Names that have been mistaken for something else.
+/// Names that have been confused with something else.
 const ODD_NAMES: [&[u8]; 8] =
     [b"x (deleted)", b"\xff\xfe", b"new\nline", b" ", b"-rf", b"..a", "\u{e4}\u{1f427}".as_bytes(), &[b'l'; 255]];
 
@@ -46,7 +46,7 @@ enum Kind {
     Shared,
 }
 
-/// How often each kind is chosen.
+/// Relative frequency of each kind.
 const WEIGHTS: [(Kind, u32); 24] = [
     (Kind::Lookup, 8),
     (Kind::Stat, 8),
@@ -76,7 +76,7 @@ const WEIGHTS: [(Kind, u32); 24] = [
 
 impl Lane {
     pub(super) fn next_op(&mut self) -> Op {
-        // Not every kind is possible in every state, but some are in any.
+        // Not every kind is possible in every state, but at least one is.
         for _ in 0..50 {
             let chosen = WEIGHTS.choose_weighted(&mut self.random, |kind| kind.1).map(|kind| kind.0);
             if let Some(op) = chosen.ok().and_then(|kind| self.plan(kind)) {
@@ -145,7 +145,7 @@ impl Lane {
         let taken = self.tree.resolve(&path.0).is_ok();
         let access = *[Access::ReadWrite, Access::Write, Access::Append].choose(&mut self.random)?;
         let mode = 0o600 | self.random.random_range(0..0o200);
-        // Without O_EXCL a taken name is opened, which OPEN is for.
+        // Without O_EXCL, CREATE opens an existing file; OPEN covers that.
         let exclusive = taken || self.random.random_bool(0.7);
         Some(Op::Create { path, file, access, mode, exclusive })
     }
@@ -208,7 +208,7 @@ impl Lane {
         let len = self.len_of(file);
         let blocks = len / BLOCK;
         let (offset, count) = match how {
-            // Up to the end would be EINVAL.
+            // A range up to the end would be EINVAL.
             Collapse if blocks >= 2 => (self.random.random_range(0..blocks - 1) * BLOCK, BLOCK),
             Insert if blocks >= 1 && len + 4 * BLOCK <= self.features.longest_file => {
                 let at = self.random.random_range(0..blocks) * BLOCK;
@@ -235,7 +235,7 @@ impl Lane {
 
     fn plan_copy(&mut self) -> Option<Op> {
         let from = self.some_file(Access::reads)?;
-        // EBADF with O_APPEND.
+        // O_APPEND would be EBADF.
         let to = self.some_file(|access| access.writes() && access != Access::Append)?;
         if self.files.get(&from)?.id == self.files.get(&to)?.id {
             return None;
@@ -264,7 +264,7 @@ impl Lane {
 
     fn plan_rmdir(&mut self) -> Option<Op> {
         let path = self.some_path(Node::is_directory)?;
-        // The lane's own directory stays.
+        // The lane's own directory is not removed.
         (!path.0.is_empty()).then_some(Op::Rmdir { path })
     }
 
@@ -281,7 +281,7 @@ impl Lane {
 
     fn plan_attributes(&mut self) -> Option<Op> {
         let path = self.some_path(|node| node.is_file() || node.is_directory())?;
-        // The lane's own directory is not in the model's hands.
+        // The lane's own directory is not in the model.
         if path.0.is_empty() {
             return None;
         }
@@ -292,7 +292,7 @@ impl Lane {
                 let uid = self.random.random_range(0..3) * 1000;
                 Op::Chown { path, uid, gid: self.random.random_range(0..3) * 1000 }
             }
-            // A directory's time changes with each name in it.
+            // The modification time of a directory changes with each of its names.
             _ if directory => return None,
             _ => Op::Touch {
                 path,
@@ -351,7 +351,7 @@ impl Lane {
         (!part.is_empty()).then(|| Op::ReadShared { file, offset, size, forget: self.random.random_bool(0.3) })
     }
 
-    /// A path to some node that has one.
+    /// A path of a random node that has one.
     fn some_path(&mut self, wanted: impl Fn(&Node) -> bool) -> Option<Path> {
         let nodes =
             self.tree.nodes().filter(|(id, node)| wanted(node) && (*id == crate::model::TOP || !node.names.is_empty()));
@@ -359,14 +359,14 @@ impl Lane {
         self.tree.path(id).map(Path)
     }
 
-    /// A directory not too deep down.
+    /// A random directory that is not too deep.
     fn some_directory(&mut self) -> Option<(Id, Path)> {
         let path = self.some_path(Node::is_directory)?;
         let id = self.tree.resolve(&path.0).ok()?;
         (path.0.len() < DEEPEST).then_some((id, path))
     }
 
-    /// A name that mostly exists.
+    /// A name that usually exists.
     fn some_name(&mut self) -> Option<Path> {
         let (id, mut path) = self.some_directory()?;
         let names: Vec<Name> = self.tree.get(id)?.children().map(|(name, _)| name.clone()).collect();
@@ -379,7 +379,7 @@ impl Lane {
         Some(path)
     }
 
-    /// A name that mostly is free; rarely any, once the tree is large enough.
+    /// A name that usually does not exist; rarely any, when the tree is large enough.
     fn name_to_make(&mut self) -> Option<Path> {
         if self.tree.len() > self.features.nodes && self.random.random_bool(0.9) {
             return None;

@@ -1,4 +1,4 @@
-//! What a workload found: failures by kind, and enough of each to repeat it.
+//! Results of a workload: failures by kind, with the details needed to reproduce them.
 
 use std::collections::BTreeMap;
 
@@ -7,25 +7,25 @@ use serde::Serialize;
 use crate::fuse::call::CallError;
 use crate::virtio::queue::QueueError;
 
-/// Failures kept with all details; the rest is only counted.
+/// Number of failures with details. All failures are counted.
 const KEPT: usize = 64;
 
-/// What kind of wrong.
+/// Kind of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Kind {
-    /// An errno where success was due.
+    /// An errno instead of success.
     UnexpectedError,
-    /// Another errno than was due.
+    /// Another errno than expected.
     WrongError,
-    /// Success where an errno was due: done twice, or on another file.
+    /// Success instead of an errno: the operation was done twice, or on another file.
     MissingError,
     /// File contents.
     WrongBytes,
     /// Attributes, link counts, extended attributes, link targets.
     WrongAttributes,
-    /// Names missing from a directory, or there although they should not be.
+    /// A directory listing without an existing name, or with one that does not exist.
     WrongListing,
-    /// A node id that belongs to another file, or one that changed while it was held.
+    /// A node id of another file, or one that changed while it was held.
     WrongNode,
     /// The host's directory differs from what the guest received.
     HostDiffers,
@@ -35,18 +35,18 @@ pub enum Kind {
     Hung,
     /// A reply without a call.
     LostWakeup,
-    /// The back-end hung up, or the device was reset.
+    /// The back-end closed the connection, or the device was reset.
     Disconnected,
-    /// The script asks for something the model cannot follow.
+    /// A step of the script that the model does not support.
     Script,
 }
 
-/// One thing that went wrong within a step.
+/// A failure within a step.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// What kind.
+    /// Its kind.
     pub kind: Kind,
-    /// What exactly.
+    /// Description.
     pub what: String,
     /// Number of wrong bytes.
     pub wrong_bytes: u64,
@@ -58,7 +58,7 @@ impl Fault {
         Self { kind, what: what.into(), wrong_bytes: 0 }
     }
 
-    /// Whether the lane cannot continue.
+    /// True if the lane cannot continue.
     pub fn is_fatal(&self) -> bool {
         matches!(self.kind, Kind::Hung | Kind::LostWakeup | Kind::Disconnected | Kind::Script)
     }
@@ -80,37 +80,37 @@ impl From<CallError> for Fault {
     }
 }
 
-/// A fault and where it happened.
+/// A fault with its context.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Failure {
     /// The lane's directory.
     pub lane: String,
-    /// The seed the lane runs from.
+    /// The seed of the lane.
     pub seed: u64,
     /// Number of the step in the lane.
     pub step: u64,
     /// The step.
     pub op: String,
-    /// What kind of wrong.
+    /// Its kind.
     pub kind: Kind,
-    /// What exactly.
+    /// Description.
     pub what: String,
 }
 
-/// What a workload did and found.
+/// What a workload did, and its failures.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Steps done.
+    /// Number of steps.
     pub steps: u64,
-    /// Steps by operation.
+    /// Number of steps by operation.
     pub by_op: BTreeMap<String, u64>,
-    /// Steps that were to fail and did, with the right errno.
+    /// Number of steps that failed with the expected errno.
     pub refused: u64,
-    /// Failures by kind.
+    /// Number of failures by kind.
     pub by_kind: BTreeMap<Kind, u64>,
-    /// Bytes that were not what they should have been.
+    /// Number of wrong bytes.
     pub wrong_bytes: u64,
-    /// Bytes read and compared.
+    /// Number of bytes that were read and compared.
     pub compared_bytes: u64,
     /// The first failures.
     pub failures: Vec<Failure>,
@@ -122,7 +122,7 @@ impl Report {
         self.by_kind.values().sum()
     }
 
-    /// Whether nothing went wrong.
+    /// True if there are no failures.
     pub fn is_clean(&self) -> bool {
         self.errors() == 0 && self.wrong_bytes == 0
     }
@@ -166,7 +166,7 @@ impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} steps ({} refused as they should be), {} bytes compared: {} errors, {} wrong bytes",
+            "{} steps ({} rejected as expected), {} bytes compared: {} errors, {} wrong bytes",
             self.steps,
             self.refused,
             self.compared_bytes,

@@ -1,4 +1,4 @@
-//! The part of a share that all guests read and nobody writes.
+//! Files of a share that all guests read and none writes.
 
 use std::fs;
 use std::io;
@@ -9,10 +9,10 @@ use rand_chacha::ChaCha8Rng;
 
 use super::op::Fill;
 
-/// Its directory, below the root of the share.
+/// Their directory, relative to the root of the share.
 pub(super) const DIRECTORY: &str = "shared";
 
-/// Files that grow from a seed.
+/// Files with content from a seed.
 #[derive(Debug, Clone)]
 pub struct SharedPart {
     files: Vec<Vec<u8>>,
@@ -44,12 +44,12 @@ impl SharedPart {
         self.files.len()
     }
 
-    /// Whether there are none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 
-    /// The contents of a file.
+    /// The content of a file.
     pub fn data(&self, index: usize) -> &[u8] {
         self.files.get(index).map_or(&[], Vec::as_slice)
     }

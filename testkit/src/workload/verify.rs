@@ -1,5 +1,5 @@
-//! The end of a lane: the whole tree is compared, through the guest and on the host, and all the
-//! guest holds is given back.
+//! The end of a lane: compares the whole tree through the guest and on the host, and releases everything that the guest
+//! holds.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,13 +12,13 @@ use super::op::{Access, Op, Path, Slot, Text};
 use super::report::{Fault, Kind};
 use crate::model::{Body, Id, Name, Node, TOP};
 
-/// A slot no random step uses.
+/// A slot that random steps do not use.
 const SPARE: Slot = Slot::MAX;
 /// Bytes per READ.
 const CHUNK: u32 = 128 << 10;
 
 impl Lane {
-    /// Compares every node as a guest that holds nothing sees it, and the files that are open.
+    /// Compares every node as seen by a guest without cached nodes, and all open files.
     pub fn verify_in_guest(&mut self) {
         self.run(&Op::Forget { path: Path::default() });
         let ids: Vec<Id> = self.tree.nodes().map(|(id, _)| id).collect();
@@ -39,7 +39,7 @@ impl Lane {
         }
     }
 
-    /// Compares every node with what lies in the host's directory.
+    /// Compares every node with the host's directory.
     pub fn verify_on_host(&mut self, share: &path::Path) {
         let top = share.join(&self.name);
         let ids: Vec<Id> = self.tree.nodes().map(|(id, _)| id).collect();
@@ -77,7 +77,7 @@ impl Lane {
         let Some((node, path)) = self.tree.get(id).zip(self.tree.path(id).map(Path)) else {
             return Vec::new();
         };
-        // An open file without a name has no path either.
+        // An open file without a name has no path.
         if id != TOP && node.names.is_empty() {
             return Vec::new();
         }
@@ -123,7 +123,7 @@ impl Lane {
 }
 
 fn chunks(len: u64) -> impl Iterator<Item = u64> {
-    // One more than needed: what lies behind the end shows as well.
+    // One more than necessary, to detect data after the end.
     (0..=len).step_by(CHUNK as usize)
 }
 
@@ -133,7 +133,7 @@ fn read_whole(path: &Path, len: u64) -> Vec<Op> {
     [open].into_iter().chain(reads).chain([Op::Close { file: SPARE }]).collect()
 }
 
-/// A file as the host has it.
+/// A file on the host.
 struct Found {
     meta: fs::Metadata,
     names: BTreeSet<Name>,
@@ -175,13 +175,13 @@ impl Found {
         }
         let symlink = matches!(node.body, Body::Symlink(_));
         if id != TOP && !symlink && self.meta.mode() & 0o7777 != node.mode {
-            return differs(format!("mode {:o}, {:o} due", self.meta.mode() & 0o7777, node.mode));
+            return differs(format!("mode {:o} instead of {:o}", self.meta.mode() & 0o7777, node.mode));
         }
         if id != TOP && (self.meta.uid(), self.meta.gid()) != node.owner {
             return differs(format!("owner {}:{}", self.meta.uid(), self.meta.gid()));
         }
         if !self.xattrs.iter().map(|(name, value)| (name, value)).eq(&node.xattrs) {
-            return differs(format!("{} extended attributes, {} due", self.xattrs.len(), node.xattrs.len()));
+            return differs(format!("{} extended attributes instead of {}", self.xattrs.len(), node.xattrs.len()));
         }
         self.compare_data(node)
     }

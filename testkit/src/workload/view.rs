@@ -1,6 +1,6 @@
-//! What a lane's guest holds, as its kernel would: names it has looked up (dentries) and the nodes they
-//! lead to, with references. A node that no name leads to any more and that is not open is evicted
-//! at once (`generic_delete_inode`), so that nothing is asked of it which no guest could ask.
+//! What a lane's guest holds, as its kernel would: names that it has looked up (dentries), their nodes, and lookup
+//! counts. A node without a name that is not open is evicted immediately (`generic_delete_inode`), so that the lane
+//! sends no request that a kernel could not send.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,7 +16,7 @@ struct Held {
     lookups: u64,
 }
 
-/// Names and node ids by model node, and node ids back to it.
+/// Names and node ids by model node, and model nodes by node id.
 #[derive(Debug, Default)]
 pub(super) struct View {
     dentries: BTreeMap<(Id, Name), Id>,
@@ -27,25 +27,25 @@ pub(super) struct View {
 }
 
 impl View {
-    /// The node id under which the guest knows a node.
+    /// The node id of a model node, if the guest holds it.
     pub(super) fn node(&self, id: Id) -> Option<u64> {
         self.held.get(&id).map(|held| held.node)
     }
 
-    /// The node id a name leads to, if the guest has looked it up.
+    /// The node id of a name, if the guest has looked it up.
     pub(super) fn find(&self, parent: Id, name: &Name) -> Option<u64> {
         let id = self.dentries.get(&(parent, name.clone()))?;
         self.node(*id)
     }
 
-    /// A name leads to a node from now on.
+    /// Adds a name of a node.
     pub(super) fn enter(&mut self, parent: Id, name: &Name, id: Id) {
         self.leave(parent, name);
         self.dentries.insert((parent, name.clone()), id);
         *self.aliases.entry(id).or_default() += 1;
     }
 
-    /// A name leads nowhere any more, or is dropped from the cache; where it led.
+    /// Removes a name that was deleted, or dropped from the cache. Returns its node.
     pub(super) fn leave(&mut self, parent: Id, name: &Name) -> Option<Id> {
         let id = self.dentries.remove(&(parent, name.clone()))?;
         if let Some(count) = self.aliases.get_mut(&id) {
@@ -54,7 +54,7 @@ impl View {
         Some(id)
     }
 
-    /// Whether some name leads to the node.
+    /// True if the node has a name.
     pub(super) fn has_name(&self, id: Id) -> bool {
         self.aliases.get(&id).is_some_and(|count| *count > 0)
     }
@@ -64,8 +64,7 @@ impl View {
         self.dentries.iter().map(|((parent, name), id)| (*parent, name, *id))
     }
 
-    /// The server named a node: one more reference, and the id must be the right one. A node that
-    /// is held keeps its id; no id stands for two files.
+    /// Counts a lookup and checks the node id: a held node keeps its id, and no id is that of two files.
     pub(super) fn learn(&mut self, id: Id, entry: &EntryOut) -> Result<(), Fault> {
         let node = entry.nodeid;
         if node == 0 {
@@ -73,7 +72,7 @@ impl View {
             return Err(Fault::new(Kind::UnexpectedError, what));
         }
         if let Some(owner) = self.owners.get(&node).filter(|owner| **owner != id) {
-            let what = format!("node {node:#x} stands for {owner:?} and for {id:?}");
+            let what = format!("node {node:#x} is {owner:?} and {id:?}");
             return Err(Fault::new(Kind::WrongNode, what));
         }
         match self.held.get_mut(&id) {
@@ -95,31 +94,31 @@ impl View {
         }
     }
 
-    /// A reference to a node the model does not know.
+    /// Records a lookup of a node that is not in the model.
     pub(super) fn disown(&mut self, node: u64) {
         if node != 0 {
             self.deleted.push(ForgetOne { nodeid: node, nlookup: 1 });
         }
     }
 
-    /// The node was evicted; its references are given back some time later.
+    /// Records that a node was evicted. Its lookups are dropped later.
     pub(super) fn remove_dead(&mut self, id: Id) {
         if let Some(held) = self.held.remove(&id) {
             self.deleted.push(ForgetOne { nodeid: held.node, nlookup: held.lookups });
         }
     }
 
-    /// Gives up one node; what to send.
+    /// Drops a node. Returns the FORGET to send.
     pub(super) fn forget(&mut self, id: Id) -> Option<ForgetOne> {
         let held = self.held.remove(&id)?;
         self.owners.remove(&held.node);
         Some(ForgetOne { nodeid: held.node, nlookup: held.lookups })
     }
 
-    /// Gives up what was evicted; what to send.
+    /// Drops all evicted nodes. Returns the FORGETs to send.
     pub(super) fn forget_deleted(&mut self) -> Vec<ForgetOne> {
         for one in &self.deleted {
-            // The node may have been looked up again since, or belong to another by mistake.
+            // The node may have been looked up again, or have been assigned to another file by mistake.
             if self.owners.get(&one.nodeid).is_some_and(|id| !self.held.contains_key(id)) {
                 self.owners.remove(&one.nodeid);
             }
@@ -127,7 +126,7 @@ impl View {
         std::mem::take(&mut self.deleted)
     }
 
-    /// Number of evicted nodes that are not given back yet.
+    /// Number of evicted nodes whose lookups are not dropped yet.
     pub(super) fn deleted(&self) -> usize {
         self.deleted.len()
     }

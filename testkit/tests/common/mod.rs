@@ -1,4 +1,4 @@
-//! A share served by stock virtiofsd and a guest on it.
+//! A share that stock virtiofsd serves, and a guest on it.
 
 #![allow(clippy::unwrap_used)] // Only `#[test]` functions are exempt by themselves.
 
@@ -16,7 +16,7 @@ pub(crate) struct Stock {
 }
 
 impl Stock {
-    /// Starts it with more arguments than its own defaults.
+    /// Starts it with these arguments in addition to its defaults.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let directory = TempDir::new().unwrap();
         let share = directory.path().join("share");
@@ -25,7 +25,7 @@ impl Stock {
     }
 
     /// A second server on the same directory.
-    #[allow(dead_code)] // Not every test has two guests.
+    #[allow(dead_code)] // Not every test uses two guests.
     pub(crate) fn beside(other: &Self) -> Self {
         Self::serve(TempDir::new().unwrap(), other.share(), &[])
     }
@@ -52,13 +52,13 @@ impl Stock {
     }
 
     /// The server's process.
-    #[allow(dead_code)] // Not every test looks at it.
+    #[allow(dead_code)] // Not every test uses it.
     pub(crate) fn server(&mut self) -> &mut Server {
         &mut self.server
     }
 
     /// A mounted guest.
-    #[allow(dead_code)] // Not every test wants the default guest.
+    #[allow(dead_code)] // Not every test uses the default guest.
     pub(crate) fn guest(&self) -> Guest {
         Guest::boot(GuestConfig::new(self.socket()).small()).unwrap()
     }

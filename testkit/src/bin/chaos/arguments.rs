@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of the chaos harness.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,25 +11,25 @@ use crate::plan::Event;
 /// Kills brokers, keepers and engines, and replaces engines, under a random workload.
 #[derive(Debug, clap::Parser)]
 pub(crate) struct Arguments {
-    /// Events that guests have to survive.
+    /// Number of events.
     #[arg(long, default_value_t = 4000)]
     pub(crate) events: usize,
     /// Kinds of events [default: all].
     #[arg(long, value_delimiter = ',')]
     only: Vec<Event>,
-    /// Where all randomness grows from.
+    /// Seed of all randomness.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Guests on the one share; one run for each number.
+    /// Number of guests on the share; one run for each value.
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     pub(crate) guests: Vec<usize>,
-    /// Lanes of the workload in each guest.
+    /// Number of lanes of the workload in each guest.
     #[arg(long, default_value_t = 2)]
     pub(crate) lanes: usize,
-    /// Most milliseconds between two events.
+    /// Maximum time between two events, in milliseconds.
     #[arg(long, default_value_t = 60)]
     every: u64,
-    /// Where logs and the lanes' steps go.
+    /// Directory for logs and the lanes' steps.
     #[arg(long, value_name = "DIR", default_value = "target/chaos")]
     pub(crate) directory: PathBuf,
     /// Write each step of each lane to a file.
@@ -50,13 +50,13 @@ impl Arguments {
     }
 
     pub(crate) fn programs(&self) -> anyhow::Result<PathBuf> {
-        let own = std::env::current_exe().context("the path of this program")?;
-        let beside = own.parent().context("the directory of this program")?.to_owned();
+        let own = std::env::current_exe().context("locating this program")?;
+        let beside = own.parent().context("locating the directory of this program")?.to_owned();
         let programs = self.programs.clone().unwrap_or(beside);
         for program in ["virtiofs-broker", "virtiofs-keeper", "virtiofs-engine"] {
             if !programs.join(program).is_file() {
                 bail!(
-                    "{program} is not in {}; make build puts it into target/release, --programs names another directory",
+                    "{program} is not in {}; run `make build` and use target/release, or name another directory with --programs",
                     programs.display()
                 );
             }

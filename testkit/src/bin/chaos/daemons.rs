@@ -1,4 +1,4 @@
-//! Broker and keeper as processes that can be killed and started again.
+//! Broker and keeper as processes that can be killed and restarted.
 
 use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use testkit::broker::Control;
 use virtiofs_contract::control::HolderState;
 
-/// How long a daemon may take to start, to end, or to notice the end of another.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for a daemon to start, to end, or to detect the end of another one.
+const TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(2);
 
 /// A broker and its keeper. Engines that outlive their broker become children of this process.
@@ -90,7 +90,7 @@ impl Daemons {
         self.keeper.wait()?;
         meanwhile();
         let is = |control: &mut Control, wanted| control.status().is_ok_and(|status| status.holder == wanted);
-        until("the broker notices that the keeper has ended", || is(&mut control, HolderState::Missing))?;
+        until("the broker detects that the keeper has ended", || is(&mut control, HolderState::Missing))?;
         self.keeper = spawn_keeper(&self.programs, &self.directory, &self.log)?;
         until("the keeper has everything", || is(&mut control, HolderState::Connected))
     }
@@ -141,7 +141,7 @@ fn spawn_broker(programs: &Path, directory: &Path, log: &Path) -> anyhow::Result
 fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Child> {
     let log = OpenOptions::new().create(true).append(true).open(log)?;
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // SAFETY: the closure makes one async-signal-safe system call and touches no memory of ours.
+    // SAFETY: the closure makes one async-signal-safe system call and accesses no memory of this process.
     unsafe {
         command.pre_exec(|| set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from));
     }
@@ -152,8 +152,8 @@ fn spawn(mut command: Command, log: &Path) -> anyhow::Result<Child> {
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) -> anyhow::Result<()> {
     let begin = Instant::now();
     while !holds() {
-        if begin.elapsed() > PATIENCE {
-            bail!("still not so after {PATIENCE:?}: {what}");
+        if begin.elapsed() > TIMEOUT {
+            bail!("timed out after {TIMEOUT:?} waiting until {what}");
         }
         std::thread::sleep(LOOK);
     }

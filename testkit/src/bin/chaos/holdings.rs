@@ -1,4 +1,4 @@
-//! What all processes hold once the guests have released everything.
+//! Resources of all processes after the guests have released everything.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -9,11 +9,11 @@ use virtiofs_contract::counters::Held;
 
 use crate::daemons::{Daemons, until};
 
-/// How long engines that were replaced may take to end.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(50);
+/// Time limit for replaced engines to end.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What the guests of a share hold by the engines' own count.
+/// What the guests of a share hold, as counted by the engines.
 pub(crate) fn held(control: &mut Control, share: &str) -> anyhow::Result<Held> {
     let mut sum = Held::default();
     for session in control.status_of(share)?.sessions {
@@ -23,27 +23,27 @@ pub(crate) fn held(control: &mut Control, share: &str) -> anyhow::Result<Held> {
     Ok(sum)
 }
 
-/// What all processes hold when no engine runs.
+/// Resources of all processes when no engine runs.
 pub(crate) fn without_engines(daemons: &Daemons) -> anyhow::Result<Holdings> {
     const PROCESSES: usize = 3;
     until("no engine runs", || of_all(daemons).is_ok_and(|holdings| holdings.processes <= PROCESSES))?;
     of_all(daemons)
 }
 
-/// What this process, broker, keeper and engines hold.
+/// Resources of this process, broker, keeper and engines.
 fn of_all(daemons: &Daemons) -> anyhow::Result<Holdings> {
     daemons.reap()?;
     Ok(Holdings::of_tree(std::process::id().cast_signed())?)
 }
 
-/// What is held beyond `before` although it was waited for.
+/// Resources beyond `before` that are not released in time.
 pub(crate) fn leaked(daemons: &Daemons, before: &Holdings) -> anyhow::Result<BTreeMap<String, usize>> {
     let begin = Instant::now();
     loop {
         let leaked = of_all(daemons)?.leaked_since(before);
-        if leaked.is_empty() || begin.elapsed() > PATIENCE {
+        if leaked.is_empty() || begin.elapsed() > TIMEOUT {
             return Ok(leaked);
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }

@@ -1,13 +1,13 @@
-//! Brokers, keepers and engines killed, and engines replaced, at random moments, thousands of times, under guests that
-//! compare everything they see with a model. Ends with 1 if a guest saw an error or a wrong byte, if a session was lost, or
-//! if anything was leaked.
+//! Kills brokers, keepers and engines, and replaces engines, at random moments, thousands of times, under guests that
+//! compare everything they see with a model. Exits with 1 if a guest saw an error or a wrong byte, if a session was lost,
+//! or if anything leaked.
 
 mod arguments;
 mod daemons;
+mod disruptions;
 mod holdings;
 mod plan;
 mod run;
-mod torment;
 
 use std::process::ExitCode;
 

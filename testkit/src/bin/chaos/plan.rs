@@ -1,4 +1,4 @@
-//! What happens in a run, and when: a function of the seed. Pure.
+//! Plans the events of a run and their times from the seed. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// What happens to the processes. A broker and a keeper never die together.
+/// A disruption. A broker and a keeper are never killed together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Event {
     /// SIGKILL of an engine.
@@ -50,7 +50,7 @@ impl fmt::Display for Event {
 /// One event of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// Time since the event before.
+    /// Time since the previous event.
     pub(crate) pause: Duration,
     pub(crate) event: Event,
     /// Time between the two parts of an event that has two.
@@ -71,7 +71,7 @@ pub(crate) fn plan(seed: u64, count: usize, kinds: &[Event], pause: RangeInclusi
     (0..count).map(step).collect()
 }
 
-/// How often each kind happened.
+/// Number of events of each kind.
 pub(crate) type Done = BTreeMap<Event, u64>;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! One run: the daemons, guests, a workload and its torment, and what was found.
+//! One run: daemons, guests, a workload and disruptions, and the result.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,15 +17,15 @@ use virtiofs_contract::counters::Held;
 
 use crate::arguments::Arguments;
 use crate::daemons::Daemons;
+use crate::disruptions::disrupt;
 use crate::holdings::{held, leaked, without_engines};
 use crate::plan::{Done, plan};
-use crate::torment::torment;
 
 const SHARE: &str = "chaos";
-/// Files of the part that all lanes read, and bytes of the longest of them.
+/// Number of files that all lanes read, and maximum length of a file in bytes.
 const SHARED: (usize, usize) = (20, 200_000);
 
-/// What was done and found.
+/// Result of a run.
 pub(crate) struct Outcome {
     guests: usize,
     seed: u64,
@@ -35,7 +35,7 @@ pub(crate) struct Outcome {
     /// Sessions that were lost or do not serve.
     lost: u64,
     violations: Vec<String>,
-    /// More than at the start, once everything was given back.
+    /// What guests hold in addition to the start, after everything was released.
     still_held: Held,
     leaked: BTreeMap<String, usize>,
 }
@@ -58,15 +58,15 @@ impl fmt::Display for Outcome {
         writeln!(f, "  ring violations: {}", self.violations.len())?;
         self.violations.iter().try_for_each(|violation| writeln!(f, "    {violation}"))?;
         let Held { inodes, handles } = self.still_held;
-        write!(f, "  still held when all was given back: {inodes} inodes, {handles} files; leaked: ")?;
+        write!(f, "  still held after all was released: {inodes} inodes, {handles} files; leaked: ")?;
         if self.leaked.is_empty() { write!(f, "nothing") } else { write!(f, "{:?}", self.leaked) }
     }
 }
 
-/// Torments the daemons of so many guests on one share.
+/// Disrupts the daemons of this number of guests on one share.
 pub(crate) fn survive(guests: usize, arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let directory = tempfile::tempdir().context("a directory for sockets")?;
-    let source = tempfile::tempdir().context("a directory to share")?;
+    let directory = tempfile::tempdir().context("creating a directory for sockets")?;
+    let source = tempfile::tempdir().context("creating a directory to share")?;
     let source = source.path().canonicalize()?;
     std::fs::create_dir_all(&arguments.directory)?;
     let log = arguments.directory.join(format!("broker-{guests}.log"));
@@ -75,10 +75,10 @@ pub(crate) fn survive(guests: usize, arguments: &Arguments) -> anyhow::Result<Ou
     let engine = EngineConfig { xattr: true, ..EngineConfig::stock(Access::ReadWrite) };
     let endpoint = endpoint_in(&daemons.runtime(), SHARE, &source, engine);
     daemons.control()?.apply(&endpoint)?;
-    // A broker that continues has copies of what is held: that is what is compared at the end.
+    // A restarted broker has copies of held descriptors, so the comparison starts after a restart.
     daemons.kill_broker()?;
     drop(daemons.start_broker()?);
-    // And one that has served.
+    // The same applies to a broker that has served a guest.
     drop(boot(&endpoint.socket.path, 1)?);
     let before = without_engines(&daemons)?;
     let config = workload(&source, guests, arguments)?;
@@ -99,7 +99,7 @@ pub(crate) fn survive(guests: usize, arguments: &Arguments) -> anyhow::Result<Ou
     Ok(Outcome { guests, seed: arguments.seed, elapsed, done, report, lost, violations, still_held, leaked })
 }
 
-/// Sessions that were lost, were opened again, or do not serve. One ended before.
+/// Number of sessions that were lost, were opened again, or are not serving. One session ended before.
 fn lost(status: &EndpointStatus, guests: u64) -> u64 {
     let is_up = |state| matches!(state, SessionState::Serving | SessionState::Recovering);
     let up = status.sessions.iter().filter(|session| is_up(session.state)).count() as u64;
@@ -112,7 +112,7 @@ fn boot(socket: &Path, guests: usize) -> anyhow::Result<Vec<Guest>> {
 
 fn workload(source: &Path, guests: usize, arguments: &Arguments) -> anyhow::Result<Config> {
     let part = SharedPart::new(arguments.seed, SHARED.0, SHARED.1);
-    part.create(source).context("the part that all lanes read")?;
+    part.create(source).context("creating the files that all lanes read")?;
     let config = Config::new(arguments.seed).lanes(arguments.lanes).host(source).shared(part);
     if !arguments.trace {
         return Ok(config);
@@ -122,7 +122,7 @@ fn workload(source: &Path, guests: usize, arguments: &Arguments) -> anyhow::Resu
     Ok(config.trace(trace))
 }
 
-/// Runs workload and torment beside each other until the torment is over or no lane can continue.
+/// Runs workload and disruptions concurrently until the disruptions are done or no lane can continue.
 fn work(
     config: Config,
     guests: &[Guest],
@@ -134,14 +134,14 @@ fn work(
     let mut workload = Workload::start(config, &clients);
     let plan = plan(arguments.seed, arguments.events, arguments.kinds(), arguments.pause());
     let (over, enough) = (AtomicBool::new(false), AtomicBool::new(false));
-    // Daemons end with the thread that started them, which is therefore this one.
+    // Daemons end with the thread that started them, so this thread runs the disruptions.
     let done = thread::scope(|scope| {
         let workload = scope.spawn(|| {
             workload.run(Limit::until(&over));
-            // Lanes that cannot continue end by themselves.
+            // All lanes have stopped, possibly because none can continue.
             enough.store(true, Ordering::Relaxed);
         });
-        let done = torment(daemons, endpoint, &plan, &enough);
+        let done = disrupt(daemons, endpoint, &plan, &enough);
         over.store(true, Ordering::Relaxed);
         workload.join().map(|()| done)
     });

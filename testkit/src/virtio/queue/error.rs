@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use crate::memory::MemoryError;
 
-/// Why a request was not served.
+/// Reason why a request was not completed.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The device put the request on the used ring but did not call: a guest would wait for ever.
-    #[error("lost wake-up on ring {ring}: used.idx moved, but no call came for {waited:?}")]
+    /// The device put the request on the used ring but sent no call: a guest would wait forever.
+    #[error("lost wake-up on ring {ring}: used.idx moved, but no call was received for {waited:?}")]
     LostWakeup {
         /// Number of the ring.
         ring: u32,
-        /// How long the driver waited.
+        /// Time that the driver waited.
         waited: Duration,
     },
     /// The device did not return the request in time.
@@ -20,13 +20,13 @@ pub enum QueueError {
     Hung {
         /// Number of the ring.
         ring: u32,
-        /// How long the driver waited.
+        /// Time that the driver waited.
         waited: Duration,
-        /// Both indexes and the device's wish, for the post-mortem.
+        /// Indexes of both sides.
         state: RingState,
     },
-    /// The back-end hung up while the request was in flight.
-    #[error("the back-end hung up with a request in flight on ring {ring}")]
+    /// The back-end closed the connection while the request was in flight.
+    #[error("the back-end closed the connection with a request in flight on ring {ring}")]
     Disconnected {
         /// Number of the ring.
         ring: u32,
@@ -40,14 +40,14 @@ pub enum QueueError {
     /// The request does not fit its buffers.
     #[error("{what} of {len} bytes does not fit into {room}")]
     TooLong {
-        /// Which part of the request.
+        /// The part of the request.
         what: &'static str,
-        /// Its length.
+        /// Length of that part in bytes.
         len: u64,
-        /// The room there is.
+        /// Size of the buffer in bytes.
         room: u64,
     },
-    /// All descriptors or buffers stayed in use until the deadline.
+    /// All descriptors or buffers were in use until the deadline.
     #[error("ring {ring} has no free buffers: {in_flight} requests in flight")]
     Full {
         /// Number of the ring.
@@ -55,29 +55,29 @@ pub enum QueueError {
         /// Requests in flight.
         in_flight: usize,
     },
-    /// Guest memory was addressed wrongly.
+    /// An invalid access to guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// An eventfd failed.
     #[error("{what}: {source}")]
     Event {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: nix::Error,
     },
 }
 
-/// Where both sides stand in a ring.
+/// Indexes of both sides of a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RingState {
     /// avail.idx.
     pub available: u16,
     /// used.idx.
     pub used: u16,
-    /// How far the driver has taken chains back.
+    /// Index up to which the driver has processed used chains.
     pub last_used: u16,
-    /// Where the device wants the next kick.
+    /// Index at which the device requests the next kick.
     pub avail_event: u16,
 }
 
@@ -85,7 +85,7 @@ impl std::fmt::Display for RingState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "avail.idx {}, used.idx {}, taken back {}, avail_event {}",
+            "avail.idx {}, used.idx {}, processed {}, avail_event {}",
             self.available, self.used, self.last_used, self.avail_event
         )
     }

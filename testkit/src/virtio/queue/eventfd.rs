@@ -8,7 +8,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::QueueError;
 
-/// Why a poll returned; neither if its time was up.
+/// Why a poll returned; neither after a timeout.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Woken {
     pub(super) called: bool,
@@ -23,10 +23,10 @@ pub(super) fn wait_readable(
 ) -> Result<Woken, QueueError> {
     let mut fds = vec![PollFd::new(fd, PollFlags::POLLIN)];
     if let Some(socket) = socket {
-        // A hang-up is reported whatever is asked for; data is the front-end's business.
+        // poll(2) always reports a hang-up. The front-end reads the data.
         fds.push(PollFd::new(socket, PollFlags::empty()));
     }
-    // Rounded up, or the last fraction of a millisecond would be spun away.
+    // Rounded up: otherwise it would spin during the last fraction of a millisecond.
     let millis = patience.as_millis().saturating_add(1).min(1 << 30) as i32;
     let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
     match poll(&mut fds, timeout) {

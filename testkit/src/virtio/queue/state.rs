@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::{QueueConfig, QueueError, REPLY_ROOM, REQUEST_ROOM, RingState, Ticket};
-use crate::memory::{Carver, MemoryError};
+use crate::memory::{Allocator, MemoryError};
 use crate::virtio::ring::{DESCRIPTOR_SIZE, Descriptor, Ring, WRITE};
 
-/// Spare entries of an indirect table: header and struct in both directions.
+/// Additional entries of an indirect table: header and struct in both directions.
 const FIXED_SEGMENTS: u64 = 8;
 
-/// Guest addresses of the buffers of one request.
+/// Guest addresses of the buffers of a request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Buffers {
     pub(super) table: u64,
@@ -22,7 +22,7 @@ pub(super) struct Buffers {
 pub(super) enum Progress {
     InFlight,
     Done(u32),
-    /// Nobody waits any more; the device may still write to the buffers.
+    /// No thread waits any more; the device may still write to the buffers.
     Abandoned,
 }
 
@@ -52,13 +52,13 @@ pub(super) struct State {
 }
 
 impl Buffers {
-    pub(super) fn carve(carver: &mut Carver, config: &QueueConfig) -> Result<Self, MemoryError> {
+    pub(super) fn allocate(allocator: &mut Allocator, config: &QueueConfig) -> Result<Self, MemoryError> {
         let pieces = config.payload.div_ceil(config.segment) + FIXED_SEGMENTS;
         Ok(Self {
-            table: carver.take(pieces * DESCRIPTOR_SIZE)?,
-            request: carver.take(REQUEST_ROOM)?,
-            reply: carver.take(REPLY_ROOM)?,
-            payload: carver.take(config.payload)?,
+            table: allocator.take(pieces * DESCRIPTOR_SIZE)?,
+            request: allocator.take(REQUEST_ROOM)?,
+            reply: allocator.take(REPLY_ROOM)?,
+            payload: allocator.take(config.payload)?,
         })
     }
 }
@@ -115,7 +115,7 @@ impl State {
         self.serial
     }
 
-    /// Takes all used chains back; true if there were any.
+    /// Processes all used chains. True if there were any.
     pub(super) fn harvest(&mut self, ring: u32) -> Result<bool, MemoryError> {
         let mut any = false;
         while let Some(used) = self.ring.pop_used()? {
@@ -128,9 +128,10 @@ impl State {
     }
 
     pub(super) fn land(&mut self, head: u32, len: u32) -> Result<(), String> {
-        let flight = self.flights.get_mut(head as usize).ok_or_else(|| format!("used head {head} is no descriptor"))?;
+        let flight =
+            self.flights.get_mut(head as usize).ok_or_else(|| format!("used head {head} is not a descriptor"))?;
         let Some(current) = flight else {
-            return Err(format!("used head {head} was not in flight (done twice?)"));
+            return Err(format!("used head {head} was not in flight (used twice?)"));
         };
         match current.progress {
             Progress::InFlight => current.progress = Progress::Done(len),
@@ -143,7 +144,7 @@ impl State {
             }
         }
         if u64::from(len) > current.writable {
-            return Err(format!("head {head}: {len} bytes written where {} fit", current.writable));
+            return Err(format!("head {head}: {len} bytes written into {}", current.writable));
         }
         Ok(())
     }
@@ -157,7 +158,7 @@ impl State {
         self.flights[ticket.head as usize].as_mut().filter(|flight| flight.serial == ticket.serial)
     }
 
-    /// `Some(None)` if the request was lost in a reset.
+    /// `Some(None)` if a reset ended the request.
     pub(super) fn outcome(&mut self, ticket: &Ticket) -> Option<Option<u32>> {
         match self.flight(ticket) {
             None => Some(None),
@@ -168,8 +169,8 @@ impl State {
         }
     }
 
-    /// What to say of a request that did not come back in time.
-    pub(super) fn post_mortem(&self, ring: u32, waited: Duration) -> QueueError {
+    /// The error of a request that was not used in time.
+    pub(super) fn timeout_error(&self, ring: u32, waited: Duration) -> QueueError {
         match self.ring_state() {
             Ok(state) if state.used != state.last_used => QueueError::LostWakeup { ring, waited },
             Ok(state) => QueueError::Hung { ring, waited, state },

@@ -1,4 +1,4 @@
-//! Carries out what is planned.
+//! Carries out the planned disruptions.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,27 +13,27 @@ use virtiofs_contract::control::{Endpoint, EndpointStatus};
 use crate::daemons::Daemons;
 use crate::plan::{Done, Event, Step};
 
-/// How long no request of a guest may be answered.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(10);
+/// Time limit for a guest's request to be answered after a disruption.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Carries out a plan, unless the workload has had enough before.
-pub(crate) fn torment(
+/// Carries out a plan until its end, or until `enough` is true.
+pub(crate) fn disrupt(
     daemons: &mut Daemons,
     endpoint: &Endpoint,
     plan: &[Step],
     enough: &AtomicBool,
 ) -> anyhow::Result<Done> {
     let mut done = Done::new();
-    let mut victim = Victim { control: daemons.control()?, endpoint: endpoint.clone(), requests: 0 };
+    let mut target = Target { control: daemons.control()?, endpoint: endpoint.clone(), requests: 0 };
     for (number, step) in plan.iter().enumerate() {
         if enough.load(Ordering::Relaxed) {
             break;
         }
         thread::sleep(step.pause);
         let cause = || format!("event {number}, {step:?}");
-        victim.suffer(daemons, step).with_context(cause)?;
-        victim.await_requests(enough).with_context(cause)?;
+        target.disrupt(daemons, step).with_context(cause)?;
+        target.await_requests(enough).with_context(cause)?;
         daemons.reap().with_context(cause)?;
         *done.entry(step.event).or_default() += 1;
     }
@@ -41,23 +41,23 @@ pub(crate) fn torment(
 }
 
 /// A share, its sessions, and the connection to their broker.
-struct Victim {
+struct Target {
     control: Control,
     endpoint: Endpoint,
-    /// Requests that its guests have sent.
+    /// Number of requests that its guests have sent.
     requests: u64,
 }
 
-impl Victim {
+impl Target {
     fn status(&mut self) -> anyhow::Result<EndpointStatus> {
         Ok(self.control.status_of(&self.endpoint.name)?)
     }
 
-    fn suffer(&mut self, daemons: &mut Daemons, step: &Step) -> anyhow::Result<()> {
+    fn disrupt(&mut self, daemons: &mut Daemons, step: &Step) -> anyhow::Result<()> {
         let engine = self.engine(step.choice)?;
         match step.event {
             Event::EngineKill => kill_process(engine),
-            Event::HandOver => self.control.exchange(&self.endpoint.name)?,
+            Event::HandOver => self.control.replace_engines(&self.endpoint.name)?,
             Event::Reconfiguration => {
                 self.endpoint.engine.max_inodes = 100_000 + step.choice as u64;
                 self.control.apply(&self.endpoint)?;
@@ -71,7 +71,7 @@ impl Victim {
                 self.control = daemons.start_broker()?;
             }
             Event::BrokerKillInHandOver => {
-                self.control.exchange(&self.endpoint.name)?;
+                self.control.replace_engines(&self.endpoint.name)?;
                 thread::sleep(step.between);
                 daemons.kill_broker()?;
                 self.control = daemons.start_broker()?;
@@ -94,7 +94,7 @@ impl Victim {
         Ok(engines.get(choice % engines.len().max(1)).copied())
     }
 
-    /// Waits until guests have been answered. Counts must not decrease, and no session may be lost.
+    /// Waits until requests of guests are answered. Counts must not decrease, and no session may be lost.
     fn await_requests(&mut self, enough: &AtomicBool) -> anyhow::Result<()> {
         let begin = Instant::now();
         loop {
@@ -113,15 +113,15 @@ impl Victim {
                 self.requests = requests;
                 return Ok(());
             }
-            if begin.elapsed() > PATIENCE {
-                bail!("no request has been answered for {PATIENCE:?}; sessions: {:?}", status.sessions);
+            if begin.elapsed() > TIMEOUT {
+                bail!("no request answered for {TIMEOUT:?}; sessions: {:?}", status.sessions);
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-/// It may have been replaced meanwhile.
+/// Kills a process, which may have ended meanwhile.
 fn kill_process(pid: Option<u32>) {
     let _ = pid.map(|pid| kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL));
 }
