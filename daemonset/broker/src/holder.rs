@@ -7,7 +7,7 @@
 //! | [`restore`] | what to do with the engines of a restored session; pure |
 //! | [`transport`] | the two holders: a keeper, or systemd |
 //!
-//! The broker remembers what it has deposited. If a keeper is started again, it gets everything again.
+//! The broker records what it has deposited. After a restart of the keeper it deposits everything again.
 
 pub(crate) mod names;
 pub(crate) mod restore;
@@ -30,22 +30,22 @@ use crate::poll::{Interest, wait_readable};
 use names::{Group, Part, name};
 use transport::{Fetched, Link, connect_keeper, connect_systemd, fetch_copies};
 
-/// Time within which a keeper must be there, and hand out what it holds, when the broker starts.
+/// Time limit for a keeper to listen and to send what it holds when the broker starts.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Time within which a keeper that was started again must answer.
+/// Time limit for a restarted keeper to answer.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Interval at which a missing keeper is tried, and at which the loss of one is noticed that hangs.
+/// Interval at which the broker connects to a missing keeper, and detects that a keeper hangs.
 const CONNECT_AGAIN: Duration = Duration::from_millis(100);
 
-/// Pause after a keeper did not take what it was given.
+/// Pause after a keeper did not accept descriptors.
 const ATTACH_AGAIN: Duration = Duration::from_secs(1);
 
-/// Who holds descriptors for this broker.
+/// The process that holds descriptors for this broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HolderChoice {
-    /// Nobody: sessions end with the broker.
+    /// None: sessions end with the broker.
     Nobody,
     /// The virtiofs-keeper of this directory.
     Keeper(PathBuf),
@@ -53,10 +53,10 @@ pub enum HolderChoice {
     Systemd,
 }
 
-/// Why the broker cannot start with its holder. Displays its cause, so it has no `source`.
+/// Reason why the broker cannot start with its holder. Displays its cause, so it has no `source`.
 #[derive(Debug, Error)]
 pub enum HolderError {
-    /// A keeper is there, but does not hand out what it holds. Without it, sessions would be lost that still exist.
+    /// A keeper listens but does not send what it holds. A start without it would lose existing sessions.
     #[error("the keeper in {directory} does not answer: {error}; end it if it is stuck, which ends its sessions")]
     Keeper {
         /// Its directory.
@@ -72,7 +72,7 @@ pub enum HolderError {
     SetUp(io::Error),
 }
 
-/// What a holder had when the broker started.
+/// What a holder held when the broker started.
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     pub(crate) groups: BTreeMap<Group, Parts>,
@@ -81,7 +81,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// What the holder has, as deposits of this broker.
+    /// What the holder holds, as deposits of this broker.
     fn deposits(&self) -> BTreeMap<String, Deposit> {
         let mut deposits = BTreeMap::new();
         for (group, parts) in &self.groups {
@@ -106,7 +106,7 @@ struct Inner {
 
 struct State {
     deposits: BTreeMap<String, Deposit>,
-    /// None: the keeper is not there.
+    /// `None`: no keeper is connected.
     link: Option<Arc<Link>>,
 }
 
@@ -117,7 +117,7 @@ struct Deposit {
 }
 
 impl Deposit {
-    /// Only the VMM's end says that a session is over.
+    /// Polled: the session ends when the VMM closes its end.
     fn of(part: Part, fd: SharedFd) -> Self {
         Deposit { fd: Foreign::shared(fd, Arc::default()), poll: part == Part::Vmm }
     }
@@ -131,8 +131,8 @@ impl fmt::Debug for Holder {
 }
 
 impl Holder {
-    /// Connects to the holder and fetches what it has. A keeper that is not there is awaited for a while and looked for
-    /// ever after.
+    /// Connects to the holder and fetches what it has. Waits a while for a missing keeper, then continues
+    /// to look for it in the background.
     pub(crate) fn connect(choice: &HolderChoice) -> Result<(Self, Held), HolderError> {
         let (link, fetched) = match choice {
             HolderChoice::Nobody => return Ok((Holder::default(), Held::default())),
@@ -157,12 +157,12 @@ impl Holder {
         Ok((Holder(Some(inner)), held))
     }
 
-    /// True if descriptors are held, now or as soon as the keeper is back.
+    /// True if descriptors are held, now or as soon as the keeper runs again.
     pub(crate) fn is_present(&self) -> bool {
         self.0.is_some()
     }
 
-    /// True if a holder is configured and not there.
+    /// True if a holder is configured and not connected.
     pub(crate) fn is_missing(&self) -> bool {
         self.0.as_ref().is_some_and(|inner| inner.state().link.is_none())
     }
@@ -194,18 +194,18 @@ impl Inner {
         self.check(&mut state, sent);
     }
 
-    /// A keeper that ended or does not read is given everything again once it is back.
+    /// A keeper that ended or does not read gets everything again as soon as it is connected.
     fn check(&self, state: &mut State, sent: Option<io::Result<()>>) {
         if let Some(Err(error)) = sent {
             tracing::error!(%error, "descriptor holder lost; sessions do not survive the broker until it is back");
-            // systemd does not end; only one message was not taken.
+            // systemd does not end; it only did not accept one message.
             if state.link.as_ref().is_some_and(|link| link.watch.is_some()) {
                 state.link = None;
             }
         }
     }
 
-    /// Gives a keeper everything. What it has besides is removed.
+    /// Deposits everything at a keeper, and removes everything else from it.
     fn attach(&self, link: Link, fetched: &Fetched) -> io::Result<()> {
         let mut state = self.state();
         for (name, _) in &fetched.fds {
@@ -232,7 +232,7 @@ pub(crate) fn endpoint_states(directory: &Path) -> io::Result<Vec<OwnedFd>> {
     Ok(fetched.fds.into_iter().filter(|(name, _)| is_state(name)).map(|(_, fd)| fd).collect())
 }
 
-/// Waits for a keeper at the start; none: nobody listens, so nothing is held.
+/// Waits for a keeper at the start. `None`: no keeper listens, so nothing is held.
 fn await_keeper(directory: &Path) -> Result<Option<(Link, Fetched)>, HolderError> {
     let deadline = Instant::now() + START_DEADLINE;
     loop {
@@ -254,7 +254,7 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }
 
-/// Notices that the keeper ends, and gives the next one everything.
+/// Detects that the keeper ended, and deposits everything at the next one.
 fn follow_keeper(inner: &Weak<Inner>, directory: &Path) {
     while let Some(inner) = inner.upgrade() {
         let link = inner.state().link.clone();
@@ -301,7 +301,7 @@ impl Hold {
         }
     }
 
-    /// The group of what is counted of this session.
+    /// The group of this session's counts.
     pub(crate) fn account(&self) -> Hold {
         self.holder.group(Group::Account(self.serial()))
     }
@@ -358,7 +358,7 @@ impl Hold {
     }
 }
 
-/// Sorts what was fetched by group. Names that are not the broker's are returned besides.
+/// Sorts the fetched descriptors by group. Also returns the names that are not the broker's.
 fn sort(fetched: Fetched) -> (Held, Vec<String>) {
     let (mut held, mut unknown) = (Held::default(), Vec::new());
     for (text, fd) in fetched.fds {

@@ -1,6 +1,6 @@
-//! Closing descriptors. A close can block for as long as somebody else likes: that of a file on a hung file system, and that of
-//! a socket that lingers, or has one that lingers in a message that nobody has read. So other threads do it, and none of them
-//! waits for another one.
+//! Closes descriptors. A close can block for an unbounded time: that of a file on a hung file system, and that of a
+//! socket with SO_LINGER or with such a socket in a message that is not received. So a pool of threads closes
+//! descriptors, and no thread waits for another one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,13 +14,13 @@ use rustix::fs::{AtFlags, FileType, StatxFlags, fcntl_get_seals, statx};
 use rustix::process::Pid;
 use rustix::thread::gettid;
 
-/// Most threads. Descriptors beyond that wait for a thread.
+/// Maximum number of threads. Further descriptors wait for a thread.
 const MAX_THREADS: usize = 64;
 
 /// Time for which a thread without work waits for more.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Time after which a close is interrupted if descriptors wait. That of a lingering socket ends then.
+/// Time after which a close is interrupted if descriptors wait. The close of a socket with SO_LINGER then returns.
 const OVERDUE: Duration = Duration::from_secs(1);
 
 /// Wakes a thread that is blocked in a close.
@@ -48,14 +48,14 @@ struct State {
 impl Closer {
     pub(crate) fn start() -> io::Result<Self> {
         extern "C" fn nothing(_: libc::c_int) {}
-        // An ignored signal would wake nobody. With SA_RESTART, a call that can be restarted does not notice.
+        // An ignored signal does not interrupt a call, and with SA_RESTART the kernel would restart it.
         let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
         // SAFETY: the handler does nothing, so it is safe at any point of any thread.
         unsafe { sigaction(INTERRUPT, &action) }?;
         Ok(Closer::default())
     }
 
-    /// Closes a descriptor: memory at once, so that nothing delays it, and what may block in a thread.
+    /// Closes a descriptor: a memfd immediately, so that nothing delays it, and one that may block in a thread.
     pub(crate) fn close(&self, fd: OwnedFd) {
         if !may_block(&fd) {
             return;
@@ -89,7 +89,7 @@ impl Closer {
         }
     }
 
-    /// The next descriptor; none: there was none for a while, and the thread no longer counts.
+    /// The next descriptor. `None`: there was none for a while; the thread is removed from the count.
     fn next(&self, thread: Pid) -> Option<OwnedFd> {
         let mut state = self.state();
         if state.waiting.is_empty() {
@@ -122,7 +122,7 @@ impl State {
     }
 }
 
-/// Asks the kernel only for what it has in memory.
+/// Reads only attributes that the kernel has in memory, so that it does not block.
 fn may_block(fd: &OwnedFd) -> bool {
     let Ok(stat) = statx(fd, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE) else { return true };
     match FileType::from_raw_mode(stat.stx_mode.into()) {

@@ -5,7 +5,7 @@ use crate::store::{Bounds, Store, Token};
 
 const BOUNDS: Bounds = Bounds { descriptors: 8, groups: 4 };
 
-/// Datagrams, each with a zero byte behind it. One that is none of the keeper's hangs up the oldest descriptor that is polled.
+/// Datagrams, each followed by a zero byte. An invalid one hangs up the oldest polled descriptor.
 fn datagrams(input: &[u8]) -> bool {
     let mut store = Store::new(BOUNDS);
     let mut polled: Vec<Token> = Vec::new();

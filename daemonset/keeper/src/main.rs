@@ -1,7 +1,7 @@
 //! `virtiofs-keeper`: holds file descriptors for the broker, so that the sessions of VMs survive it.
 //!
-//! It speaks systemd's protocol for stored descriptors (sd_notify(3)) on the datagram socket `store` and hands everything
-//! out on the socket `fetch`. It interprets nothing that it holds.
+//! It speaks systemd's protocol for stored descriptors (sd_notify(3)) on the datagram socket `store` and sends all
+//! of them to a client of the socket `fetch`. It does not interpret what it holds.
 //!
 //! | module | |
 //! |---|---|
@@ -46,10 +46,10 @@ struct Args {
     /// Directory for its sockets and its lock; created if it is missing. Only its owner can enter it.
     #[arg(long, value_name = "DIR")]
     directory: PathBuf,
-    /// Most descriptors to hold [default: the limit of open files].
+    /// Maximum number of descriptors [default: the limit of open files].
     #[arg(long, value_name = "N")]
     max_descriptors: Option<usize>,
-    /// Most groups of descriptors to hold: two for each session and one for each endpoint.
+    /// Maximum number of groups of descriptors: two for each session and one for each endpoint.
     #[arg(long, value_name = "N", default_value_t = 16384)]
     max_groups: usize,
     /// What to log: a level, or `target=level` directives.
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    // Lines are queued: a log that nobody reads must not stop the keeper.
+    // Lines are queued: a log that is not read must not block the keeper.
     let log = virtiofs_logging::init_queued(&args.log, args.log_format)?;
     let outcome = serve(args);
     log.finish();
@@ -104,7 +104,7 @@ fn raise_open_files() -> io::Result<u64> {
     Ok(maximum.unwrap_or(u64::MAX))
 }
 
-/// It needs none. The bounding set stays where CAP_SETPCAP is missing, which no_new_privs makes irrelevant.
+/// Drops all capabilities. Without CAP_SETPCAP the bounding set stays, which no_new_privs makes irrelevant.
 fn drop_capabilities() -> anyhow::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
@@ -120,7 +120,7 @@ fn make_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// One keeper in a directory.
+/// Locks the directory, so that only one keeper uses it.
 fn lock(directory: &Path) -> anyhow::Result<File> {
     let path = directory.join("lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path);

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-/// Longest name of a descriptor (`FDNAME_MAX` of systemd).
+/// Maximum length of a descriptor's name (`FDNAME_MAX` of systemd).
 const LONGEST_NAME: usize = 255;
 
 /// One datagram.
@@ -20,7 +20,7 @@ pub(crate) enum Message {
         /// `FDNAME`.
         name: String,
     },
-    /// Anything else, such as `READY=1` or `BARRIER=1`. Its descriptors are closed, which is the answer to a barrier.
+    /// Any other message, such as `READY=1` or `BARRIER=1`. Its descriptors are closed, which completes a barrier.
     Other,
 }
 

@@ -1,4 +1,4 @@
-//! The loop: stores, hands out, and drops what hangs up.
+//! The event loop: stores and sends descriptors, and drops those that hang up.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,10 +16,10 @@ use crate::message::{Message, parse};
 use crate::socket::{Received, receive, send};
 use crate::store::{Store, Token};
 
-/// Descriptors that are handed out in one message.
+/// Number of descriptors in one message to a client.
 const PER_MESSAGE: usize = 100;
 
-/// Longest wait for a client that does not read what it asked for.
+/// Time limit for a client that does not read its messages.
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Most connections; a host has one broker, and one that stands by.
@@ -30,7 +30,7 @@ const STORE_SOCKET: u64 = u64::MAX;
 const FETCH_SOCKET: u64 = u64::MAX - 1;
 const CLIENT: u64 = 1 << 63;
 
-/// The request that a client sends to get everything. With a prefix after a space, it gets the names that begin with it.
+/// Request for all descriptors. With a space and a prefix, only for names with this prefix.
 const FETCH: &str = "FETCH";
 
 /// The keeper.
@@ -56,7 +56,7 @@ impl Keeper {
         Ok(Keeper { store, store_socket, fetch_socket, clients, next_client: 0, epoll, closer, full: false })
     }
 
-    /// Runs until an error that nothing can be done about.
+    /// Runs until a fatal error.
     pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(64);
         loop {
@@ -154,7 +154,7 @@ impl Keeper {
             Ok(None) => return Ok(()),
             Ok(Some(received)) => {
                 if let Some(prefix) = fetched_prefix(&received.bytes) {
-                    // What was sent to the store socket before is there.
+                    // Processes messages first that were sent to the store socket before this request.
                     self.take_messages()?;
                     match self.hand_out(data, prefix) {
                         Ok(()) => return Ok(()),
@@ -192,7 +192,7 @@ impl Keeper {
     }
 }
 
-/// The prefix of a request to fetch; none: it is closed, or a stranger.
+/// The prefix of a request to fetch. `None`: the client closed the connection, or is not a broker.
 fn fetched_prefix(request: &[u8]) -> Option<&str> {
     let rest = std::str::from_utf8(request).ok()?.strip_prefix(FETCH)?;
     if rest.is_empty() { Some(rest) } else { rest.strip_prefix(' ') }
@@ -203,6 +203,6 @@ fn same_file(a: &OwnedFd, b: &OwnedFd) -> bool {
     const KCMP_FILE: libc::c_long = 0;
     let own = libc::c_long::from(Pid::as_raw(Some(getpid())));
     let [a, b] = [a, b].map(|fd| libc::c_long::from(fd.as_raw_fd()));
-    // SAFETY: the call compares two numbers of this process and touches no memory.
+    // SAFETY: the call compares two numbers of this process and accesses no memory.
     unsafe { libc::syscall(libc::SYS_kcmp, own, own, KCMP_FILE, a, b) == 0 }
 }

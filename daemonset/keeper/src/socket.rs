@@ -13,10 +13,10 @@ use rustix::net::{
     socket_with,
 };
 
-/// Most descriptors of one message (`SCM_MAX_FD` of the kernel).
+/// Maximum number of descriptors in one message (`SCM_MAX_FD` of the kernel).
 const MAX_FDS: usize = 253;
 
-/// Longest message.
+/// Maximum length of a message in bytes.
 const LONGEST: usize = 4096;
 
 /// Creates a socket at a path. An old one is replaced: the caller has locked the directory.
@@ -43,7 +43,7 @@ pub(crate) struct Received {
     pub(crate) truncated: bool,
 }
 
-/// Receives one message without waiting; none: there is none.
+/// Receives one message without waiting. `None`: there is none.
 pub(crate) fn receive(socket: impl AsFd) -> io::Result<Option<Received>> {
     let mut buffer = vec![0u8; LONGEST];
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];

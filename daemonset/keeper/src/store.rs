@@ -1,20 +1,20 @@
 //! Descriptors by name, in groups. Pure: generic over `F`, the type of a descriptor.
 //!
-//! The group of a descriptor is its name up to the first `.`. When a polled descriptor hangs up, its whole group goes:
-//! that is how the memory of a dead VM is freed, although nothing here knows what a VM is.
+//! The group of a descriptor is its name up to the first `.`. When a polled descriptor hangs up, its whole group is
+//! dropped. This frees the memory of a VM that has ended, without any knowledge of VMs here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-/// Most descriptors and groups.
+/// Maximum numbers of descriptors and groups.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) descriptors: usize,
     pub(crate) groups: usize,
 }
 
-/// Why a descriptor is not stored.
+/// Reason why a descriptor is not stored.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum StoreError {
     #[error("{0} descriptors are held, which is the limit")]
@@ -41,7 +41,7 @@ pub(crate) struct Store<F> {
     by_name: BTreeMap<String, Vec<Token>>,
     /// Numbers of descriptors by group.
     groups: BTreeMap<String, usize>,
-    /// Groups that were dropped because a descriptor hung up, until somebody removes one of their names.
+    /// Groups that were dropped because a descriptor hung up, until one of their names is removed.
     hung_up: BTreeSet<String>,
     next: Token,
 }
@@ -57,10 +57,10 @@ impl<F> Store<F> {
         Store { bounds, entries, by_name, groups, hung_up: BTreeSet::new(), next: 1 }
     }
 
-    /// Stores a descriptor. Returns none if `same` finds it under that name already.
+    /// Stores a descriptor. Returns `None` if `same` is true for one that has this name.
     ///
     /// # Errors
-    /// A limit is reached; the descriptor is closed.
+    /// If a limit is reached. The descriptor is closed.
     pub(crate) fn insert(
         &mut self,
         name: &str,
@@ -100,7 +100,7 @@ impl<F> Store<F> {
         let of_group = |(token, entry): (&Token, &Entry<F>)| (group_of(&entry.name) == group).then_some(*token);
         let tokens: Vec<Token> = self.entries.iter().filter_map(of_group).collect();
         let fds = tokens.into_iter().filter_map(|token| self.take(token)).collect();
-        // Nobody may ever ask for it.
+        // Its names may never be removed, so the number of these groups is bounded here.
         if self.hung_up.len() >= self.bounds.groups {
             self.hung_up.pop_first();
         }

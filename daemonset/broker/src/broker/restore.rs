@@ -1,4 +1,4 @@
-//! Continues with what an earlier broker has left at the holder.
+//! Restores what an earlier broker has deposited at the holder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::session::ended::EndedSession;
 use crate::session::restore::{RestoreError, Restoring};
 use crate::session_list::{Sessions, lost};
 
-/// What became of a session of the earlier broker.
+/// Result for a session of the earlier broker.
 enum Outcome {
     Restored,
-    /// Its VMM hung up, or it had not begun.
+    /// Ended: its VMM hung up, or it had not started.
     Over,
     Lost,
 }
@@ -54,7 +54,7 @@ impl Broker {
             }
         }
         for (serial, parts) in accounts {
-            // Its VMM hung up, or an earlier broker was about to count it.
+            // Its VMM hung up, or an earlier broker ended before it counted the session.
             accounted.insert(serial);
             self.add_ended(serial, &parts);
         }
@@ -71,7 +71,7 @@ impl Broker {
         }
     }
 
-    /// New endpoints, sessions and engines must not get the name of one that is held.
+    /// New endpoints, sessions and engines must not get the serial number of a held one.
     fn reserve_serials(&self, groups: &BTreeMap<Group, Parts>, listed: &Sessions) {
         let mut engines = 0;
         let mut last = listed.keys().copied().max().unwrap_or(0);
@@ -130,7 +130,7 @@ impl Broker {
         let found = EndedSession::read(account).map(|(name, ended)| (self.endpoints.find(&name), ended));
         match found {
             Ok((Some(endpoint), ended)) => return endpoint.add_ended(&ended, &hold),
-            // An endpoint that is gone has no counts.
+            // A removed endpoint has no counts.
             Ok((None, _)) => {}
             Err(error) => tracing::warn!(session = serial, %error, "requests of a session that ended are not counted"),
         }
@@ -149,7 +149,8 @@ impl Broker {
     }
 }
 
-/// What is needed to count a session. An earlier release deposits it with the session only, and systemd drops second copies.
+/// Descriptors needed to count a session. An earlier release deposits it with the session only, and systemd drops
+/// second copies.
 fn of_account(parts: &Parts) -> Parts {
     let counted = |(part, _): &(&Part, _)| matches!(part, Part::Record | Part::Counters);
     parts.iter().filter(counted).map(|(part, fd)| (*part, fd.clone())).collect()

@@ -23,7 +23,7 @@ use crate::session::Command;
 use crate::session::restore::{RestoreError, Restoring};
 use crate::state_file::StateFileError;
 
-/// Time for which a restart waits for the directory of a socket that could not be held.
+/// Time limit of a restart for opening the directory of a socket that is not held.
 const RESTORING: Duration = Duration::from_secs(1);
 
 impl Endpoint {

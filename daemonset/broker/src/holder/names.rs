@@ -12,8 +12,8 @@ pub(crate) enum Group {
     Endpoint(u64),
     /// A session, by its serial number. A keeper drops the group when its VMM hangs up.
     Session(u64),
-    /// What is counted of a session, by its serial number. It stays when the VMM hangs up, until it is added to the counts of
-    /// the endpoint.
+    /// The counts of a session, by its serial number. They stay when the VMM hangs up, until they are added to the
+    /// counts of the endpoint.
     Account(u64),
 }
 
@@ -149,7 +149,7 @@ impl FromStr for Part {
     }
 }
 
-/// A number as it is written, without signs and leading zeros: one descriptor has one name.
+/// Parses a number without sign and leading zeros, so that a descriptor has only one name.
 fn number<T: FromStr + fmt::Display>(text: &str) -> Result<T, UnknownName> {
     text.parse::<T>().ok().filter(|number| number.to_string() == text).ok_or(UnknownName)
 }
@@ -178,7 +178,7 @@ mod tests {
             for part in &parts {
                 let name = name(group, *part);
                 assert_eq!(parse(&name), Ok((group, *part)), "{name}");
-                // What a name may be in systemd's protocol.
+                // Valid names in systemd's protocol.
                 assert!(name.len() <= 255 && name.bytes().all(|b| b.is_ascii_graphic() && b != b':'), "{name}");
             }
         }

@@ -1,6 +1,6 @@
 //! What to do with the engines of a restored session. Pure.
 
-/// Who had the rings when the broker ended, according to the journal.
+/// The owner of the rings when the broker ended, according to the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rings {
     Nobody,
@@ -20,13 +20,13 @@ pub(crate) struct Found {
 /// What is known about a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
-    /// It runs, and all its descriptors are there.
+    /// It runs, and all its descriptors are held.
     Running,
     /// It runs, and cannot be used: a descriptor is missing, or it has another version of the messages.
     Unusable,
     /// No thread of it runs user code any more.
     Ended,
-    /// Nothing is known: its pidfd is missing. It never served, or the journal would know it.
+    /// Unknown: its pidfd is missing. It never served; otherwise the journal would name it.
     Unknown,
 }
 
@@ -35,22 +35,22 @@ pub(crate) enum Condition {
 pub(crate) struct Verdict {
     /// This engine continues to serve.
     pub(crate) reattach: Option<u64>,
-    /// Kill these and wait until they cannot touch a ring any more, before another engine gets the rings.
+    /// Kill these, and wait until they can no longer access a ring, before another engine gets the rings.
     pub(crate) wait: Vec<u64>,
     /// End these. They have no rings.
     pub(crate) end: Vec<u64>,
-    /// True if an engine had the rings and does not any more.
+    /// True if an engine had the rings and no longer has them.
     pub(crate) lost: bool,
 }
 
-/// The engine that the journal names may still run, and there is no way to know.
+/// The engine that the journal names may still run, and its state is unknown.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct OutOfReach(pub(crate) u64);
 
 /// Decides what to do with each engine.
 ///
 /// # Errors
-/// The session cannot be restored.
+/// If the session cannot be restored.
 pub(crate) fn decide(rings: Rings, engines: &[Found]) -> Result<Verdict, OutOfReach> {
     let mut verdict = Verdict { lost: rings != Rings::Nobody, ..Verdict::default() };
     if let Rings::Engine(serial) = rings
@@ -113,7 +113,7 @@ mod tests {
             for first in conditions {
                 for second in conditions {
                     let Ok(verdict) = decided(rings, &[(1, first), (2, second)]) else { continue };
-                    // Whoever may have the rings is either the one that continues, or is awaited.
+                    // An engine that may have the rings either continues, or the broker waits for its end.
                     for (serial, condition) in [(1, first), (2, second)] {
                         let owner = rings == Rings::Engine(serial) || rings == Rings::Unknown;
                         if owner && condition != Unknown {

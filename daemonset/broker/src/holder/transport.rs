@@ -1,4 +1,4 @@
-//! How descriptors reach their holder and come back: a keeper's sockets, or systemd.
+//! Transport of descriptors to their holder and back: a keeper's sockets, or systemd.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,16 +15,16 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg, socket_with,
 };
 
-/// Longest wait for a holder that does not read. Sessions wait for it, so it is short.
+/// Time limit for a holder that does not read. Sessions wait for it, so it is short.
 const SEND_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Most descriptors of one message (`SCM_MAX_FD` of the kernel).
+/// Maximum number of descriptors in one message (`SCM_MAX_FD` of the kernel).
 const MAX_FDS: usize = 253;
 
 /// First descriptor that systemd passes (`SD_LISTEN_FDS_START`).
 const FIRST_PASSED: RawFd = 3;
 
-/// Everything that a holder had.
+/// Everything that a holder held.
 #[derive(Debug, Default)]
 pub(crate) struct Fetched {
     /// Names and descriptors.
@@ -33,7 +33,7 @@ pub(crate) struct Fetched {
     pub(crate) hung_up: Vec<String>,
 }
 
-/// The socket that takes descriptors.
+/// The socket to which descriptors are sent.
 #[derive(Debug)]
 pub(crate) struct Link {
     store: OwnedFd,

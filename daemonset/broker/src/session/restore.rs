@@ -1,4 +1,4 @@
-//! A session of an earlier broker, from what the holder has of it.
+//! Restores a session of an earlier broker from its held descriptors.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,7 +34,7 @@ use crate::vhost_user::socket::VmmSocket;
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::PacketChannel;
 
-/// Why a session cannot be restored. It is lost.
+/// Reason why a session cannot be restored and is lost.
 #[derive(Debug, Error)]
 pub(crate) enum RestoreError {
     #[error("{0}")]
@@ -144,7 +144,7 @@ fn restore_descriptors(parts: &Parts) -> Result<(Numbering, BTreeMap<u32, Descri
     Ok((numbering, known))
 }
 
-/// Decides about the engines of the earlier broker, and carries it out.
+/// Decides what to do with the engines of the earlier broker, and does it.
 fn restore_engines(
     stored: &Stored,
     parts: &Parts,
@@ -163,7 +163,7 @@ fn restore_engines(
         persistent.kill_switch.add(pidfd)?;
     }
     let found = |(serial, remnant): (&u64, &Remnant)| {
-        // What an engine of another release would answer is not known. It is replaced.
+        // The replies of an engine of another release are unknown. It is replaced.
         let speaks = known_engine.is_none_or(|engine| engine.serial != *serial || engine.version == VERSION);
         let condition = match remnant.condition() {
             Condition::Running if !speaks => Condition::Unusable,
@@ -247,7 +247,7 @@ impl Remnant {
 /// Continues with an engine that serves.
 ///
 /// # Errors
-/// The engine, which must be killed.
+/// Returns the engine, which must be killed.
 fn reattach_engine(
     process: EngineProcess,
     stored: &StoredEngine,
