@@ -1,4 +1,4 @@
-//! What is true of the host, so that the other tests are about such a host.
+//! Checks that the host is like users' hosts, on which the results of the other tests depend.
 
 use anyhow::{Result, ensure};
 

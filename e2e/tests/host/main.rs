@@ -1,7 +1,7 @@
-//! The project on the host that its users have: Debian with systemd as a VM, shared mounts, version 2 of control
-//! groups, AppArmor and Yama. Commands are those of the README and the manual, word for word.
+//! The project on a host like those of its users: Debian with systemd as a VM, shared mounts, version 2 of control
+//! groups, AppArmor and Yama. The tests run the commands of the README and the manual.
 //!
-//! Arguments choose tests by parts of their names.
+//! Arguments select tests by parts of their names.
 
 mod facts;
 mod mounts;

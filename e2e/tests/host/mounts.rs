@@ -1,4 +1,4 @@
-//! What the host mounts and unmounts under a guest that works. An engine's root directory is what its guest sees.
+//! The host mounts and unmounts file systems while a guest works. An engine's root directory is what its guest sees.
 
 use anyhow::{Result, ensure};
 
@@ -14,12 +14,12 @@ pub(crate) fn mounts_of_the_host_reach_a_guest(world: &mut World) -> Result<()> 
     world.host.must(&format!("umount {below}; ! ls /proc/{engine}/root/below/file; rmdir {below}"))?;
     world.finish_guest()?;
 
-    // A guest begins with an empty directory.
+    // A guest starts with an empty directory.
     world.host.must("rm -rf /srv/disk/data/*")?;
     let engine = world.start_guest()?["enginePid"].clone();
     world.host.must("umount /srv/disk")?;
     world.host.must(&format!("ls /proc/{engine}/root/"))?;
-    let gone = world.session("the session says so", |session| session["sourceGone"].is_string())?;
+    let gone = world.session("the session reports it", |session| session["sourceGone"].is_string())?;
     println!("{}", gone["sourceGone"]);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `virtiofs-agent up`, by root and by an ordinary user.
+//! `virtiofs-agent up`, run by root and by an ordinary user.
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,7 +26,7 @@ pub(crate) fn an_ordinary_user_serves_a_share(world: &mut World) -> Result<()> {
     let spec =
         "source: {hostPath: {path: /home/ann/data}}\naccess: ReadWrite\ncontent: Shared\nengine: {xattr: Enabled}";
     world.declare("/home/ann/shares", "data", spec)?;
-    // A session, as a login makes it: with a runtime directory.
+    // A user session with a runtime directory, like that of a login.
     world.host.must(
         "install -m 755 target/release/virtiofs* /usr/local/bin/
          systemd-run --quiet --unit up-user --uid ann --property=PAMName=login \
@@ -35,7 +35,7 @@ pub(crate) fn an_ordinary_user_serves_a_share(world: &mut World) -> Result<()> {
     )?;
     let socket = "/run/user/$(id -u ann)/virtiofs/shares/data.sock";
     world.host.until("the user's share listens", PATIENCE, &format!("test -S {socket}"))?;
-    // Without CAP_DAC_READ_SEARCH there are no file handles, and the share says so.
+    // Without CAP_DAC_READ_SEARCH there are no file handles, which the share reports.
     world.host.until("its state is printed", PATIENCE, "grep '^data: Degraded' /run/up-user.log")?;
     world.host.must(&format!("runuser -u ann -- workload --socket {socket} --steps 0 --memory 128"))?;
     let status = world

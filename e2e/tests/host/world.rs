@@ -1,4 +1,4 @@
-//! The host that all tests share, and what they have in common.
+//! The host that all tests share, and their common operations.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -10,12 +10,12 @@ use e2e::document::{self, Step};
 use e2e::parts::Parts;
 use e2e::suite;
 
-/// How long anything may take on an emulated host on a busy machine.
+/// Time limit on an emulated host on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 pub(crate) struct World {
     pub(crate) host: Debian,
-    /// Agent and broker are installed as services, and run.
+    /// True if agent and broker are installed as services and run.
     installed: Cell<bool>,
 }
 
@@ -34,7 +34,7 @@ impl suite::World for World {
         self.host.explain()
     }
 
-    /// The next test finds no share, no guest and no mount. Services keep running, as on a host.
+    /// Removes all shares, guests and mounts. Services continue to run, as on a host.
     fn clean_up(&mut self) {
         let cleaned = self.host.must(
             "systemctl stop 'up*.service' 'up*.scope' 'guest*.service'
@@ -50,8 +50,7 @@ impl suite::World for World {
 }
 
 impl World {
-    /// Carries the commands of a document's section out, as a user would in a checkout, but for those that `skip` names
-    /// the beginning of.
+    /// Runs the commands of a document's section, as a user in a checkout, except those that begin with one of `skip`.
     pub(crate) fn follow(&self, document: &str, section: &str, skip: &[&str]) -> Result<()> {
         for step in document::examples(document, section)?.into_iter().flatten() {
             let (Step::Shell(command) | Step::Guest(command)) = &step;
@@ -64,7 +63,7 @@ impl World {
         Ok(())
     }
 
-    /// The command of a document's section that begins so.
+    /// The command of a document's section that begins with `beginning`.
     pub(crate) fn command(&self, document: &str, section: &str, beginning: &str) -> Result<String> {
         let mut steps = document::examples(document, section)?.into_iter().flatten();
         let found = steps.find_map(|step| match step {
@@ -74,7 +73,7 @@ impl World {
         found.with_context(|| format!("{document} has no `{beginning}` in {section}"))
     }
 
-    /// Declares a share of this name. `spec` is in YAML, one field a line.
+    /// Declares a share of this name. `spec` is YAML with one field per line.
     pub(crate) fn declare(&self, directory: &str, name: &str, spec: &str) -> Result<()> {
         let spec: String = spec.lines().map(|line| format!("  {}\n", line.trim())).collect();
         let manifest = format!(
@@ -84,7 +83,7 @@ impl World {
         Ok(())
     }
 
-    /// A file system of its own on a disk, at /srv/disk.
+    /// Mounts a file system on a loop device at /srv/disk.
     pub(crate) fn mount_disk(&self) -> Result<()> {
         self.host.must(
             "set -e; modprobe loop; truncate -s 256M /dev/shm/disk; mkfs.ext4 -q /dev/shm/disk
@@ -93,7 +92,7 @@ impl World {
         Ok(())
     }
 
-    /// Installs and starts agent and broker as the manual has it, if no test before has.
+    /// Installs and starts agent and broker as in the manual, unless an earlier test has.
     pub(crate) fn install_services(&self) -> Result<()> {
         if !self.installed.replace(true) {
             self.follow("docs/MANUAL.md", "## As a service", &["make packages"])?;
@@ -101,7 +100,7 @@ impl World {
         Ok(())
     }
 
-    /// Waits until a share is in a state, and returns its part of the status.
+    /// Waits until a share has this state, and returns its part of the status.
     pub(crate) fn until_state(&self, share: &str, state: &str) -> Result<serde_json::Value> {
         let ctl = "/root/virtiofs-operator/target/release/virtiofsctl";
         let script = format!(
