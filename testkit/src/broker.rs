@@ -140,7 +140,7 @@ impl Control {
         Ok(status)
     }
 
-    /// An endpoint as it is now.
+    /// The current status of an endpoint.
     pub fn status_of(&mut self, name: &str) -> Result<EndpointStatus, BrokerError> {
         let found = self.status()?.endpoints.into_iter().find(|endpoint| endpoint.endpoint.name == name);
         found.ok_or_else(|| BrokerError::NoEndpoint(name.into()))

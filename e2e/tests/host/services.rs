@@ -1,4 +1,4 @@
-//! Agent and broker as the services of the manual.
+//! Agent and broker as services, as in the manual.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -9,7 +9,7 @@ const SHARE: &str = "source: {hostPath: {path: /srv/disk/data}}\naccess: ReadWri
                      engine: {xattr: Enabled, limits: {cpu: 1500m, cpuWeight: 50, writeBandwidth: 64Mi}}";
 
 impl World {
-    /// Services that serve a share `disk` of a file system of its own, within limits.
+    /// Starts the services with a share `disk` on a file system of its own and with resource limits.
     pub(crate) fn serve_disk(&self) -> Result<()> {
         self.mount_disk()?;
         self.install_services()?;
@@ -22,7 +22,7 @@ impl World {
         self.declare("/etc/virtiofs/shares", "disk", SHARE)
     }
 
-    /// A guest that works on that share until it is finished, and compares all it sees with a model. Returns its
+    /// Starts a guest that works on that share and compares everything it sees with a model. Returns its
     /// session.
     pub(crate) fn start_guest(&self) -> Result<Value> {
         self.host.must(
@@ -36,7 +36,7 @@ impl World {
         })
     }
 
-    /// Has the guest end, and fails if it has seen an error or a wrong byte.
+    /// Stops the guest, and fails if it has seen an error or a wrong byte.
     pub(crate) fn finish_guest(&self) -> Result<()> {
         self.host.must("touch /run/guest.stop")?;
         self.host.until("the guest has ended", PATIENCE, "[ $(systemctl show guest -P SubState) != running ]")?;
@@ -46,7 +46,7 @@ impl World {
         Ok(())
     }
 
-    /// Waits until the share's only session is as it should be.
+    /// Waits until `is_so` is true for the share's only session.
     pub(crate) fn session(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
         let until = std::time::Instant::now() + PATIENCE;
         loop {
@@ -56,7 +56,7 @@ impl World {
             if is_so(session) {
                 return Ok(session.clone());
             }
-            ensure!(std::time::Instant::now() < until, "still not so: {what}\n{status:#}");
+            ensure!(std::time::Instant::now() < until, "timed out waiting until {what}\n{status:#}");
         }
     }
 
