@@ -245,6 +245,7 @@ impl Endpoint {
             sessions,
             rejected_connections: counts.rejected_connections,
             rejected_exclusive: counts.rejected_exclusive,
+            rejected_memory: counts.rejected_memory,
             last_rejection: counts.last_rejection.clone(),
             released: inner.released().map(|released| released.status()),
             engines_started,
@@ -382,7 +383,9 @@ impl Endpoint {
         }
         inner.add_ended(&EndedSession::of(&live.shared), &self.host.holder.group(Group::Session(live.serial)));
         self.host.list.remove(live.serial);
-        if !live.shared.is_quiet() {
+        if end.rejects_memory() {
+            inner.reject_memory(id, &end.to_string());
+        } else if !live.shared.is_quiet() {
             tracing::info!(session = id, reason = %end, "session ended");
         }
         self.session_ended.notify_all();

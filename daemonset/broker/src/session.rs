@@ -124,6 +124,13 @@ pub(crate) enum End {
 
 from_cause!(End::Poll(io::Error));
 
+impl End {
+    /// True if engines cannot share the guest's memory. The guest's mount hangs: its requests are never answered.
+    pub(crate) fn rejects_memory(&self) -> bool {
+        matches!(self, End::Descriptor(InvalidDescriptor::NotMemory | InvalidDescriptor::TooShort { .. }))
+    }
+}
+
 impl From<ConnectionError> for End {
     fn from(error: ConnectionError) -> Self {
         match error {

@@ -77,6 +77,24 @@ fn session_with_memory(broker: &Broker, name: &str) -> (Connection, GuestMemory)
     (connection, memory)
 }
 
+#[test]
+fn rejected_guest_memory_is_counted_with_its_reason() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let (mut connection, _memory) = session_with_memory(&broker, "data");
+    // An NVDIMM in a file, for instance: it is not shared memory.
+    let file = File::open("/proc/self/exe").unwrap();
+    let words = [0u64, 1 << 32, 4096, 1 << 40, 0];
+    let body: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    connection.send(Request::ADD_MEM_REG, VERSION, &body, &[file.as_raw_fd()]).unwrap();
+    until("it is rejected", || broker.status_of("data").rejected_memory == 1);
+    let status = broker.status_of("data");
+    let message = status.last_rejection.unwrap().message;
+    assert!(message.contains("memfd") && status.sessions.is_empty(), "{message}");
+    assert_eq!(read_hello(&boot(&endpoint)), "from the host\n");
+    assert_eq!(broker.status_of("data").rejected_memory, 1);
+}
+
 /// Number of descriptors of this file that a process holds.
 fn holds(pid: u32, file: &impl AsRawFd) -> usize {
     let identity = |path: &str| fs::metadata(path).map(|it| (std::os::unix::fs::MetadataExt::ino(&it), it.len())).ok();

@@ -60,6 +60,7 @@ pub fn listening(endpoint: Endpoint) -> EndpointStatus {
         sessions: Vec::new(),
         rejected_connections: 0,
         rejected_exclusive: 0,
+        rejected_memory: 0,
         last_rejection: None,
         released: None,
         sessions_started: 0,

@@ -38,6 +38,8 @@ pub enum NoticeReason {
     NearLimit,
     /// A guest puts requests into memory that its VMM does not share.
     GuestMemoryUnreachable,
+    /// Engines cannot share a VM's memory.
+    GuestMemoryRejected,
     /// A second VM was refused a share that one VM at a time may use.
     ExclusiveRejected,
     /// Sessions ended with their broker and could not be restored.
@@ -52,13 +54,14 @@ pub enum NoticeReason {
 
 impl NoticeReason {
     /// Reasons of the agent's own; the others come from the broker and the engines.
-    const OWN: [NoticeReason; 11] = [
+    const OWN: [NoticeReason; 12] = [
         NoticeReason::ManifestInvalid,
         NoticeReason::BrokerUnavailable,
         NoticeReason::BrokerRejected,
         NoticeReason::SessionFailed,
         NoticeReason::NearLimit,
         NoticeReason::GuestMemoryUnreachable,
+        NoticeReason::GuestMemoryRejected,
         NoticeReason::ExclusiveRejected,
         NoticeReason::SessionLost,
         NoticeReason::RemedyActive,
@@ -77,6 +80,7 @@ impl NoticeReason {
             NoticeReason::SessionFailed => "SessionFailed",
             NoticeReason::NearLimit => "NearLimit",
             NoticeReason::GuestMemoryUnreachable => "GuestMemoryUnreachable",
+            NoticeReason::GuestMemoryRejected => "GuestMemoryRejected",
             NoticeReason::ExclusiveRejected => "ExclusiveRejected",
             NoticeReason::SessionLost => "SessionLost",
             NoticeReason::RemedyActive => "RemedyActive",

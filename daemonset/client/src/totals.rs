@@ -26,6 +26,9 @@ pub struct ShareTotals {
     /// Those of them that an exclusive share refused.
     #[serde(default)]
     pub rejected_exclusive: u64,
+    /// Sessions that ended because engines could not share their guests' memory.
+    #[serde(default)]
+    pub rejected_memory: u64,
 }
 
 impl ShareTotals {
@@ -36,6 +39,7 @@ impl ShareTotals {
         self.sessions_lost += other.sessions_lost;
         self.rejected_connections += other.rejected_connections;
         self.rejected_exclusive += other.rejected_exclusive;
+        self.rejected_memory += other.rejected_memory;
     }
 }
 
@@ -156,6 +160,7 @@ fn counted(endpoint: &EndpointStatus) -> ShareTotals {
         sessions_lost: endpoint.sessions_lost,
         rejected_connections: endpoint.rejected_connections,
         rejected_exclusive: endpoint.rejected_exclusive,
+        rejected_memory: endpoint.rejected_memory,
     }
 }
 
@@ -169,6 +174,7 @@ fn less(new: &ShareTotals, old: &ShareTotals) -> bool {
         || new.sessions_lost < old.sessions_lost
         || new.rejected_connections < old.rejected_connections
         || new.rejected_exclusive < old.rejected_exclusive
+        || new.rejected_memory < old.rejected_memory
         || new.totals.bytes_read < old.totals.bytes_read
         || new.totals.bytes_written < old.totals.bytes_written
         || new.totals.malformed < old.totals.malformed

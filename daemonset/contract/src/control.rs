@@ -399,6 +399,9 @@ pub struct EndpointStatus {
     pub rejected_connections: u64,
     /// Those of them that were rejected because the endpoint is exclusive and has a session.
     pub rejected_exclusive: u64,
+    /// Sessions that ended because engines could not share their guests' memory. The guests' mounts hang.
+    #[serde(default)]
+    pub rejected_memory: u64,
     /// The last connection that was rejected.
     pub last_rejection: Option<Rejection>,
     /// Present while the source is released.

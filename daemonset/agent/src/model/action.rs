@@ -90,6 +90,10 @@ pub(crate) struct Progress {
     pub(crate) rejected: Option<u64>,
     /// When that number last grew.
     pub(crate) rejected_at: Option<Instant>,
+    /// How many VMs were rejected there because of their memory.
+    pub(crate) rejected_memory: Option<u64>,
+    /// When that number last grew.
+    pub(crate) rejected_memory_at: Option<Instant>,
     /// Number of sessions that were lost, at the last status.
     pub(crate) lost: Option<u64>,
     /// When sessions were found to be lost.

@@ -71,6 +71,10 @@ impl Observed {
                 progress.rejected_at = Some(now);
             }
             progress.rejected = Some(it.rejected_exclusive);
+            if progress.rejected_memory.is_some_and(|before| it.rejected_memory > before) {
+                progress.rejected_memory_at = Some(now);
+            }
+            progress.rejected_memory = Some(it.rejected_memory);
             if progress.lost.is_some_and(|before| it.sessions_lost > before) {
                 progress.lost_at = Some(now);
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use virtiofs_contract::control::Rejection;
 
-use super::{Endpoint, RejectReason};
+use super::{Endpoint, Inner, RejectReason};
 use crate::channel::Receiver;
 use crate::disposal::Foreign;
 use crate::poll::{Interest, wait_readable};
@@ -57,13 +57,26 @@ impl Endpoint {
         let _open = stream.try_clone().map(|stream| Foreign::new(stream.into(), self.account.clone()));
         if let Err(reason) = self.open_session(stream) {
             let mut inner = self.inner();
-            inner.counts.rejected_connections += 1;
             inner.counts.rejected_exclusive +=
                 u64::from(matches!(reason, RejectReason::Exclusive | RejectReason::ExclusiveElsewhere));
-            let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            inner.counts.last_rejection = Some(Rejection { at, message: reason.to_string() });
-            inner.save();
-            inner.lines.rejection(&reason.to_string());
+            inner.counts.rejected_connections += 1;
+            inner.reject(&reason.to_string());
         }
+    }
+}
+
+impl Inner {
+    /// Counts a session that ends because engines cannot share its guest's memory.
+    pub(super) fn reject_memory(&mut self, session: &str, reason: &str) {
+        self.counts.rejected_memory += 1;
+        self.reject(&format!("{session}: {reason}"));
+    }
+
+    /// Records the reason of a rejection that has been counted.
+    fn reject(&mut self, reason: &str) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.counts.last_rejection = Some(Rejection { at, message: reason.into() });
+        self.save();
+        self.lines.rejection(reason);
     }
 }

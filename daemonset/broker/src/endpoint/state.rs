@@ -48,6 +48,8 @@ impl StoredEndpoint {
 pub(super) struct Counts {
     pub(super) rejected_connections: u64,
     pub(super) rejected_exclusive: u64,
+    #[serde(default)]
+    pub(super) rejected_memory: u64,
     pub(super) last_rejection: Option<Rejection>,
     /// Sessions that ended, and their engines.
     pub(super) sessions_ended: u64,

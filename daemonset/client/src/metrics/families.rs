@@ -122,11 +122,15 @@ fn transfers(totals: &BTreeMap<String, ShareTotals>) -> [Family; 2] {
     [read, written]
 }
 
-fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 5] {
+fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 6] {
     let mut sessions = Family::counter("virtiofs_sessions_started_total", "Sessions of VMs that began.");
     let mut engines = Family::counter("virtiofs_engine_starts_total", "Engines started for sessions.");
     let mut refused =
         Family::counter("virtiofs_rejected_connections_total", "Connections that did not become a session.");
+    let mut memory = Family::counter(
+        "virtiofs_rejected_memory_total",
+        "Sessions that ended because engines could not share the guest's memory.",
+    );
     let mut exclusive = Family::counter(
         "virtiofs_exclusive_rejections_total",
         "Those of them that were refused because one VM at a time may use the share.",
@@ -140,8 +144,9 @@ fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 5] {
         engines.count(&labels, counts.engines);
         refused.count(&labels, counts.rejected_connections);
         exclusive.count(&labels, counts.rejected_exclusive);
+        memory.count(&labels, counts.rejected_memory);
     }
-    [sessions, lost, engines, refused, exclusive]
+    [sessions, lost, engines, refused, exclusive, memory]
 }
 
 fn replacements(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {

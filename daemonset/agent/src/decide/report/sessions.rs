@@ -39,6 +39,7 @@ pub(super) fn notices(now: Instant, share: &str, problems: &[Problem], observed:
         }
     }
     notices.extend(rejected_vm(now, share, observed));
+    notices.extend(rejected_memory(now, share, observed));
     notices.extend(lost_vms(now, share, observed));
     notices
 }
@@ -96,6 +97,20 @@ fn rejected_vm(now: Instant, share: &str, observed: &Observed) -> Option<Notice>
     })
 }
 
+/// The notice of VMs whose memory engines cannot share.
+fn rejected_memory(now: Instant, share: &str, observed: &Observed) -> Option<Notice> {
+    let at = observed.progress.iter().filter(|(name, _)| share_of(name) == share);
+    let last = at.filter_map(|(_, progress)| progress.rejected_memory_at).max()?;
+    (now.saturating_duration_since(last) < LOSS_REPORTED).then(|| {
+        let why = observed.endpoints_of(share).filter_map(|it| it.last_rejection.as_ref()).max_by_key(|it| it.at);
+        let why = why.map_or("", |it| it.message.as_str());
+        let message = format!("a VM was rejected, and its mount hangs: {why}");
+        let remedy = "give the VM shared memory of a memfd or of a file on tmpfs or hugetlbfs, all of it, NVDIMMs included \
+                      (QEMU: memory-backend-memfd with share=on), and start it again";
+        Notice::new(NoticeReason::GuestMemoryRejected, message, remedy)
+    })
+}
+
 /// The notice of sessions that were lost recently.
 fn lost_vms(now: Instant, share: &str, observed: &Observed) -> Option<Notice> {
     let at = observed.progress.iter().filter(|(name, _)| share_of(name) == share);
@@ -149,7 +164,7 @@ fn session_notice(endpoint: &EndpointStatus, session: &SessionStatus) -> Option<
 mod tests {
     use virtiofs_client::fixtures::{finding, preflight, session};
     use virtiofs_client::report::ShareState;
-    use virtiofs_contract::control::OldestRequest;
+    use virtiofs_contract::control::{OldestRequest, Rejection};
     use virtiofs_contract::preflight::Finding;
 
     use super::super::tests::{of, served};
@@ -249,6 +264,26 @@ mod tests {
         assert_eq!(at(1, 2, 1), reported, "the next broker knows");
         assert_eq!(at(3600, 2, 1), reported);
         assert_eq!(at(3602, 2, 1), (ShareState::Ready, vec![]));
+    }
+
+    #[test]
+    fn a_vm_whose_memory_was_rejected_is_reported_with_the_reason() {
+        let start = Instant::now();
+        let mut observed = observed(vec![], vec![("a", present(start, "/srv/a"))]);
+        let wanted = desired([declared("a", "/srv/a")]);
+        let mut at = |seconds, rejected_memory| {
+            let now = start + Duration::from_secs(seconds);
+            let last_rejection = Some(Rejection { at: 1, message: "s1: a plain file".into() });
+            let endpoint = EndpointStatus { rejected_memory, last_rejection, ..served(vec![]) };
+            observed.update_status(now, Some(&virtiofs_client::fixtures::status(1, vec![endpoint])));
+            let notice = super::rejected_memory(now, "a", &observed);
+            (of(now, &wanted, &observed), notice)
+        };
+        assert_eq!(at(0, 1).0, (ShareState::Ready, vec![]), "before this agent");
+        let (reported, notice) = at(1, 2);
+        assert_eq!(reported, (ShareState::Degraded, vec![NoticeReason::GuestMemoryRejected]));
+        assert!(notice.unwrap().message.contains("s1: a plain file"));
+        assert_eq!(at(3602, 2).0, (ShareState::Ready, vec![]));
     }
 
     #[test]
