@@ -141,7 +141,7 @@ fn take_lock(
     readiness: &Arc<Readiness>,
 ) -> Result<Option<RuntimeDir>, RunError> {
     let directory = UnlockedDir::open(&config.runtime_dir)?;
-    match (directory.lock(), &config.holder) {
+    match (directory.lock_at_start(), &config.holder) {
         (Err(RuntimeDirError::Held { .. }), HolderChoice::Keeper(keeper)) if config.stand_by => {
             let spawner = Spawner::start(engine.into(), Arc::default(), false)?;
             let sources = sources(config, directory.path());

@@ -4,9 +4,18 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use thiserror::Error;
+
+/// Time for which a broker that starts tries the lock. A broker that was killed can leave a child that has not yet started
+/// the program of an engine, and such a child still has the lock for an instant; so has a broker that stands by and tries it.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Interval between tries.
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why the runtime directory cannot be used.
 #[derive(Debug, Error)]
@@ -57,6 +66,17 @@ impl UnlockedDir {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Takes the lock; a broker that serves keeps it for longer than this waits.
+    pub(crate) fn lock_at_start(&self) -> Result<RuntimeDir, RuntimeDirError> {
+        let end = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match self.lock() {
+                Err(RuntimeDirError::Held { .. }) if Instant::now() < end => thread::sleep(LOCK_INTERVAL),
+                taken => return taken,
+            }
+        }
     }
 
     /// Takes the lock without waiting, before it touches anything else.
@@ -162,6 +182,19 @@ mod tests {
         assert_eq!((mode("engines"), mode("shares"), mode(".")), (0o700, 0o755, 0o755));
         drop(first);
         second.lock().unwrap();
+    }
+
+    #[test]
+    fn lock_that_is_held_for_an_instant_is_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = UnlockedDir::open(scratch.path()).unwrap();
+        let leftover = directory.lock().unwrap();
+        let released = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            drop(leftover);
+        });
+        directory.lock_at_start().unwrap();
+        released.join().unwrap();
     }
 
     #[test]
