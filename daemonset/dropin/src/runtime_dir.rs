@@ -3,8 +3,9 @@
 //! A process that is killed leaves its directory behind. The next one of the same user removes it: nobody holds its lock.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -35,8 +36,8 @@ impl RuntimeDir {
 
     fn create_in(base: &Path) -> io::Result<Self> {
         sweep(base);
-        // Mode 0700.
-        let directory = tempfile::Builder::new().prefix(PREFIX).rand_bytes(8).tempdir_in(base)?;
+        let private = Permissions::from_mode(0o700);
+        let directory = tempfile::Builder::new().prefix(PREFIX).rand_bytes(8).permissions(private).tempdir_in(base)?;
         let lock = File::create_new(directory.path().join(LOCK))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         Ok(RuntimeDir { directory, _lock: lock })
@@ -95,6 +96,8 @@ mod tests {
         drop(_lock);
         let third = RuntimeDir::create_in(base.path()).unwrap();
         assert!(!abandoned.exists());
+        let mode = fs::metadata(third.directory.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700);
         drop(third);
         assert_eq!(count(), 0);
     }

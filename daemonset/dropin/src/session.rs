@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::thread::sleep;
 use std::time::Duration;
 
 use virtiofs_client::broker::{Client, ClientError};
@@ -81,7 +80,10 @@ impl Session {
                 Err(error) => {
                     tracing::debug!(%error, "broker");
                     self.observed.forget();
-                    sleep(TRY_AGAIN);
+                    // Also the end of this process: it ends the broker first. A request is repeated by whoever made it.
+                    if let Err(RecvTimeoutError::Disconnected) = requests.recv_timeout(TRY_AGAIN) {
+                        return;
+                    }
                 }
             }
         }
