@@ -152,7 +152,7 @@ test: forget-skips setup-go setup check kills guest host libvirt api api-oldest 
 forget-skips:
 	@mkdir -p $(dir $(VIRTIOFS_SKIPPED)) && rm -f $(VIRTIOFS_SKIPPED)
 
-demo: setup build ## a share, a VM at work on it, engines killed and replaced, the agent killed; error count, metrics; SHARE=/some/dir
+demo: setup build ## a share, a VM at work on it; engines, broker and agent killed and replaced; error count, metrics; SHARE=/some/dir
 	$(call STEP,demo)
 	@cargo build $(LOCKED) -q -p e2e --bin demo
 	@exec target/debug/demo $(if $(SHARE),--share '$(SHARE)')

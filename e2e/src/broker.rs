@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::FramedStream;
-use virtiofs_contract::control::{EndpointStatus, Request, Response, Status, StatusPosition};
+use virtiofs_contract::control::{EndpointStatus, HolderState, Request, Response, Status, StatusPosition};
 
 /// Read timeout of a response.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -36,6 +36,11 @@ impl Broker {
             status.append(self.status_page(Some(after))?);
         }
         Ok(status.endpoints)
+    }
+
+    /// State of the holder of descriptors.
+    pub(crate) fn holder(&mut self) -> Result<HolderState> {
+        Ok(self.status_page(None)?.holder)
     }
 
     fn status_page(&mut self, after: Option<StatusPosition>) -> Result<Status> {

@@ -20,6 +20,7 @@ pub mod parts;
 pub mod process;
 pub mod replacement;
 pub mod report;
+mod services;
 pub mod stock;
 pub mod suite;
 pub mod tree;

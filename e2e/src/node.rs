@@ -15,12 +15,12 @@ use tempfile::TempDir;
 
 use crate::parts::Parts;
 use crate::process::Process;
+use crate::services::{STOP_TIMEOUT, Services, runtime_dir};
 use crate::stock::wait_for_socket;
 
-/// Time limit for a daemon to end. Agent and broker stop their engines first.
-const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);
 const BROKER: &str = "virtiofs-broker";
+const KEEPER: &str = "virtiofs-keeper";
 const ENGINE: &str = "virtiofs-engine";
 
 /// Declaration of a share.
@@ -59,8 +59,8 @@ impl Declaration<'_> {
 pub struct Node {
     // Fields are dropped in this order: the agent ends before the broker.
     agent: Process,
-    /// The broker, if it is a service of its own.
-    broker: Option<Process>,
+    /// Broker and keeper, if they are services of their own.
+    services: Option<Services>,
     /// Number of agents started so far.
     agents: u32,
     binary: PathBuf,
@@ -75,38 +75,37 @@ impl Node {
     /// # Errors
     /// If they are not built or do not start.
     pub fn start(parts: &Parts) -> Result<Self> {
-        Self::prepare(parts, |_, broker, mut up| {
-            up.arg("up").arg("--broker").arg(broker);
+        Self::prepare(parts, |_, binaries, mut up| {
+            up.arg("up").arg("--broker").arg(binaries.join(BROKER)).arg("--keeper").arg(binaries.join(KEEPER));
             Ok((up, None))
         })
     }
 
-    /// Starts both without any share, as a service manager does: neither is a child of the other.
+    /// Starts both and a keeper without any share, as a service manager does: none is a child of another.
     ///
     /// # Errors
     /// If they are not built or do not start.
     pub fn start_services(parts: &Parts) -> Result<Self> {
-        Self::prepare(parts, |dir, broker, mut run| {
-            let mut command = Command::new(broker);
-            command.arg("--runtime-dir").arg(dir.join("run"));
-            let broker = Process::start(command, &dir.join("broker.log"), STOP_TIMEOUT)?;
+        Self::prepare(parts, |directory, binaries, mut run| {
+            let services = Services::start(binaries, directory)?;
             run.arg("run");
-            Ok((run, Some(broker)))
+            Ok((run, Some(services)))
         })
     }
 
     /// `complete` adds the arguments of the agent's command and starts the processes that run beside the agent.
     fn prepare(
         parts: &Parts,
-        complete: impl FnOnce(&Path, PathBuf, Command) -> Result<(Command, Option<Process>)>,
+        complete: impl FnOnce(&Path, &Path, Command) -> Result<(Command, Option<Services>)>,
     ) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("node-").tempdir().context("making a directory for a node")?;
         fs::create_dir(dir.path().join("shares")).context("making a directory for manifests")?;
         let (binary, ctl, metrics) = (parts.binary("virtiofs-agent")?, parts.binary("virtiofsctl")?, free_port()?);
-        let installed = install(parts, &dir.path().join("bin"))?;
-        let (command, broker) = complete(dir.path(), installed, Command::new(&binary))?;
+        let binaries = dir.path().join("bin");
+        install(parts, &binaries)?;
+        let (command, services) = complete(dir.path(), &binaries, Command::new(&binary))?;
         let agent = start_agent(command, dir.path(), metrics, 1)?;
-        Ok(Self { agent, broker, agents: 1, binary, ctl, metrics, dir })
+        Ok(Self { agent, services, agents: 1, binary, ctl, metrics, dir })
     }
 
     /// Kills the agent, which is a service beside the broker, and starts another one.
@@ -114,7 +113,7 @@ impl Node {
     /// # Errors
     /// If the broker is a child of the agent, or the new agent does not answer.
     pub fn kill_agent(&mut self) -> Result<()> {
-        ensure!(self.broker.is_some(), "the broker is a child of this agent and would end with it");
+        ensure!(self.services.is_some(), "the broker is a child of this agent and would end with it");
         kill(Pid::from_raw(self.agent.id().cast_signed()), Signal::SIGKILL).context("killing the agent")?;
         self.agent.wait_for(STOP_TIMEOUT)?.context("the agent did not end after SIGKILL")?;
         self.agents += 1;
@@ -127,6 +126,39 @@ impl Node {
             thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Kills the broker, which is a service, and starts another one.
+    ///
+    /// # Errors
+    /// If the broker is a child of the agent, or the next one does not answer.
+    pub fn kill_broker(&mut self) -> Result<()> {
+        self.services_mut()?.kill_broker()
+    }
+
+    /// Replaces the broker, which is a service, with another one that stands by until it is stopped.
+    ///
+    /// # Errors
+    /// If the broker is a child of the agent, or the next one is not ready or does not answer.
+    pub fn replace_broker(&mut self) -> Result<()> {
+        self.services_mut()?.replace_broker()
+    }
+
+    /// Kills the keeper, which is a service, and starts another one.
+    ///
+    /// # Errors
+    /// If the keeper is a child of the agent, or the broker does not give the next one what it holds.
+    pub fn kill_keeper(&mut self) -> Result<()> {
+        self.services_mut()?.kill_keeper()
+    }
+
+    /// Process id of the broker, if it is a service.
+    pub fn broker_id(&self) -> Option<u32> {
+        self.services.as_ref().map(Services::broker_id)
+    }
+
+    fn services_mut(&mut self) -> Result<&mut Services> {
+        self.services.as_mut().context("broker and keeper are children of the agent and would end with it")
     }
 
     /// Declares or changes a share: replaces its manifest atomically.
@@ -197,7 +229,7 @@ impl Node {
 
     /// Runtime directory: sockets and state.
     pub fn runtime_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
+        runtime_dir(self.dir.path())
     }
 
     /// The binary that engines are started from.
@@ -212,7 +244,7 @@ impl Node {
 
     /// The end of the daemons' logs.
     pub fn log_tail(&self) -> String {
-        self.agent.log_tail() + &self.broker.as_ref().map(Process::log_tail).unwrap_or_default()
+        self.agent.log_tail() + &self.services.as_ref().map(Services::log_tail).unwrap_or_default()
     }
 
     /// Stops both with SIGTERM, as Ctrl-C does, and waits until they end.
@@ -224,11 +256,7 @@ impl Node {
         let log = self.log_tail();
         let status = status.with_context(|| format!("virtiofs-agent did not end after SIGTERM\n{log}"))?;
         ensure!(status.success(), "virtiofs-agent ended with {status}\n{log}");
-        if let Some(broker) = &self.broker {
-            let status = broker.stop()?.with_context(|| format!("virtiofs-broker did not end after SIGTERM\n{log}"))?;
-            ensure!(status.success(), "virtiofs-broker ended with {status}\n{log}");
-        }
-        Ok(())
+        self.services.as_ref().map_or(Ok(()), Services::stop)
     }
 
     fn manifest_path(&self, name: &str) -> PathBuf {
@@ -238,20 +266,19 @@ impl Node {
 
 /// Starts an agent that logs at level info: events of engines and sessions explain a failed test.
 fn start_agent(mut command: Command, dir: &Path, metrics: SocketAddr, number: u32) -> Result<Process> {
-    command.arg("--shares").arg(dir.join("shares")).arg("--runtime-dir").arg(dir.join("run"));
+    command.arg("--shares").arg(dir.join("shares")).arg("--runtime-dir").arg(runtime_dir(dir));
     command.args(["--metrics", &metrics.to_string(), "--log", "info"]);
     Process::start(command, &dir.join(format!("agent-{number}.log")), STOP_TIMEOUT)
 }
 
-/// Copies broker and engine into a directory of their own, where a test can replace them without side effects, and
-/// returns the broker's path.
-fn install(parts: &Parts, directory: &Path) -> Result<PathBuf> {
+/// Copies broker, keeper and engine into a directory of their own, where a test can replace them without side effects.
+fn install(parts: &Parts, directory: &Path) -> Result<()> {
     fs::create_dir(directory).context("making a directory for binaries")?;
-    for name in [BROKER, ENGINE] {
+    for name in [BROKER, KEEPER, ENGINE] {
         let from = parts.binary(name)?;
         fs::copy(&from, directory.join(name)).with_context(|| format!("copying {}", from.display()))?;
     }
-    Ok(directory.join(BROKER))
+    Ok(())
 }
 
 /// An unused port.

@@ -1,10 +1,10 @@
-//! Replaces engines under real guests, which count no error: kills, hand-overs, another binary, a VM that is paused,
-//! reset or mounts again, and the remedy for the bug report that started this project.
+//! Replaces engines and brokers under real guests, which count no error: kills, hand-overs, another binary, a VM that is
+//! paused, reset or mounts again, and the remedy for the bug report that started this project.
 
 use std::fs;
 use std::path::Path;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::guest::{Guest, GuestSpec};
@@ -20,6 +20,9 @@ use virtiofs_contract::control::SessionState;
 const SHARE: &str = "share";
 const KILLS: usize = 20;
 const HAND_OVERS: usize = 20;
+const BROKER_KILLS: usize = 20;
+const BROKER_REPLACEMENTS: usize = 20;
+const KEEPER_KILLS: usize = 5;
 /// Configurations of successive hand-overs; each differs from its neighbours.
 const CONFIGURATIONS: [&str; 5] = [
     "{cache: Metadata}",
@@ -38,11 +41,15 @@ struct Host {
 }
 
 impl Host {
-    fn run(test: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+    fn run(test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        Self::run_on(Node::start, test)
+    }
+
+    fn run_on(start: impl FnOnce(&Parts) -> Result<Node>, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let parts = Parts::locate()?;
-        let host = Self { node: Node::start(&parts)?, source: tempfile::tempdir()?, parts };
+        let mut host = Self { node: start(&parts)?, source: tempfile::tempdir()?, parts };
         fs::create_dir(host.source().join("work"))?;
-        test(&host).with_context(|| host.node.log_tail())?;
+        test(&mut host).with_context(|| host.node.log_tail())?;
         host.node.stop()
     }
 
@@ -153,6 +160,38 @@ fn kills_and_hand_overs_under_load_cost_the_guest_no_error() -> Result<()> {
         println!("kills: {kills}\nhand-overs: {hand_overs}\nanother binary: {binary:?}");
         println!("requests answered within 5 ms before each of them: at least {requests}");
         ensure!(kills.count() == KILLS && hand_overs.count() == HAND_OVERS);
+        guest.shutdown()
+    })
+}
+
+#[test]
+fn kills_and_replacements_of_broker_and_keeper_cost_the_guest_no_error() -> Result<()> {
+    Host::run_on(Node::start_services, |host| {
+        host.plant_layers()?;
+        let mut guest = host.guest("{}")?;
+        let mounts = Mounts::of(&mut guest)?;
+        let loads = Loads::start(&mut guest, &mounts)?;
+        let engine = host.node.engine(SHARE)?;
+        let session = host.node.session(SHARE)?.id;
+
+        for (name, times, disrupt) in [
+            ("broker killed", BROKER_KILLS, Node::kill_broker as fn(&mut Node) -> Result<()>),
+            ("broker replaced", BROKER_REPLACEMENTS, Node::replace_broker),
+            ("keeper killed", KEEPER_KILLS, Node::kill_keeper),
+        ] {
+            let begin = Instant::now();
+            for number in 0..times {
+                pause(number);
+                host.node.until_busy(SHARE)?;
+                disrupt(&mut host.node).with_context(|| format!("{name}, number {number}"))?;
+            }
+            println!("{name} {times} times in {:?}", begin.elapsed());
+        }
+        host.node.until_busy(SHARE)?;
+        ensure!(host.node.engine(SHARE)? == engine, "the engine was replaced");
+        ensure!(host.node.session(SHARE)?.id == session, "the session was replaced");
+        host.node.kill_engine(SHARE).context("the last broker recovers an engine of the first")?;
+        loads.stop(&mut guest)?;
         guest.shutdown()
     })
 }

@@ -18,6 +18,8 @@ pub struct Holdings {
     pub memfds: usize,
     /// Number of descriptors by kind: `socket`, `eventfd`, `memfd`, `pipe`, `path` and so on.
     pub by_kind: BTreeMap<String, usize>,
+    /// Number of descriptors of kind `path` by their path.
+    pub paths: BTreeMap<String, usize>,
     /// Number of mappings of memfds, whose descriptors may be closed.
     pub memfd_mappings: usize,
     /// Resident memory in bytes.
@@ -55,7 +57,7 @@ impl Holdings {
     }
 
     /// Resources beyond `before`, by name; empty if nothing leaked. Memory and threads vary without a leak and are not
-    /// compared.
+    /// compared. Leaked paths are also listed one by one.
     pub fn leaked_since(&self, before: &Self) -> BTreeMap<String, usize> {
         let mut leaked = BTreeMap::new();
         let mut compare = |name: &str, now: usize, then: usize| {
@@ -68,6 +70,12 @@ impl Holdings {
         for (kind, &now) in &self.by_kind {
             compare(kind, now, before.by_kind.get(kind).copied().unwrap_or(0));
         }
+        if leaked.contains_key("path") {
+            for (path, &now) in &self.paths {
+                let then = before.paths.get(path).copied().unwrap_or(0);
+                leaked.extend((now > then).then(|| (path.clone(), now - then)));
+            }
+        }
         leaked
     }
 
@@ -75,6 +83,9 @@ impl Holdings {
         let kind = kind_of(target);
         self.fds += 1;
         self.memfds += usize::from(kind == "memfd");
+        if kind == "path" {
+            *self.paths.entry(target.to_string_lossy().into_owned()).or_default() += 1;
+        }
         *self.by_kind.entry(kind).or_default() += 1;
     }
 
@@ -87,6 +98,9 @@ impl Holdings {
         self.resident += other.resident;
         for (kind, count) in &other.by_kind {
             *self.by_kind.entry(kind.clone()).or_default() += count;
+        }
+        for (path, count) in &other.paths {
+            *self.paths.entry(path.clone()).or_default() += count;
         }
     }
 }

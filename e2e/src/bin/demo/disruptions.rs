@@ -1,4 +1,4 @@
-//! Kills, reconfigures and replaces the engine, and kills the agent, while the guest works.
+//! Kills, reconfigures and replaces the engine, and kills or replaces broker, keeper and agent, while the guest works.
 
 use std::thread;
 use std::time::Duration;
@@ -17,8 +17,21 @@ const BETWEEN: Duration = Duration::from_millis(600);
 /// needs an open file.
 const EDITS: [&str; 3] = ["{cache: Metadata}", "{inodeFileHandles: Never}", "{}"];
 
-/// Runs all disruptions of engines and agent while a guest works.
+/// Runs all disruptions while a guest works.
 pub(crate) fn run(node: &mut Node, share: &DemoShare, printer: &Printer) -> Result<()> {
+    disrupt_engine(node, share, printer)?;
+
+    printer.step("under that load: SIGKILL for the broker; a new one continues with the engine");
+    keep_engine(node, printer, "broker", Node::kill_broker, |node| node.broker_id().unwrap_or_default())?;
+
+    printer.step("under that load: a new broker stands by, and the one that serves is stopped");
+    keep_engine(node, printer, "broker", Node::replace_broker, |node| node.broker_id().unwrap_or_default())?;
+
+    printer.step("under that load: SIGKILL for the agent; a new one takes over");
+    keep_engine(node, printer, "agent", Node::kill_agent, Node::agent_id)
+}
+
+fn disrupt_engine(node: &Node, share: &DemoShare, printer: &Printer) -> Result<()> {
     printer.step(&format!("under that load: SIGKILL for the engine, {KILLS} times"));
     let mut kills = Series::default();
     for _ in 0..KILLS {
@@ -32,16 +45,22 @@ pub(crate) fn run(node: &mut Node, share: &DemoShare, printer: &Printer) -> Resu
     }
 
     printer.step("under that load: another engine binary is installed, and virtiofsctl handover");
-    report(node, printer, "upgraded", || node.replace_binary(NAME))?;
+    report(node, printer, "upgraded", || node.replace_binary(NAME)).map(drop)
+}
 
-    printer.step("under that load: SIGKILL for the agent; a new one takes over");
-    let (engine, agent) = (node.engine(NAME)?.pid, node.agent_id());
-    node.kill_agent()?;
-    ensure!(node.engine(NAME)?.pid == engine, "the engine changed when the agent was killed");
-    printer.detail(&format!(
-        "agent: process {agent} -> {}, no pause: the engine is still process {engine}",
-        node.agent_id()
-    ));
+/// Replaces a process that the guest's requests do not pass through. The engine must be the same afterwards.
+fn keep_engine(
+    node: &mut Node,
+    printer: &Printer,
+    what: &str,
+    replace: impl FnOnce(&mut Node) -> Result<()>,
+    id: impl Fn(&Node) -> u32,
+) -> Result<()> {
+    let (engine, before) = (node.engine(NAME)?.pid, id(node));
+    replace(node)?;
+    ensure!(node.engine(NAME)?.pid == engine, "the engine changed with the {what}");
+    let after = id(node);
+    printer.detail(&format!("{what}: process {before} -> {after}, no pause: the engine is still process {engine}"));
     thread::sleep(BETWEEN);
     Ok(())
 }

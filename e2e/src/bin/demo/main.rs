@@ -1,6 +1,6 @@
 //! The demo: declares a share and boots a real VM that works on it, directly and with overlayfs on top. Meanwhile it
-//! kills, reconfigures and replaces the engine and kills the agent. It ends with the errors that the guest counted and
-//! with the metrics.
+//! kills, reconfigures and replaces the engine, kills and replaces the broker and kills the agent. It ends with the errors
+//! that the guest counted and with the metrics.
 
 mod demo_share;
 mod disruptions;
@@ -48,7 +48,7 @@ fn demo(arguments: &Arguments) -> Result<()> {
     let printer = Printer::new();
     let (parts, share) = (Parts::locate()?, DemoShare::new(arguments.share.as_deref())?);
 
-    printer.step("starting virtiofs-broker, and virtiofs-agent run beside it");
+    printer.step("starting virtiofs-keeper, virtiofs-broker, and virtiofs-agent run beside them");
     let mut node = Node::start_services(&parts)?;
     let socket = declare(&node, &share, &printer)?;
 
@@ -62,7 +62,7 @@ fn demo(arguments: &Arguments) -> Result<()> {
     printer.step("virtiofsctl status:");
     printer.detail(table(&node.status(&[])?));
     let metrics = node.metrics()?;
-    printer.step("powering the guest off, stopping agent and broker");
+    printer.step("powering the guest off, stopping agent, broker and keeper");
     guest.shutdown()?;
     node.stop()?;
     report(&counts, &metrics, &printer)
