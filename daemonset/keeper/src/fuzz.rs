@@ -1,7 +1,7 @@
 //! Datagrams of any content: bytes -> messages -> store.
 
 use crate::message::{Message, parse};
-use crate::store::{Bounds, Store, Token};
+use crate::store::{Bounds, Insertion, Store, Token};
 
 const BOUNDS: Bounds = Bounds { descriptors: 8, groups: 4 };
 
@@ -13,9 +13,9 @@ fn datagrams(input: &[u8]) -> bool {
     for (fd, datagram) in input.split(|byte| *byte == 0).enumerate() {
         match parse(datagram) {
             Ok(Message::Store { name, poll }) => match store.insert(&name, fd, |a, b| a == b) {
-                Ok(Some(token)) if poll => polled.push(token),
-                Ok(_) => {}
-                Err(_) => assert!(store.len().0 == BOUNDS.descriptors || store.len().1 == BOUNDS.groups),
+                Insertion::Stored(token) if poll => polled.push(token),
+                Insertion::Stored(_) | Insertion::Known(_) => {}
+                Insertion::Full(..) => assert!(store.len().0 == BOUNDS.descriptors || store.len().1 == BOUNDS.groups),
             },
             Ok(Message::Remove { name }) => {
                 store.remove(&name);

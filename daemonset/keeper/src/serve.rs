@@ -14,7 +14,7 @@ use rustix::process::{Pid, getpid};
 use crate::closing::Closer;
 use crate::message::{Message, parse};
 use crate::socket::{Received, receive, send};
-use crate::store::{Store, Token};
+use crate::store::{Insertion, Store, Token};
 
 /// Number of descriptors in one message to a client.
 const PER_MESSAGE: usize = 100;
@@ -83,33 +83,34 @@ impl Keeper {
     }
 
     fn take_message(&mut self, received: Received) {
-        if received.truncated {
-            return tracing::warn!("message too large; its descriptors are closed");
-        }
-        match parse(&received.bytes) {
-            Ok(Message::Store { name, poll }) => {
-                received.fds.into_iter().for_each(|fd| self.insert(&name, fd, poll));
+        let message = if received.truncated { None } else { Some(parse(&received.bytes)) };
+        match message {
+            Some(Ok(Message::Store { name, poll })) => {
+                return received.fds.into_iter().for_each(|fd| self.insert(&name, fd, poll));
             }
-            Ok(Message::Remove { name }) => {
+            Some(Ok(Message::Remove { name })) => {
                 self.full = false;
-                for fd in self.store.remove(&name) {
-                    self.closer.close(fd);
-                }
+                self.store.remove(&name).into_iter().for_each(|fd| self.closer.close(fd));
             }
-            Ok(Message::Other) => {}
-            Err(error) => tracing::warn!(%error, "invalid message"),
+            Some(Ok(Message::Other)) => {}
+            Some(Err(error)) => tracing::warn!(%error, "invalid message"),
+            None => tracing::warn!("message too large; its descriptors are closed"),
         }
+        // Closing them here could block.
+        received.fds.into_iter().for_each(|fd| self.closer.close(fd));
     }
 
     fn insert(&mut self, name: &str, fd: OwnedFd, poll: bool) {
         match self.store.insert(name, fd, same_file) {
-            Ok(Some(token)) if poll => self.watch(token),
-            Ok(_) => {}
-            Err(error) if !self.full => {
-                self.full = true;
-                tracing::error!(name, %error, "descriptor not stored; its session does not survive the broker");
+            Insertion::Stored(token) if poll => self.watch(token),
+            Insertion::Stored(_) => {}
+            Insertion::Known(fd) => self.closer.close(fd),
+            Insertion::Full(error, fd) => {
+                self.closer.close(fd);
+                if !std::mem::replace(&mut self.full, true) {
+                    tracing::error!(name, %error, "descriptor not stored; its session does not survive the broker");
+                }
             }
-            Err(_) => {}
         }
     }
 

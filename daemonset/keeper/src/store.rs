@@ -23,6 +23,15 @@ pub(crate) enum StoreError {
     Groups(usize),
 }
 
+/// What became of a descriptor that was to be stored. One that is not stored is given back, because closing it can block.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Insertion<F> {
+    Stored(Token),
+    /// The same file is held under this name.
+    Known(F),
+    Full(StoreError, F),
+}
+
 /// Identifies a stored descriptor for as long as it is held.
 pub(crate) type Token = u64;
 
@@ -57,26 +66,18 @@ impl<F> Store<F> {
         Store { bounds, entries, by_name, groups, hung_up: BTreeSet::new(), next: 1 }
     }
 
-    /// Stores a descriptor. Returns `None` if `same` is true for one that has this name.
-    ///
-    /// # Errors
-    /// If a limit is reached. The descriptor is closed.
-    pub(crate) fn insert(
-        &mut self,
-        name: &str,
-        fd: F,
-        same: impl Fn(&F, &F) -> bool,
-    ) -> Result<Option<Token>, StoreError> {
+    /// Stores a descriptor, unless `same` is true for one that has this name, or a limit is reached.
+    pub(crate) fn insert(&mut self, name: &str, fd: F, same: impl Fn(&F, &F) -> bool) -> Insertion<F> {
         let known = self.by_name.get(name).into_iter().flatten();
         if known.filter_map(|token| self.entries.get(token)).any(|entry| same(&entry.fd, &fd)) {
-            return Ok(None);
+            return Insertion::Known(fd);
         }
         if self.entries.len() >= self.bounds.descriptors {
-            return Err(StoreError::Descriptors(self.bounds.descriptors));
+            return Insertion::Full(StoreError::Descriptors(self.bounds.descriptors), fd);
         }
         let group = group_of(name);
         if !self.groups.contains_key(group) && self.groups.len() >= self.bounds.groups {
-            return Err(StoreError::Groups(self.bounds.groups));
+            return Insertion::Full(StoreError::Groups(self.bounds.groups), fd);
         }
         *self.groups.entry(group.to_owned()).or_default() += 1;
         self.hung_up.remove(group);
@@ -84,7 +85,7 @@ impl<F> Store<F> {
         self.next += 1;
         self.entries.insert(token, Entry { name: name.to_owned(), fd });
         self.by_name.entry(name.to_owned()).or_default().push(token);
-        Ok(Some(token))
+        Insertion::Stored(token)
     }
 
     /// Removes all descriptors of a name, and forgets that its group hung up.
@@ -156,7 +157,11 @@ mod tests {
     }
 
     fn put(store: &mut Store<u32>, name: &str, fd: u32) -> Result<Option<Token>, StoreError> {
-        store.insert(name, fd, |a, b| a == b)
+        match store.insert(name, fd, |a, b| a == b) {
+            Insertion::Stored(token) => Ok(Some(token)),
+            Insertion::Known(_) => Ok(None),
+            Insertion::Full(error, _) => Err(error),
+        }
     }
 
     fn held(store: &Store<u32>) -> Vec<(&str, u32)> {
