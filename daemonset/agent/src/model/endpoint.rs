@@ -23,8 +23,11 @@ pub(crate) struct Requested {
 /// Who requested an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Requester {
-    /// A person, at the broker with this process id.
-    Broker(u32),
+    /// A person, at a broker. A broker that continues the sessions of another one has the same instance.
+    Broker {
+        /// Identity of the broker's counts.
+        instance: u64,
+    },
     /// A pod, as a volume.
     Volume,
 }
@@ -47,7 +50,7 @@ impl DesiredEndpoint<'_> {
         let own = own_endpoint(runtime_dir, self.share, source);
         let Some(requested) = self.requested else { return own };
         let socket = match requested.by {
-            Requester::Broker(_) => requested.endpoint.socket.clone(),
+            Requester::Broker { .. } => requested.endpoint.socket.clone(),
             // The share says who may connect; the pod only which group is its own.
             Requester::Volume => SocketSpec {
                 path: requested.endpoint.socket.path.clone(),

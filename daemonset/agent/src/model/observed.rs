@@ -87,7 +87,7 @@ impl Observed {
     fn update_requested(&mut self, status: &Status) {
         let added = |it: &&EndpointStatus| EndpointId::parse(&it.endpoint.name).kind == EndpointKind::Socket;
         let listening = status.endpoints.iter().filter(|it| it.listening).filter(added);
-        let by = Requester::Broker(status.pid);
+        let by = Requester::Broker { instance: status.instance };
         let mut now: BTreeMap<_, _> =
             listening.map(|it| (it.endpoint.name.clone(), Requested { endpoint: it.endpoint.clone(), by })).collect();
         self.requested.retain(|_, requested| requested.by != by);
