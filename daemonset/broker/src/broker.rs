@@ -345,8 +345,11 @@ impl Broker {
         std::mem::forget(self.changing.lock().unwrap_or_else(PoisonError::into_inner));
         std::mem::forget(self.endpoints.admit());
         let end = Instant::now() + END_DEADLINE;
-        for endpoint in self.all() {
-            if !endpoint.leave(end.saturating_duration_since(Instant::now())) {
+        let endpoints = self.all();
+        // All stop accepting before any is awaited: a connection that is accepted and not yet held would be lost.
+        endpoints.iter().for_each(|endpoint| endpoint.begin_to_leave());
+        for endpoint in endpoints {
+            if !endpoint.wait_until_left(end.saturating_duration_since(Instant::now())) {
                 tracing::warn!(
                     endpoint = endpoint.spec().name,
                     "a session is busy; its engine is replaced by the next broker"

@@ -47,12 +47,12 @@ pub(crate) fn path_below(directory: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
     Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name)
 }
 
-/// A socket that listens. Its directory may be on a file system that hangs: what may block is said.
+/// A socket that listens. Its directory may be on a file system that hangs; the comments of methods that may block say so.
 #[derive(Debug)]
 pub(crate) struct BoundSocket {
     listener: UnixListener,
     /// Where it was bound; none: the requester made it, and its path is the requester's concern.
-    place: Option<Place>,
+    path: Option<BoundPath>,
     identity: (u64, u64),
     /// What the last check found.
     in_place: AtomicBool,
@@ -60,7 +60,7 @@ pub(crate) struct BoundSocket {
 
 /// The path of a socket.
 #[derive(Debug)]
-struct Place {
+struct BoundPath {
     directory: OwnedFd,
     name: OsString,
 }
@@ -93,7 +93,7 @@ impl Given {
             Given::Path => true,
             Given::Directory(directory) => socket.is_in(directory),
             Given::Listener(listener) => {
-                socket.place.is_none() && own_identity(listener).is_ok_and(|given| given == socket.identity)
+                socket.path.is_none() && own_identity(listener).is_ok_and(|given| given == socket.identity)
             }
         }
     }
@@ -178,7 +178,7 @@ impl BoundSocket {
             .and_then(|()| identity_at(directory.as_fd(), temporary))
             .and_then(|identity| Ok(renameat(&directory, temporary, &directory, &name).map(|()| identity)?));
         match finished {
-            Ok(identity) => Ok(Self::new(listener, Some(Place { directory, name }), identity)),
+            Ok(identity) => Ok(Self::new(listener, Some(BoundPath { directory, name }), identity)),
             Err(error) => {
                 unlink_if_there(directory.as_fd(), temporary)?;
                 Err(error)
@@ -186,8 +186,8 @@ impl BoundSocket {
         }
     }
 
-    fn new(listener: UnixListener, place: Option<Place>, identity: (u64, u64)) -> Self {
-        BoundSocket { listener, place, identity, in_place: AtomicBool::new(true) }
+    fn new(listener: UnixListener, path: Option<BoundPath>, identity: (u64, u64)) -> Self {
+        BoundSocket { listener, path, identity, in_place: AtomicBool::new(true) }
     }
 
     /// The socket of an earlier broker.
@@ -198,7 +198,7 @@ impl BoundSocket {
         identity: (u64, u64),
     ) -> Result<Self, ListenError> {
         let name = path.file_name().ok_or_else(|| ListenError::NotAPath(path.into()))?.to_owned();
-        Ok(Self::new(UnixListener::from(listener), Some(Place { directory, name }), identity))
+        Ok(Self::new(UnixListener::from(listener), Some(BoundPath { directory, name }), identity))
     }
 
     /// Device and inode number of the socket's file, or of the socket itself if the requester made it.
@@ -209,8 +209,8 @@ impl BoundSocket {
     /// The directory, opened for reading: systemd stores no descriptor that was opened with `O_PATH`. None: it may only
     /// be searched. May block.
     pub(crate) fn readable_directory(&self) -> Option<OwnedFd> {
-        let place = self.place.as_ref()?;
-        openat(&place.directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+        let path = self.path.as_ref()?;
+        openat(&path.directory, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
     pub(crate) fn listener(&self) -> &UnixListener {
@@ -219,14 +219,14 @@ impl BoundSocket {
 
     /// True if it is in this directory. May block.
     pub(crate) fn is_in(&self, directory: &Directory) -> bool {
-        let own = self.place.as_ref().and_then(|place| own_identity(&place.directory).ok());
+        let own = self.path.as_ref().and_then(|path| own_identity(&path.directory).ok());
         own.is_some_and(|own| directory.identity().is_ok_and(|other| own == other))
     }
 
     /// Checks whether the path still leads to this socket. May block.
     pub(crate) fn check(&self) -> bool {
-        let leads_here = |place: &Place| identity_at(place.directory.as_fd(), &place.name).ok() == Some(self.identity);
-        let found = self.place.as_ref().is_none_or(leads_here);
+        let leads_here = |path: &BoundPath| identity_at(path.directory.as_fd(), &path.name).ok() == Some(self.identity);
+        let found = self.path.as_ref().is_none_or(leads_here);
         self.in_place.store(found, Relaxed);
         found
     }
@@ -243,16 +243,16 @@ impl BoundSocket {
 
     /// Sets owner, group and mode. May block.
     pub(crate) fn set_access(&self, spec: &SocketSpec) -> io::Result<()> {
-        self.place.as_ref().map_or(Ok(()), |place| set_access_at(place.directory.as_fd(), &place.name, spec))
+        self.path.as_ref().map_or(Ok(()), |path| set_access_at(path.directory.as_fd(), &path.name, spec))
     }
 
     /// Removes the path, unless another file is there by now. May block.
     pub(crate) fn unlink(&self) {
         if self.check()
-            && let Some(place) = &self.place
-            && let Err(error) = unlink_if_there(place.directory.as_fd(), &place.name)
+            && let Some(path) = &self.path
+            && let Err(error) = unlink_if_there(path.directory.as_fd(), &path.name)
         {
-            tracing::warn!(socket = ?place.name, %error, "socket not unlinked");
+            tracing::warn!(socket = ?path.name, %error, "socket not unlinked");
         }
     }
 }

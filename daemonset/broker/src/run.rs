@@ -1,6 +1,7 @@
 //! The broker process, from its configuration to its end.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -107,6 +108,8 @@ pub fn run(config: &Config, signals: &SigSet) -> Result<End, RunError> {
     let engine = find_engine(&config.engine)?;
     let readiness = Arc::new(Readiness::start(config.ready_file.clone()));
     let Some(runtime_dir) = take_lock(config, &engine, signals, &readiness)? else { return Ok(End::Over) };
+    // The kernel releases the lock when this process ends: until then its threads may act.
+    let runtime_dir = ManuallyDrop::new(runtime_dir);
     // After the lock: no other broker uses what is held.
     let (holder, mut held) = Holder::connect(&config.holder)?;
     let processes = Arc::new(ProcessTable::default());
@@ -130,7 +133,8 @@ pub fn run(config: &Config, signals: &SigSet) -> Result<End, RunError> {
     tracing::info!("sessions continue; the next broker takes them over");
     // The kernel ends all processes of a container with its first one.
     let ends_engines = rustix::process::getpid().is_init();
-    Ok(if ends_engines && runtime_dir.has_standby() { End::EnginesServe(runtime_dir) } else { End::Over })
+    let hands_over = ends_engines && runtime_dir.has_standby();
+    Ok(if hands_over { End::EnginesServe(ManuallyDrop::into_inner(runtime_dir)) } else { End::Over })
 }
 
 /// Takes the runtime directory, and stands by if another broker has it; none: this one is to end.

@@ -46,7 +46,7 @@ pub(crate) struct UnlockedDir {
 
 /// A place among the brokers that stand by, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct StandbyPlace(#[expect(dead_code, reason = "dropping it unlocks the file")] File);
+pub(crate) struct StandbyLock(#[expect(dead_code, reason = "dropping it unlocks the file")] File);
 
 /// The runtime directory, locked until this is dropped.
 #[derive(Debug)]
@@ -88,14 +88,14 @@ impl UnlockedDir {
     }
 
     /// Shows the broker that ends that another one is ready to take over.
-    pub(crate) fn stand_by(&self) -> Result<StandbyPlace, RuntimeDirError> {
+    pub(crate) fn stand_by(&self) -> Result<StandbyLock, RuntimeDirError> {
         let path = standby_lock(&self.path);
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(false).mode(0o600);
         let file = options.open(&path).map_err(|error| at(&path, error))?;
         // A broker that ends holds the other lock for an instant.
         flock(&file, FlockOperation::LockShared).map_err(|errno| at(&path, errno.into()))?;
-        Ok(StandbyPlace(file))
+        Ok(StandbyLock(file))
     }
 }
 

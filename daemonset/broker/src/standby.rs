@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::poll::{Interest, wait_readable};
 use crate::readiness::{Readiness, Role};
-use crate::runtime_dir::{RuntimeDir, RuntimeDirError, StandbyPlace, UnlockedDir};
+use crate::runtime_dir::{RuntimeDir, RuntimeDirError, StandbyLock, UnlockedDir};
 pub(crate) use trial::Trial;
 
 /// Interval at which a broker that is ready tries the lock.
@@ -48,11 +48,11 @@ pub(crate) fn stand_by(
     let ending = SignalFd::new(signals).map_err(std::io::Error::from)?;
     tracing::info!(runtime_dir = %directory.path().display(), "another broker serves; this one stands by");
     trial.run_in_background(readiness.clone())?;
-    let mut place = None;
+    let mut standby_lock = None;
     let mut free = FreeSince::default();
     loop {
         let ready = readiness.has_passed();
-        update_place(&mut place, ready, directory)?;
+        update_lock(&mut standby_lock, ready, directory)?;
         // Not before: the broker that ends relies on it.
         readiness.set_role(if ready { Role::Standby } else { Role::Starting });
         let now = Instant::now();
@@ -81,10 +81,10 @@ impl FreeSince {
     }
 }
 
-fn update_place(place: &mut Option<StandbyPlace>, ready: bool, directory: &UnlockedDir) -> Result<(), RuntimeDirError> {
-    match (ready, &place) {
-        (true, None) => *place = Some(directory.stand_by()?),
-        (false, Some(_)) => *place = None,
+fn update_lock(held: &mut Option<StandbyLock>, ready: bool, directory: &UnlockedDir) -> Result<(), RuntimeDirError> {
+    match (ready, &held) {
+        (true, None) => *held = Some(directory.stand_by()?),
+        (false, Some(_)) => *held = None,
         _ => {}
     }
     Ok(())

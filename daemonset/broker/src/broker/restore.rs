@@ -42,9 +42,9 @@ impl Broker {
         let mut accounted: BTreeSet<u64> = held.hung_up.clone();
         let mut restored = 0;
         for (serial, parts) in sessions {
-            let account = of_account(&parts);
+            // A keeper drops the parts of a session whose VMM hung up, and never those of its account.
+            let account = accounts.remove(&serial).unwrap_or_else(|| of_account(&parts));
             let outcome = self.restore_session(serial, parts);
-            accounts.remove(&serial);
             if !matches!(outcome, Outcome::Lost) {
                 accounted.insert(serial);
             }

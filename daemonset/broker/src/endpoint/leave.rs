@@ -7,13 +7,18 @@ use super::{Endpoint, Inner};
 use crate::session::Command;
 
 impl Endpoint {
-    /// Stops accepting, and leaves the sessions to the next broker. Returns true if all were left in time.
-    pub(crate) fn leave(&self, longest: Duration) -> bool {
+    /// Stops accepting, and begins to leave the sessions to the next broker.
+    pub(crate) fn begin_to_leave(&self) {
         let inner = self.inner();
         if let Some(listening) = &inner.listening {
             listening.stop.send(());
         }
         inner.sessions.values().for_each(|live| live.sender.send(Command::Leave));
+    }
+
+    /// Returns true if all sessions were left in time.
+    pub(crate) fn wait_until_left(&self, longest: Duration) -> bool {
+        let inner = self.inner();
         let waiting = |inner: &mut Inner| !inner.sessions.is_empty();
         let waited = self.session_ended.wait_timeout_while(inner, longest, waiting);
         waited.unwrap_or_else(PoisonError::into_inner).0.sessions.is_empty()

@@ -58,9 +58,10 @@ impl Endpoint {
 
     /// Accepts connections at the socket of an earlier broker, until it is stopped.
     pub(crate) fn accept_again(self: &Arc<Self>, stopped: Receiver<()>) -> io::Result<()> {
-        let inner = self.inner();
+        let mut inner = self.inner();
         let Some(listening) = &inner.listening else { return Ok(()) };
-        self.accept_until_stopped(&listening.socket, stopped)
+        // An endpoint that does not listen is created again by the agent.
+        self.accept_until_stopped(&listening.socket.clone(), stopped).inspect_err(|_| inner.listening = None)
     }
 
     /// Continues a session of an earlier broker.

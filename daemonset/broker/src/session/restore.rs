@@ -192,6 +192,7 @@ fn restore_engines(
     if let (Some(serial), RingOwner::Engine(engine)) = (reattach, &stored.rings)
         && let Some(Remnant { process: Some(process), parts }) = remnants.remove(&serial)
     {
+        let control = parts.get(&EnginePart::Control).cloned();
         match reattach_engine(process, engine, parts, persistent, held(serial), known) {
             Ok(mut engine) => {
                 if engine.engine.process.is_within_reach() {
@@ -199,7 +200,12 @@ fn restore_engines(
                 }
                 return Ok(RestoredEngines::Serving(engine));
             }
-            Err(leftover) => leftovers.push(*leftover),
+            Err(leftover) => {
+                if !leftover.process.is_within_reach() {
+                    control.iter().for_each(hang_up);
+                }
+                leftovers.push(*leftover);
+            }
         }
         return Ok(RestoredEngines::Lost(leftovers));
     }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -24,6 +25,9 @@ const TRY_MORE: Duration = Duration::from_secs(10);
 
 /// Interval at which a trial that failed is repeated.
 const TRY_AGAIN: Duration = Duration::from_secs(3);
+
+/// Most trials at the same time.
+const MAX_TRIALS: usize = 16;
 
 /// What is served, and how.
 type Served = (SourceLocation, EngineConfig);
@@ -67,19 +71,28 @@ impl Trial {
         if served.is_empty() {
             return self.try_binary().map_err(|finding| finding.to_string());
         }
-        for (location, config) in served {
-            if passed.contains(&(location.clone(), config.clone())) {
-                continue;
-            }
-            match self.starter.preflight(&location, &config) {
-                Ok(_) => drop(passed.insert((location, config))),
-                Err(finding) if is_about_the_source(finding.reason) => {
-                    tracing::warn!(source = %location.path().display(), %finding, "no engine tried");
+        let untried: Vec<Served> = served.into_iter().filter(|it| !passed.contains(it)).collect();
+        for some in untried.chunks(MAX_TRIALS) {
+            for (it, outcome) in some.iter().zip(self.try_all(some)) {
+                match outcome {
+                    Ok(()) => drop(passed.insert(it.clone())),
+                    Err(finding) if is_about_the_source(finding.reason) => {
+                        tracing::warn!(source = %it.0.path().display(), %finding, "no engine tried");
+                    }
+                    Err(finding) => return Err(format!("trial engine for {}: {finding}", it.0.path().display())),
                 }
-                Err(finding) => return Err(format!("trial engine for {}: {finding}", location.path().display())),
             }
         }
         Ok(())
+    }
+
+    /// Runs trials at the same time: each one whose source hangs takes until its deadline.
+    fn try_all(&self, served: &[Served]) -> Vec<Result<(), Finding>> {
+        let try_one = |(location, config): &Served| self.starter.preflight(location, config).map(drop);
+        thread::scope(|scope| {
+            let trials: Vec<_> = served.iter().map(|it| scope.spawn(move || try_one(it))).collect();
+            trials.into_iter().map(|trial| trial.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        })
     }
 
     fn try_binary(&self) -> Result<(), Finding> {
