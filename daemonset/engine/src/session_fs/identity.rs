@@ -169,6 +169,13 @@ pub(super) fn belongs_below(above: Identity, name: &[u8], node: Identity) -> boo
     node.domain == above.domain || node.domain == below_mount(above.domain, name, node.ino)
 }
 
+/// True if `found` at a name of the ledger's below `above` is the node of identity `known`. The root of a mount has an
+/// identity by the name that it was found at; only a rename gives it another one.
+pub(super) fn is_same_node(above: Identity, found: Identity, known: Identity) -> bool {
+    let is_root = |it: Identity| it.domain & Identity::BELOW_MOUNT != 0 && it.domain != above.domain;
+    found == known || (found.ino == known.ino && is_root(found) && is_root(known))
+}
+
 /// The domain of identities below a mount point. Not by the number of its root directory alone: that is the same on most
 /// file systems of a type. Not by the device: that may be another one when the same file system is mounted again.
 fn below_mount(above: u32, name: &[u8], ino: u64) -> u32 {
@@ -206,6 +213,10 @@ mod tests {
         assert!(!belongs_below(root, b"m", Identity { domain: below_mount(7, b"m", 13), ..node }));
         assert!(!belongs_below(root, b"m", Identity { domain: below_mount(7, b"n", 12), ..node }));
         assert!(!belongs_below(Identity { domain: 8, ..root }, b"m", node));
+        let mounted_at = |name: &[u8], ino| Identity { ino, domain: below_mount(7, name, ino) };
+        assert!(is_same_node(root, mounted_at(b"new", 256), mounted_at(b"old", 256)), "a mount point was renamed");
+        assert!(!is_same_node(root, mounted_at(b"new", 257), mounted_at(b"old", 256)));
+        assert!(!is_same_node(root, Identity { ino: 256, ..root }, mounted_at(b"old", 256)), "it is unmounted");
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl<F: FileSystem> SessionFs<F> {
         if !looks_up {
             state.directories.close_if_removed(parent);
         }
-        Ok(NameRef { parent, parent_inode: self.inode(state, request, parent)?, name })
+        Ok(NameRef { parent, parent_inode: self.known_inode(state, request, parent)?, name })
     }
 
     /// The inode number at a name, as the ledger has it; 0: there is none.
@@ -204,7 +204,9 @@ impl<F: FileSystem> SessionFs<F> {
         // Of two names of one file rename(2) removes neither.
         let moved = state.ledger.find(from.parent, from.name.to_bytes());
         let victim = state.ledger.find(to.parent, to.name.to_bytes());
-        let victim = victim.filter(|victim| !exchange && moved != Some(*victim));
+        // The first run may have entered it into the ledger already: then the moved file is there.
+        let entered = done && victim.map(|slot| state.ledger.identity(slot).ino) == Some(prior.first);
+        let victim = victim.filter(|victim| !exchange && !entered && moved != Some(*victim));
         let directory = self.record_directory(state, request, victim);
         if !done {
             self.stash_before_unlink(state, request, victim);
@@ -212,9 +214,7 @@ impl<F: FileSystem> SessionFs<F> {
             let renamed = self.library.rename(engine_context(), old, from.name, new, to.name, flags);
             renamed.inspect_err(|_| self.directory_remains(state, directory))?;
         }
-        let known = state.ledger.find(to.parent, to.name.to_bytes()).map(|slot| state.ledger.identity(slot).ino);
-        // The first run may have entered it into the ledger already.
-        if !(done && known == Some(prior.first)) {
+        if !entered {
             state.ledger.rename(from.key(), to.key(), exchange);
             victim.inspect(|victim| state.nodes.set_unlinked(*victim));
             self.directory_removed(state, directory);

@@ -43,15 +43,18 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// File systems on which the kernel alone sets birth times, and never two of one inode number alike: ext2 to ext4, XFS,
 /// btrfs, tmpfs.
-const TRUSTED_FILE_SYSTEMS: [u32; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994];
+const TRUSTED_FILE_SYSTEMS: [u32; 4] = [0xef53, 0x5846_5342, BTRFS, 0x0102_1994];
+
+/// The subvolumes of btrfs share a mount, and each has a file system number of its own.
+const BTRFS: u32 = 0x9123_683e;
 
 /// A directory that is open.
 pub(super) struct OpenDirectory {
     /// An `O_PATH` descriptor.
     descriptor: File,
     mount: Mount,
-    /// The number of its file system, as handles record it.
-    file_system: u64,
+    /// The number of its file system, as handles record it. None: its mount has several.
+    file_system: Option<u64>,
     used: Cell<bool>,
 }
 
@@ -59,9 +62,11 @@ impl OpenDirectory {
     /// Keeps the directory open that `listing` has open for reading; none if its file system is not one on which names can
     /// be confirmed. `file_system`: its number, as handles record it.
     pub(super) fn open(listing: &File, file_system: u64) -> io::Result<Option<Self>> {
-        if !TRUSTED_FILE_SYSTEMS.contains(&(fstatfs(listing)?.f_type as u32)) {
+        let kind = fstatfs(listing)?.f_type as u32;
+        if !TRUSTED_FILE_SYSTEMS.contains(&kind) {
             return Ok(None);
         }
+        let file_system = (kind != BTRFS).then_some(file_system);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let descriptor = File::from(openat(listing, c".", flags, Mode::empty())?);
         let Some(mount) = Mount::of(&descriptor)? else { return Ok(None) };
@@ -166,7 +171,7 @@ impl OpenDirectories {
     /// mount has this number.
     pub(super) fn file_system(&self, mount_id: u64) -> Option<u64> {
         let mut open = self.by_slot.values();
-        open.find(|directory| directory.mount.is(mount_id)).map(|directory| directory.file_system)
+        open.find(|directory| directory.mount.is(mount_id)).and_then(|directory| directory.file_system)
     }
 
     /// Closes those that were not used since the last call.

@@ -14,6 +14,7 @@ use crate::orphaned::OrphanedFile;
 
 use super::SessionFs;
 use super::errors::{engine_context, error, is_missing, ledger_full};
+use super::identity::is_same_node;
 use super::nodes::{LIBRARY_ROOT, Target};
 use super::request::RequestContext;
 use super::state::State;
@@ -50,10 +51,18 @@ impl<F: FileSystem> SessionFs<F> {
     /// `ESTALE` if no name leads to the node any more, `ENOENT` for a directory that the guest removed; else the error of the
     /// lookup.
     pub(super) fn inode(&self, state: &mut State, request: RequestContext, slot: Slot) -> io::Result<u64> {
+        if slot != ROOT {
+            state.directories.close_if_removed(slot);
+        }
+        self.known_inode(state, request, slot)
+    }
+
+    /// The same, without a check whether the directory was removed while it is open.
+    pub(super) fn known_inode(&self, state: &mut State, request: RequestContext, slot: Slot) -> io::Result<u64> {
         if slot == ROOT {
             return Ok(LIBRARY_ROOT);
         }
-        match self.target(state, request, slot)? {
+        match self.known_target(state, request, slot)? {
             Target::Library(inode) => Ok(inode),
             Target::Orphaned(_) => Err(error(libc::ESTALE)),
             Target::RemovedDirectory(_) => Err(error(libc::ENOENT)),
@@ -64,6 +73,10 @@ impl<F: FileSystem> SessionFs<F> {
     pub(super) fn target(&self, state: &mut State, request: RequestContext, slot: Slot) -> io::Result<Target> {
         // While it is open, the file handle of a removed directory can be opened.
         state.directories.close_if_removed(slot);
+        self.known_target(state, request, slot)
+    }
+
+    fn known_target(&self, state: &mut State, request: RequestContext, slot: Slot) -> io::Result<Target> {
         if let Some(target) = state.nodes.target(slot) {
             return Ok(target.clone());
         }
@@ -128,7 +141,8 @@ impl<F: FileSystem> SessionFs<F> {
             .lookup(engine_context(), above.into(), &name)
             .inspect_err(|error| self.name_unresolved(state, request, (parent, name.to_bytes()), slot, error))?;
         // By the same rule as when the guest received the node.
-        if self.identify(state, (parent, name.to_bytes()), &entry) != state.ledger.identity(slot) {
+        let found = self.identify(state, (parent, name.to_bytes()), &entry);
+        if !is_same_node(state.ledger.identity(parent), found, state.ledger.identity(slot)) {
             self.library.forget(engine_context(), entry.inode.into(), 1);
             self.drop_stale_name(state, request, (parent, name.to_bytes()), slot, Cause::SourceReplaced);
             return Err(error(libc::ESTALE));
