@@ -56,8 +56,11 @@ fn main() -> ExitCode {
     if options.print_capabilities {
         return written(std::io::stdout().write_all(CAPABILITIES.as_bytes()).is_ok());
     }
+    // Before any thread starts: one that does not block them would die of them.
+    let signals = Signals::block().map_err(anyhow::Error::from);
     let syslog = options.syslog.then(Syslog::redirect);
-    let outcome = logged(&options, syslog.as_ref().and_then(|result| result.as_ref().err()));
+    let no_syslog = syslog.as_ref().and_then(|result| result.as_ref().err());
+    let outcome = signals.and_then(|signals| logged(&options, &signals, no_syslog));
     if let Some(Ok(syslog)) = syslog {
         syslog.finish();
     }
@@ -78,16 +81,14 @@ fn written(done: bool) -> ExitCode {
 }
 
 /// Serves, with a log.
-fn logged(options: &Options, no_syslog: Option<&std::io::Error>) -> anyhow::Result<End> {
-    // Before any thread starts: one that does not block them would die of them.
-    let signals = Signals::block()?;
+fn logged(options: &Options, signals: &Signals, no_syslog: Option<&std::io::Error>) -> anyhow::Result<End> {
     let filter = filter(options);
     // A tool may not read standard error.
     let log = virtiofs_logging::init_queued(&filter, LogFormat::Text)?;
     if let Some(error) = no_syslog {
         tracing::warn!(%error, "can't enable syslog");
     }
-    let outcome = planned(options, &filter, &signals);
+    let outcome = planned(options, &filter, signals);
     log.finish();
     outcome
 }

@@ -38,8 +38,11 @@ impl RuntimeDir {
         sweep(base);
         let private = Permissions::from_mode(0o700);
         let directory = tempfile::Builder::new().prefix(PREFIX).rand_bytes(8).permissions(private).tempdir_in(base)?;
-        let lock = File::create_new(directory.path().join(LOCK))?;
+        let unnamed = directory.path().join("lock.new");
+        let lock = File::create_new(&unnamed)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        // Not before: another process takes a directory whose lock is free for abandoned.
+        fs::rename(&unnamed, directory.path().join(LOCK))?;
         Ok(RuntimeDir { directory, _lock: lock })
     }
 

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -206,7 +207,7 @@ impl Follower {
     fn start(session: Session) -> anyhow::Result<(Self, Receiver<Event>)> {
         let (requests, requested) = mpsc::channel();
         let (event, events) = mpsc::channel();
-        let (woken, wake) = nix::unistd::pipe()?;
+        let (woken, wake) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
         let report = move |happened| {
             let _ = event.send(happened);
             let _ = write(&wake, &[0]);

@@ -20,6 +20,9 @@ const OBSERVE_EVERY: Duration = Duration::from_millis(200);
 /// Pause before the broker is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 
+/// The same, for a broker of another version.
+const TRY_OTHER_VERSION: Duration = Duration::from_secs(1);
+
 /// What happens with the session.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -64,13 +67,14 @@ impl Session {
     pub(crate) fn follow(mut self, requests: &Receiver<Request>, report: impl Fn(Event)) {
         let mut ready = false;
         loop {
+            let was_ready = ready;
             let became_ready = |preflight: &Preflight| {
                 if !std::mem::replace(&mut ready, true) {
                     preflight.findings.iter().for_each(|finding| tracing::warn!("{finding}"));
                     report(Event::Ready);
                 }
             };
-            match self.converse(requests, became_ready) {
+            match self.converse(requests, was_ready, became_ready) {
                 Ok(Some(event)) => return report(event),
                 Ok(None) => return,
                 Err(ClientError::Rejected(finding)) if !ready => return report(Event::Refused(finding)),
@@ -79,9 +83,12 @@ impl Session {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "broker");
+                    // Programs of another version were installed: each try fails until a broker of this one runs.
+                    let other_version = matches!(error, ClientError::Invalid(_) | ClientError::Version { .. });
+                    let pause = if other_version { TRY_OTHER_VERSION } else { TRY_AGAIN };
                     self.observed.forget();
                     // Also the end of this process: it ends the broker first. A request is repeated by whoever made it.
-                    if let Err(RecvTimeoutError::Disconnected) = requests.recv_timeout(TRY_AGAIN) {
+                    if let Err(RecvTimeoutError::Disconnected) = requests.recv_timeout(pause) {
                         return;
                     }
                 }
@@ -92,11 +99,16 @@ impl Session {
     fn converse(
         &mut self,
         requests: &Receiver<Request>,
+        was_ready: bool,
         ready: impl FnOnce(&Preflight),
     ) -> Result<Option<Event>, ClientError> {
         let mut client = Client::connect(&self.broker)?;
-        let preflight = client.apply_at(self.endpoint.clone(), self.listener.as_fd())?;
-        ready(&preflight);
+        match client.apply_at(self.endpoint.clone(), self.listener.as_fd()) {
+            Ok(preflight) => ready(&preflight),
+            // This broker has restored the session, which continues as it is.
+            Err(ClientError::Rejected(finding)) if was_ready => tracing::warn!("{finding}"),
+            Err(error) => return Err(error),
+        }
         loop {
             if let Some(event) = self.observe(&mut client)? {
                 return Ok(Some(event));

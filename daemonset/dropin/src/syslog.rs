@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use nix::unistd::dup2_stderr;
 
@@ -12,6 +13,9 @@ const SOCKET: &str = "/dev/log";
 
 /// Facility `user`, as stock virtiofsd.
 const FACILITY: u8 = 1;
+
+/// Time for the last messages. A child that does not end keeps its end of the pipe.
+const LAST_MESSAGES: Duration = Duration::from_secs(1);
 
 /// Standard error on its way to the system's log.
 #[derive(Debug)]
@@ -28,6 +32,7 @@ impl Syslog {
     pub(crate) fn redirect() -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(SOCKET)?;
+        socket.set_nonblocking(true)?;
         let (lines, end) = io::pipe()?;
         let before = io::stderr().as_fd().try_clone_to_owned()?;
         dup2_stderr(&end)?;
@@ -44,8 +49,12 @@ impl Syslog {
 
     /// Sends what is left.
     pub(crate) fn finish(self) {
-        if dup2_stderr(&self.before).is_ok() {
-            let _ = self.thread.join();
+        if dup2_stderr(&self.before).is_err() {
+            return;
+        }
+        let end = Instant::now() + LAST_MESSAGES;
+        while !self.thread.is_finished() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }
