@@ -97,9 +97,11 @@ impl Target {
     /// Waits until requests of guests are answered. Counts must not decrease, and no session may be lost.
     fn await_requests(&mut self, enough: &AtomicBool) -> anyhow::Result<()> {
         let begin = Instant::now();
+        let mut first = None;
         loop {
             let status = self.status()?;
             let requests = status.totals.requests();
+            let first = *first.get_or_insert(requests);
             if requests < self.requests || status.sessions_lost > 0 {
                 bail!(
                     "{} requests after {}, {} sessions lost; {:?}",
@@ -109,7 +111,7 @@ impl Target {
                     status.sessions
                 );
             }
-            if requests > self.requests || enough.load(Ordering::Relaxed) {
+            if requests > first || enough.load(Ordering::Relaxed) {
                 self.requests = requests;
                 return Ok(());
             }
