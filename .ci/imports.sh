@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-crates=(crds operator daemonset/agent daemonset/broker daemonset/engine daemonset/remedy daemonset/client daemonset/contract)
+crates=(crds operator daemonset/agent daemonset/broker daemonset/engine daemonset/remedy daemonset/client daemonset/contract daemonset/dropin)
 
 # Modules of pure decisions and plain data, and the only modules that they may import.
 pure=(

@@ -1,5 +1,7 @@
 //! The command line: that of virtiofsd 1.14, parsed with the same parser and the same types, and a few options of our own.
 
+mod compat;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -14,8 +16,6 @@ use virtiofsd::passthrough::{CachePolicy, MigrationMode, MigrationOnError, Negot
 use virtiofsd::sandbox::SandboxMode;
 use virtiofsd::soft_idmap::cmdline::IdMap;
 use virtiofsd::vhost_user::{Error, MAX_TAG_LEN};
-
-use crate::compat;
 
 /// As stock virtiofsd prints it, which some tools parse, and what this program is.
 const VERSION: &str = concat!("1.14.0 (virtiofsd-live ", env!("CARGO_PKG_VERSION"), ")");

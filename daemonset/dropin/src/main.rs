@@ -3,7 +3,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `args`, `compat` | the command line of virtiofsd 1.14 |
+//! | `args` | the command line of virtiofsd 1.14 |
 //! | `plan` | what it means: the engine's configuration, or a refusal; pure |
 //! | `name` | the name of the session; pure |
 //! | `listen` | the pid file and the socket |
@@ -14,7 +14,6 @@
 //! | `process`, `orphans`, `runtime_dir` | what is started and made, and removed again |
 
 mod args;
-mod compat;
 mod listen;
 mod metrics;
 mod name;

@@ -6,7 +6,7 @@ use virtiofsd::passthrough::xattrmap::XattrMap;
 use virtiofsd::passthrough::{CachePolicy, NegotiationMode};
 use virtiofsd::sandbox::SandboxMode;
 
-use crate::args::Options;
+use super::Options;
 
 /// Applies what `-o` says, over the other options.
 ///
