@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Socket(SocketArgs),
     /// Pack what explains the state of this host's shares into one file.
     SupportBundle(SupportBundleArgs),
+    /// Show how a tool that starts its own virtiofsd starts virtiofsd-live instead.
+    Dropin(DropinArgs),
     /// Print a completion script for a shell.
     Completions(CompletionsArgs),
     /// Write manual pages into a directory.
@@ -280,6 +282,55 @@ pub(crate) struct SupportBundleArgs {
     pub(crate) guest_paths: bool,
     #[command(flatten)]
     pub(crate) location: Location,
+}
+
+/// Options of `dropin`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  virtiofsctl dropin print libvirt                 for <filesystem> of a domain
+  virtiofsctl dropin print kata                    for configuration.toml
+  virtiofsctl dropin print vhost-user >/etc/qemu/vhost-user/10-virtiofsd-live.json
+
+Nothing is changed on this host.")]
+pub(crate) struct DropinArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: DropinCommand,
+}
+
+/// The commands of `dropin`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DropinCommand {
+    /// Print the lines that a tool needs.
+    Print {
+        /// The tool; vhost-user: the discovery file, for all programs that read /usr/share/qemu/vhost-user.
+        #[arg(value_name = "TOOL", value_enum)]
+        tool: Tool,
+        /// Absolute path of virtiofsd-live [default: next to virtiofsctl, else /usr/bin/virtiofsd-live].
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+    },
+}
+
+/// Programs that start a virtiofsd of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tool {
+    /// libvirt.
+    Libvirt,
+    /// virtme-ng.
+    VirtmeNg,
+    /// bcvk.
+    Bcvk,
+    /// Incus.
+    Incus,
+    /// Kata Containers.
+    Kata,
+    /// microvm.nix.
+    #[value(name = "microvm.nix")]
+    MicrovmNix,
+    /// The discovery file of vhost-user back-ends.
+    VhostUser,
 }
 
 /// Options of `completions`.

@@ -5,6 +5,7 @@ mod args;
 mod check;
 mod close;
 mod drain;
+mod dropin;
 mod generate;
 mod handover;
 mod release;
@@ -57,6 +58,7 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         Command::Trace(args) => trace::trace(args),
         Command::Socket(args) => socket::socket(args),
         Command::SupportBundle(args) => support_bundle::support_bundle(args),
+        Command::Dropin(args) => dropin::dropin(args),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man_pages(args),
     }

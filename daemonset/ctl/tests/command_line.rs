@@ -56,11 +56,31 @@ fn every_command_has_a_manual_page() {
         "trace",
         "socket",
         "support-bundle",
+        "dropin",
         "man",
     ] {
         assert!(page(&format!("virtiofsctl-{command}.1")).contains("Examples:"), "{command}");
     }
+    assert!(page("virtiofsctl-dropin-print.1").contains("microvm.nix"));
     let missing = run(&["man", "/nowhere"]);
     assert_eq!(missing.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere"), "{missing:?}");
+}
+
+#[test]
+fn every_tool_gets_lines_for_the_binary() {
+    for tool in ["libvirt", "virtme-ng", "bcvk", "incus", "kata", "microvm.nix", "vhost-user"] {
+        let output = run(&["dropin", "print", tool, "--binary", "/opt/v/virtiofsd-live"]);
+        assert_eq!(output.status.code(), Some(0), "{tool}: {output:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(printed.contains("/opt/v/virtiofsd-live"), "{tool}: {printed}");
+    }
+    for binary in ["virtiofsd-live", "/opt/it's/virtiofsd-live", "/opt/a b/virtiofsd-live"] {
+        let refused = run(&["dropin", "print", "libvirt", "--binary", binary]);
+        assert_eq!(refused.status.code(), Some(3), "{binary}");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("--binary"), "{refused:?}");
+    }
+    let unknown = run(&["dropin", "print", "no-tool"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("virtme-ng"), "it lists the tools: {unknown:?}");
 }
