@@ -4,7 +4,7 @@
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-programs=(virtiofs-agent virtiofs-broker virtiofs-keeper virtiofs-engine virtiofsctl)
+programs=(virtiofs-agent virtiofs-broker virtiofs-keeper virtiofs-engine virtiofsd-live virtiofsctl)
 revision=${1:-1}
 out=$tree/target/packages
 files=$out/files
