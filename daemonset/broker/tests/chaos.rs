@@ -70,13 +70,13 @@ fn survive(guests: usize, chaos: &Chaos) {
     let stop = AtomicBool::new(false);
     let begin = Instant::now();
     let (kills, hand_overs) = thread::scope(|scope| {
-        let tormentor = scope.spawn(|| {
+        let disruptions = scope.spawn(|| {
             let counts = disrupt(&broker, chaos);
             stop.store(true, Ordering::Relaxed);
             counts
         });
         workload.run(Limit::until(&stop));
-        tormentor.join().unwrap()
+        disruptions.join().unwrap()
     });
     let report = workload.finish();
     let totals = broker.status_of("data").totals;

@@ -1,4 +1,4 @@
-//! What is measured: one function per figure, each a slice of work on one contestant.
+//! The throughput cases: one function per figure, which runs a slice of work on one system.
 
 use std::collections::HashMap;
 
@@ -13,89 +13,89 @@ use testkit::fuse::wire::{
 };
 use zerocopy::IntoBytes;
 
-use crate::contestant::Contestant;
-use crate::drive::{Measured, Next, Turn, drive};
+use crate::drive::{Measured, Next, Step, drive};
 use crate::material::LONG;
 use crate::options::Options;
+use crate::system::System;
 
-/// Bytes of directory per READDIRPLUS: what Linux asks for at first.
+/// Size of a READDIRPLUS reply in bytes: Linux's first request.
 const LISTING: u32 = 4096;
 
-/// The ratio that figures are to reach: what a guest may pay for being tracked.
-const AIM: f64 = 0.97;
-/// The same where the ledger takes note of a new inode.
-const AIM_FIRST: f64 = 0.90;
+/// Target ratio: the permitted cost of tracking.
+const TARGET: f64 = 0.97;
+/// Target ratio if the ledger records a new inode.
+const TARGET_FIRST: f64 = 0.90;
 
-/// What is counted.
+/// Unit of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// Operations.
     Operations,
     /// Names.
     Names,
-    /// Bytes, shown as MiB.
+    /// Bytes, printed as MiB.
     Bytes,
 }
 
-/// A figure.
+/// A case.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) unit: Unit,
-    /// Times as many rounds: the host's journal and writeback make these figures scatter.
+    /// Multiple of the number of rounds: the host's journal and writeback make these figures vary.
     pub(crate) rounds: usize,
-    /// The ratio to stock that it is to reach.
-    pub(crate) aim: f64,
-    pub(crate) slice: fn(&mut Contestant, &Options) -> Result<Measured, CallError>,
+    /// Target ratio to stock virtiofsd.
+    pub(crate) target: f64,
+    pub(crate) slice: fn(&mut System, &Options) -> Result<Measured, CallError>,
 }
 
-/// All figures.
+/// All cases.
 pub(crate) const ALL: [Case; 12] = [
-    Case { name: "lookup", unit: Unit::Operations, rounds: 1, aim: AIM, slice: lookup_again },
-    Case { name: "lookup-first", unit: Unit::Operations, rounds: 1, aim: AIM_FIRST, slice: lookup_first },
-    Case { name: "getattr", unit: Unit::Operations, rounds: 1, aim: AIM, slice: getattr },
-    Case { name: "open-release", unit: Unit::Operations, rounds: 1, aim: AIM, slice: open_release },
-    Case { name: "create-unlink", unit: Unit::Operations, rounds: 2, aim: AIM, slice: create_unlink },
-    Case { name: "readdirplus", unit: Unit::Names, rounds: 1, aim: AIM, slice: readdirplus },
+    Case { name: "lookup", unit: Unit::Operations, rounds: 1, target: TARGET, slice: lookup_again },
+    Case { name: "lookup-first", unit: Unit::Operations, rounds: 1, target: TARGET_FIRST, slice: lookup_first },
+    Case { name: "getattr", unit: Unit::Operations, rounds: 1, target: TARGET, slice: getattr },
+    Case { name: "open-release", unit: Unit::Operations, rounds: 1, target: TARGET, slice: open_release },
+    Case { name: "create-unlink", unit: Unit::Operations, rounds: 2, target: TARGET, slice: create_unlink },
+    Case { name: "readdirplus", unit: Unit::Names, rounds: 1, target: TARGET, slice: readdirplus },
     Case {
         name: "read-4k-random",
         unit: Unit::Operations,
         rounds: 1,
-        aim: AIM,
+        target: TARGET,
         slice: |c, o| read(c, o, 4 << 10, Order::Random),
     },
     Case {
         name: "write-4k-random",
         unit: Unit::Operations,
         rounds: 2,
-        aim: AIM,
+        target: TARGET,
         slice: |c, o| write(c, o, 4 << 10, Order::Random),
     },
     Case {
         name: "read-128k",
         unit: Unit::Bytes,
         rounds: 1,
-        aim: AIM,
+        target: TARGET,
         slice: |c, o| read(c, o, 128 << 10, Order::Sequential),
     },
     Case {
         name: "write-128k",
         unit: Unit::Bytes,
         rounds: 2,
-        aim: AIM,
+        target: TARGET,
         slice: |c, o| write(c, o, 128 << 10, Order::Sequential),
     },
     Case {
         name: "read-1m",
         unit: Unit::Bytes,
         rounds: 1,
-        aim: AIM,
+        target: TARGET,
         slice: |c, o| read(c, o, 1 << 20, Order::Sequential),
     },
     Case {
         name: "write-1m",
         unit: Unit::Bytes,
         rounds: 2,
-        aim: AIM,
+        target: TARGET,
         slice: |c, o| write(c, o, 1 << 20, Order::Sequential),
     },
 ];
@@ -106,84 +106,84 @@ enum Order {
     Sequential,
 }
 
-/// Names the guest holds already.
-fn lookup_again(contestant: &mut Contestant, options: &Options) -> Result<Measured, CallError> {
-    let (fuse, parent) = (contestant.fuse().clone(), contestant.few);
-    let count = contestant.nodes.len();
+/// Names that the guest already holds.
+fn lookup_again(system: &mut System, options: &Options) -> Result<Measured, CallError> {
+    let (fuse, parent) = (system.fuse().clone(), system.few);
+    let count = system.nodes.len();
     let mut looked_up = vec![0_u64; count];
-    let mut cursor = contestant.cursor;
-    let measured = drive(options.depth, options.slice, |turn| {
-        let done = done(&turn);
-        if turn.closing {
+    let mut cursor = system.cursor;
+    let measured = drive(options.depth, options.slice, |step| {
+        let done = done(&step);
+        if step.closing {
             return Ok(Next::end(done));
         }
         cursor = (cursor + 1) % count;
         looked_up[cursor] += 1;
-        Ok(Next::go(start_lookup(&fuse, parent, &contestant.names[cursor])?, done))
+        Ok(Next::request(start_lookup(&fuse, parent, &system.names[cursor])?, done))
     })?;
-    contestant.cursor = cursor;
-    let owed = contestant.nodes.iter().zip(looked_up).filter(|(_, count)| *count > 0);
-    contestant.owed = owed.map(|(node, nlookup)| ForgetOne { nodeid: *node, nlookup }).collect();
+    system.cursor = cursor;
+    let to_forget = system.nodes.iter().zip(looked_up).filter(|(_, count)| *count > 0);
+    system.to_forget = to_forget.map(|(node, nlookup)| ForgetOne { nodeid: *node, nlookup }).collect();
     Ok(measured)
 }
 
-/// Names whose nodes the server does not know: all are forgotten after each slice.
-fn lookup_first(contestant: &mut Contestant, options: &Options) -> Result<Measured, CallError> {
-    let (fuse, parent) = (contestant.fuse().clone(), contestant.many);
-    let mut next = contestant.names.iter();
-    let mut owed = Vec::with_capacity(contestant.names.len());
-    let measured = drive(options.depth, options.slice, |turn| {
-        let done = done(&turn);
-        if let Some(reply) = turn.reply {
-            owed.push(ForgetOne { nodeid: reply.body::<EntryOut>()?.nodeid, nlookup: 1 });
+/// Names whose nodes the server does not hold: all are forgotten after each slice.
+fn lookup_first(system: &mut System, options: &Options) -> Result<Measured, CallError> {
+    let (fuse, parent) = (system.fuse().clone(), system.many);
+    let mut next = system.names.iter();
+    let mut to_forget = Vec::with_capacity(system.names.len());
+    let measured = drive(options.depth, options.slice, |step| {
+        let done = done(&step);
+        if let Some(reply) = step.reply {
+            to_forget.push(ForgetOne { nodeid: reply.body::<EntryOut>()?.nodeid, nlookup: 1 });
         }
         match next.next() {
-            Some(name) if !turn.closing => Ok(Next::go(start_lookup(&fuse, parent, name)?, done)),
+            Some(name) if !step.closing => Ok(Next::request(start_lookup(&fuse, parent, name)?, done)),
             _ => Ok(Next::end(done)),
         }
     })?;
-    contestant.owed = owed;
+    system.to_forget = to_forget;
     Ok(measured)
 }
 
-fn getattr(contestant: &mut Contestant, options: &Options) -> Result<Measured, CallError> {
-    let fuse = contestant.fuse();
-    let mut nodes = contestant.nodes.iter().cycle();
-    drive(options.depth, options.slice, |turn| {
-        let done = done(&turn);
-        let node = nodes.next().filter(|_| !turn.closing);
+fn getattr(system: &mut System, options: &Options) -> Result<Measured, CallError> {
+    let fuse = system.fuse();
+    let mut nodes = system.nodes.iter().cycle();
+    drive(options.depth, options.slice, |step| {
+        let done = done(&step);
+        let node = nodes.next().filter(|_| !step.closing);
         let Some(node) = node else { return Ok(Next::end(done)) };
         let body = GetattrIn::default();
         let arguments = [body.as_bytes()];
         let request = fuse.start(&Call::new(Opcode::Getattr, *node, &arguments).expecting::<AttrOut>())?;
-        Ok(Next::go(request, done))
+        Ok(Next::request(request, done))
     })
 }
 
-fn open_release(contestant: &mut Contestant, options: &Options) -> Result<Measured, CallError> {
-    let fuse = contestant.fuse();
-    let mut nodes = contestant.nodes.iter().copied().cycle();
-    // The node each chain is opening; none while it is releasing.
+fn open_release(system: &mut System, options: &Options) -> Result<Measured, CallError> {
+    let fuse = system.fuse();
+    let mut nodes = system.nodes.iter().copied().cycle();
+    // The node that each chain is opening; none while it releases.
     let mut opening: Vec<Option<u64>> = vec![None; options.depth];
-    drive(options.depth, options.slice, |turn| {
-        if let (Some(reply), Some(node)) = (&turn.reply, opening[turn.chain].take()) {
+    drive(options.depth, options.slice, |step| {
+        if let (Some(reply), Some(node)) = (&step.reply, opening[step.chain].take()) {
             let fh = reply.body::<OpenOut>()?.fh;
-            return Ok(Next::go(start_release(fuse, node, fh, libc::O_RDONLY)?, 0.0));
+            return Ok(Next::request(start_release(fuse, node, fh, libc::O_RDONLY)?, 0.0));
         }
-        let done = done(&turn);
-        if turn.closing {
+        let done = done(&step);
+        if step.closing {
             return Ok(Next::end(done));
         }
         let node = nodes.next().unwrap_or_default();
-        opening[turn.chain] = Some(node);
+        opening[step.chain] = Some(node);
         let body = OpenIn { flags: libc::O_RDONLY as u32, open_flags: 0 };
         let arguments = [body.as_bytes()];
         let request = fuse.start(&Call::new(Opcode::Open, node, &arguments).expecting::<OpenOut>())?;
-        Ok(Next::go(request, done))
+        Ok(Next::request(request, done))
     })
 }
 
-/// Where a chain of [`create_unlink`] stands.
+/// State of a chain of [`create_unlink`].
 #[derive(Debug, Clone, Copy)]
 enum Stage {
     Creating,
@@ -192,14 +192,14 @@ enum Stage {
     Forgetting,
 }
 
-/// CREATE, RELEASE, UNLINK, FORGET: the life of a temporary file.
-fn create_unlink(contestant: &mut Contestant, options: &Options) -> Result<Measured, CallError> {
-    let (fuse, parent) = (contestant.fuse(), contestant.made);
+/// CREATE, RELEASE, UNLINK, FORGET, as for a temporary file.
+fn create_unlink(system: &mut System, options: &Options) -> Result<Measured, CallError> {
+    let (fuse, parent) = (system.fuse(), system.made);
     let mut stages = vec![Stage::Forgetting; options.depth];
-    drive(options.depth, options.slice, |turn| {
-        let name = format!("temporary-{}", turn.chain);
-        let stage = &mut stages[turn.chain];
-        let (next, request) = match (*stage, &turn.reply) {
+    drive(options.depth, options.slice, |step| {
+        let name = format!("temporary-{}", step.chain);
+        let stage = &mut stages[step.chain];
+        let (next, request) = match (*stage, &step.reply) {
             (Stage::Creating, Some(reply)) => {
                 let made = reply.body::<CreateOut>()?;
                 let node = made.entry.nodeid;
@@ -215,26 +215,26 @@ fn create_unlink(contestant: &mut Contestant, options: &Options) -> Result<Measu
                 let call = Call::new(Opcode::Forget, node, &arguments).unanswered();
                 (Stage::Forgetting, fuse.start(&call)?)
             }
-            _ if turn.closing => return Ok(Next::end(done(&turn))),
+            _ if step.closing => return Ok(Next::end(done(&step))),
             _ => {
                 *stage = Stage::Creating;
-                return Ok(Next::go(start_create(fuse, parent, &name)?, done(&turn)));
+                return Ok(Next::request(start_create(fuse, parent, &name)?, done(&step)));
             }
         };
         *stage = next;
-        Ok(Next::go(request, 0.0))
+        Ok(Next::request(request, 0.0))
     })
 }
 
-/// Whole listings, each chain with a directory stream of its own.
-fn readdirplus(contestant: &mut Contestant, options: &Options) -> Result<Measured, CallError> {
-    let (fuse, node) = (contestant.fuse().clone(), contestant.few);
+/// Whole listings. Each chain has a directory stream of its own.
+fn readdirplus(system: &mut System, options: &Options) -> Result<Measured, CallError> {
+    let (fuse, node) = (system.fuse().clone(), system.few);
     let streams = (0..options.depth).map(|_| fuse.opendir(node).map(|open| open.fh)).collect::<Result<Vec<_>, _>>()?;
     let mut seen: HashMap<u64, u64> = HashMap::new();
-    let measured = drive(options.depth, options.slice, |turn| {
+    let measured = drive(options.depth, options.slice, |step| {
         let mut position = 0;
         let mut names = 0;
-        if let Some(reply) = &turn.reply {
+        if let Some(reply) = &step.reply {
             let entries = parse_plus(&reply.payload()?).map_err(|error| reply.broken(error))?;
             names = entries.len();
             position = entries.last().map_or(0, |entry| entry.next);
@@ -242,84 +242,84 @@ fn readdirplus(contestant: &mut Contestant, options: &Options) -> Result<Measure
                 *seen.entry(found.nodeid).or_default() += 1;
             }
         }
-        if turn.closing {
+        if step.closing {
             return Ok(Next::end(names as f64));
         }
-        let body = read_in(streams[turn.chain], position, LISTING);
+        let body = read_in(streams[step.chain], position, LISTING);
         let arguments = [body.as_bytes()];
         let call = Call::new(Opcode::Readdirplus, node, &arguments).receiving(LISTING);
-        Ok(Next::go(fuse.start(&call)?, names as f64))
+        Ok(Next::request(fuse.start(&call)?, names as f64))
     })?;
     for fh in streams {
         fuse.releasedir(node, fh)?;
     }
-    contestant.owed = seen.into_iter().map(|(nodeid, nlookup)| ForgetOne { nodeid, nlookup }).collect();
+    system.to_forget = seen.into_iter().map(|(nodeid, nlookup)| ForgetOne { nodeid, nlookup }).collect();
     Ok(measured)
 }
 
-fn read(contestant: &mut Contestant, options: &Options, size: u32, order: Order) -> Result<Measured, CallError> {
-    let (fuse, node) = (contestant.fuse().clone(), contestant.read);
+fn read(system: &mut System, options: &Options, size: u32, order: Order) -> Result<Measured, CallError> {
+    let (fuse, node) = (system.fuse().clone(), system.read);
     let fh = fuse.open(node, libc::O_RDONLY)?.fh;
-    let mut offsets = Offsets::new(contestant.cursor, size, order);
-    let measured = drive(options.depth, options.slice, |turn| {
-        // The data stays in guest memory: copying it out would measure this program.
-        if let Some(reply) = turn.reply.as_ref().filter(|reply| reply.payload_len() != size) {
+    let mut offsets = Offsets::new(system.cursor, size, order);
+    let measured = drive(options.depth, options.slice, |step| {
+        // The data stays in guest memory: copying it would measure this program.
+        if let Some(reply) = step.reply.as_ref().filter(|reply| reply.payload_len() != size) {
             return Err(reply.broken(format!("{} of {size} bytes read", reply.payload_len())));
         }
-        let done = transferred(&turn, size, order);
-        if turn.closing {
+        let done = transferred(&step, size, order);
+        if step.closing {
             return Ok(Next::end(done));
         }
         let body = read_in(fh, offsets.next(), size);
         let arguments = [body.as_bytes()];
         let call = Call::new(Opcode::Read, node, &arguments).receiving(size);
-        Ok(Next::go(fuse.start(&call)?, done))
+        Ok(Next::request(fuse.start(&call)?, done))
     })?;
-    contestant.cursor += 1;
+    system.cursor += 1;
     fuse.release(node, fh, libc::O_RDONLY)?;
     Ok(measured)
 }
 
-fn write(contestant: &mut Contestant, options: &Options, size: u32, order: Order) -> Result<Measured, CallError> {
-    let (fuse, node) = (contestant.fuse().clone(), contestant.written);
+fn write(system: &mut System, options: &Options, size: u32, order: Order) -> Result<Measured, CallError> {
+    let (fuse, node) = (system.fuse().clone(), system.written);
     let fh = fuse.open(node, libc::O_RDWR)?.fh;
     let data = vec![0x5a; size as usize];
-    let mut offsets = Offsets::new(contestant.cursor, size, order);
-    let measured = drive(options.depth, options.slice, |turn| {
-        if let Some(reply) = &turn.reply {
+    let mut offsets = Offsets::new(system.cursor, size, order);
+    let measured = drive(options.depth, options.slice, |step| {
+        if let Some(reply) = &step.reply {
             let written = reply.body::<WriteOut>()?.size;
             if written != size {
                 return Err(reply.broken(format!("{written} of {size} bytes written")));
             }
         }
-        let done = transferred(&turn, size, order);
-        if turn.closing {
+        let done = transferred(&step, size, order);
+        if step.closing {
             return Ok(Next::end(done));
         }
         let body = write_in(fh, offsets.next(), size, libc::O_RDWR);
         let arguments = [body.as_bytes()];
         let call = Call::new(Opcode::Write, node, &arguments).sending(&data).expecting::<WriteOut>();
-        Ok(Next::go(fuse.start(&call)?, done))
+        Ok(Next::request(fuse.start(&call)?, done))
     })?;
-    contestant.cursor += 1;
+    system.cursor += 1;
     fuse.release(node, fh, libc::O_RDWR)?;
     Ok(measured)
 }
 
 /// One operation per reply.
-fn done(turn: &Turn) -> f64 {
-    if turn.reply.is_some() { 1.0 } else { 0.0 }
+fn done(step: &Step) -> f64 {
+    if step.reply.is_some() { 1.0 } else { 0.0 }
 }
 
-/// Random transfers count as operations, sequential ones by their bytes.
-fn transferred(turn: &Turn, size: u32, order: Order) -> f64 {
+/// Random transfers count as operations, sequential ones as bytes.
+fn transferred(step: &Step, size: u32, order: Order) -> f64 {
     match order {
-        Order::Random => done(turn),
-        Order::Sequential => done(turn) * f64::from(size),
+        Order::Random => done(step),
+        Order::Sequential => done(step) * f64::from(size),
     }
 }
 
-/// Where in a long file to go.
+/// Offsets in a long file.
 struct Offsets {
     size: u64,
     at: u64,
@@ -327,7 +327,7 @@ struct Offsets {
 }
 
 impl Offsets {
-    /// Both contestants go the same way in the same round.
+    /// Both systems use the same offsets in the same round.
     fn new(round: usize, size: u32, order: Order) -> Self {
         let random = (order == Order::Random).then(|| ChaCha8Rng::seed_from_u64(round as u64));
         Self { size: size.into(), at: 0, random }

@@ -1,16 +1,16 @@
-//! Keeps a number of request chains going at once from one thread, and measures.
+//! Drives a number of request chains concurrently from one thread, and measures them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use testkit::fuse::call::{CallError, Pending, Reply};
 
-/// What was done in a slice of time.
+/// Amount of work in a slice of time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measured {
     /// Operations, or bytes.
     pub(crate) amount: f64,
-    /// In this time.
+    /// Duration of the slice.
     pub(crate) elapsed: Duration,
 }
 
@@ -23,49 +23,49 @@ impl Measured {
 /// The next request of a chain.
 pub(crate) struct Next {
     pub(crate) request: Option<Pending>,
-    /// What the reply just taken completed.
+    /// Amount of work that the last reply completed.
     pub(crate) done: f64,
 }
 
 impl Next {
-    /// Another request.
-    pub(crate) fn go(request: Pending, done: f64) -> Self {
+    /// Sends another request.
+    pub(crate) fn request(request: Pending, done: f64) -> Self {
         Self { request: Some(request), done }
     }
 
-    /// The chain ends here.
+    /// Ends the chain.
     pub(crate) fn end(done: f64) -> Self {
         Self { request: None, done }
     }
 }
 
-/// What a chain continues from.
-pub(crate) struct Turn {
+/// State from which a chain continues.
+pub(crate) struct Step {
     /// Number of the chain.
     pub(crate) chain: usize,
-    /// The reply to its last request; none at its start.
+    /// The reply to its last request; `None` at its start.
     pub(crate) reply: Option<Reply>,
-    /// Time is up: finish what is open, begin nothing.
+    /// True if the slice is over: complete what is open, start nothing.
     pub(crate) closing: bool,
 }
 
-/// Runs `depth` chains for a slice of time. Chains are served in turn, as their requests were made.
+/// Runs `depth` chains for a slice of time, in the order of their requests.
 pub(crate) fn drive(
     depth: usize,
     slice: Duration,
-    mut step: impl FnMut(Turn) -> Result<Next, CallError>,
+    mut step: impl FnMut(Step) -> Result<Next, CallError>,
 ) -> Result<Measured, CallError> {
     let started = Instant::now();
     let mut amount = 0.0;
     let mut running: VecDeque<(usize, Pending)> = VecDeque::with_capacity(depth);
     for chain in 0..depth {
-        let next = step(Turn { chain, reply: None, closing: false })?;
+        let next = step(Step { chain, reply: None, closing: false })?;
         running.extend(next.request.map(|request| (chain, request)));
     }
     while let Some((chain, request)) = running.pop_front() {
         let reply = Some(request.wait()?);
         let closing = started.elapsed() >= slice;
-        let next = step(Turn { chain, reply, closing })?;
+        let next = step(Step { chain, reply, closing })?;
         amount += next.done;
         running.extend(next.request.map(|request| (chain, request)));
     }

@@ -1,4 +1,4 @@
-//! A figure of the report, and what it is to reach.
+//! A figure of the report, and its target.
 
 use serde::Serialize;
 
@@ -8,52 +8,52 @@ pub(crate) struct Figure {
     pub(crate) name: String,
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
-    /// The same of the peer that it is compared with, if there is one.
+    /// The value of the peer, if there is one.
     pub(crate) peer: Option<f64>,
-    /// `value` to `peer`.
+    /// `value` divided by `peer`.
     pub(crate) ratio: Option<f64>,
     #[serde(skip)]
-    pub(crate) aim: Option<Aim>,
+    pub(crate) target: Option<Target>,
 }
 
-/// What a figure is to reach.
+/// The target of a figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Aim {
-    /// So many times the peer's.
+pub(crate) enum Target {
+    /// At least this multiple of the peer's value.
     Ratio(f64),
-    /// No more than this.
+    /// At most this value.
     AtMost(f64),
 }
 
 impl Figure {
     /// A figure without a peer.
     pub(crate) fn alone(name: String, value: f64, unit: &'static str) -> Self {
-        Self { name, value, unit, peer: None, ratio: None, aim: None }
+        Self { name, value, unit, peer: None, ratio: None, target: None }
     }
 
-    /// With what it is compared with.
+    /// Adds the peer's value.
     pub(crate) fn beside(self, peer: Option<f64>) -> Self {
         Self { peer, ratio: peer.map(|peer| self.value / peer), ..self }
     }
 
-    /// With what it is to reach.
-    pub(crate) fn aiming(self, aim: Aim) -> Self {
-        Self { aim: Some(aim), ..self }
+    /// Adds the target.
+    pub(crate) fn with_target(self, target: Target) -> Self {
+        Self { target: Some(target), ..self }
     }
 
-    /// What it is to reach and does not.
-    pub(crate) fn falls_short(&self) -> Option<Aim> {
-        self.aim.filter(|aim| match aim {
-            Aim::Ratio(least) => self.ratio.is_none_or(|ratio| ratio < *least),
-            Aim::AtMost(most) => self.value > *most,
+    /// The target, if the figure misses it.
+    pub(crate) fn missed_target(&self) -> Option<Target> {
+        self.target.filter(|target| match target {
+            Target::Ratio(least) => self.ratio.is_none_or(|ratio| ratio < *least),
+            Target::AtMost(most) => self.value > *most,
         })
     }
 }
 
-impl std::fmt::Display for Aim {
+impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Ratio(least) => write!(f, "at least {least} of the peer's"),
+            Self::Ratio(least) => write!(f, "at least {least} times the peer"),
             Self::AtMost(most) => write!(f, "at most {most}"),
         }
     }
@@ -66,11 +66,11 @@ mod tests {
     #[test]
     fn each_figure_is_compared_with_its_own_target() {
         let figure = |value| Figure::alone("x".into(), value, "ms");
-        assert_eq!(figure(9.0).falls_short(), None);
-        assert_eq!(figure(9.0).aiming(Aim::AtMost(9.0)).falls_short(), None);
-        assert!(figure(9.1).aiming(Aim::AtMost(9.0)).falls_short().is_some());
-        assert_eq!(figure(9.0).beside(Some(9.0)).aiming(Aim::Ratio(1.0)).falls_short(), None);
-        assert!(figure(9.0).beside(Some(10.0)).aiming(Aim::Ratio(1.0)).falls_short().is_some());
-        assert!(figure(9.0).aiming(Aim::Ratio(1.0)).falls_short().is_some(), "no peer, no ratio");
+        assert_eq!(figure(9.0).missed_target(), None);
+        assert_eq!(figure(9.0).with_target(Target::AtMost(9.0)).missed_target(), None);
+        assert!(figure(9.1).with_target(Target::AtMost(9.0)).missed_target().is_some());
+        assert_eq!(figure(9.0).beside(Some(9.0)).with_target(Target::Ratio(1.0)).missed_target(), None);
+        assert!(figure(9.0).beside(Some(10.0)).with_target(Target::Ratio(1.0)).missed_target().is_some());
+        assert!(figure(9.0).with_target(Target::Ratio(1.0)).missed_target().is_some(), "no peer, no ratio");
     }
 }

@@ -1,11 +1,10 @@
-//! The figures: throughput through the ring, ours against stock virtiofsd 1.14 (one run, one host directory, one set
-//! of options, rounds interleaved A B A B); missing names; the pauses of a guest whose engine is exchanged or dies, the
-//! library's own transfer beside them; the ledger's size. Prints tables, writes a report for CI.
+//! The benchmark: throughput through the ring compared with stock virtiofsd 1.14 (same run, host directory and options,
+//! rounds interleaved A B A B); missing names; the pauses of a guest whose engine is replaced or killed, compared with
+//! the library's own state transfer; the ledger's size. Prints tables and writes a report for CI.
 //!
-//! With `--syscalls` instead: the system calls of each operation, ours and stock's, counted by strace.
+//! With `--syscalls` it prints the system calls of each operation instead, of both servers, counted by strace.
 
 mod cases;
-mod contestant;
 mod cpu;
 mod detection;
 mod drive;
@@ -18,6 +17,7 @@ mod quantiles;
 mod report;
 mod rounds;
 mod syscalls;
+mod system;
 mod transfer;
 mod tree;
 
@@ -27,21 +27,21 @@ use anyhow::Context;
 use clap::Parser;
 
 use crate::cases::Case;
-use crate::contestant::Contestant;
 use crate::figure::Figure;
 use crate::material::Material;
 use crate::options::{Arguments, Options, Peer};
+use crate::system::System;
 
 fn main() -> anyhow::Result<()> {
     let options = Options::from(Arguments::parse())?;
-    let material = Material::lay_out(&options.directory).context("laying out files to work on")?;
-    let work = tempfile::tempdir().context("a directory for sockets")?;
+    let material = Material::create(&options.directory).context("creating the files of the benchmark")?;
+    let work = tempfile::tempdir().context("creating a directory for sockets")?;
     if options.syscalls {
         return syscalls::print(&options, &material, work.path());
     }
     let mut figures = throughput(&options, &material, work.path())?;
     if options.wants("missing-again") {
-        figures.extend(missing::measure(&options, &material, work.path()).context("missing names")?);
+        figures.extend(missing::measure(&options, &material, work.path()).context("measuring missing names")?);
     }
     if options.wants("detection") {
         figures.extend(detection::measure(&options, &material, work.path()).context("detection")?);
@@ -59,8 +59,8 @@ fn throughput(options: &Options, material: &Material, work: &Path) -> anyhow::Re
     if cases.is_empty() {
         return Ok(Vec::new());
     }
-    let mut ours = Contestant::start(&options.ours, "ours", material, work, options)?;
-    let mut stock = Contestant::start(&Peer::Stock(options.stock.clone()), "stock", material, work, options)?;
+    let mut ours = System::start(&options.ours, "ours", material, work, options)?;
+    let mut stock = System::start(&Peer::Stock(options.stock.clone()), "stock", material, work, options)?;
     report::print_head(options);
     let mut figures = Vec::new();
     for case in cases {

@@ -1,4 +1,4 @@
-//! Names that do not exist, asked for again and again: what a search path, a union mount or an include path does.
+//! Repeated lookups of names that do not exist, as caused by search paths, union mounts and include paths.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,25 +11,25 @@ use testkit::fuse::wire::{EntryOut, ROOT};
 use testkit::guest::{Guest, GuestConfig};
 use testkit::server::Server;
 
-use crate::contestant::{Content, command};
-use crate::figure::{Aim, Figure};
+use crate::figure::{Figure, Target};
 use crate::material::Material;
 use crate::options::{Options, Peer};
 use crate::quantiles::{quantile, sorted};
 use crate::report::print_section;
+use crate::system::{Content, command};
 
-/// Names that are asked for.
+/// Number of names.
 const NAMES: usize = 1_000;
-/// How many times as many as stock are to be answered.
-const AIM: f64 = 10.0;
+/// Target ratio to stock virtiofsd.
+const TARGET: f64 = 10.0;
 
-/// Missing names a second as an application sees them, on content that does not change; stock with the longest
-/// caching it has.
+/// Missing names per second as seen by an application, on immutable content. Stock virtiofsd has its longest cache
+/// timeout.
 pub(crate) fn measure(options: &Options, material: &Material, work: &Path) -> anyhow::Result<Vec<Figure>> {
     let stock = Peer::Stock(options.stock.clone());
-    let mut ours = Asker::start(&options.ours, "ours-immutable", material, work, options)?;
-    let mut stock = Asker::start(&stock, "stock-immutable", material, work, options)?;
-    // Once for nothing: what is answered from then on was asked before.
+    let mut ours = Application::start(&options.ours, "ours-immutable", material, work, options)?;
+    let mut stock = Application::start(&stock, "stock-immutable", material, work, options)?;
+    // A warm-up: all later lookups are repeated.
     ours.slice(options.slice)?;
     stock.slice(options.slice)?;
     let rounds = (0..options.rounds).map(|_| Ok((ours.slice(options.slice)?, stock.slice(options.slice)?)));
@@ -37,22 +37,23 @@ pub(crate) fn measure(options: &Options, material: &Material, work: &Path) -> an
     let median = |values: &mut dyn Iterator<Item = f64>| quantile(&sorted(values), 0.5);
     let value = median(&mut rounds.iter().map(|round| round.0));
     let peer = median(&mut rounds.iter().map(|round| round.1));
-    let figure = Figure::alone("missing-again".into(), value, "names/s").beside(Some(peer)).aiming(Aim::Ratio(AIM));
-    let title = format!("{NAMES} missing names of immutable content, asked for again and again, one at a time");
+    let figure =
+        Figure::alone("missing-again".into(), value, "names/s").beside(Some(peer)).with_target(Target::Ratio(TARGET));
+    let title = format!("{NAMES} missing names of immutable content, looked up repeatedly, one at a time");
     print_section(&title, "stock 1.14", std::slice::from_ref(&figure));
     Ok(vec![figure])
 }
 
 /// An application in a guest.
-struct Asker {
-    // The guest goes before its server.
+struct Application {
+    // Fields are dropped in this order: the guest before its server.
     guest: Guest,
     _server: Server,
     names: Vec<String>,
     dentries: Dentries,
 }
 
-impl Asker {
+impl Application {
     fn start(peer: &Peer, label: &str, material: &Material, work: &Path, options: &Options) -> anyhow::Result<Self> {
         let work = work.join(label);
         std::fs::create_dir_all(&work)?;
@@ -63,7 +64,7 @@ impl Asker {
         Ok(Self { guest, _server: server, names, dentries: Dentries::default() })
     }
 
-    /// Names a second.
+    /// Names per second.
     fn slice(&mut self, slice: Duration) -> anyhow::Result<f64> {
         let (mut asked, begin) = (0.0, Instant::now());
         while begin.elapsed() < slice {
@@ -78,19 +79,19 @@ impl Asker {
     }
 }
 
-/// What each question costs an application in a guest however it is answered: a system call, a walk, a miss in the
-/// kernel's own cache. Without it this would measure a hash map.
+/// The cost of a lookup for an application that does not depend on the server: a system call, a walk, a miss in the
+/// kernel's cache. Without it this would measure a hash map.
 fn system_call() {
     let _ = statat(CWD, c"/there-is-no-such-name", AtFlags::SYMLINK_NOFOLLOW);
 }
 
-/// A guest's dentry cache, as `fuse_dentry_revalidate` and `fuse_lookup_name` keep it: a name is trusted as long as
-/// its entry says; an error is trusted for no time at all.
+/// A guest's dentry cache, as in `fuse_dentry_revalidate` and `fuse_lookup_name`: a name is valid for the timeout of
+/// its entry; an error is not cached.
 #[derive(Default)]
 struct Dentries(HashMap<(u64, String), (Instant, bool)>);
 
 impl Dentries {
-    /// Does the name lead anywhere?
+    /// True if the name exists.
     fn look_up(&mut self, fuse: &Fuse, parent: u64, name: &str) -> anyhow::Result<bool> {
         let key = (parent, name.to_owned());
         if let Some((until, exists)) = self.0.get(&key)

@@ -1,4 +1,4 @@
-//! The command line, parsed once.
+//! The command line of the benchmark.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,85 +6,84 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use testkit::server::stock_binary;
 
-/// What `--quick` makes of the numbers of rounds and events.
+/// Divisor of the numbers of rounds and events with `--quick`.
 const QUICK: usize = 8;
 
-/// Which server.
+/// A server to measure.
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
     /// Stock virtiofsd.
     Stock(PathBuf),
-    /// Our agent with its broker and engine.
+    /// This project's agent with its broker and engine.
     Agent(PathBuf),
-    /// Something else, as a command line.
+    /// Another server, as a command line.
     Command(String),
 }
 
-/// Throughput, pauses and sizes, against stock virtiofsd.
+/// Measures throughput, pauses and sizes, and compares with stock virtiofsd
 #[derive(Debug, clap::Parser)]
 pub(crate) struct Arguments {
-    /// Stock virtiofsd 1.14; else the environment variable VIRTIOFSD_STOCK names it.
+    /// Path of stock virtiofsd 1.14; by default the value of VIRTIOFSD_STOCK
     #[arg(long, value_name = "PATH")]
     stock: Option<PathBuf>,
-    /// Our agent; else the one beside this program.
+    /// Path of the agent; by default the one in the directory of this program
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
-    /// Any other server in place of our agent: a program and its arguments, in which {share} and {socket} are
-    /// replaced.
+    /// Another server instead of the agent: a program and its arguments, in which {share} and {socket} are replaced
     #[arg(long, value_name = "COMMAND", conflicts_with = "agent")]
     command: Option<String>,
-    /// Stock against itself: shows how far apart two equal servers come out here.
+    /// Compare stock virtiofsd with itself: shows the noise of this machine
     #[arg(long, conflicts_with_all = ["agent", "command"])]
     calibrate: bool,
-    /// Rounds per figure.
+    /// Number of rounds per figure
     #[arg(long, default_value_t = 41)]
     rounds: usize,
-    /// Hand-overs and kills for each figure of a pause.
+    /// Number of hand-overs and kills for each figure of a pause
     #[arg(long, default_value_t = 50)]
     events: usize,
-    /// Inodes that guests hold whose engines are exchanged.
+    /// Numbers of inodes held by guests whose engines are replaced
     #[arg(long, value_delimiter = ',', default_value = "1000,100000,1000000")]
     inodes: Vec<usize>,
-    /// RAM in MiB of guests whose engines are exchanged.
+    /// RAM in MiB of guests whose engines are replaced
     #[arg(long, value_delimiter = ',', default_value = "256,1024,4096")]
     memories: Vec<u64>,
-    /// Have broker, engines and the guest that asks run ahead of everything else while pauses are taken: for a machine
-    /// that others use as well. Needs CAP_SYS_NICE.
+    /// Give broker, engines and the probing guest a real-time priority while pauses are measured, for a machine that
+    /// others use too. Needs CAP_SYS_NICE
     #[arg(long)]
     real_time: bool,
-    /// Count the system calls of each operation instead, one request at a time. Needs strace.
+    /// Count the system calls of each operation instead, one request at a time; needs strace
     #[arg(long)]
     syscalls: bool,
-    /// An eighth of the rounds and events, up to 100k inodes and 1 GiB.
+    /// Run an eighth of the rounds and events, up to 100k inodes and 1 GiB
     #[arg(long)]
     quick: bool,
-    /// Milliseconds per contestant and round.
+    /// Milliseconds per system and round
     #[arg(long, default_value_t = 50)]
     slice: u64,
-    /// Requests in flight.
+    /// Number of requests in flight
     #[arg(long, default_value_t = 8)]
     depth: usize,
-    /// RAM of each guest in MiB.
+    /// RAM of each guest in MiB
     #[arg(long, default_value_t = 512)]
     memory: u64,
-    /// Where to lay out the files to work on.
+    /// Directory for the files of the benchmark
     #[arg(long, value_name = "DIR", default_value = "target/bench/share")]
     directory: PathBuf,
-    /// Where to make the files that guests hold.
+    /// Directory for the files that guests hold
     #[arg(long, value_name = "DIR", default_value = "target/bench/tree")]
     tree: PathBuf,
-    /// Where to write the figures.
+    /// Path of the report
     #[arg(long, value_name = "FILE", default_value = "target/bench/report.json")]
     report: PathBuf,
-    /// Our broker; else the one beside this program.
+    /// Path of the broker; by default the one in the directory of this program
     #[arg(long, value_name = "PATH")]
     broker: Option<PathBuf>,
-    /// Only figures whose name contains this; `pauses` for all that have to do with them.
+    /// Only figures whose name contains this text; `pauses` for all figures of pauses
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
 }
 
-/// What to do.
+/// The validated command line.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) stock: PathBuf,
@@ -106,12 +105,12 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Whether a figure was asked for.
+    /// True if a figure is selected.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.only.as_ref().is_none_or(|text| name.contains(text.as_str()))
     }
 
-    /// Where a server's log goes: beside the report.
+    /// Path of a server's log, in the report's directory.
     pub(crate) fn log(&self, label: &str) -> PathBuf {
         self.report.with_file_name(format!("{label}.log"))
     }
@@ -124,10 +123,10 @@ impl Options {
             (None, false) => Peer::Agent(beside(arguments.agent, "virtiofs-agent", "--agent")?),
         };
         if arguments.rounds == 0 || arguments.events == 0 || arguments.depth == 0 {
-            bail!("--rounds, --events and --depth count from 1");
+            bail!("--rounds, --events and --depth must be at least 1");
         }
         if let Some(directory) = arguments.report.parent() {
-            std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+            std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
         }
         let part = if arguments.quick { QUICK } else { 1 };
         Ok(Self {
@@ -154,17 +153,17 @@ impl Options {
     }
 }
 
-/// A program of ours: as given, else the one beside this program.
+/// Path of a program of this project: as given, otherwise in the directory of this program.
 fn beside(given: Option<PathBuf>, name: &str, option: &str) -> anyhow::Result<PathBuf> {
-    let beside = std::env::current_exe().context("the path of this program")?.with_file_name(name);
+    let beside = std::env::current_exe().context("locating this program")?.with_file_name(name);
     let program = given.unwrap_or(beside);
     if !program.is_file() {
-        bail!("there is no {} at {}; make build puts it there, {option} names another", name, program.display());
+        bail!("no {} at {}; run `make build`, or name another with {option}", name, program.display());
     }
     Ok(program)
 }
 
-/// Those that are not more than `most`, least first.
+/// The values of at most `most`, in ascending order.
 fn up_to<T: Ord + Copy>(values: Vec<T>, most: T) -> Vec<T> {
     let mut values: Vec<T> = values.into_iter().filter(|value| *value <= most).collect();
     values.sort_unstable();

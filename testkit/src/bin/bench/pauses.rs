@@ -1,5 +1,5 @@
-//! How long a guest waits when its engine is exchanged or dies, by what it holds and by its memory; and what the
-//! ledger takes for each inode held.
+//! How long a guest waits when its engine is replaced or killed, by the number of inodes that it holds and by its
+//! memory; and the size of the ledger for each inode.
 
 mod priority;
 mod prober;
@@ -12,7 +12,7 @@ use anyhow::Context;
 
 pub(crate) use self::resident::ledger_bytes;
 use self::stage::Stage;
-use crate::figure::{Aim, Figure};
+use crate::figure::{Figure, Target};
 use crate::options::Options;
 use crate::quantiles::{quantile, sorted};
 use crate::report::print_section;
@@ -20,40 +20,40 @@ use crate::transfer::{self, Transfer};
 use crate::tree::Tree;
 
 const MIB: u64 = 1 << 20;
-/// Memory of the guests whose number of inodes is what matters.
+/// Memory of guests with different numbers of inodes.
 const SOME_MEMORY: u64 = 256 * MIB;
-/// Guests with more than this are put through fewer events.
+/// Guests with more memory than this run fewer events.
 const MUCH_MEMORY: u64 = 512 * MIB;
-/// Inodes of the guests whose memory is what matters.
+/// Number of inodes of guests with different amounts of memory.
 const FEW_INODES: usize = 1_000;
-/// How often a guest is watched while nothing happens.
-const CALM_EVENTS: usize = 30;
-/// From here on the ledger's fixed part does not count any more.
+/// Number of idle measurements of a guest.
+const IDLE_EVENTS: usize = 30;
+/// Number of inodes from which the ledger's fixed part is negligible.
 const LEDGER_FROM: usize = 100_000;
-/// Bytes of ledger that an inode may take.
-const LEDGER_AIM: f64 = 128.0;
+/// Target of ledger bytes per inode.
+const LEDGER_TARGET: f64 = 128.0;
 
-/// An event, and the milliseconds that its median and its 99th percentile may take.
+/// An event, and the target milliseconds of its median and its 99th percentile.
 struct Event {
     name: &'static str,
-    aims: (f64, f64),
+    targets: (f64, f64),
 }
 
-const HAND_OVER: Event = Event { name: "hand-over", aims: (1.0, 5.0) };
-const RECOVERY: Event = Event { name: "recovery", aims: (5.0, 15.0) };
+const HAND_OVER: Event = Event { name: "hand-over", targets: (1.0, 5.0) };
+const RECOVERY: Event = Event { name: "recovery", targets: (5.0, 15.0) };
 
-/// All figures of this section.
+/// Measures all figures of this section.
 pub(crate) fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
     let most = options.inodes.iter().copied().max().unwrap_or(FEW_INODES);
     let begin = Instant::now();
-    let tree = Tree::grow(&options.tree, most).context("making files to hold")?;
-    println!("\n{most} files to hold: made, or found from the last time, in {:.1?}", begin.elapsed());
+    let tree = Tree::grow(&options.tree, most).context("creating files to hold")?;
+    println!("\n{most} files to hold: created or found in {:.1?}", begin.elapsed());
     let mut figures = by_inodes(options, &tree)?;
     for memory in options.memories.iter().filter(|memory| **memory != SOME_MEMORY) {
-        let mut stage = Stage::set(options, &tree, *memory)?;
-        stage.hold(FEW_INODES)?;
+        let mut stage = Stage::new(options, &tree, *memory)?;
+        stage.look_up(FEW_INODES)?;
         let label = memory_label(*memory);
-        // To touch it takes its time before every event.
+        // Touching the memory takes time before every event.
         let fewer = usize::try_from(memory / MUCH_MEMORY)?.clamp(1, 4);
         let events = options.events.div_ceil(fewer);
         figures.extend(events_of(&mut stage, &label, events, None)?);
@@ -63,24 +63,26 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<Vec<Figure>> {
 
 fn by_inodes(options: &Options, tree: &Tree) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    let mut stage = Stage::set(options, tree, SOME_MEMORY)?;
+    let mut stage = Stage::new(options, tree, SOME_MEMORY)?;
     for &inodes in &options.inodes {
         let label = count_label(inodes);
-        let transfer = transfer::measure(tree, inodes).with_context(|| format!("the library's transfer of {label}"))?;
-        stage.hold(inodes).with_context(|| format!("holding {label} inodes"))?;
+        let transfer =
+            transfer::measure(tree, inodes).with_context(|| format!("measuring the library's transfer of {label}"))?;
+        stage.look_up(inodes).with_context(|| format!("holding {label} inodes"))?;
         figures.extend(ledger(&mut stage, &label, inodes)?);
         figures.extend(events_of(&mut stage, &label, options.events, Some(&transfer))?);
     }
     Ok(figures)
 }
 
-/// What the ledger takes, for numbers of inodes beside which its fixed part is small.
+/// The ledger's size per inode, for numbers of inodes beside which its fixed part is negligible.
 fn ledger(stage: &mut Stage, label: &str, inodes: usize) -> anyhow::Result<Option<Figure>> {
     if inodes < LEDGER_FROM {
         return Ok(None);
     }
     let bytes = ledger_bytes(stage.engine_pid()?)? as f64 / stage.held() as f64;
-    let figure = Figure::alone(format!("ledger-{label}"), bytes, "bytes/inode").aiming(Aim::AtMost(LEDGER_AIM));
+    let figure =
+        Figure::alone(format!("ledger-{label}"), bytes, "bytes/inode").with_target(Target::AtMost(LEDGER_TARGET));
     print_section("resident ledger", "", std::slice::from_ref(&figure));
     Ok(Some(figure))
 }
@@ -92,9 +94,9 @@ fn events_of(
     transfer: Option<&Transfer>,
 ) -> anyhow::Result<Vec<Figure>> {
     let prober = stage.prober()?;
-    let calm = repeat(events.min(CALM_EVENTS), || stage.calm(&prober))?;
+    let idle = repeat(events.min(IDLE_EVENTS), || stage.idle(&prober))?;
     let handed_over = repeat(events, || stage.hand_over(&prober))?;
-    stage.settle()?;
+    stage.wait_for_standby()?;
     let killed = repeat(events, || stage.kill(&prober))?;
     prober.stop()?;
     stage.check()?;
@@ -102,7 +104,7 @@ fn events_of(
     let mut figures = pauses(&HAND_OVER, label, handed_over.iter().map(|seen| seen.pause), peer);
     figures.extend(pauses(&RECOVERY, label, killed.into_iter(), None));
     figures.extend(slowest("hand-over-start", label, handed_over.iter().map(|seen| seen.slowest)));
-    figures.extend(slowest("undisturbed", label, calm.into_iter()));
+    figures.extend(slowest("undisturbed", label, idle.into_iter()));
     print_section(&title(label, events, transfer), "library 1.14", &figures);
     Ok(figures)
 }
@@ -119,7 +121,7 @@ fn title(label: &str, events: usize, transfer: Option<&Transfer>) -> String {
     format!("how long a guest waits, {label}, {events} events of each kind{}", beside.unwrap_or_default())
 }
 
-/// Median, 99th percentile and worst.
+/// Median, 99th percentile and maximum.
 fn pauses(event: &Event, label: &str, measured: impl Iterator<Item = Duration>, peer: Option<f64>) -> Vec<Figure> {
     let sorted = sorted(measured.map(millis));
     let figure = |what: &str, at| {
@@ -127,14 +129,14 @@ fn pauses(event: &Event, label: &str, measured: impl Iterator<Item = Duration>, 
         Figure::alone(name, quantile(&sorted, at), "ms").beside(peer)
     };
     vec![
-        figure("median", 0.5).aiming(Aim::AtMost(event.aims.0)),
-        figure("p99", 0.99).aiming(Aim::AtMost(event.aims.1)),
+        figure("median", 0.5).with_target(Target::AtMost(event.targets.0)),
+        figure("p99", 0.99).with_target(Target::AtMost(event.targets.1)),
         figure("worst", 1.0),
     ]
 }
 
-/// What a guest waits for at worst besides: while nothing happens, and while engines start on the same processors.
-/// Pauses are to be read beside it.
+/// Other waits of the guest, for comparison with the pauses: while nothing happens, and while engines start on the same
+/// processors.
 fn slowest(what: &str, label: &str, measured: impl Iterator<Item = Duration>) -> [Figure; 2] {
     let sorted = sorted(measured.map(millis));
     [("median", 0.5), ("worst", 1.0)]

@@ -1,13 +1,13 @@
-//! Where measured values lie.
+//! Quantiles of measured values.
 
-/// In order of size.
+/// The values in ascending order.
 pub(crate) fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values
 }
 
-/// Between the two values nearest to it.
+/// Interpolates between the two nearest values.
 pub(crate) fn quantile(sorted: &[f64], at: f64) -> f64 {
     let position = at * (sorted.len().saturating_sub(1)) as f64;
     let (low, high) = (position.floor() as usize, position.ceil() as usize);

@@ -1,4 +1,4 @@
-//! The table for people and the file for CI.
+//! The printed tables, and the report for CI.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub(crate) fn print_line(line: &Line) {
     println!(" {spread}  {ours:>8} {peer:>8} {:<8}{}", line.cpu.unit, remark(&line.figure));
 }
 
-/// A section of figures with its own heading.
+/// Prints a section of figures with its own heading.
 pub(crate) fn print_section(title: &str, peer: &str, figures: &[Figure]) {
     println!("\n{title}\n");
     println!("{:<28} {:>12} {:>12} {:<12} {:>8}", "", "ours", peer, "", "ratio");
@@ -42,10 +42,10 @@ fn row(figure: &Figure) -> String {
 }
 
 fn remark(figure: &Figure) -> String {
-    figure.falls_short().map(|aim| format!("  short of its aim: {aim}")).unwrap_or_default()
+    figure.missed_target().map(|target| format!("  misses its target: {target}")).unwrap_or_default()
 }
 
-/// With as many digits as mean something.
+/// Formats with significant digits only.
 fn number(value: f64) -> String {
     if value.abs() < 100.0 { format!("{value:.3}") } else { format!("{value:.0}") }
 }
@@ -55,12 +55,12 @@ fn ratio(value: f64) -> String {
 }
 
 pub(crate) fn print_foot(figures: &[Figure], options: &Options) {
-    let short: Vec<&str> =
-        figures.iter().filter(|figure| figure.falls_short().is_some()).map(|figure| figure.name.as_str()).collect();
+    let missed: Vec<&str> =
+        figures.iter().filter(|figure| figure.missed_target().is_some()).map(|figure| figure.name.as_str()).collect();
     println!();
-    match short.as_slice() {
-        [] => println!("every figure reaches its aim"),
-        short => println!("short of their aim: {}", short.join(", ")),
+    match missed.as_slice() {
+        [] => println!("every figure reaches its target"),
+        missed => println!("targets missed: {}", missed.join(", ")),
     }
     println!("figures: {}", options.report.display());
 }

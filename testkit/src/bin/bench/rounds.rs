@@ -3,17 +3,17 @@
 use testkit::fuse::call::CallError;
 
 use crate::cases::{Case, Unit};
-use crate::contestant::Contestant;
 use crate::cpu::cpu_time;
 use crate::drive::Measured;
-use crate::figure::{Aim, Figure};
+use crate::figure::{Figure, Target};
 use crate::options::Options;
 use crate::quantiles::{quantile, sorted};
+use crate::system::System;
 
-/// Where the two contestants stand in one figure.
+/// Result of both systems in one case.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Line {
-    /// Medians of both, and of the rounds' ratios.
+    /// Medians of both systems, and of the rounds' ratios.
     pub(crate) figure: Figure,
     /// Quartiles of the rounds' ratios.
     pub(crate) spread: (f64, f64),
@@ -21,7 +21,7 @@ pub(crate) struct Line {
     pub(crate) cpu: Figure,
 }
 
-/// What one contestant did in one round.
+/// What one system did in one round.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Slice {
     /// Operations, or bytes, a second.
@@ -30,20 +30,15 @@ struct Slice {
     cpu: f64,
 }
 
-/// Runs one figure.
-pub(crate) fn run(
-    case: &Case,
-    ours: &mut Contestant,
-    stock: &mut Contestant,
-    options: &Options,
-) -> anyhow::Result<Line> {
-    // Once for nothing: caches, page faults of guest memory, growth of tables.
+/// Runs one case.
+pub(crate) fn run(case: &Case, ours: &mut System, stock: &mut System, options: &Options) -> anyhow::Result<Line> {
+    // A warm-up: caches, page faults of guest memory, growth of tables.
     slice(case, ours, options)?;
     slice(case, stock, options)?;
     let count = options.rounds * case.rounds;
     let mut rounds = Vec::with_capacity(count);
     for round in 0..count {
-        // Who goes first changes, so that a drift of the machine favours neither.
+        // The order alternates, so that a drift of the machine favours neither.
         rounds.push(if round % 2 == 0 {
             let first = slice(case, ours, options)?;
             (first, slice(case, stock, options)?)
@@ -55,12 +50,12 @@ pub(crate) fn run(
     Ok(line(case, &rounds))
 }
 
-fn slice(case: &Case, contestant: &mut Contestant, options: &Options) -> anyhow::Result<Slice> {
-    let before = cpu_time(&contestant.serving);
-    let measured: Result<Measured, CallError> = (case.slice)(contestant, options);
+fn slice(case: &Case, system: &mut System, options: &Options) -> anyhow::Result<Slice> {
+    let before = cpu_time(&system.serving);
+    let measured: Result<Measured, CallError> = (case.slice)(system, options);
     let measured = measured?;
-    let cpu = cpu_time(&contestant.serving).saturating_sub(before).as_secs_f64() / measured.amount;
-    contestant.settle()?;
+    let cpu = cpu_time(&system.serving).saturating_sub(before).as_secs_f64() / measured.amount;
+    system.forget_all()?;
     Ok(Slice { rate: measured.per_second(), cpu })
 }
 
@@ -77,7 +72,7 @@ fn line(case: &Case, rounds: &[(Slice, Slice)]) -> Line {
         value: quantile(&sorted(rounds.iter().map(|round| round.0.rate)), 0.5) * scale,
         peer: Some(quantile(&sorted(rounds.iter().map(|round| round.1.rate)), 0.5) * scale),
         ratio: Some(quantile(&ratios, 0.5)),
-        aim: Some(Aim::Ratio(case.aim)),
+        target: Some(Target::Ratio(case.target)),
     };
     Line { figure, spread: (quantile(&ratios, 0.25), quantile(&ratios, 0.75)), cpu: cpu(case, rounds) }
 }

@@ -12,9 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cases::{self, Case, Unit};
-use crate::contestant::Contestant;
 use crate::material::Material;
 use crate::options::{Options, Peer};
+use crate::system::System;
 
 /// How long strace may take to attach to all threads.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -28,11 +28,11 @@ pub(crate) fn print(options: &Options, material: &Material, work: &Path) -> anyh
     let mut options = options.clone();
     options.depth = 1;
     let options = &options;
-    let mut ours = Contestant::start(&options.ours, "ours", material, work, options)?;
-    let mut stock = Contestant::start(&Peer::Stock(options.stock.clone()), "stock", material, work, options)?;
+    let mut ours = System::start(&options.ours, "ours", material, work, options)?;
+    let mut stock = System::start(&Peer::Stock(options.stock.clone()), "stock", material, work, options)?;
     println!("\nsystem calls for each operation, one request at a time\n");
     for case in cases::ALL.iter().filter(|case| case.unit != Unit::Bytes && options.wants(case.name)) {
-        let of = |contestant: &mut Contestant| count(case, contestant, options, &work.join("strace"));
+        let of = |system: &mut System| count(case, system, options, &work.join("strace"));
         let (ours, stock) = (of(&mut ours).context(case.name)?, of(&mut stock).context(case.name)?);
         print_case(case.name, &ours, &stock);
     }
@@ -53,17 +53,17 @@ fn print_case(name: &str, ours: &Calls, stock: &Calls) {
     println!("  {:<26} {:>8.2} {:>8.2}\n", "all", total(ours), total(stock));
 }
 
-fn count(case: &Case, contestant: &mut Contestant, options: &Options, to: &Path) -> anyhow::Result<Calls> {
+fn count(case: &Case, system: &mut System, options: &Options, to: &Path) -> anyhow::Result<Calls> {
     // Until nothing is done for the first time any more.
     for _ in 0..3 {
-        (case.slice)(contestant, options)?;
-        contestant.settle()?;
+        (case.slice)(system, options)?;
+        system.forget_all()?;
     }
-    let tracer = attach(&contestant.serving, to)?;
-    let measured = (case.slice)(contestant, options);
+    let tracer = attach(&system.serving, to)?;
+    let measured = (case.slice)(system, options);
     let counted = detach(tracer, to)?;
     let amount = measured?.amount;
-    contestant.settle()?;
+    system.forget_all()?;
     Ok(counted.into_iter().map(|(name, calls)| (name, calls / amount)).collect())
 }
 

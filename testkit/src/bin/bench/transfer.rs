@@ -1,5 +1,5 @@
-//! The library's own way to exchange engines, as the peer of a hand-over: its state saved and loaded, source and
-//! destination in one process, while the guest would stand still.
+//! The library's own way to replace an engine, for comparison with a hand-over: its state is saved and loaded, source
+//! and destination in one process, while a guest would be stopped.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -17,25 +17,25 @@ use virtiofsd::soft_idmap::{GuestGid, GuestUid};
 
 use crate::tree::{Tree, directory_name, place};
 
-/// How long each step took.
+/// Duration of each step.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Transfer {
-    /// The guest is still served.
+    /// While the guest is still served.
     pub(crate) prepare: Duration,
-    /// The guest stands still.
+    /// While the guest is stopped.
     pub(crate) save: Duration,
-    /// The guest still stands still.
+    /// While the guest is stopped.
     pub(crate) load: Duration,
 }
 
 impl Transfer {
-    /// How long the guest stands still.
+    /// How long the guest is stopped.
     pub(crate) fn pause(&self) -> Duration {
         self.save + self.load
     }
 }
 
-/// Transfers the state of a server whose guest holds `held` files; the median of a few where that is quick.
+/// Transfers the state of a server whose guest holds `held` files. Returns the median of several runs if they are fast.
 pub(crate) fn measure(tree: &Tree, held: usize) -> anyhow::Result<Transfer> {
     let mode = if permitted(tree) { MigrationMode::FileHandles } else { MigrationMode::FindPaths };
     let repeats = (300_000 / held.max(1)).clamp(1, 5);
@@ -45,9 +45,9 @@ pub(crate) fn measure(tree: &Tree, held: usize) -> anyhow::Result<Transfer> {
 }
 
 fn once(tree: &Tree, held: usize, mode: MigrationMode) -> anyhow::Result<Transfer> {
-    let source = start(&tree.root, mode).context("a source")?;
-    hold(&source, held).context("looking files up")?;
-    let destination = start(&tree.root, mode).context("a destination")?;
+    let source = start(&tree.root, mode).context("starting the source")?;
+    hold(&source, held).context("looking up files")?;
+    let destination = start(&tree.root, mode).context("starting the destination")?;
     let mut pipe = File::from(memfd_create("bench-transfer", MFdFlags::MFD_CLOEXEC)?);
     let prepare = timed(|| {
         source.prepare_serialization(Arc::default());
@@ -59,7 +59,7 @@ fn once(tree: &Tree, held: usize, mode: MigrationMode) -> anyhow::Result<Transfe
     Ok(Transfer { prepare, save, load })
 }
 
-/// File handles are the faster way; where they may not be opened the library walks paths.
+/// True if file handles, the faster way, can be opened. Otherwise the library walks paths.
 fn permitted(tree: &Tree) -> bool {
     start(&tree.root, MigrationMode::FileHandles).is_ok_and(|fs| {
         let name = CString::new(directory_name(0)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A tree of very many files for guests to hold, made once.
+//! A tree of very many files for guests to hold, created once.
 
 use std::fs;
 use std::io;
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
 
-/// Files in one directory.
+/// Number of files in one directory.
 const PER_DIRECTORY: usize = 10_000;
-/// A file as long as the longest read, with which engines are made to touch guest memory.
+/// A file as long as the longest read. Engines that read it touch guest memory.
 pub(crate) const BLOCK: &str = "block";
-/// Its length.
+/// Length of that file in bytes.
 pub(crate) const BLOCK_LENGTH: u32 = 1 << 20;
-/// Says how many files there are, once they all are there.
+/// A file with the number of files, written when all exist.
 const COMPLETE: &str = "complete";
 
 /// The files below one directory.
@@ -22,7 +22,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Makes what is missing. Real files: hard links to few inodes would cost a server next to nothing.
+    /// Creates missing files. They are real files: hard links to few inodes would cost a server almost nothing.
     pub(crate) fn grow(root: &Path, files: usize) -> io::Result<Self> {
         fs::create_dir_all(root)?;
         let root = root.canonicalize()?;
@@ -36,7 +36,7 @@ impl Tree {
     }
 }
 
-/// Directory and name of the n-th file.
+/// Directory and name of file number `index`.
 pub(crate) fn place(index: usize) -> (usize, String) {
     (index / PER_DIRECTORY, file_name(index % PER_DIRECTORY))
 }

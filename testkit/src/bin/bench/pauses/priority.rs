@@ -1,16 +1,16 @@
-//! Running ahead of everything else on the machine, for machines that others use as well: their share of the
-//! processors comes in slices of milliseconds, which is what is being measured.
+//! Real-time priority, for machines that others use too: without it their slices of the processors, of milliseconds,
+//! would be measured as well.
 
 use std::io;
 
-/// The lowest of the real-time priorities: ahead of everything ordinary, behind what the kernel needs.
+/// The lowest real-time priority: above all ordinary processes, below the kernel's threads.
 const PRIORITY: i32 = 1;
 
-/// Has this thread, and what it starts from now on, run ahead of all others; or ends that.
-pub(crate) fn ahead(on: bool) -> io::Result<()> {
+/// Gives this thread and the processes that it starts a real-time priority, or removes it.
+pub(crate) fn set_real_time(on: bool) -> io::Result<()> {
     let (policy, sched_priority) = if on { (libc::SCHED_RR, PRIORITY) } else { (libc::SCHED_OTHER, 0) };
     let parameters = libc::sched_param { sched_priority };
-    // SAFETY: 0 is this thread; the parameters live for the call.
+    // SAFETY: 0 is this thread; the parameters outlive the call.
     match unsafe { libc::sched_setscheduler(0, policy, &parameters) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

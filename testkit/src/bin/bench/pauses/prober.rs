@@ -1,4 +1,4 @@
-//! A guest that asks without pause, and how long it had to wait at worst.
+//! A guest that sends requests continuously, and the longest time that it waited.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,12 +13,12 @@ use testkit::fuse::client::Fuse;
 use testkit::fuse::wire::{AttrOut, GetattrIn, Opcode};
 use zerocopy::IntoBytes;
 
-use super::priority::ahead;
+use super::priority::set_real_time;
 
-/// How often it is looked whether requests are answered again.
-const LOOK: Duration = Duration::from_millis(1);
-/// When they count as not answered any more.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Interval at which it is checked whether requests are answered again.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// Time after which requests count as no longer answered.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -26,11 +26,11 @@ struct Shared {
     answered: AtomicU64,
     /// Nanoseconds of the slowest request since this was last set to 0.
     slowest: AtomicU64,
-    /// Nanoseconds between the last answer of one configuration and the first of another.
+    /// Nanoseconds between the last reply of one configuration and the first reply of another.
     change: AtomicU64,
 }
 
-/// Asks for the attributes of nodes at random, one request at a time, in a thread of its own.
+/// Sends GETATTR for random nodes, one request at a time, in a thread of its own.
 #[derive(Debug)]
 pub(crate) struct Prober {
     shared: Arc<Shared>,
@@ -38,19 +38,19 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    /// With `real_time` ahead of everything else on the machine.
+    /// With `real_time` it has a real-time priority.
     pub(crate) fn start(fuse: Fuse, nodes: Vec<u64>, real_time: bool) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let of_thread = Arc::clone(&shared);
         let work = move || {
-            ahead(real_time).context("a real-time priority")?;
-            Ok(ask(&fuse, &nodes, &of_thread)?)
+            set_real_time(real_time).context("setting a real-time priority")?;
+            Ok(probe(&fuse, &nodes, &of_thread)?)
         };
         let thread = std::thread::Builder::new().name("prober".into()).spawn(work)?;
         Ok(Self { shared, thread })
     }
 
-    /// What was slow so far is forgotten, the request that is in flight now included.
+    /// Resets the slowest request, including the one in flight.
     pub(crate) fn forget(&self) -> anyhow::Result<()> {
         self.check_continues()?;
         self.shared.slowest.store(0, Ordering::Relaxed);
@@ -58,8 +58,8 @@ impl Prober {
         Ok(())
     }
 
-    /// How long the guest got no answer when the configuration changed last: from the last answer of the engine
-    /// before to the first of the one after.
+    /// The pause of the last change of configuration: from the last reply of the old engine to the first reply of the
+    /// new one.
     pub(crate) fn change(&self) -> anyhow::Result<Duration> {
         self.check_continues()?;
         match self.shared.change.load(Ordering::Relaxed) {
@@ -68,36 +68,36 @@ impl Prober {
         }
     }
 
-    /// The slowest request since, the one that is in flight now included.
+    /// The slowest request since then, including the one in flight.
     pub(crate) fn slowest(&self) -> anyhow::Result<Duration> {
         self.check_continues()?;
         Ok(Duration::from_nanos(self.shared.slowest.load(Ordering::Relaxed)))
     }
 
-    /// Waits until the request in flight is answered, and another one after it.
+    /// Waits until the request in flight and another one are answered.
     fn check_continues(&self) -> anyhow::Result<()> {
         let answered = || self.shared.answered.load(Ordering::Relaxed);
         let (target, begin) = (answered() + 2, Instant::now());
         while answered() < target {
-            if self.thread.is_finished() || begin.elapsed() > PATIENCE {
-                bail!("the guest's requests are not answered any more");
+            if self.thread.is_finished() || begin.elapsed() > TIMEOUT {
+                bail!("the guest's requests are no longer answered");
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
         Ok(())
     }
 
-    /// Ends it; an error if any request was answered with one.
+    /// Stops the prober. An error if any request failed.
     pub(crate) fn stop(self) -> anyhow::Result<()> {
         self.shared.stop.store(true, Ordering::Relaxed);
         match self.thread.join() {
-            Ok(result) => result.context("a request of the guest that asks without pause"),
-            Err(_) => bail!("the guest that asks without pause panicked"),
+            Ok(result) => result.context("a request of the prober"),
+            Err(_) => bail!("the prober panicked"),
         }
     }
 }
 
-fn ask(fuse: &Fuse, nodes: &[u64], shared: &Shared) -> Result<(), CallError> {
+fn probe(fuse: &Fuse, nodes: &[u64], shared: &Shared) -> Result<(), CallError> {
     let mut random = ChaCha8Rng::seed_from_u64(nodes.len() as u64);
     let (mut answered, mut lifetime) = (Instant::now(), None);
     while !shared.stop.load(Ordering::Relaxed) {
@@ -115,7 +115,7 @@ fn ask(fuse: &Fuse, nodes: &[u64], shared: &Shared) -> Result<(), CallError> {
     Ok(())
 }
 
-/// GETATTR; the attribute timeout of the reply shows which configuration it was answered from.
+/// GETATTR. The attribute timeout in the reply identifies the configuration.
 fn attribute_lifetime(fuse: &Fuse, node: u64) -> Result<u64, CallError> {
     let body = GetattrIn::default();
     let arguments = [body.as_bytes()];

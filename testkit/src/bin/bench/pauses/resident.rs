@@ -1,16 +1,16 @@
-//! What an engine's ledger takes in memory.
+//! Memory of an engine's ledger.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::Context;
 
-/// The name of its memfd.
+/// Name of the ledger's memfd.
 const LEDGER: &str = "/memfd:virtiofs-ledger";
-/// What `st_blocks` counts.
+/// Unit of `st_blocks` in bytes.
 const BLOCK: u64 = 512;
 
-/// Bytes of the pages that are there: the ledger is a sparse memfd, which has no other blocks.
+/// Bytes of the allocated pages: the ledger is a sparse memfd.
 pub(crate) fn ledger_bytes(engine: i32) -> anyhow::Result<u64> {
     let descriptors = fs::read_dir(format!("/proc/{engine}/fd")).context("listing the engine's descriptors")?;
     let is_ledger =

@@ -1,4 +1,4 @@
-//! One guest on a broker of its own, under which engines come and go.
+//! A guest with its own broker, whose engines are replaced and killed.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -16,39 +16,40 @@ use virtiofs_config::{Access, CachePolicy, EngineConfig};
 use virtiofs_contract::control::{Endpoint, EndpointStatus, SessionStatus};
 use zerocopy::IntoBytes;
 
-use super::priority::ahead;
+use super::priority::set_real_time;
 use super::prober::Prober;
 use crate::options::Options;
 use crate::tree::{BLOCK, BLOCK_LENGTH, Tree, directory_name, place};
 
 const SHARE: &str = "bench";
-/// How often the broker is asked. It answers beside its work, but on the same two cores.
-const LOOK: Duration = Duration::from_millis(10);
-/// How long an event may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Lookups in flight while the guest takes hold of files.
+/// Poll interval of the broker's status. The broker's reply uses the same two cores.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Time limit of an event.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Number of lookups in flight while the guest looks up files.
 const DEPTH: usize = 8;
-/// Guest memory for one request in flight: the data of the longest read, and what goes with it.
+/// Guest memory for one request in flight: the data of the longest read, and its buffers.
 const PER_REQUEST: u64 = 1152 << 10;
 /// Guest memory for everything else.
-const BESIDES: u64 = 24 << 20;
-/// How long until a spare stands behind an engine for sure.
-const SETTLED: Duration = Duration::from_secs(1);
-/// How long to watch a guest under which nothing happens: as long as a hand-over takes from its order.
-const CALM: Duration = Duration::from_millis(100);
+const OTHER_MEMORY: u64 = 24 << 20;
+/// Time after which the standby engine is surely ready.
+const STANDBY_READY: Duration = Duration::from_secs(1);
+/// Duration of an idle measurement: about that of a hand-over from its request on.
+const IDLE: Duration = Duration::from_millis(100);
 
-/// What a guest saw of a hand-over.
+/// What a guest observed of a hand-over.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HandOver {
-    /// Between the last answer of the old engine and the first of the new one.
+    /// Time between the last reply of the old engine and the first reply of the new one.
     pub(crate) pause: Duration,
-    /// The slowest request from the order on, while engines are tried and started on the same processors.
+    /// The slowest request since the hand-over was requested, while engines start and are tested on the same
+    /// processors.
     pub(crate) slowest: Duration,
 }
 
 /// Guest, broker and the connection to it.
 pub(crate) struct Stage {
-    // The guest goes before its broker.
+    // Fields are dropped in this order: the guest before its broker.
     guest: Guest,
     control: Control,
     endpoint: Endpoint,
@@ -56,21 +57,21 @@ pub(crate) struct Stage {
     _runtime: TempDir,
     directories: Vec<u64>,
     pub(crate) nodes: Vec<u64>,
-    /// A file to read, and its handle.
+    /// Node id and handle of a file to read.
     block: (u64, u64),
-    /// Engines that have been started once a spare stands behind the one that serves.
+    /// Number of engines that were started when the standby engine is ready.
     engines: u64,
     real_time: bool,
 }
 
 impl Stage {
-    /// A guest of so much memory, all of it touched.
-    pub(crate) fn set(options: &Options, tree: &Tree, memory: u64) -> anyhow::Result<Self> {
-        let runtime = tempfile::tempdir().context("a directory for sockets")?;
-        // What it starts inherits its priority.
-        ahead(options.real_time).context("a real-time priority (--real-time)")?;
+    /// Starts a guest with this amount of memory, all of it touched.
+    pub(crate) fn new(options: &Options, tree: &Tree, memory: u64) -> anyhow::Result<Self> {
+        let runtime = tempfile::tempdir().context("creating a directory for sockets")?;
+        // Its children inherit the priority.
+        set_real_time(options.real_time).context("setting a real-time priority (--real-time)")?;
         let broker = Broker::start(&options.broker, runtime.path(), &options.log("pauses"));
-        ahead(false)?;
+        set_real_time(false)?;
         let broker = broker?;
         let mut control = broker.control()?;
         let endpoint = broker.endpoint(SHARE, &tree.root, EngineConfig::stock(Access::ReadWrite));
@@ -92,8 +93,8 @@ impl Stage {
         })
     }
 
-    /// Looks up files until the guest holds so many.
-    pub(crate) fn hold(&mut self, count: usize) -> anyhow::Result<()> {
+    /// Looks up files until the guest holds `count` of them.
+    pub(crate) fn look_up(&mut self, count: usize) -> anyhow::Result<()> {
         let fuse = self.guest.fuse().clone();
         let mut running = VecDeque::<Pending>::new();
         for index in self.nodes.len()..count {
@@ -121,24 +122,23 @@ impl Stage {
         Ok(())
     }
 
-    /// Everything the guest holds: files, their directories, the root and the file that is read.
+    /// Number of nodes that the guest holds: files, their directories, the root and the file that is read.
     pub(crate) fn held(&self) -> usize {
         self.nodes.len() + self.directories.len() + 2
     }
 
     pub(crate) fn prober(&self) -> anyhow::Result<Prober> {
-        Prober::start(self.guest.fuse().clone(), self.nodes.clone(), self.real_time)
-            .context("starting the guest that asks")
+        Prober::start(self.guest.fuse().clone(), self.nodes.clone(), self.real_time).context("starting the prober")
     }
 
-    /// The guest's slowest request while nothing happens: what this machine does by itself.
-    pub(crate) fn calm(&mut self, prober: &Prober) -> anyhow::Result<Duration> {
+    /// The guest's slowest request while nothing happens: the noise of this machine.
+    pub(crate) fn idle(&mut self, prober: &Prober) -> anyhow::Result<Duration> {
         prober.forget()?;
-        std::thread::sleep(CALM);
+        std::thread::sleep(IDLE);
         prober.slowest()
     }
 
-    /// A hand-over to a new configuration.
+    /// Hands over to a new configuration.
     pub(crate) fn hand_over(&mut self, prober: &Prober) -> anyhow::Result<HandOver> {
         let before = self.status()?.totals.replacements.hand_overs.count;
         self.touch()?;
@@ -153,17 +153,17 @@ impl Stage {
         Ok(HandOver { pause: prober.change()?, slowest: prober.slowest()? })
     }
 
-    /// Waits until a spare stands behind the engine that serves, as it does within the second.
-    pub(crate) fn settle(&mut self) -> anyhow::Result<()> {
-        std::thread::sleep(SETTLED);
+    /// Waits until the standby engine is ready, at most one second.
+    pub(crate) fn wait_for_standby(&mut self) -> anyhow::Result<()> {
+        std::thread::sleep(STANDBY_READY);
         self.engines = self.status()?.engines_started;
         Ok(())
     }
 
-    /// The guest's slowest request around the death of its engine, behind which a spare stands.
+    /// Kills the engine while the standby engine is ready. Returns the guest's slowest request.
     pub(crate) fn kill(&mut self, prober: &Prober) -> anyhow::Result<Duration> {
         let engines = self.engines;
-        self.until("spare", |status| status.engines_started >= engines)?;
+        self.until("standby engine", |status| status.engines_started >= engines)?;
         let before = self.status()?.totals.replacements.recoveries.count;
         self.touch()?;
         let engine = self.engine_pid()?;
@@ -174,8 +174,8 @@ impl Stage {
         prober.slowest()
     }
 
-    /// Has the engine write to nearly all guest memory, as one does that has served for a while. What a dead
-    /// process has mapped and touched is torn down before its own descriptor speaks.
+    /// Makes the engine write to nearly all guest memory, like one that has served for a while. When a process is
+    /// killed, the kernel unmaps its touched memory before it closes its descriptors.
     fn touch(&self) -> anyhow::Result<()> {
         let (node, fh) = self.block;
         let body = read_in(fh, 0, BLOCK_LENGTH);
@@ -192,11 +192,11 @@ impl Stage {
         Ok(session.context("no engine serves")? as i32)
     }
 
-    /// Nothing may be on the ring that nobody asked for.
+    /// Fails if there are unexpected used-ring entries.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         match self.guest.violations().first() {
             None => Ok(()),
-            Some(violation) => bail!("the engines break the rules of the ring: {}", violation.0),
+            Some(violation) => bail!("the engines violate the rules of the ring: {}", violation.0),
         }
     }
 
@@ -211,17 +211,17 @@ impl Stage {
             if holds(&status) {
                 return Ok(());
             }
-            if begin.elapsed() > PATIENCE {
-                bail!("no {what} within {PATIENCE:?}: {:?}", the_session(&status));
+            if begin.elapsed() > TIMEOUT {
+                bail!("no {what} within {TIMEOUT:?}: {:?}", the_session(&status));
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
 
-/// All guest memory that is not needed otherwise becomes buffers of requests, so that it can be touched.
+/// Turns all guest memory that is not otherwise needed into buffers of requests, so that it can be touched.
 fn guest(endpoint: &Endpoint, memory: u64) -> GuestConfig {
-    let in_flight = (memory.saturating_sub(BESIDES) / PER_REQUEST).clamp(16, 8192) as u16;
+    let in_flight = (memory.saturating_sub(OTHER_MEMORY) / PER_REQUEST).clamp(16, 8192) as u16;
     GuestConfig {
         touch_memory: true,
         in_flight,

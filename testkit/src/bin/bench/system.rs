@@ -1,4 +1,4 @@
-//! A server under test with a guest on it.
+//! A system under test: a server with a mounted guest.
 
 use std::any::Any;
 use std::path::Path;
@@ -14,16 +14,16 @@ use testkit::server::{Server, ServerCommand};
 use crate::material::{FEW, MANY, Material, name};
 use crate::options::{Options, Peer};
 
-/// The name of our engine's processes.
+/// The name of engine processes.
 const ENGINE: &str = "virtiofs-engine";
-/// The share's name with our agent.
+/// Name of the agent's share.
 const SHARE: &str = "bench";
-/// Nodes in one BATCH_FORGET.
+/// Number of nodes in one BATCH_FORGET.
 const BATCH: usize = 1_000;
 
-/// A mounted guest and the nodes all cases start from.
-pub(crate) struct Contestant {
-    // The guest goes before its server.
+/// A system under test, and the nodes that all cases use.
+pub(crate) struct System {
+    // Fields are dropped in this order: the guest before its server.
     pub(crate) guest: Guest,
     _server: Box<dyn Any>,
     /// The processes that serve it.
@@ -33,17 +33,17 @@ pub(crate) struct Contestant {
     pub(crate) read: u64,
     pub(crate) made: u64,
     pub(crate) written: u64,
-    /// Nodes of the files in `few`, held.
+    /// Held nodes of the files in `few`.
     pub(crate) nodes: Vec<u64>,
     /// Names in `few` and `many`.
     pub(crate) names: Vec<String>,
-    /// Nodes to forget once the clock has stopped.
-    pub(crate) owed: Vec<ForgetOne>,
-    /// Where the next step continues, so that rounds do not repeat each other.
+    /// Nodes to forget after the measurement.
+    pub(crate) to_forget: Vec<ForgetOne>,
+    /// Position at which the next step continues, so that rounds do not repeat each other.
     pub(crate) cursor: usize,
 }
 
-impl Contestant {
+impl System {
     pub(crate) fn start(
         peer: &Peer,
         label: &str,
@@ -69,19 +69,19 @@ impl Contestant {
         self.guest.fuse()
     }
 
-    /// Forgets what the last slice looked up.
-    pub(crate) fn settle(&mut self) -> anyhow::Result<()> {
-        let owed = std::mem::take(&mut self.owed);
-        for batch in owed.chunks(BATCH) {
+    /// Forgets the nodes that the last slice looked up.
+    pub(crate) fn forget_all(&mut self) -> anyhow::Result<()> {
+        let to_forget = std::mem::take(&mut self.to_forget);
+        for batch in to_forget.chunks(BATCH) {
             self.fuse().batch_forget(batch)?;
         }
         if let Some(violation) = self.guest.violations().first() {
-            bail!("the server breaks the rules of the ring: {}", violation.0);
+            bail!("the server violates the rules of the ring: {}", violation.0);
         }
         Ok(())
     }
 
-    /// A guest that is mounted, and what serves it.
+    /// Looks up the nodes of a mounted guest. `server` is dropped after the guest.
     pub(crate) fn prepare(guest: Guest, server: impl Any) -> anyhow::Result<Self> {
         let fuse = guest.fuse();
         let find = |parent, name: &str| fuse.lookup(parent, name).map(|entry| entry.nodeid);
@@ -96,7 +96,7 @@ impl Contestant {
             few,
             nodes,
             names,
-            owed: Vec::new(),
+            to_forget: Vec::new(),
             cursor: 0,
             _server: Box::new(server),
             serving: Vec::new(),
@@ -105,7 +105,7 @@ impl Contestant {
     }
 }
 
-/// The processes below `server` that serve guests: of our agent, only the engines.
+/// The processes below `server` that serve guests: only the engines of an agent.
 fn serving(peer: &Peer, server: i32) -> anyhow::Result<Vec<i32>> {
     let mut processes = descendants(server)?;
     processes.push(server);
@@ -120,22 +120,22 @@ fn serving(peer: &Peer, server: i32) -> anyhow::Result<Vec<i32>> {
     Ok(processes)
 }
 
-/// What is true of the share.
+/// Guarantee about the share's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Anybody may change it.
+    /// Other processes may change it.
     Shared,
-    /// Nobody does.
+    /// It does not change.
     Immutable,
 }
 
-/// The command that serves `share`, with a directory to `work` in.
+/// The command of a server for `share`, with the working directory `work`.
 pub(crate) fn command(peer: &Peer, share: &Path, work: &Path, content: Content) -> anyhow::Result<ServerCommand> {
     let socket = work.join("fs.sock");
     Ok(match peer {
         Peer::Stock(binary) => {
             let stock = ServerCommand::stock(binary, share, socket);
-            // The longest timeout that stock offers.
+            // The longest timeout of stock virtiofsd.
             if content == Content::Immutable { stock.arg("--cache=always").arg("--readonly") } else { stock }
         }
         Peer::Agent(binary) => {
@@ -156,8 +156,7 @@ pub(crate) fn command(peer: &Peer, share: &Path, work: &Path, content: Content) 
     })
 }
 
-/// The share that behaves as stock virtiofsd's defaults do, extended attributes on; or the one that promises never to
-/// change.
+/// A share with the behaviour of stock virtiofsd's defaults and extended attributes, or one with immutable content.
 fn manifest(share: &Path, content: Content) -> serde_json::Value {
     let (access, content) = match content {
         Content::Shared => ("ReadWrite", "Shared"),
