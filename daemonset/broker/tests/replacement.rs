@@ -279,7 +279,7 @@ fn paused_guest_is_handed_over_and_recovered() {
 /// Stops one thread of a process until it is killed. Returns its number; none if that is not permitted.
 fn stop_thread(pid: u32, name: &str) -> Option<libc::pid_t> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap().path());
-    let named = |path: &PathBuf| fs::read_to_string(path.join("comm")).unwrap().trim() == name;
+    let named = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name);
     let thread = threads.into_iter().find(named).unwrap();
     let number: libc::pid_t = thread.file_name().unwrap().to_str().unwrap().parse().unwrap();
     let stopped = [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT].into_iter().all(|request| {
