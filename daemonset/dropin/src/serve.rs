@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{geteuid, read, write};
 use virtiofs_contract::control::{Endpoint, EndpointKind, SocketSpec};
@@ -43,9 +43,13 @@ pub(crate) enum End {
 pub(crate) struct Signals(SignalFd);
 
 impl Signals {
-    /// Blocks them.
+    /// Blocks them. SIGINT stays ignored if it is: shells ignore it for what a script starts in the background, and a blocked
+    /// signal would arrive all the same.
     pub(crate) fn block() -> io::Result<Self> {
-        let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD]);
+        let mut signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD]);
+        if !is_ignored(Signal::SIGINT)? {
+            signals.add(Signal::SIGINT);
+        }
         signals.thread_block()?;
         Ok(Signals(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
@@ -54,6 +58,17 @@ impl Signals {
         let signal = self.0.read_signal().ok().flatten()?;
         Signal::try_from(signal.ssi_signo.cast_signed()).ok()
     }
+}
+
+fn is_ignored(signal: Signal) -> io::Result<bool> {
+    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: this sets no handler, and puts back what was there before any other thread starts.
+    let before = unsafe {
+        let before = sigaction(signal, &ignore)?;
+        sigaction(signal, &before)?;
+        before
+    };
+    Ok(matches!(before.handler(), SigHandler::SigIgn))
 }
 
 /// Serves until the VMM leaves or a signal ends it. Whatever was started or made is gone afterwards.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use testkit::guest::{Guest, GuestConfig};
@@ -101,6 +101,8 @@ impl Place {
     pub(crate) fn command(&self, program: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(self.0.path()).env_remove("RUST_LOG").stdin(Stdio::null());
+        // Whoever runs the tests may ignore it.
+        set_sigint(&mut command, SigHandler::SigDfl);
         command
     }
 
@@ -218,6 +220,13 @@ pub(crate) fn read_hello(guest: &Guest) -> String {
     let text = fuse.read(entry.nodeid, open.fh, 0, 4096).unwrap();
     fuse.release(entry.nodeid, open.fh, 0).unwrap();
     String::from_utf8(text).unwrap()
+}
+
+/// How the program starts out with SIGINT.
+pub(crate) fn set_sigint(command: &mut Command, handler: SigHandler) {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: sigaction is async-signal-safe, and no function of this process is set.
+    unsafe { command.pre_exec(move || Ok(sigaction(Signal::SIGINT, &action).map(drop)?)) };
 }
 
 /// Passes a descriptor to the program, as number 100: low numbers are used by `Command` itself.
