@@ -11,8 +11,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Copies, Place, as_user, inherit, live, shown};
-use nix::sys::signal::Signal;
+use common::{Copies, Place, as_user, inherit, live, read_hello, set_sigint, shown};
+use nix::sys::signal::{SigHandler, Signal};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -302,5 +302,19 @@ fn vmm_that_leaves_is_the_end() {
         served.ready().unwrap();
         drop(std::os::unix::net::UnixStream::connect(place.path("k")).unwrap());
         assert_eq!(shown(served.wait()), 0, "{}", served.log());
+    }
+}
+
+/// Shells ignore it for what a script starts in the background: Ctrl-C is not for that.
+#[test]
+fn ignored_sigint_stays_ignored() {
+    for program in [&*stock(), live()] {
+        let place = Place::new();
+        let mut command = place.command(program, &["--shared-dir=share", "--socket-path=k"]);
+        set_sigint(&mut command, SigHandler::SigIgn);
+        let mut started = place.run(command);
+        started.ready().unwrap_or_else(|status| panic!("{}: {status}", program.display()));
+        started.signal(Signal::SIGINT);
+        assert_eq!(read_hello(&place.boot()), "from the host\n", "{}", program.display());
     }
 }
