@@ -32,6 +32,22 @@ fn a_valid_manifest_shows_its_configuration() {
 }
 
 #[test]
+fn the_reach_of_file_locks_is_printed_where_several_guests_write() {
+    const UNKNOWN: &str = "content Shared, file locks of one VM are unknown to other VMs and to the host";
+    for (more, expected) in [
+        ("  access: ReadWrite", UNKNOWN),
+        ("  access: ReadWrite\n  content: Shared", UNKNOWN),
+        ("  access: ReadWrite\n  content: Exclusive", "content Exclusive, one VM at a time"),
+        ("  access: ReadOnly", "content Shared"),
+        ("  content: Immutable", "content Immutable"),
+    ] {
+        let (said, good) = check(&share(more));
+        let line = said.lines().map(str::trim).find(|line| line.starts_with("content"));
+        assert!(good && line == Some(expected), "{more}: {said}");
+    }
+}
+
+#[test]
 fn an_invalid_manifest_is_rejected_with_its_field() {
     for (text, field, hint) in [
         (share("  access: Sometimes"), "spec.access", "ReadOnly"),
