@@ -290,7 +290,7 @@ pub(crate) struct SupportBundleArgs {
 Examples:
   virtiofsctl dropin print libvirt                 for <filesystem> of a domain
   virtiofsctl dropin print kata                    for configuration.toml
-  virtiofsctl dropin print vhost-user >/etc/qemu/vhost-user/10-virtiofsd-live.json
+  virtiofsctl dropin print vhost-user >/etc/qemu/vhost-user/40-virtiofsd-live.json
 
 Nothing is changed on this host.")]
 pub(crate) struct DropinArgs {

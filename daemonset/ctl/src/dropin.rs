@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn shipped_discovery_file_is_the_printed_one() {
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/vhost-user/40-virtiofsd-live.json");
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/vhost-user/60-virtiofsd-live.json");
         let shipped = std::fs::read_to_string(shipped).unwrap();
         assert_eq!(shipped, lines(Tool::VhostUser, Path::new(INSTALLED)));
         let parsed: serde_json::Value = serde_json::from_str(&shipped).unwrap();

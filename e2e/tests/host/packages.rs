@@ -43,6 +43,8 @@ pub(crate) fn a_package_is_upgraded_under_a_guest(world: &mut World) -> Result<(
     world.serve_disk()?;
     world.host.must("man -w virtiofsctl-status || ls /usr/share/man/man1/virtiofsctl-status.1.gz")?;
     world.host.must("bash -c '. /usr/share/bash-completion/completions/virtiofsctl && complete -p virtiofsctl'")?;
+    let discovered = "sed -n 's/.*\"binary\": \"\\(.*\\)\"/\\1/p' /usr/share/qemu/vhost-user/60-virtiofsd-live.json";
+    world.host.must(&format!("$({discovered}) --print-capabilities | grep '\"type\": \"fs\"'"))?;
     world.upgrade(&format!("apt-get install -y {NEXT_DEB}"))?;
     world.host.must("dpkg-query -W -f '${Version}' virtiofs-operator | grep -e -2$")?;
     Ok(())
