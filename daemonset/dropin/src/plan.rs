@@ -94,17 +94,18 @@ pub(crate) fn plan(options: &Options, site: &Site) -> Result<Plan, Refusal> {
     let chosen = options.inode_file_handles == FileHandles::Never || options.rlimit_nofile.is_some();
     Ok(Plan {
         shared_dir,
-        listen: listen(options),
+        listen: listen(options)?,
         engine,
         heal: options.staleness.map_or(!chosen, |staleness| staleness == Staleness::Heal),
         warnings: warnings(options),
     })
 }
 
-fn listen(options: &Options) -> Listen {
+fn listen(options: &Options) -> Result<Listen, Refusal> {
     match (options.fd, options.socket_path.as_ref().or(options.socket.as_ref())) {
-        (None, Some(path)) => Listen::Path { path: path.clone(), group: options.socket_group.clone() },
-        (fd, _) => Listen::Descriptor(fd.unwrap_or(-1)),
+        (Some(fd), _) => Ok(Listen::Descriptor(fd)),
+        (None, Some(path)) => Ok(Listen::Path { path: path.clone(), group: options.socket_group.clone() }),
+        (None, None) => Err(Refusal::Invalid("missing \"--socket-path\" or \"--fd\" option".into())),
     }
 }
 

@@ -110,6 +110,15 @@ fn what_stock_refuses_is_refused() {
 }
 
 #[test]
+fn command_line_without_a_socket_is_refused() {
+    let line = ["virtiofsd", "--shared-dir=/s", "--socket=/k"].map(OsString::from);
+    let mut options = Options::parse_from_line(line).unwrap();
+    options.socket = None;
+    let refusal = plan(&options, &ROOT).unwrap_err();
+    assert!(refusal.to_string().contains("--socket-path"), "{refusal}");
+}
+
+#[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     for (arguments, site, name) in [
         (&["--migration-mode=find-paths"][..], ROOT, "--migration-mode"),
