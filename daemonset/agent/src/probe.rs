@@ -9,10 +9,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fstat, fstatvfs, openat, openat2,
-    stat, statx,
-};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatvfs, openat, openat2, stat};
 use rustix::io::Errno;
 use virtiofs_contract::preflight::{Finding, Reason};
 
@@ -113,17 +110,6 @@ pub(crate) fn probe(
         inodes: (found.f_files, found.f_favail),
     });
     Ok((Source { path: canonical, identity: (stat.st_dev, stat.st_ino) }, space))
-}
-
-/// True for an empty directory that is no mount point, which is what an unmounted file system leaves.
-pub(crate) fn is_bare(path: &Path) -> bool {
-    let empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    empty && !is_mount_point(path)
-}
-
-fn is_mount_point(path: &Path) -> bool {
-    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS);
-    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 fn not_found(sources: &Sources, path: &Path, error: &io::Error) -> Finding {
@@ -278,15 +264,5 @@ mod tests {
         fs::create_dir(&source).unwrap();
         let after = find(&source, Some(&before.path)).unwrap();
         assert_ne!(before.identity, after.identity);
-    }
-
-    #[test]
-    fn an_empty_directory_without_mount_is_bare() {
-        let (_keep, folder) = folder();
-        assert!(is_bare(&folder));
-        fs::write(folder.join("file"), "").unwrap();
-        assert!(!is_bare(&folder));
-        assert!(!is_bare(&folder.join("file")) && !is_bare(&folder.join("nothing")));
-        assert!(is_mount_point(Path::new("/proc")) && !is_mount_point(&folder));
     }
 }

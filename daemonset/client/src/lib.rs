@@ -7,6 +7,7 @@
 //! | [`runtime_dir`] | paths in the runtime directory, and the lock that admits one agent |
 //! | [`report`], [`notice`], [`staleness`] | how each share is doing, as the agent reports it |
 //! | [`published`] | that report as a file, for readers without an agent |
+//! | [`observation`] | what the remedy policy observes of sessions |
 //! | [`totals`] | counts of the broker, summed over restarts |
 //! | [`metrics`] | the Prometheus families, made from report and counts |
 //! | [`text`], [`errno`] | how values, untrusted text and error numbers are shown |
@@ -16,6 +17,7 @@ pub mod endpoint;
 pub mod errno;
 pub mod metrics;
 pub mod notice;
+pub mod observation;
 pub mod published;
 pub mod report;
 pub mod runtime_dir;

@@ -10,6 +10,7 @@
 //! | `serve` | the session from start to end |
 //! | `session` | the conversation with the broker |
 //! | `remedies` | staleness |
+//! | `source_root` | what is at the path of the directory |
 //! | `metrics`, `syslog` | what others can read |
 //! | `process`, `orphans`, `runtime_dir` | what is started and made, and removed again |
 
@@ -24,6 +25,7 @@ mod remedies;
 mod runtime_dir;
 mod serve;
 mod session;
+mod source_root;
 mod syslog;
 
 use std::io::Write;

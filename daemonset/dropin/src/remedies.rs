@@ -1,30 +1,24 @@
 //! Staleness of the session: observes, decides with the policy that the agent has, and applies what it decides.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use virtiofs_client::broker::{Client, ClientError};
+use virtiofs_client::observation::{is_served, session, stale_events};
 use virtiofs_config::EngineConfig;
-use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus};
-use virtiofs_contract::staleness::CAUSES;
+use virtiofs_contract::control::EndpointStatus;
 use virtiofs_remedy::{
-    Blocker, Command, Content, History, Mode, Moment, Observation, Outcome, Policy, Root, Session, Transition, Window,
-    decide,
+    Blocker, Command, Content, History, Mode, Moment, Observation, Outcome, Policy, Root, Transition, Window, decide,
 };
+
+use crate::source_root::SourceRoot;
 
 /// A share's defaults.
 const THRESHOLD: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
 const WINDOW: Duration = Duration::from_secs(60);
 const BUDGET: NonZeroU32 = NonZeroU32::new(6).expect("not zero");
-
-/// A request that has been in progress for this long hangs.
-const HUNG_AFTER_MS: u64 = 10_000;
-
-/// A guest this close to its inode limit counts as full.
-const NEARLY: u64 = 64;
 
 /// The past of the session.
 #[derive(Debug)]
@@ -32,13 +26,14 @@ pub(crate) struct Remedies {
     policy: Policy,
     declared: EngineConfig,
     history: History,
+    root: SourceRoot,
 }
 
 impl Remedies {
-    pub(crate) fn new(heal: bool, declared: EngineConfig) -> Self {
+    pub(crate) fn new(heal: bool, declared: EngineConfig, source: PathBuf) -> Self {
         let mode = if heal { Mode::Heal } else { Mode::Report };
         let policy = Policy { mode, threshold: THRESHOLD, window: Window::within(WINDOW), budget: BUDGET };
-        Remedies { policy, declared, history: History::default() }
+        Remedies { policy, declared, history: History::default(), root: SourceRoot::of(source) }
     }
 
     /// The configuration for engines.
@@ -53,7 +48,14 @@ impl Remedies {
         endpoint: &EndpointStatus,
         client: &mut Client,
     ) -> Result<(), ClientError> {
-        let decision = decide(&self.policy, &self.history, &self.observation(instance, endpoint), now());
+        let gone = endpoint.sessions.iter().any(|session| is_served(session) && session.source_gone.is_some());
+        let root = if gone {
+            self.root.observe()
+        } else {
+            self.root.forget();
+            Root::Present
+        };
+        let decision = decide(&self.policy, &self.history, &self.observation(instance, endpoint, root), now());
         self.history = decision.history;
         decision.transitions.iter().for_each(log);
         if let Some(Command::HandOver) = decision.command {
@@ -76,44 +78,17 @@ impl Remedies {
         Ok(())
     }
 
-    fn observation<'a>(&'a self, instance: u64, endpoint: &'a EndpointStatus) -> Observation<'a> {
-        let sessions: Vec<_> = endpoint.sessions.iter().filter(|session| is_served(session)).map(session).collect();
-        let gone = sessions.iter().any(|session| session.gone);
+    fn observation<'a>(&'a self, instance: u64, endpoint: &'a EndpointStatus, root: Root) -> Observation<'a> {
         Observation {
             broker: instance,
-            counts: CAUSES.into_iter().map(|cause| (cause, endpoint.totals.stale(cause))).collect::<BTreeMap<_, _>>(),
+            counts: stale_events(&[endpoint]),
             declared: &self.declared,
             content: Content::Shared,
             preflight: &endpoint.preflight,
-            sessions,
-            // Looked up only if it matters: a source that hangs would hang this, too.
-            root: if gone { root(&endpoint.endpoint.source) } else { Root::Present },
+            sessions: endpoint.sessions.iter().filter(|session| is_served(session)).map(session).collect(),
+            root,
         }
     }
-}
-
-fn is_served(session: &SessionStatus) -> bool {
-    use SessionState::{Recovering, Serving, Stopped};
-    session.engine_pid.is_some() && matches!(session.state, Serving | Stopped | Recovering)
-}
-
-fn session(session: &SessionStatus) -> Session<'_> {
-    Session {
-        id: &session.id,
-        generation: session.active_generation,
-        engine: &session.engine,
-        preflight: session.preflight.as_ref(),
-        full: session.held.inodes.saturating_add(NEARLY) >= session.inodes_limit,
-        gone: session.source_gone.is_some(),
-        hung: session.oldest_request.as_ref().is_some_and(|oldest| oldest.age_ms >= HUNG_AFTER_MS),
-    }
-}
-
-fn root(source: &Path) -> Root {
-    let Ok(mut entries) = std::fs::read_dir(source) else { return Root::Missing };
-    let device = |path: &Path| std::fs::metadata(path).map(|it| std::os::unix::fs::MetadataExt::dev(&it)).ok();
-    let is_mount = source.parent().is_none_or(|parent| device(parent) != device(source));
-    if is_mount || entries.next().is_some() { Root::Present } else { Root::Bare }
 }
 
 /// The clock of remedies: it does not stop while the machine sleeps.

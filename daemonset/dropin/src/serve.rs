@@ -92,9 +92,9 @@ pub(crate) fn serve(options: &Options, plan: Plan, log: &str, signals: &Signals)
     let runtime_dir = RuntimeDir::create(&bases).context("no directory for the sockets of broker and keeper")?;
     let session = Session {
         broker: runtime_dir.broker().join("broker.sock"),
-        endpoint: endpoint(session.clone(), source, &plan, &listening),
+        endpoint: endpoint(session.clone(), source.clone(), &plan, &listening),
         listener: listening.as_fd().try_clone_to_owned()?,
-        remedies: Remedies::new(plan.heal, plan.engine),
+        remedies: Remedies::new(plan.heal, plan.engine, source),
         observed,
         file: options.metrics_dir.as_deref().map(|directory| MetricsFile::new(directory, &session)),
     };

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use virtiofs_client::broker::{Client, ClientError};
 use virtiofs_client::endpoint::{is_volume, share_of};
+use virtiofs_client::observation::is_bare;
 use virtiofs_contract::control::Endpoint;
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 
@@ -18,7 +19,7 @@ use super::Reconciler;
 use crate::model::action::{Action, ActionResult, Attempt, Outcome};
 use crate::model::observed::Observed;
 use crate::model::source::{Probe, Source};
-use crate::probe::{is_bare, probe};
+use crate::probe::probe;
 
 /// Starts an action. Its result goes to `results`.
 pub(super) fn perform(

@@ -1,26 +1,18 @@
 //! From the broker's status to the observation that a decision is made from.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::time::Duration;
 
 use virtiofs_client::endpoint::share_of;
-use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus, Status};
+use virtiofs_client::observation::{is_served, session, stale_events};
+use virtiofs_contract::control::{EndpointStatus, SessionStatus, Status};
 use virtiofs_contract::preflight::Preflight;
-use virtiofs_contract::staleness::CAUSES;
 use virtiofs_crds::v1alpha1::{Content, Remedy};
 use virtiofs_crds::{Share, StalenessPolicy};
-use virtiofs_remedy::{self as remedy, Mode, Observation, Policy, Root, Session, Window};
+use virtiofs_remedy::{self as remedy, Mode, Observation, Policy, Root, Window};
 
 use crate::model::observed::Observed;
 use crate::model::source::Probe;
-
-/// A request that has been in progress for this long hangs: no disk takes that long.
-const HUNG_AFTER: Duration = Duration::from_secs(10);
-
-/// A guest this close to its inode limit counts as full.
-const NEARLY: u64 = 64;
 
 /// All that is known of one share.
 pub(super) struct ShareStatus<'a> {
@@ -58,19 +50,14 @@ impl<'a> ShareStatus<'a> {
 
     /// Sessions that an engine serves, or is about to.
     pub(super) fn served(&self) -> impl Iterator<Item = &'a SessionStatus> {
-        let working = |session: &&SessionStatus| {
-            use SessionState::{Recovering, Serving, Stopped};
-            session.engine_pid.is_some() && matches!(session.state, Serving | Stopped | Recovering)
-        };
-        self.endpoints.clone().into_iter().flat_map(|it| &it.sessions).filter(working)
+        self.endpoints.clone().into_iter().flat_map(|it| &it.sessions).filter(|session| is_served(session))
     }
 
     /// The observation.
     pub(super) fn observation(&self) -> Observation<'a> {
-        let count = |cause| self.endpoints.iter().map(|it| it.totals.stale(cause)).sum::<u64>();
         Observation {
             broker: self.broker,
-            counts: CAUSES.into_iter().map(|cause| (cause, count(cause))).collect::<BTreeMap<_, _>>(),
+            counts: stale_events(&self.endpoints),
             declared: &self.share.engine,
             content: content(self.share.content),
             preflight: &self.own.preflight,
@@ -86,23 +73,6 @@ impl<'a> ShareStatus<'a> {
             _ => Root::Missing,
         }
     }
-}
-
-fn session(session: &SessionStatus) -> Session<'_> {
-    Session {
-        id: &session.id,
-        generation: session.active_generation,
-        engine: &session.engine,
-        preflight: session.preflight.as_ref(),
-        full: session.held.inodes.saturating_add(NEARLY) >= session.inodes_limit,
-        gone: session.source_gone.is_some(),
-        hung: hangs(session),
-    }
-}
-
-/// True if a request of its guest hangs.
-pub(super) fn hangs(session: &SessionStatus) -> bool {
-    session.oldest_request.as_ref().is_some_and(|oldest| u128::from(oldest.age_ms) >= HUNG_AFTER.as_millis())
 }
 
 /// The declared content.

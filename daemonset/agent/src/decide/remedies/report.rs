@@ -1,6 +1,7 @@
 //! Notices and status of staleness.
 
 use virtiofs_client::notice::{Notice, NoticeReason};
+use virtiofs_client::observation::hangs;
 use virtiofs_client::report::{ShareReport, ShareState};
 use virtiofs_client::staleness::{ActiveRemedy, Condition, LastRemedy, OutcomeCount, ShareStaleness};
 use virtiofs_client::text::name;
@@ -15,7 +16,6 @@ use virtiofs_remedy::history::RemedyRecord;
 use virtiofs_remedy::{Amendment, CauseStatus, Handling, History, Moment, Outcome, Remedy, Root, Transition};
 
 use super::RemedyEvent;
-use super::observation::hangs;
 
 /// One share, with its sessions and remedies.
 pub(super) struct ShareView<'a> {

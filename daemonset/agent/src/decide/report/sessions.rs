@@ -4,6 +4,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use virtiofs_client::endpoint::share_of;
 use virtiofs_client::notice::{Notice, NoticeReason};
+use virtiofs_client::observation::hangs;
 use virtiofs_client::report::Problem;
 use virtiofs_contract::control::{EndpointStatus, SessionState, SessionStatus};
 use virtiofs_contract::counters::UnreachableMemory;
@@ -12,9 +13,6 @@ use virtiofs_contract::staleness::Cause;
 use virtiofs_crds::changes;
 
 use crate::model::observed::Observed;
-
-/// A request that has been in progress for longer than this hangs.
-const HUNG_AFTER: Duration = Duration::from_secs(10);
 
 /// How long a rejected second VM is reported.
 const REJECTION_REPORTED: Duration = Duration::from_secs(300);
@@ -47,7 +45,7 @@ pub(super) fn notices(now: Instant, share: &str, problems: &[Problem], observed:
 /// A request that hangs, and limits that the guest is close to.
 fn warnings(session: &SessionStatus) -> Vec<Notice> {
     let mut notices = Vec::new();
-    if let Some(oldest) = session.oldest_request.as_ref().filter(|it| it.age_ms >= HUNG_AFTER.as_millis() as u64) {
+    if let Some(oldest) = session.oldest_request.as_ref().filter(|_| hangs(session)) {
         let message =
             format!("{}: a request has been waiting for the source for {} s", session.id, oldest.age_ms / 1000);
         let remedy = "check the source's file system or its server; this session continues when it answers, other sessions are \
