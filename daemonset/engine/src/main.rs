@@ -18,6 +18,7 @@ mod orphaned;
 mod passthrough;
 mod preflight;
 mod prepare;
+mod regular_file;
 mod root;
 mod sandbox;
 mod seccomp;

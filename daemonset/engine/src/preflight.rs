@@ -3,11 +3,10 @@
 //! A capability bit proves nothing: in a user namespace the bit is set and directories open by file handle, but regular
 //! files do not. So a regular file of every file system is opened by file handle, with the code that the library uses.
 
-use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 use virtiofs_config::{EngineConfig, InodeFileHandles};
@@ -19,10 +18,8 @@ use virtiofsd::passthrough::util::reopen_fd_through_proc;
 use crate::kernel_mounts;
 use crate::limits::MAX_MOUNTS;
 use crate::mountinfo::{Mount, mounts_below};
+use crate::regular_file::Search;
 use crate::sandbox::Jail;
-
-/// Most directory entries that are read per file system in search of a regular file.
-const MAX_ENTRIES: usize = 2000;
 
 /// The results.
 pub(crate) struct Tried {
@@ -40,7 +37,9 @@ pub(crate) fn try_features(config: &EngineConfig, jail: &Jail, findings: &mut Ve
     let mounts = mounts.map_err(|error| unreadable(&error))?;
     check_writable(config, root)?;
     check_kernel_mounts(config, jail, &mounts, findings)?;
-    let mounts: Vec<_> = mounts.into_iter().take(MAX_MOUNTS).map(|mount| try_mount(config, jail, mount)).collect();
+    let mut search = Search::new(jail.initial_user_namespace);
+    let mounts: Vec<_> =
+        mounts.into_iter().take(MAX_MOUNTS).map(|mount| try_mount(config, jail, mount, &mut search)).collect();
     findings.extend(mounts.iter().find(|mount| !keeps_positions(&mount.fs_type, kernel())).map(unstable_positions));
     let inode_file_handles = decide(config.inode_file_handles, &mounts, jail.initial_user_namespace, findings)?;
     Ok(Tried { inode_file_handles, mounts })
@@ -123,20 +122,22 @@ fn check_kernel_mounts(
     Ok(())
 }
 
-fn try_mount(config: &EngineConfig, jail: &Jail, mount: Mount) -> MountPreflight {
+fn try_mount(config: &EngineConfig, jail: &Jail, mount: Mount, search: &mut Search) -> MountPreflight {
     let file_handles = if config.inode_file_handles == InodeFileHandles::Never {
         HandleOutcome::NotTried
     } else {
-        try_handles(jail, &mount.path)
+        try_handles(jail, &mount.path, search)
     };
     MountPreflight { path: mount.relative, fs_type: mount.fs_type, file_handles }
 }
 
-fn try_handles(jail: &Jail, mount: &Path) -> HandleOutcome {
-    match (open_by_handle(jail, mount), regular_file(mount)) {
-        (HandleOutcome::Works, Some(file)) => open_by_handle(jail, &file),
-        (HandleOutcome::Works, None) => HandleOutcome::DirectoryOnly,
-        (other, _) => other,
+fn try_handles(jail: &Jail, mount: &Path, search: &mut Search) -> HandleOutcome {
+    match open_by_handle(jail, mount) {
+        HandleOutcome::Works => match search.regular_file(mount) {
+            Some(file) => open_by_handle(jail, &file),
+            None => HandleOutcome::DirectoryOnly,
+        },
+        other => other,
     }
 }
 
@@ -168,31 +169,6 @@ fn handle_round_trip(jail: &Jail, path: &Path) -> io::Result<bool> {
         opened.read_at(&mut [0], 0)?;
     }
     Ok(true)
-}
-
-/// A regular file on the file system of `mount`: breadth first, bounded.
-fn regular_file(mount: &Path) -> Option<PathBuf> {
-    let device = fs::symlink_metadata(mount).ok()?.dev();
-    if fs::symlink_metadata(mount).ok()?.is_file() {
-        return Some(mount.to_owned());
-    }
-    let mut directories = VecDeque::from([mount.to_owned()]);
-    let mut seen = 0;
-    while let Some(directory) = directories.pop_front() {
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            seen += 1;
-            if seen > MAX_ENTRIES {
-                return None;
-            }
-            match entry.metadata() {
-                Ok(found) if found.dev() != device => {}
-                Ok(found) if found.is_file() => return Some(entry.path()),
-                Ok(found) if found.is_dir() => directories.push_back(entry.path()),
-                _ => {}
-            }
-        }
-    }
-    None
 }
 
 /// How inodes are held, given the results. The library falls back by itself only if a file system has no file handles; if
