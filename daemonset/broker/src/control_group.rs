@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Controller {
     Cpu,
     Io,
+    Memory,
 }
 
 /// A group of one engine.

@@ -5,9 +5,11 @@
 mod common;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::{Broker, boot, read_hello, runs, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use testkit::skip::{require, require_that};
 use virtiofs_config::Limits;
 use virtiofs_contract::control::SessionState;
@@ -15,10 +17,14 @@ use virtiofs_contract::preflight::Reason;
 
 /// Directories of a process's control groups that only engines use, from /proc/PID/cgroup.
 fn groups_of(pid: u32) -> Vec<PathBuf> {
+    groups_named(pid, "virtiofs-engine-")
+}
+
+fn groups_named(pid: u32, name: &str) -> Vec<PathBuf> {
     let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     own.lines()
         .filter_map(|line| line.rsplit_once(':').map(|(names, path)| (names.to_owned(), path.to_owned())))
-        .filter(|(_, path)| path.contains("virtiofs-engine-"))
+        .filter(|(_, path)| path.contains(name))
         .map(|(names, path)| {
             let controller = names.rsplit_once(':').map_or("", |(_, controller)| controller).to_owned();
             [format!("/sys/fs/cgroup/{controller}{path}"), format!("/sys/fs/cgroup{path}")]
@@ -71,6 +77,44 @@ fn limits_are_active_or_reported() {
     until("an engine without limits serves", || broker.session_of("data").engine.limits == Limits::default());
     assert_eq!(read_hello(&guest), "from the host\n");
     until("the old one and its groups are gone", || !runs(engine) && groups.iter().all(|group| !group.exists()));
+}
+
+/// The control group to which the memory of an engine is charged.
+fn memory_group_of(engine: u32) -> PathBuf {
+    let group = groups_named(engine, "virtiofs-session-").pop().unwrap();
+    let is_of_session = |path: &Path| path.file_name().unwrap().to_string_lossy().starts_with("virtiofs-session-");
+    group.ancestors().find(|path| is_of_session(path)).unwrap().to_path_buf()
+}
+
+#[test]
+fn memory_is_charged_to_the_session_across_its_engines_and_brokers() {
+    const WRITTEN: u64 = 16 << 20;
+    let mut broker = Broker::start_with_keeper();
+    let guest = boot(&broker.share("data"));
+    let session = broker.until_state("data", SessionState::Serving);
+    if require("memory control groups that the broker can create", session.charged_memory).is_none() {
+        return;
+    }
+    let before = session.charged_memory.unwrap();
+    let group = memory_group_of(session.engine_pid.unwrap());
+    let made = guest.fuse().create(1, "big", libc::O_WRONLY, 0o600).unwrap();
+    let block = vec![7; 1 << 16];
+    for at in (0..WRITTEN).step_by(block.len()) {
+        guest.fuse().write(made.entry.nodeid, made.open.fh, at, &block, libc::O_WRONLY).unwrap();
+    }
+    let charged = broker.session_of("data").charged_memory.unwrap();
+    assert!(charged >= before + WRITTEN, "{before} {charged}");
+    kill(Pid::from_raw(session.engine_pid.unwrap() as i32), Signal::SIGKILL).unwrap();
+    assert_eq!(read_hello(&guest), "from the host\n");
+    broker.crash();
+    broker.restart();
+    assert_eq!(read_hello(&guest), "from the host\n");
+    let after = broker.until_state("data", SessionState::Serving);
+    assert_ne!(after.engine_pid, session.engine_pid);
+    assert_eq!(memory_group_of(after.engine_pid.unwrap()), group);
+    assert!(after.charged_memory.unwrap() >= WRITTEN, "{after:?}");
+    drop(guest);
+    until("its group is removed", || !group.exists());
 }
 
 #[test]

@@ -98,6 +98,7 @@ pub fn session(id: &str) -> SessionStatus {
         stashed_files: 0,
         engine: EngineConfig::stock(Access::ReadOnly),
         guest_memory: 0,
+        charged_memory: None,
         preflight: None,
         finding: None,
         open_files: 0,

@@ -572,6 +572,10 @@ pub struct SessionStatus {
     pub engine: EngineConfig,
     /// Bytes of guest memory that the VMM shared.
     pub guest_memory: u64,
+    /// Bytes that its engines have used first and that are charged to its control group: of the guest's memory, of their
+    /// own, and of the page cache. None: it has no group, and they are charged to the broker's.
+    #[serde(default)]
+    pub charged_memory: Option<u64>,
     /// What that engine found in its preflight.
     pub preflight: Option<Preflight>,
     /// Why it is `Failed`, or not served with the desired configuration.

@@ -65,7 +65,7 @@ impl World {
     }
 }
 
-/// Reads the limits of the share from the kernel.
+/// Reads the limits of the share, and the memory charged to its session, from the kernel.
 fn expect_limits(world: &World, session: &Value) -> Result<()> {
     let engine = &session["enginePid"];
     let group = world.host.must(&format!("sed s,^0::,/sys/fs/cgroup, /proc/{engine}/cgroup"))?;
@@ -73,13 +73,31 @@ fn expect_limits(world: &World, session: &Value) -> Result<()> {
     let disk = world.host.must("mountpoint --fs-devno /srv/disk")?;
     for (file, expected) in [
         ("cpu.max", "150000 100000".to_owned()),
-        ("cpu.weight", "50".to_owned()),
+        ("../cpu.weight", "50".to_owned()),
         ("io.max", format!("{} rbps=max wbps=67108864 riops=max wiops=max", disk.trim())),
     ] {
         let found = world.host.must(&format!("cat {group}/{file}"))?;
         println!("{group}/{file}: {}", found.trim());
         ensure!(found.trim() == expected, "{group}/{file} has '{}', not '{expected}'", found.trim());
     }
+    let charged: u64 = world.host.must(&format!("cat {group}/../memory.current"))?.trim().parse()?;
+    let reported = session["chargedMemoryBytes"].as_u64().context("no memory is charged to the session")?;
+    println!("memory.current of the session: {charged}, in its status {reported}");
+    ensure!(charged > 0 && reported > 0, "nothing is charged to {group}/..");
+    Ok(())
+}
+
+/// Reads the guest's memory that was first touched by its engine from the kernel.
+fn expect_guest_memory_charged_to_its_session(world: &World, session: &Value) -> Result<()> {
+    let unit = "/sys/fs/cgroup/system.slice/virtiofs-broker.service";
+    let shared = |group: &str| -> Result<u64> {
+        Ok(world.host.must(&format!("sed -n 's/^shmem //p' {group}/memory.stat"))?.trim().parse()?)
+    };
+    let (of_session, of_broker) =
+        (shared(&format!("{unit}/virtiofs-session-*"))?, shared(&format!("{unit}/virtiofs-broker"))?);
+    println!("shared memory charged to the session {of_session}, to the broker {of_broker}");
+    let guest = session["guestMemoryBytes"].as_u64().context("guestMemoryBytes")?;
+    ensure!(of_session > 0 && of_session <= guest + (64 << 20), "{of_session} of a guest of {guest} bytes");
     Ok(())
 }
 
@@ -87,7 +105,10 @@ pub(crate) fn services_serve_shares_within_limits(world: &mut World) -> Result<(
     world.serve_disk()?;
     let session = world.start_guest()?;
     expect_limits(world, &session)?;
+    expect_guest_memory_charged_to_its_session(world, &session)?;
     world.finish_guest()?;
+    let groups = "ls -d /sys/fs/cgroup/system.slice/virtiofs-broker.service/virtiofs-session-*";
+    world.host.until("the session's group is removed", PATIENCE, &format!("! {groups}"))?;
     for unit in ["virtiofs-broker", "virtiofs-agent"] {
         print!("{}", world.host.must(&format!("systemd-analyze security {unit} | tail -1"))?);
     }

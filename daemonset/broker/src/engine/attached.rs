@@ -109,7 +109,7 @@ impl Attached {
             preflight: engine.preflight.clone(),
             binary: engine.binary.clone(),
             root: engine.root.map(Into::into),
-            groups: engine.process.groups().to_vec(),
+            groups: engine.process.groups().own.clone(),
             sent,
         }
     }

@@ -3,13 +3,16 @@
 //! | module | |
 //! |---|---|
 //! | [`settings`] | limits in the syntax of the kernel; pure |
-//! | [`cgroup`] | control groups for engines |
+//! | [`cgroup`] | control groups for sessions and engines |
+//! | [`session_group`] | the group to which the memory of a session is charged |
 
 pub(crate) mod cgroup;
+pub(crate) mod session_group;
 mod settings;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use rustix::fs::{fstat, major, minor};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -18,12 +21,14 @@ use virtiofs_config::Limits;
 use virtiofs_contract::preflight::{Finding, Reason};
 
 use self::cgroup::{Cgroups, EngineGroups};
-use self::settings::{Device, KNOBS, Knob};
+use self::session_group::SessionGroup;
+use self::settings::{DEFAULT_WEIGHT, Device, KNOBS, Knob, Version};
 use super::finding;
-use crate::control_group::Group;
 
 /// Difference of `oom_score_adj` to the broker: an engine is killed first, because it can be replaced.
 const OOM_ADJUSTMENT: i32 = 300;
+
+const NO_DEVICE: Device = Device { major: 0, minor: 0 };
 
 /// Why a limit is not in force.
 #[derive(Debug, Error)]
@@ -66,9 +71,23 @@ pub(crate) struct Applied {
     pub(crate) groups: EngineGroups,
 }
 
-/// Sets the limits of a process that serves a directory.
-pub(crate) fn apply(wanted: &Limits, pid: u32, source: BorrowedFd<'_>, cgroups: &Cgroups) -> Applied {
+/// Sets the limits of a process that serves a directory, and moves it into the group of its session.
+pub(crate) fn apply(
+    wanted: &Limits,
+    pid: u32,
+    source: BorrowedFd<'_>,
+    cgroups: &Cgroups,
+    session: Option<Arc<SessionGroup>>,
+) -> Applied {
     let mut applied = Applied::default();
+    let name = cgroups.next_name();
+    if let Some(session) = session {
+        let path = session.path().to_path_buf();
+        // It is served in any case: then its memory is charged to the broker's group.
+        if let Err(error) = applied.groups.join(session, &name, pid) {
+            tracing::warn!(engine_pid = pid, group = %path.display(), %error, "memory not charged to the session");
+        }
+    }
     // If this fails, the kernel chooses by itself, which is no reason not to serve.
     if let Err(error) = prefer_for_oom(pid) {
         tracing::debug!(engine_pid = pid, %error, "oom_score_adj");
@@ -79,9 +98,13 @@ pub(crate) fn apply(wanted: &Limits, pid: u32, source: BorrowedFd<'_>, cgroups: 
             Err(error) => applied.findings.push(unavailable("memory", &LimitError::Process(error))),
         }
     }
-    let name = cgroups.next_name();
     for (knob, field, of) in KNOBS {
-        let Some(value) = *of(&mut wanted.clone()) else { continue };
+        let Some(value) = *of(&mut wanted.clone()) else {
+            if knob.is_weight() {
+                applied.groups.reset_weight(&knob.setting(Version::Two, DEFAULT_WEIGHT, NO_DEVICE));
+            }
+            continue;
+        };
         match turn(knob, value, pid, source, cgroups, &name, &mut applied.groups) {
             Ok(()) => *of(&mut applied.limits) = Some(value),
             Err(error) => applied.findings.push(unavailable(field, &error)),
@@ -99,19 +122,18 @@ fn turn(
     name: &str,
     groups: &mut EngineGroups,
 ) -> Result<(), LimitError> {
-    let none = Device { major: 0, minor: 0 };
-    let device = if knob.needs_device() { disk_of(source).map_err(LimitError::Disk)? } else { none };
+    let device = if knob.needs_device() { disk_of(source).map_err(LimitError::Disk)? } else { NO_DEVICE };
     if knob == Knob::IoWeight {
         check_scheduler(device)?;
     }
-    let (version, group) = cgroups.group(knob.controller(), name).map_err(LimitError::Group)?;
+    let (version, group) = cgroups.group(knob.controller(), name, groups.session()).map_err(LimitError::Group)?;
     groups.enter(&group, pid).map_err(LimitError::Group)?;
-    groups.set(&group, knob.controller(), knob.setting(version, value, device)).map_err(LimitError::Group)
+    groups.set(&group, knob, knob.setting(version, value, device)).map_err(LimitError::Group)
 }
 
 /// Sets the limits of control groups again, for an engine that an earlier broker started. Returns why they are not active.
-pub(crate) fn renew(active: &mut Limits, groups: &[Group], cgroups: &Cgroups) -> Option<Finding> {
-    let error = cgroups.renew(groups).err()?;
+pub(crate) fn renew(active: &mut Limits, groups: &EngineGroups, cgroups: &Cgroups) -> Option<Finding> {
+    let error = cgroups.renew(&groups.own, groups.session()).err()?;
     *active = Limits { memory_bytes: active.memory_bytes, ..Limits::default() };
     Some(unavailable("cpu and I/O", &LimitError::Group(error)))
 }

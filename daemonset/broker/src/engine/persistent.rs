@@ -12,6 +12,7 @@ use virtiofs_contract::trace::TraceRing;
 
 use super::fd_stash::FdStash;
 use super::kill_switch::KillSwitch;
+use super::limits::session_group::SessionGroup;
 use super::mount_point::MountPoint;
 use crate::holder::names::Part;
 use crate::holder::{Hold, Parts};
@@ -39,6 +40,8 @@ pub(crate) struct PersistentState {
     pub(crate) trace: TraceRing,
     /// Mount point of the source when the last engine was started.
     mounted_at: Mutex<Option<MountPoint>>,
+    /// The control group to which the memory of its engines is charged; none: there is none, or no engine yet.
+    group: Mutex<Option<Arc<SessionGroup>>>,
     /// Its engine processes.
     pub(crate) kill_switch: KillSwitch,
 }
@@ -64,6 +67,7 @@ impl PersistentState {
             trace_file,
             trace,
             mounted_at: Mutex::default(),
+            group: Mutex::default(),
             kill_switch: KillSwitch::default(),
         })
     }
@@ -76,6 +80,7 @@ impl PersistentState {
         parts: &mut Parts,
         max_inodes: u64,
         mounted_at: Option<MountPoint>,
+        group: Option<SessionGroup>,
         hold: Hold,
     ) -> io::Result<Self> {
         let mut take = |part: Part| parts.remove(&part).ok_or_else(|| missing(part));
@@ -98,6 +103,7 @@ impl PersistentState {
             trace_file,
             trace,
             mounted_at: Mutex::new(mounted_at),
+            group: Mutex::new(group.map(Arc::new)),
             kill_switch: KillSwitch::default(),
         })
     }
@@ -114,6 +120,20 @@ impl PersistentState {
 
     pub(crate) fn set_mounted_at(&self, mount_point: Option<MountPoint>) {
         *self.mounted_at.lock().unwrap_or_else(PoisonError::into_inner) = mount_point;
+    }
+
+    /// Its control group.
+    pub(crate) fn group(&self) -> Option<Arc<SessionGroup>> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its control group; created if it has none.
+    pub(crate) fn group_or(&self, create: impl FnOnce() -> Option<SessionGroup>) -> Option<Arc<SessionGroup>> {
+        let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
+        if group.is_none() {
+            *group = create().map(Arc::new);
+        }
+        group.clone()
     }
 
     /// The oldest request in progress.

@@ -18,6 +18,7 @@ use virtiofs_contract::engine::Predecessor;
 
 use super::fork::{Launch, Launched};
 use super::limits::cgroup::EngineGroups;
+use super::limits::session_group::SessionGroup;
 use crate::control_group::Group;
 use crate::poll::{Interest, wait_readable};
 
@@ -200,6 +201,7 @@ impl EngineProcess {
         pidfd: OwnedFd,
         purpose: Purpose,
         groups: Vec<Group>,
+        session: Option<Arc<SessionGroup>>,
         processes: &Arc<ProcessTable>,
     ) -> io::Result<Self> {
         let pid = pid_of(pidfd.as_fd())?;
@@ -213,14 +215,14 @@ impl EngineProcess {
             binary: None,
             threads: Default::default(),
             purpose,
-            groups: EngineGroups(groups),
+            groups: EngineGroups::restored(groups, session),
             processes: processes.clone(),
         })
     }
 
     /// Its control groups.
-    pub(crate) fn groups(&self) -> &[Group] {
-        &self.groups.0
+    pub(crate) fn groups(&self) -> &EngineGroups {
+        &self.groups
     }
 
     /// True if it can be seen and signalled. An engine of a broker in another container cannot, and ends with that container.
@@ -517,7 +519,7 @@ mod tests {
         let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
         let processes = Arc::new(ProcessTable::default());
         let purpose = Purpose::Endpoint("test".into());
-        let restored = EngineProcess::restored(pidfd, purpose.clone(), Vec::new(), &processes).unwrap();
+        let restored = EngineProcess::restored(pidfd, purpose.clone(), Vec::new(), None, &processes).unwrap();
         assert_eq!(restored.pid(), child.id());
         assert!(!restored.is_over() && restored.ended_within(Duration::ZERO).is_none());
         restored.stop_for_good(Duration::from_secs(10)).unwrap();
@@ -529,7 +531,7 @@ mod tests {
         drop(restored);
         assert_eq!(processes.wait_until_gone(std::slice::from_ref(&purpose), Duration::from_secs(10)), 0);
         let (pipe, _writer) = io::pipe().unwrap();
-        assert!(EngineProcess::restored(pipe.into(), purpose, Vec::new(), &processes).is_err());
+        assert!(EngineProcess::restored(pipe.into(), purpose, Vec::new(), None, &processes).is_err());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 
 use super::finding;
 use super::limits::cgroup::Cgroups;
+use super::limits::session_group::SessionGroup;
 use super::limits::{self, Applied};
 use super::log::{self, EngineLog};
 use super::mount_point::{self, MountPoint};
@@ -202,7 +203,8 @@ impl Starter {
             .and_then(|()| held.deposit(EnginePart::Stash, &stash_channel))
             .map_err(|error| not_started(&error))?;
         let purpose = Purpose::Endpoint(job.endpoint.clone());
-        let mut begun = self.begin(purpose, &job.config, &first, &fds, Some(&held))?;
+        let group = persistent.group_or(|| self.cgroups.new_session_group());
+        let mut begun = self.begin(purpose, &job.config, &first, &fds, Some((&held, group)))?;
         if let Some(pidfd) = begun.process.pidfd() {
             persistent.kill_switch.add(pidfd).map_err(|error| not_started(&error))?;
         }
@@ -327,15 +329,22 @@ impl Starter {
         preflight.findings.extend(lost);
     }
 
-    /// Spawns a process, sets its limits and sends the first message. The first descriptor is the source.
+    /// The control group of a session that began under an earlier broker.
+    pub(crate) fn restored_group(&self, path: &Path) -> Option<SessionGroup> {
+        self.cgroups.restored_session_group(path)
+    }
+
+    /// Spawns a process, sets its limits and sends the first message. The first descriptor is the source. `session`: what
+    /// the engine of a session has besides.
     fn begin(
         &self,
         purpose: Purpose,
         config: &EngineConfig,
         first: &ToEngine,
         fds: &[BorrowedFd<'_>],
-        held: Option<&HeldEngine>,
+        session: Option<(&HeldEngine, Option<Arc<SessionGroup>>)>,
     ) -> Result<Begun, Finding> {
+        let (held, group) = session.unzip();
         let (ours, theirs) = bounded_pair().map_err(|error| not_started(&error))?;
         let (log, output) = log::pipe().map_err(|error| not_started(&error))?;
         // What the engine's sandbox does with this configuration.
@@ -350,7 +359,8 @@ impl Starter {
                 .and_then(|()| log.fd().map_or(Ok(()), |fd| held.deposit(EnginePart::Log, fd)))
                 .map_err(|error| not_started(&error))?;
         }
-        let Applied { limits, findings, groups } = limits::apply(&config.limits, process.pid(), fds[0], &self.cgroups);
+        let Applied { limits, findings, groups } =
+            limits::apply(&config.limits, process.pid(), fds[0], &self.cgroups, group.flatten());
         process.set_groups(groups);
         let mut begun = Begun { process, control: ours, log, limits, findings };
         // It fails only if the other end is closed, and there the reason is sent by how it ended.

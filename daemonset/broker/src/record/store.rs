@@ -108,6 +108,9 @@ pub(crate) struct Progress {
     pub(crate) last_replacement: Option<LastReplacement>,
     /// Mount point of the source when the last engine was started.
     pub(crate) mounted_at: Option<PathBuf>,
+    /// The control group to which the memory of its engines is charged.
+    #[serde(default)]
+    pub(crate) group: Option<PathBuf>,
 }
 
 /// A configuration and its generation.
@@ -138,6 +141,7 @@ impl Progress {
             replacements: Replacements::default(),
             last_replacement: None,
             mounted_at: None,
+            group: None,
         }
     }
 }

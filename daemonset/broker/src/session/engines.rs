@@ -283,6 +283,7 @@ impl Engines {
             replacements: statistics.replacements.clone(),
             last_replacement: statistics.last_replacement.clone(),
             mounted_at: persistent.mounted_at().map(|at| at.path().to_path_buf()),
+            group: persistent.group().map(|group| group.path().to_path_buf()),
         }
     }
 

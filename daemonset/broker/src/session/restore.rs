@@ -98,7 +98,8 @@ impl Restoring {
         check(&record)?;
         check_restored(&record.regions, &record.events())?;
         let mounted_at = stored.progress.mounted_at.clone().map(MountPoint::restored);
-        let persistent = PersistentState::restored(&mut parts, stored.max_inodes, mounted_at, hold.clone())?;
+        let group = stored.progress.group.as_ref().and_then(|path| service.starter.restored_group(path));
+        let persistent = PersistentState::restored(&mut parts, stored.max_inodes, mounted_at, group, hold.clone())?;
         let shared = Arc::new(Shared::restored(&stored, persistent));
         let engines = restore_engines(&stored, &parts, &service, &shared.persistent, &known, processes)?;
         let list = service.list.clone();
@@ -158,7 +159,7 @@ fn restore_engines(
         RingOwner::Engine(engine) => (Rings::Engine(engine.serial), Some(&**engine)),
         RingOwner::Unknown => (Rings::Unknown, None),
     };
-    let mut remnants = find_engines(parts, service, known_engine, processes);
+    let mut remnants = find_engines(parts, service, known_engine, persistent, processes);
     for pidfd in remnants.values().filter_map(|remnant| remnant.process.as_ref()?.pidfd()) {
         persistent.kill_switch.add(pidfd)?;
     }
@@ -216,6 +217,7 @@ fn find_engines(
     parts: &Parts,
     service: &Service,
     serving: Option<&StoredEngine>,
+    persistent: &PersistentState,
     processes: &Arc<ProcessTable>,
 ) -> BTreeMap<u64, Remnant> {
     let mut remnants: BTreeMap<u64, Remnant> = BTreeMap::new();
@@ -230,9 +232,9 @@ fn find_engines(
         let groups = serving.filter(|engine| engine.serial == *serial).map(|engine| engine.groups.clone());
         let purpose = Purpose::Endpoint(service.endpoint.clone());
         let pidfd = remnant.parts.remove(&EnginePart::Process);
-        let process = pidfd
-            .and_then(|fd| fd.try_clone().ok())
-            .map(|pidfd| EngineProcess::restored(pidfd, purpose, groups.unwrap_or_default(), processes));
+        let process = pidfd.and_then(|fd| fd.try_clone().ok()).map(|pidfd| {
+            EngineProcess::restored(pidfd, purpose, groups.unwrap_or_default(), persistent.group(), processes)
+        });
         remnant.process = process.and_then(Result::ok);
     }
     remnants

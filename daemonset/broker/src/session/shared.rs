@@ -198,6 +198,7 @@ impl Shared {
             last_replacement: view.last_replacement,
             engine: view.config,
             guest_memory: view.guest_memory,
+            charged_memory: self.persistent.group().and_then(|group| group.charged()),
             preflight: view.preflight,
             finding: view.finding,
             open_files: view.engine_pid.map_or(0, open_files),

@@ -220,7 +220,7 @@ fn sessions(shares: &Sessions<'_>) -> [Family; 5] {
 }
 
 /// What guests hold, and the guest that is closest to its limit.
-fn holdings(shares: &Sessions<'_>) -> [Family; 6] {
+fn holdings(shares: &Sessions<'_>) -> [Family; 7] {
     let mut inodes = Family::gauge("virtiofs_held_inodes", "Inodes that guests hold.");
     let mut handles = Family::gauge("virtiofs_open_handles", "Files and directories that guests have open.");
     let mut stashed =
@@ -233,7 +233,11 @@ fn holdings(shares: &Sessions<'_>) -> [Family; 6] {
     );
     let mut memory = Family::gauge(
         "virtiofs_guest_memory_bytes",
-        "Guest memory that VMs share with engines. What engines touch of it first is charged to the broker's control group.",
+        "Guest memory that VMs share with engines. What engines touch of it first is charged to their sessions' control groups.",
+    );
+    let mut charged = Family::gauge(
+        "virtiofs_charged_memory_bytes",
+        "Memory that is charged to the control groups of sessions, page cache included. Missing without such groups.",
     );
     for (share, all) in shares {
         let labels = [("share", *share)];
@@ -242,13 +246,16 @@ fn holdings(shares: &Sessions<'_>) -> [Family; 6] {
         handles.value(&labels, sum(|session| session.held.handles));
         stashed.value(&labels, sum(|session| session.stashed_files));
         memory.value(&labels, sum(|session| session.guest_memory));
+        if all.iter().any(|session| session.charged_memory.is_some()) {
+            charged.value(&labels, sum(|session| session.charged_memory.unwrap_or(0)));
+        }
         let usages = all.iter().map(|session| (session.held.inodes, session.inodes_limit));
         if let Some((most, may)) = usages.max_by(|a, b| fuller(*a, *b)) {
             fullest.value(&labels, most as f64);
             limit.value(&labels, may as f64);
         }
     }
-    [inodes, handles, stashed, memory, fullest, limit]
+    [inodes, handles, stashed, memory, charged, fullest, limit]
 }
 
 /// Open files and their limit.

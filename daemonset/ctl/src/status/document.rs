@@ -150,6 +150,8 @@ pub(super) struct Session {
     /// What that engine found.
     pub(super) preflight: Option<Preflight>,
     pub(super) guest_memory_bytes: u64,
+    /// Memory that is charged to the session's control group; null if it has none.
+    pub(super) charged_memory_bytes: Option<u64>,
     /// Open file descriptors of the engine, and their limit.
     pub(super) open_files: u64,
     pub(super) open_files_limit: Option<u64>,

@@ -183,6 +183,7 @@ fn session(session: SessionStatus, endpoint: &Endpoint) -> Session {
         engines: session.engines,
         engine: session.engine,
         guest_memory_bytes: session.guest_memory,
+        charged_memory_bytes: session.charged_memory,
         open_files: session.open_files,
         open_files_limit: session.preflight.as_ref().map(|preflight| preflight.open_files),
         preflight: session.preflight,

@@ -1,17 +1,31 @@
-//! Control groups for engines, below the broker's own group, where the host allows it.
+//! Control groups for sessions and engines, below the broker's own group, where the host allows it.
+//!
+//! ```text
+//! broker's own group              gives controllers to those below, so it has no processes itself
+//!   virtiofs-broker               the broker, and trial engines
+//!   virtiofs-session-N            memory of one session, see `session_group`; weights of its engine
+//!     virtiofs-engine-N           one engine; its other limits
+//! ```
+//!
+//! In version 1, where each controller has a hierarchy, the groups of engines are below the broker's own group. So they are
+//! in version 2 if sessions have no groups.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
-use super::settings::{Setting, Version, is_in, name_of};
+use super::session_group::SessionGroup;
+use super::settings::{DEFAULT_WEIGHT, Knob, Setting, Version, is_in, name_of};
 use crate::control_group::{Controller, Group, Written};
+use crate::poll::monotonic_ns;
 
 /// Prefix of group names. Groups that a killed broker left are found by it.
 const PREFIX: &str = "virtiofs-engine-";
+const SESSION_PREFIX: &str = "virtiofs-session-";
 
 /// The leaf that the broker moves to, with all that is in its own group, before that group gives controllers to others.
 const LEAF: &str = "virtiofs-broker";
@@ -37,7 +51,19 @@ struct Hierarchy {
 pub(crate) struct Cgroups {
     cpu: Option<Hierarchy>,
     io: Option<Hierarchy>,
+    memory: Option<Hierarchy>,
     serial: AtomicU64,
+    /// True once it is logged that sessions have no groups.
+    reported: AtomicBool,
+}
+
+/// Why groups below the broker's own are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// A share has a limit.
+    Limit,
+    /// Every session has one. It is no reason to move processes in a group that is not delegated.
+    Session,
 }
 
 impl Cgroups {
@@ -46,7 +72,8 @@ impl Cgroups {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let (mounts, own) = (read("/proc/self/mountinfo"), read("/proc/self/cgroup"));
         let of = |controller| hierarchy(controller, &mounts, &own, &|path| fs::read_to_string(path).ok());
-        let found = Cgroups { cpu: of(Controller::Cpu), io: of(Controller::Io), serial: AtomicU64::new(0) };
+        let (cpu, io, memory) = (of(Controller::Cpu), of(Controller::Io), of(Controller::Memory));
+        let found = Cgroups { cpu, io, memory, ..Cgroups::default() };
         found.all().for_each(|hierarchy| sweep(&hierarchy.base));
         if let Some((base, _)) = group_of(&mounts, &own, "cgroup2", None) {
             spare_the_others(&base);
@@ -55,7 +82,7 @@ impl Cgroups {
     }
 
     fn all(&self) -> impl Iterator<Item = &Hierarchy> {
-        [&self.cpu, &self.io].into_iter().flatten()
+        [&self.cpu, &self.io, &self.memory].into_iter().flatten()
     }
 
     /// A name for the groups of one engine.
@@ -63,39 +90,88 @@ impl Cgroups {
         format!("{PREFIX}{}-{}", std::process::id(), self.serial.fetch_add(1, Relaxed))
     }
 
-    /// The group of this name in the hierarchy of a controller; created if missing.
-    pub(super) fn group(&self, controller: Controller, name: &str) -> io::Result<(Version, PathBuf)> {
-        let (version, base) = self.enabled(controller)?;
-        let group = base.join(name);
-        match fs::create_dir(&group) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok((version, group)),
+    /// Creates the group of a session; none: the host does not allow it, which is logged once.
+    pub(crate) fn new_session_group(&self) -> Option<SessionGroup> {
+        let created = self.enabled(Controller::Memory, Need::Session).and_then(|(version, base)| {
+            let (pid, serial) = (std::process::id(), self.serial.fetch_add(1, Relaxed));
+            // The time makes it different from those of brokers in other containers, which may have the same number.
+            SessionGroup::create(version, base.join(format!("{SESSION_PREFIX}{pid}-{serial}-{}", monotonic_ns())))
+        });
+        created.inspect_err(|error| self.report(error)).ok()
+    }
+
+    /// The group of a session that began under an earlier broker; none: it has none here.
+    pub(crate) fn restored_session_group(&self, path: &Path) -> Option<SessionGroup> {
+        let (version, base) = self.enabled(Controller::Memory, Need::Session).ok()?;
+        (path.parent() == Some(base) && path.is_dir()).then(|| SessionGroup::restored(version, path.into()))
+    }
+
+    fn report(&self, error: &io::Error) {
+        if !self.reported.swap(true, Relaxed) {
+            let remedy = "run it in a control group that is delegated to it";
+            tracing::info!(%error, remedy, "guest memory that engines touch is charged to the broker's control group");
         }
     }
 
+    /// The group of this name in the hierarchy of a controller, below that of the session; created if missing.
+    pub(super) fn group(
+        &self,
+        controller: Controller,
+        name: &str,
+        session: Option<&SessionGroup>,
+    ) -> io::Result<(Version, PathBuf)> {
+        let (version, base) = self.enabled(controller, Need::Limit)?;
+        let above = below_session(version, session, controller)?.unwrap_or(base);
+        Ok((version, created(above.join(name))?))
+    }
+
     /// The broker's own group in the hierarchy of a controller, which groups below it can use.
-    fn enabled(&self, controller: Controller) -> io::Result<(Version, &Path)> {
+    fn enabled(&self, controller: Controller, need: Need) -> io::Result<(Version, &Path)> {
         let hierarchy = match controller {
             Controller::Cpu => &self.cpu,
             Controller::Io => &self.io,
+            Controller::Memory => &self.memory,
         };
         let Some(Hierarchy { version, base, is_top }) = hierarchy else {
             return Err(io::Error::other(format!("no control groups with {}", name_of(controller, Version::Two))));
         };
         if *version == Version::Two {
-            enable(base, *is_top, name_of(controller, Version::Two))?;
+            enable(base, *is_top, name_of(controller, Version::Two), need)?;
         }
         Ok((*version, base))
     }
 
     /// Writes again what was set in the groups of an engine. A service manager that starts another broker in the group of
     /// the one before takes their controllers away first.
-    pub(crate) fn renew(&self, groups: &[Group]) -> io::Result<()> {
+    pub(crate) fn renew(&self, groups: &[Group], session: Option<&SessionGroup>) -> io::Result<()> {
         for written in groups.iter().flat_map(|group| &group.written) {
-            self.enabled(written.controller)?;
+            let (version, _) = self.enabled(written.controller, Need::Limit)?;
+            below_session(version, session, written.controller)?;
             write(written)?;
         }
         Ok(())
+    }
+}
+
+/// The group of the session if groups of engines are below it, with the controller for them.
+fn below_session(
+    version: Version,
+    session: Option<&SessionGroup>,
+    controller: Controller,
+) -> io::Result<Option<&Path>> {
+    let Some(path) = session.filter(|_| version == Version::Two).and_then(SessionGroup::parent_of_engines) else {
+        return Ok(None);
+    };
+    // It never has processes of its own.
+    fs::write(path.join("cgroup.subtree_control"), format!("+{}", name_of(controller, version)))?;
+    Ok(Some(path))
+}
+
+/// Creates a group, unless it exists.
+fn created(group: PathBuf) -> io::Result<PathBuf> {
+    match fs::create_dir(&group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(group),
     }
 }
 
@@ -113,47 +189,92 @@ fn write(written: &Written) -> io::Result<()> {
 
 /// Groups of one engine. Dropping removes them; the engine must be reaped before.
 #[derive(Debug, Default)]
-pub(crate) struct EngineGroups(pub(crate) Vec<Group>);
+pub(crate) struct EngineGroups {
+    pub(crate) own: Vec<Group>,
+    /// That of its session, which the last of its engines removes if the session has ended.
+    session: Option<Arc<SessionGroup>>,
+}
 
 impl EngineGroups {
+    /// Those of an engine that an earlier broker started.
+    pub(crate) fn restored(own: Vec<Group>, session: Option<Arc<SessionGroup>>) -> Self {
+        EngineGroups { own, session }
+    }
+
+    pub(crate) fn session(&self) -> Option<&SessionGroup> {
+        self.session.as_deref()
+    }
+
+    /// Moves a process into the group of its session.
+    pub(super) fn join(&mut self, session: Arc<SessionGroup>, name: &str, pid: u32) -> io::Result<()> {
+        // Another broker that has just started here may have removed it while it was empty.
+        fs::create_dir_all(session.path())?;
+        match session.parent_of_engines() {
+            Some(parent) => self.enter(&created(parent.join(name))?, pid)?,
+            None => enter(session.path(), pid)?,
+        }
+        self.session = Some(session);
+        Ok(())
+    }
+
     /// Moves a process into a group, unless it is in it.
     pub(super) fn enter(&mut self, path: &Path, pid: u32) -> io::Result<()> {
-        if self.0.iter().any(|group| group.path == path) {
+        if self.own.iter().any(|group| group.path == path) {
             return Ok(());
         }
         // Listed first, so that it is removed in any case.
-        self.0.push(Group { path: path.into(), written: Vec::new() });
+        self.own.push(Group { path: path.into(), written: Vec::new() });
         enter(path, pid)
     }
 
-    /// Writes a setting to a group that the process has entered, and reads it back.
-    pub(super) fn set(&mut self, path: &Path, controller: Controller, setting: Setting) -> io::Result<()> {
+    /// Writes a setting to a group that the process has entered, and reads it back. Groups of engines are compared with
+    /// others of the same session only, so their weights are those of the session's group.
+    pub(super) fn set(&mut self, path: &Path, knob: Knob, setting: Setting) -> io::Result<()> {
         let Setting { files, value, shown } = setting;
-        let file = files.iter().map(|file| path.join(file)).find(|file| file.exists());
-        let file = file.ok_or_else(|| io::Error::other(format!("{} has no {}", path.display(), files[0])))?;
-        let written = Written { controller, file, value, shown };
+        let parent = self.session().and_then(SessionGroup::parent_of_engines);
+        let of_session = parent.filter(|parent| knob.is_weight() && path.parent() == Some(parent));
+        let at = of_session.unwrap_or(path);
+        let file = files.iter().map(|file| at.join(file)).find(|file| file.exists());
+        let file = file.ok_or_else(|| io::Error::other(format!("{} has no {}", at.display(), files[0])))?;
+        let written = Written { controller: knob.controller(), file, value, shown };
         write(&written)?;
-        let group = self.0.iter_mut().find(|group| group.path == path);
+        let group = self.own.iter_mut().find(|group| group.path == path);
         group.into_iter().for_each(|group| group.written.push(written.clone()));
         Ok(())
+    }
+
+    /// Gives the session the usual weight, which an earlier engine may have changed.
+    pub(super) fn reset_weight(&self, setting: &Setting) {
+        let Some(group) = self.session().and_then(SessionGroup::parent_of_engines) else { return };
+        let file = setting.files.iter().map(|file| group.join(file)).find(|file| file.exists());
+        // Without the file no group is compared with another.
+        if let Some(Err(error)) = file.map(|file| fs::write(file, DEFAULT_WEIGHT.to_string())) {
+            tracing::warn!(group = %group.display(), %error, "weight not reset");
+        }
     }
 }
 
 impl Drop for EngineGroups {
     fn drop(&mut self) {
-        for Group { path: group, .. } in &self.0 {
-            // The group is busy for a moment after its process was reaped.
-            let removed = (0..REMOVALS).any(|_| match fs::remove_dir(group) {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                    thread::sleep(Duration::from_millis(10));
-                    false
-                }
-                _ => true,
-            });
-            if !removed {
-                tracing::warn!(group = %group.display(), "control group not removed");
+        self.own.iter().for_each(|group| remove(&group.path));
+    }
+}
+
+/// Removes a group and those below it.
+pub(super) fn remove(group: &Path) {
+    // A group is busy for a moment after its process was reaped.
+    let removed = (0..REMOVALS).any(|_| {
+        sweep(group);
+        match fs::remove_dir(group) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                thread::sleep(Duration::from_millis(10));
+                false
             }
+            _ => true,
         }
+    });
+    if !removed {
+        tracing::warn!(group = %group.display(), "control group not removed");
     }
 }
 
@@ -167,22 +288,26 @@ fn enter(group: &Path, pid: u32) -> io::Result<()> {
 /// Version 2 has no processes in a group that gives controllers to groups below it. The order matters: `cpu` can be
 /// enabled while there are processes, and makes the group the root of a threaded domain, below which no process can
 /// live (`EOPNOTSUPP`).
-fn enable(base: &Path, is_top: bool, controller: &str) -> io::Result<()> {
+fn enable(base: &Path, is_top: bool, controller: &str, need: Need) -> io::Result<()> {
     let switches = base.join("cgroup.subtree_control");
     if has_word(&fs::read_to_string(&switches)?, controller) {
         return Ok(());
     }
     // The root of all groups, which alone has no type, may have both.
     if base.join("cgroup.type").exists() {
-        move_members(base, is_top)?;
+        move_members(base, is_top, need)?;
     }
     fs::write(&switches, format!("+{controller}"))
 }
 
 /// Moves all processes of a group that is the broker's to a leaf below it.
-fn move_members(base: &Path, is_top: bool) -> io::Result<()> {
+fn move_members(base: &Path, is_top: bool, need: Need) -> io::Result<()> {
+    let delegated = is_top || is_delegated(base);
+    if need == Need::Session && !delegated {
+        return Err(io::Error::other(format!("control group {} is not delegated to the broker", base.display())));
+    }
     let members = || Ok::<_, io::Error>(numbers(&fs::read_to_string(base.join("cgroup.procs"))?));
-    if !may_empty(is_top || is_delegated(base), &members()?, std::process::id(), parent_of) {
+    if !may_empty(delegated, &members()?, std::process::id(), parent_of) {
         let reason = "has processes that are not the broker's, and is not delegated to it";
         return Err(io::Error::other(format!("control group {} {reason}", base.display())));
     }
@@ -242,12 +367,16 @@ fn spare_the_others(base: &Path) {
     }
 }
 
-/// Removes groups without processes; others are busy.
+/// Removes groups without processes below this one; others are busy.
 fn sweep(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            let _ = fs::remove_dir(entry.path());
+        let (name, path) = (entry.file_name(), entry.path());
+        if name.to_string_lossy().starts_with(SESSION_PREFIX) {
+            sweep(&path);
+        } else if !name.to_string_lossy().starts_with(PREFIX) {
+            continue;
         }
+        let _ = fs::remove_dir(path);
     }
 }
 
@@ -350,6 +479,27 @@ mod tests {
         ] {
             assert_eq!(may_empty(delegated, members, BROKER, parent_of), expected, "{delegated} {members:?}");
         }
+    }
+
+    #[test]
+    fn processes_of_an_undelegated_group_are_moved_only_for_limits() {
+        let base = tempfile::tempdir().unwrap();
+        std::fs::write(base.path().join("cgroup.procs"), "").unwrap();
+        let refused = move_members(base.path(), false, Need::Session).unwrap_err().to_string();
+        assert!(refused.ends_with("is not delegated to the broker"), "{refused}");
+        move_members(base.path(), false, Need::Limit).unwrap();
+        move_members(base.path(), true, Need::Session).unwrap();
+    }
+
+    #[test]
+    fn groups_of_an_earlier_broker_are_removed() {
+        let base = tempfile::tempdir().unwrap();
+        let session = base.path().join("virtiofs-session-1-2-3");
+        let other = base.path().join("other");
+        std::fs::create_dir_all(session.join("virtiofs-engine-1-0")).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        sweep(base.path());
+        assert!(!session.exists() && other.exists());
     }
 
     #[test]

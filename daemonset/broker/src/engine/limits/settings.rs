@@ -21,8 +21,12 @@ pub(super) fn name_of(controller: Controller, version: Version) -> &'static str 
         (Controller::Cpu, _) => "cpu",
         (Controller::Io, Version::One) => "blkio",
         (Controller::Io, Version::Two) => "io",
+        (Controller::Memory, _) => "memory",
     }
 }
+
+/// The weight of a group for which none is set, in version 2.
+pub(super) const DEFAULT_WEIGHT: u64 = 100;
 
 /// A block device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +86,11 @@ impl Knob {
     /// True if it applies to one device.
     pub(super) fn needs_device(self) -> bool {
         self.controller() == Controller::Io
+    }
+
+    /// True if it counts only in comparison with the groups beside.
+    pub(super) fn is_weight(self) -> bool {
+        matches!(self, Knob::CpuWeight | Knob::IoWeight)
     }
 
     /// The value to write.
