@@ -75,6 +75,7 @@ impl<F: FileSystem> SessionFs<F> {
     ///
     /// # Errors
     /// As [`SessionFs::require_linked`]; also `ESTALE` for the first OPEN of a thread although the guest has the file open.
+    /// Never for an OPEN that follows the LOOKUP of the same path walk, so nothing is asked of the host for it.
     pub(super) fn require_linked_to_open(
         &self,
         state: &mut State,
@@ -82,6 +83,9 @@ impl<F: FileSystem> SessionFs<F> {
         (node, inode): (Slot, u64),
         opener: Opener,
     ) -> io::Result<()> {
+        if opener.same_walk {
+            return Ok(());
+        }
         self.require(state, request, (node, inode), Use::Open(opener))
     }
 
@@ -94,6 +98,9 @@ impl<F: FileSystem> SessionFs<F> {
         opened: &OpenFile,
         opener: Opener,
     ) -> io::Result<()> {
+        if opener.same_walk {
+            return Ok(());
+        }
         let (links, mode) = self.with_file(opened, |file| {
             let found = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::NLINK | StatxFlags::TYPE)?;
             Ok((found.stx_nlink, found.stx_mode.into()))
