@@ -17,7 +17,7 @@ use super::{Chain, Memory};
 pub(super) struct Request<'a> {
     memory: &'a Memory,
     chain: Chain,
-    /// Reads from the beginning of the request; none if the chain cannot be read.
+    /// Reads from the beginning of the request; none if the chain cannot be read, or once the request is answered.
     reader: Option<Reader<'a>>,
     /// Writes from the beginning of the reply; none if the chain cannot be written, or once the request is answered.
     writer: Option<Writer<'a>>,
@@ -51,10 +51,7 @@ impl<'a> Request<'a> {
     pub(super) fn new(memory: &'a Memory, table: GuestAddress, chain: Chain) -> Self {
         let reader = Reader::new(memory, chain.clone()).ok();
         let writer = Writer::new(memory, chain.clone()).ok();
-        let header = match reader.clone() {
-            Some(mut reader) => reader.read_obj().ok(),
-            None => reach::header(memory, &chain),
-        };
+        let header = reach::header(memory, &chain);
         let complete = reader.is_some() && writer.is_some() && header.is_some();
         let unreachable = if complete { None } else { reach::unreachable(memory, table, &chain) };
         Request { memory, chain, reader, writer, header, unreachable }
@@ -82,7 +79,7 @@ impl<'a> Request<'a> {
 
     /// The first bytes of the request as the guest sent it, at most `most`.
     pub(super) fn sent(&self, most: usize) -> Vec<u8> {
-        let Some(mut reader) = self.reader.clone() else { return Vec::new() };
+        let Ok(mut reader) = Reader::new(self.memory, self.chain.clone()) else { return Vec::new() };
         let mut bytes = vec![0; reader.available_bytes().min(most)];
         if reader.read_exact(&mut bytes).is_err() {
             return Vec::new();
@@ -116,7 +113,7 @@ impl<'a> Request<'a> {
 
     /// Has `server` answer, or answers `EIO` if it cannot. `scratch` takes the reply if there is no room for it.
     pub(super) fn answer<F: FileSystem + Sync>(&mut self, server: &Server<F>, scratch: &Scratch) -> Reply {
-        let (Some(header), Some(reader), Some(writer)) = (self.header, self.reader.clone(), self.writer.take()) else {
+        let (Some(header), Some(reader), Some(writer)) = (self.header, self.reader.take(), self.writer.take()) else {
             return self.refuse();
         };
         if writer.available_bytes() >= size_of::<OutHeader>() {
