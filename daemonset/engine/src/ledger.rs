@@ -62,7 +62,7 @@ const NAMES_PER_CHANGE: usize = 8;
 pub(crate) struct Full;
 
 /// An open handle as the ledger knows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Opened {
     /// Its slot.
     pub(crate) slot: u32,
@@ -72,8 +72,6 @@ pub(crate) struct Opened {
     pub(crate) kind: OpenKind,
     /// Flags to reopen it with.
     pub(crate) flags: u32,
-    /// Which file it is.
-    pub(crate) file_handle: FileHandle,
 }
 
 /// A mapped ledger, and what this engine alone knows about it.
@@ -220,13 +218,13 @@ impl Ledger {
         let handle =
             Handle::at(&self.geometry, slot).filter(|handle| begun && handle.generation(&change) == generation)?;
         let kind = handle.kind(&change)?;
-        Some(Opened {
-            slot,
-            node: handle.node(&change),
-            kind,
-            flags: handle.flags(&change),
-            file_handle: handle.file_handle(&change),
-        })
+        Some(Opened { slot, node: handle.node(&change), kind, flags: handle.flags(&change) })
+    }
+
+    /// Which file is open by the handle in `slot`.
+    pub(crate) fn file_handle(&self, slot: u32) -> FileHandle {
+        let change = Change::new(&self.words);
+        Handle::at(&self.geometry, slot).map_or_else(FileHandle::default, |handle| handle.file_handle(&change))
     }
 
     // --- nodes and names ---
@@ -290,7 +288,7 @@ impl Ledger {
         let mut freed = Vec::new();
         let displaced = self.set_name(&mut change, parent, name, slot, &mut freed)?;
         self.count_ref(&mut change, ring, slot);
-        self.commit(change, freed);
+        self.commit(&change, freed);
         Ok(displaced)
     }
 
@@ -355,7 +353,7 @@ impl Ledger {
             }
         };
         self.count_ref(&mut change, ring, slot);
-        self.commit(change, freed);
+        self.commit(&change, freed);
         Ok((slot, displaced))
     }
 
@@ -390,7 +388,7 @@ impl Ledger {
         let node = Name::at(&self.geometry, cell).map_or(0, |name| name.node(&change));
         let mut freed = Vec::new();
         self.drop_name(&mut change, cell, &mut freed);
-        self.commit(change, freed);
+        self.commit(&change, freed);
         self.release_if_idle(node);
         self.release_if_idle(parent);
         Some(node)
@@ -418,7 +416,7 @@ impl Ledger {
         if let (true, Some(replaced)) = (exchange, replaced) {
             let _ = self.set_name(&mut change, from.0, from.1, replaced, &mut freed);
         }
-        self.commit(change, freed);
+        self.commit(&change, freed);
         self.release_if_idle(replaced.unwrap_or(0));
         self.release_if_idle(from.0);
     }

@@ -20,13 +20,33 @@ const MAX_UNITS: u32 = 19;
 /// Empty pages that keep their memory for the next names.
 const MAX_EMPTY: usize = 16;
 
+/// By units of each cell: the units at which the cells of a page begin.
+const BEGINS: [UnitSet; MAX_UNITS as usize + 1] = begins();
+
+const fn begins() -> [UnitSet; MAX_UNITS as usize + 1] {
+    let mut begins = [[0; UNITS_PER_PAGE as usize / 64]; MAX_UNITS as usize + 1];
+    let mut units = 1;
+    while units <= MAX_UNITS {
+        let mut unit = 0;
+        while unit + units <= UNITS_PER_PAGE {
+            begins[units as usize][unit as usize / 64] |= 1 << (unit % 64);
+            unit += units;
+        }
+        units += 1;
+    }
+    begins
+}
+
+/// Some of a page's units, a bit for each.
+type UnitSet = [u64; UNITS_PER_PAGE as usize / 64];
+
 /// What this engine knows about a page.
 #[derive(Clone, Copy, Default)]
 struct Page {
     /// Units of each cell; 0: not scanned, or damaged.
     units: u32,
     /// Which cells are used, by the unit at which they begin.
-    used: [u64; UNITS_PER_PAGE as usize / 64],
+    used: UnitSet,
     /// True if it is in the list of its size.
     listed: bool,
     /// True if it is in the list of empty pages.
@@ -50,8 +70,11 @@ impl Page {
         self.used.iter().all(|word| *word == 0)
     }
 
-    fn free_cell(self) -> Option<u32> {
-        self.cells().find(|unit| !self.is_used(*unit))
+    fn free_cell(&self) -> Option<u32> {
+        let begins = BEGINS.get(self.units as usize)?;
+        let free = begins.iter().zip(&self.used).map(|(begins, used)| begins & !used);
+        let (word, free) = (0u32..).zip(free).find(|(_, free)| *free != 0)?;
+        Some(word * 64 + free.trailing_zeros())
     }
 
     fn set_used(&mut self, unit: u32, used: bool) {
@@ -253,13 +276,15 @@ mod tests {
 
     #[test]
     fn a_released_cell_is_free_again() {
-        let mut page = Page::of(64);
-        for unit in [0, 64, 128, 192] {
-            assert_eq!(page.free_cell(), Some(unit));
-            page.set_used(unit, true);
+        for units in 1..=MAX_UNITS {
+            let mut page = Page::of(units);
+            for unit in page.cells() {
+                assert_eq!(page.free_cell(), Some(unit));
+                page.set_used(unit, true);
+            }
+            assert_eq!(page.free_cell(), None, "cells of {units} units");
+            page.set_used(2 * units, false);
+            assert_eq!(page.free_cell(), Some(2 * units));
         }
-        assert_eq!(page.free_cell(), None);
-        page.set_used(128, false);
-        assert_eq!(page.free_cell(), Some(128));
     }
 }

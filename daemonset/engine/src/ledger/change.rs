@@ -11,13 +11,35 @@ use super::words::Words;
 /// A change that is being put together. Reads see its own stores.
 pub(super) struct Change<'a> {
     words: &'a Words,
+    stored: Stored,
     /// On the stack for all but the largest changes: most requests make one, many only read.
-    stores: SmallVec<[(u32, u64); 32]>,
+    stores: SmallVec<[(u32, u64); 64]>,
+}
+
+/// Words that a change may have stored: a bit for each remainder of their numbers. Most reads are of other words, and need
+/// not go through all stores.
+#[derive(Default)]
+struct Stored([u64; 4]);
+
+impl Stored {
+    fn place(at: u32) -> (usize, u64) {
+        ((at / 64 % 4) as usize, 1 << (at % 64))
+    }
+
+    fn may_contain(&self, at: u32) -> bool {
+        let (word, bit) = Stored::place(at);
+        self.0[word] & bit != 0
+    }
+
+    fn insert(&mut self, at: u32) {
+        let (word, bit) = Stored::place(at);
+        self.0[word] |= bit;
+    }
 }
 
 impl<'a> Change<'a> {
     pub(super) fn new(words: &'a Words) -> Self {
-        Change { words, stores: SmallVec::new() }
+        Change { words, stored: Stored::default(), stores: SmallVec::new() }
     }
 
     /// A change of other words, to be made before this one.
@@ -26,8 +48,12 @@ impl<'a> Change<'a> {
     }
 
     pub(super) fn get(&self, at: u32) -> u64 {
-        // The latest store to a word is the one that counts; changes are short.
-        self.stores.iter().rev().find(|(word, _)| *word == at).map_or_else(|| self.words.get(at), |(_, value)| *value)
+        if self.stored.may_contain(at)
+            && let Some((_, value)) = self.stores.iter().find(|(word, _)| *word == at)
+        {
+            return *value;
+        }
+        self.words.get(at)
     }
 
     /// The word without this change.
@@ -36,10 +62,14 @@ impl<'a> Change<'a> {
     }
 
     pub(super) fn set(&mut self, at: u32, value: u64) {
-        match self.stores.iter_mut().find(|(word, _)| *word == at) {
-            Some((_, old)) => *old = value,
-            None => self.stores.push((at, value)),
+        if self.stored.may_contain(at)
+            && let Some((_, old)) = self.stores.iter_mut().find(|(word, _)| *word == at)
+        {
+            *old = value;
+            return;
         }
+        self.stored.insert(at);
+        self.stores.push((at, value));
     }
 
     pub(super) fn add(&mut self, at: u32, amount: u64) {
@@ -83,7 +113,7 @@ impl<'a> Change<'a> {
     }
 
     /// Makes the change.
-    pub(super) fn commit(self) {
+    pub(super) fn commit(&self) {
         debug_assert!(self.stores.len() <= REDO_PAIRS);
         match self.stores.as_slice() {
             [] => {}

@@ -110,7 +110,7 @@ fn used() -> (OwnedFd, Ledger) {
         }
         if ino % 3 == 0 {
             ledger
-                .open(0, slot, OpenKind::File, 0, &FileHandle { kind: 1, bytes: vec![1; 20], file_system: 1 })
+                .open(0, slot, OpenKind::File, 0, &FileHandle { kind: 1, bytes: vec![1; 20].into(), file_system: 1 })
                 .unwrap();
         } else {
             parent = slot;
@@ -151,6 +151,7 @@ fn look_at_all(ledger: &mut Ledger) {
         let names = ledger.names(slot);
         assert!(names.iter().all(|(_, name)| name.len() <= MAX_NAME));
         drop((ledger.slot(ledger.id(slot)), ledger.opened(ledger.fh(slot)), ledger.path(slot)));
+        drop(ledger.file_handle(slot));
         drop((ledger.find(slot, b"name3"), ledger.nodes_with_identity(ident(slot.into()))));
     }
 }

@@ -1,5 +1,7 @@
 //! Handles: files and directories that the guest has open.
 
+use smallvec::SmallVec;
+
 use super::change::{Change, pair};
 use super::layout::{Geometry, HANDLE_WORDS};
 use super::nodes::Slot;
@@ -12,13 +14,16 @@ const FREE: u32 = 0;
 const FILE: u32 = 1;
 const DIRECTORY: u32 = 2;
 
+/// On the stack for the file systems that most shares are on.
+pub(crate) type FileHandleBytes = SmallVec<[u8; 24]>;
+
 /// A kernel file handle, as `name_to_handle_at` returns it: identifies a file even when its inode number is reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileHandle {
     /// Type of handle, defined by the file system.
     pub(crate) kind: i32,
     /// The handle; empty: the file system has none.
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: FileHandleBytes,
     /// The file system: a handle means nothing on another one. 0 without a handle.
     pub(crate) file_system: u64,
 }
@@ -64,7 +69,7 @@ impl Handle {
 
     pub(super) fn file_handle(self, change: &Change<'_>) -> FileHandle {
         let length = (change.low(self.at + 2) as usize).min(MAX_FILE_HANDLE);
-        let mut bytes: Vec<u8> =
+        let mut bytes: FileHandleBytes =
             (0..length.div_ceil(8) as u32).flat_map(|word| change.get(self.at + 3 + word).to_le_bytes()).collect();
         bytes.truncate(length);
         FileHandle { kind: change.high(self.at + 2) as i32, bytes, file_system: change.get(self.file_system()) }

@@ -57,10 +57,11 @@ impl Name {
         bytes
     }
 
-    pub(super) fn is(self, change: &Change<'_>, words: &Words, parent: Slot, name: &[u8]) -> bool {
+    /// True if it is `name`, which has this hash, below `parent`.
+    pub(super) fn is(self, change: &Change<'_>, words: &Words, hash: u32, (parent, name): (Slot, &[u8])) -> bool {
         self.parent(change) == parent
             && self.node(change) != 0
-            && self.length(change) == name.len()
+            && change.get(self.at + 1) == pair(hash, name.len() as u32)
             && words.bytes_equal(self.at + HEAD, name)
     }
 

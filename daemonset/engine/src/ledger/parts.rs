@@ -15,8 +15,11 @@ use super::names::{self, ByName, Name};
 use super::nodes::{ByIdentity, Node, ROOT, Slot};
 use super::{Full, Ledger, NAMES_PER_CHANGE, SLOTS_PER_SCAN};
 
+/// Nodes that may have become idle.
+pub(super) type Candidates = SmallVec<[Slot; NAMES_PER_CHANGE]>;
+
 impl Ledger {
-    pub(super) fn commit(&mut self, change: Change<'_>, freed: Vec<u32>) {
+    pub(super) fn commit(&mut self, change: &Change<'_>, freed: Vec<u32>) {
         change.commit();
         for cell in freed {
             self.cells.release(&self.words, &self.geometry, cell);
@@ -51,7 +54,8 @@ impl Ledger {
         freed: &mut Vec<u32>,
     ) -> Result<Option<Slot>, Full> {
         let mut displaced = None;
-        if let Some(cell) = self.find_cell(change, parent, name) {
+        let hash = self.hash_name(parent, name);
+        if let Some(cell) = self.find_hashed(change, hash, (parent, name)) {
             displaced = Name::at(&self.geometry, cell).map(|known| known.node(change));
             if displaced == Some(slot) {
                 return Ok(None);
@@ -62,7 +66,7 @@ impl Ledger {
         let cell = self.cells.take(change, &self.geometry, names::words_for(name.len())).ok_or(Full)?;
         let record = Name::at(&self.geometry, cell).ok_or(Full)?;
         record.write_bytes(&self.words, name);
-        record.begin(change, parent, slot, self.hash_name(parent, name), name.len());
+        record.begin(change, parent, slot, hash, name.len());
         let others = node.names(change);
         record.set_next_of_node(change, others);
         node.set_names(change, cell);
@@ -140,8 +144,13 @@ impl Ledger {
     }
 
     pub(super) fn find_cell(&self, change: &Change<'_>, parent: Slot, name: &[u8]) -> Option<u32> {
-        self.by_name().candidates(change, self.hash_name(parent, name)).find(|cell| {
-            Name::at(&self.geometry, *cell).is_some_and(|known| known.is(change, &self.words, parent, name))
+        self.find_hashed(change, self.hash_name(parent, name), (parent, name))
+    }
+
+    /// The same of a name with this hash.
+    fn find_hashed(&self, change: &Change<'_>, hash: u32, (parent, name): (Slot, &[u8])) -> Option<u32> {
+        self.by_name().candidates(change, hash).find(|cell| {
+            Name::at(&self.geometry, *cell).is_some_and(|known| known.is(change, &self.words, hash, (parent, name)))
         })
     }
 
@@ -172,7 +181,7 @@ impl Ledger {
 
     /// Ends a node that the guest does not hold any more, and the nodes above it that only it kept.
     pub(super) fn release_if_idle(&mut self, slot: Slot) {
-        let mut candidates = vec![slot];
+        let mut candidates = Candidates::from_slice(&[slot]);
         while let Some(slot) = candidates.pop() {
             while self.release_step(slot, &mut candidates) {}
         }
@@ -184,7 +193,7 @@ impl Ledger {
     }
 
     /// Drops some of an idle node's names, and with the last of them the node. True if names are left.
-    pub(super) fn release_step(&mut self, slot: Slot, candidates: &mut Vec<Slot>) -> bool {
+    pub(super) fn release_step(&mut self, slot: Slot, candidates: &mut Candidates) -> bool {
         let words = self.words.clone();
         let mut change = Change::new(&words);
         let Some(node) = Node::at(&self.geometry, slot) else { return false };
@@ -205,7 +214,7 @@ impl Ledger {
             node.end(&mut change);
             change.subtract(header::NODES, 1);
         }
-        self.commit(change, freed);
+        self.commit(&change, freed);
         if last {
             self.nodes.release(slot);
             self.ended.push(slot);

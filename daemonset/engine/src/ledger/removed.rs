@@ -29,7 +29,7 @@ impl Ledger {
             self.drop_name(&mut change, known, &mut freed);
         }
         if self.set_name(&mut change, ROOT, &name, slot, &mut freed).is_ok() {
-            self.commit(change, freed);
+            self.commit(&change, freed);
         }
     }
 
@@ -48,7 +48,7 @@ impl Ledger {
         let Some(cell) = self.record_cell(&change, slot) else { return };
         let mut freed = Vec::new();
         self.drop_name(&mut change, cell, &mut freed);
-        self.commit(change, freed);
+        self.commit(&change, freed);
     }
 
     fn record_cell(&self, change: &Change<'_>, slot: Slot) -> Option<u32> {

@@ -177,7 +177,7 @@ fn carry(ledger: &mut Ledger, holds: &mut Holds, act: &Act) {
         }
         Act::Open(node) => {
             let slot = holds.slot(ledger, *node);
-            let handle = FileHandle { kind: 1, bytes: vec![9; 13], file_system: 8 };
+            let handle = FileHandle { kind: 1, bytes: vec![9; 13].into(), file_system: 8 };
             holds.handles.push(ledger.open(RING, slot, OpenKind::File, 2, &handle).unwrap());
         }
         Act::Close(handle) => {
@@ -261,11 +261,11 @@ fn a_handle_keeps_its_kernel_file_handle() {
     let (fd, mut ledger) = fresh();
     ledger.begin(0, &ticket(1));
     let node = ledger.add_node(RING, ROOT, b"f", ident(3)).unwrap().0;
-    let handle = |n| FileHandle { kind: 7, bytes: vec![n; 128], file_system: u64::MAX - u64::from(n) };
+    let handle = |n| FileHandle { kind: 7, bytes: vec![n; 128].into(), file_system: u64::MAX - u64::from(n) };
     let fhs = [1, 2, 3].map(|n| ledger.open(RING, node, OpenKind::File, n.into(), &handle(n)).unwrap());
     let ledger = attach(&fd);
     for (n, fh) in (1..).zip(fhs) {
-        assert_eq!(ledger.opened(fh).unwrap().file_handle, handle(n));
+        assert_eq!(ledger.file_handle(ledger.opened(fh).unwrap().slot), handle(n));
     }
     assert_eq!(ledger.handles_of(node).iter().map(|opened| opened.flags).collect::<Vec<_>>(), [3, 2, 1]);
 }
@@ -546,4 +546,22 @@ fn a_damaged_ledger_gives_wrong_answers_but_no_panic() {
             }
         }
     }
+}
+
+#[test]
+fn a_change_reads_its_own_stores_and_other_words_from_the_ledger() {
+    let (fd, _ledger) = fresh();
+    let words = Words::map(&fd).unwrap();
+    let mut change = Change::new(&words);
+    // Words whose numbers differ by a multiple of 256 share a bit of what the change remembers.
+    let stored: Vec<u32> = (1..5).map(|n| 300_000 + 256 * n).collect();
+    for at in &stored {
+        assert_eq!(change.get(*at), 0);
+        change.set(*at, 1);
+        change.add(*at, u64::from(*at));
+    }
+    assert!(stored.iter().all(|at| change.get(*at) == u64::from(*at) + 1 && words.get(*at) == 0));
+    assert_eq!(change.get(300_000), 0);
+    change.commit();
+    assert!(stored.iter().all(|at| words.get(*at) == u64::from(*at) + 1));
 }

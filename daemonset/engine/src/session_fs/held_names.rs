@@ -34,11 +34,11 @@ pub(super) enum Confirmed {
 }
 
 impl<F: FileSystem> SessionFs<F> {
-    /// Whether a name leads to the node that the guest holds by it.
-    pub(super) fn confirm_name(&self, state: &mut State, at: NameRef<'_>) -> Confirmed {
-        let (parent, name) = at.key();
+    /// Whether a name leads to the node that the guest holds by it: `held`.
+    pub(super) fn confirm_name(&self, state: &mut State, at: NameRef<'_>, held: Option<Slot>) -> Confirmed {
+        let parent = at.parent;
+        let Some(node) = held else { return Confirmed::Nothing };
         let Some(directory) = state.directories.get(parent) else { return Confirmed::Nothing };
-        let Some(node) = state.ledger.find(parent, name) else { return Confirmed::Nothing };
         match directory.find(at.name) {
             Ok(found) => match self.attributes_of(state, node, found) {
                 Some(attr) => Confirmed::Node(node, attr),

@@ -78,10 +78,9 @@ impl<F: FileSystem> SessionFs<F> {
     }
 
     /// Stashes what the guest has open by a name that was looked up and does not lead to it any more: another process has
-    /// moved or removed it.
-    pub(super) fn stash_displaced(&self, state: &mut State, at: NameRef<'_>, found: &io::Result<Entry>) {
-        let (parent, name) = at.key();
-        let Some(known) = state.ledger.find(parent, name) else { return };
+    /// moved or removed it. `held`: the node that the guest holds by the name.
+    pub(super) fn stash_displaced(&self, state: &mut State, held: Option<Slot>, found: &io::Result<Entry>) {
+        let Some(known) = held else { return };
         let now = found.as_ref().ok().and_then(|entry| state.nodes.slot_of(entry.inode));
         if now != Some(known) {
             self.stash_if_removed(state, known);
@@ -135,8 +134,9 @@ impl<F: FileSystem> SessionFs<F> {
             other => other?,
         };
         self.restore_label(&prior, label, entry.inode)?;
+        let held = state.ledger.find(at.parent, at.name.to_bytes());
         // What the guest held by that name was gone already, or the name could not have been made.
-        self.reply_entry(state, request, at.key(), entry, Cause::SourceRemoved)
+        self.reply_entry(state, request, (at, held), entry, Cause::SourceRemoved)
     }
 
     /// Observes whether the name exists, and whether it may have been made already. The host decides, not what the guest
@@ -251,6 +251,7 @@ impl<F: FileSystem> SessionFs<F> {
             }
             other => other?,
         };
-        self.reply_entry(state, request, at.key(), entry, Cause::SourceRemoved)
+        let held = state.ledger.find(at.parent, at.name.to_bytes());
+        self.reply_entry(state, request, (at, held), entry, Cause::SourceRemoved)
     }
 }

@@ -39,7 +39,7 @@ struct Binding {
     /// Lookups beyond the first that the library counts; returned to it with the last FORGET.
     extra_lookups: u64,
     /// The kernel file handle, once it has been read. It does not change while the library holds the inode.
-    file_handle: Option<FileHandle>,
+    file_handle: Option<Box<FileHandle>>,
     /// Identifies the file, once a name has led to it again.
     stamp: Option<Stamp>,
     /// True if the guest itself unlinked a name of the node, or renamed over one.
@@ -92,9 +92,10 @@ impl NodeBindings {
         self.by_inode.get(&inode).copied()
     }
 
-    /// Binds a node to a library inode, on which the library has counted one lookup for it.
-    pub(super) fn bind(&mut self, slot: Slot, inode: u64) {
-        self.by_slot.insert(slot, Binding::new(Target::Library(inode)));
+    /// Binds a node to a library inode of this mode, on which the library has counted one lookup for it.
+    pub(super) fn bind(&mut self, slot: Slot, inode: u64, mode: u32) {
+        let directory = Some(mode & libc::S_IFMT == libc::S_IFDIR);
+        self.by_slot.insert(slot, Binding { directory, ..Binding::new(Target::Library(inode)) });
         self.by_inode.entry(inode).or_insert(slot);
     }
 
@@ -106,13 +107,6 @@ impl NodeBindings {
     /// Binds a node to a directory that the guest removed.
     pub(super) fn bind_removed(&mut self, slot: Slot, directory: Arc<RemovedDirectory>) {
         self.by_slot.insert(slot, Binding::new(Target::RemovedDirectory(directory)));
-    }
-
-    /// Records the type of a node's file, from its mode.
-    pub(super) fn set_mode(&mut self, slot: Slot, mode: u32) {
-        if let Some(binding) = self.by_slot.get_mut(&slot) {
-            binding.directory = Some(mode & libc::S_IFMT == libc::S_IFDIR);
-        }
     }
 
     /// True for a directory; none: not known.
@@ -139,14 +133,14 @@ impl NodeBindings {
 
     /// The kernel file handle of a library inode, if it has been read.
     pub(super) fn file_handle(&self, inode: u64) -> Option<&FileHandle> {
-        self.by_slot.get(self.by_inode.get(&inode)?)?.file_handle.as_ref()
+        self.by_slot.get(self.by_inode.get(&inode)?)?.file_handle.as_deref()
     }
 
     /// Records the kernel file handle of a library inode.
     pub(super) fn set_file_handle(&mut self, inode: u64, file_handle: &FileHandle) {
         let binding = self.by_inode.get(&inode).and_then(|slot| self.by_slot.get_mut(slot));
         if let Some(binding) = binding {
-            binding.file_handle = Some(file_handle.clone());
+            binding.file_handle = Some(Box::new(file_handle.clone()));
         }
     }
 

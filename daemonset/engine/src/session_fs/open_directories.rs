@@ -152,8 +152,10 @@ impl OpenDirectories {
 
     /// Closes a directory, if it is open.
     pub(super) fn close(&mut self, slot: Slot) {
-        self.uses.remove(&slot);
-        if self.by_slot.remove(&slot).is_some() {
+        if !self.uses.is_empty() {
+            self.uses.remove(&slot);
+        }
+        if !self.by_slot.is_empty() && self.by_slot.remove(&slot).is_some() {
             self.order.retain(|open| *open != slot);
         }
     }

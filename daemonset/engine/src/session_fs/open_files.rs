@@ -91,7 +91,9 @@ impl<F: FileSystem> SessionFs<F> {
             OpenKind::File => self.library.open(engine_context(), inode.into(), false, opened.flags)?.0,
         };
         let handle: u64 = handle.ok_or_else(|| error(libc::EBADF))?.into();
-        if opened.kind == OpenKind::File && self.file_handle(state, inode, handle) != opened.file_handle {
+        if opened.kind == OpenKind::File
+            && self.file_handle(state, inode, handle) != state.ledger.file_handle(opened.slot)
+        {
             self.library.release(engine_context(), inode.into(), 0, handle.into(), false, false, None)?;
             return Err(error(libc::ESTALE));
         }
@@ -104,7 +106,7 @@ impl<F: FileSystem> SessionFs<F> {
             return None;
         }
         let stashed = state.stash.fetch(state.ledger.fh(opened.slot));
-        let file = stashed.or_else(|| self.open_by_handle(opened))?;
+        let file = stashed.or_else(|| self.open_by_handle(&state.ledger.file_handle(opened.slot), opened.flags))?;
         let file = Arc::new(OrphanedFile::new(file).ok()?);
         if state.nodes.target(opened.node).is_none() {
             state.nodes.bind_orphan(opened.node, file.clone());
@@ -114,11 +116,11 @@ impl<F: FileSystem> SessionFs<F> {
     }
 
     /// Opens a file by its kernel file handle, on whichever file system of the share it is found.
-    fn open_by_handle(&self, opened: &Opened) -> Option<File> {
-        let FileHandle { kind, bytes, .. } = &opened.file_handle;
-        let flags = self.orphaned.open_flags(opened.flags as i32).ok().filter(|_| !bytes.is_empty())?;
+    fn open_by_handle(&self, wanted: &FileHandle, flags: u32) -> Option<File> {
+        let FileHandle { kind, bytes, .. } = wanted;
+        let flags = self.orphaned.open_flags(flags as i32).ok().filter(|_| !bytes.is_empty())?;
         let open = |mount: &File| open_by_kernel_handle(mount, *kind, bytes, flags).ok();
-        self.mounts.iter().find_map(|mount| open(mount).filter(|file| handle_of(file) == opened.file_handle))
+        self.mounts.iter().find_map(|mount| open(mount).filter(|file| handle_of(file) == *wanted))
     }
 
     /// Records what the library has just opened. Returns the guest's number for it.
@@ -300,7 +302,7 @@ fn handle_on(file: &File, known: impl Fn(u64) -> Option<u64>) -> FileHandle {
         return FileHandle::default();
     };
     match known(mount_id).map_or_else(|| file_system(file), Ok) {
-        Ok(file_system) => FileHandle { kind, bytes, file_system },
+        Ok(file_system) => FileHandle { kind, bytes: bytes.into(), file_system },
         Err(_) => FileHandle::default(),
     }
 }

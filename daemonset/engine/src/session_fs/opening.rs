@@ -146,7 +146,8 @@ impl<F: FileSystem> SessionFs<F> {
         let inode = entry.inode;
         let close = |_: &io::Error| self.close_unused(OpenKind::File, inode, handle);
         self.restore_label(prior, label, inode).inspect_err(close)?;
-        let entry = self.reply_entry(state, request, at.key(), entry, Cause::SourceReplaced).inspect_err(close)?;
+        let held = state.ledger.find(at.parent, at.name.to_bytes());
+        let entry = self.reply_entry(state, request, (at, held), entry, Cause::SourceReplaced).inspect_err(close)?;
         let node = self.slot(state, entry.inode)?;
         let added = self.add_handle(state, request, node, OpenKind::File, flags, (inode, handle));
         let fh = added.inspect_err(|_| {

@@ -42,16 +42,17 @@ impl<F: FileSystem> SessionFs<F> {
         (parent, name): (u64, &CStr),
     ) -> io::Result<Entry> {
         let at = self.name_ref(state, request, parent, name)?;
-        let found = match self.confirm_name(state, at) {
+        let held = state.ledger.find(at.parent, name.to_bytes());
+        let found = match self.confirm_name(state, at, held) {
             Confirmed::Node(node, attr) => return self.reply_held(state, request, ctx, at, (node, attr)),
             Confirmed::Missing => Err(error(libc::ENOENT)),
             Confirmed::Nothing => self.look_up_in_library(state, ctx, at),
         };
-        self.stash_displaced(state, at, &found);
+        self.stash_displaced(state, held, &found);
         match found {
             Ok(entry) => {
-                let (held, attr) = (state.ledger.find(at.parent, name.to_bytes()), entry.attr);
-                let entry = self.reply_entry(state, request, at.key(), entry, Cause::SourceReplaced)?;
+                let attr = entry.attr;
+                let entry = self.reply_entry(state, request, (at, held), entry, Cause::SourceReplaced)?;
                 let node = self.slot(state, entry.inode)?;
                 if request.opcode == Opcode::Lookup as u32 {
                     state.nodes.set_looked_up(node, ctx.pid);
@@ -62,7 +63,7 @@ impl<F: FileSystem> SessionFs<F> {
                 Ok(entry)
             }
             Err(gone) if errno(&gone) == libc::ENOENT => {
-                self.drop_missing_name(state, at.key());
+                self.drop_missing_name(state, at.key(), held);
                 self.release_ended(state);
                 if self.negative_timeout.is_zero() { Err(gone) } else { Ok(no_node(self.negative_timeout)) }
             }

@@ -15,6 +15,7 @@ use crate::orphaned::OrphanedFile;
 use super::SessionFs;
 use super::errors::{engine_context, error, is_missing, ledger_full};
 use super::identity::is_same_node;
+use super::names::NameRef;
 use super::nodes::{LIBRARY_ROOT, Target};
 use super::request::RequestContext;
 use super::state::State;
@@ -147,13 +148,12 @@ impl<F: FileSystem> SessionFs<F> {
             self.drop_stale_name(state, request, (parent, name.to_bytes()), slot, Cause::SourceReplaced);
             return Err(error(libc::ESTALE));
         }
-        state.nodes.bind(slot, entry.inode);
-        state.nodes.set_mode(slot, entry.attr.mode);
+        state.nodes.bind(slot, entry.inode, entry.attr.mode);
         Ok(entry.inode)
     }
 
-    /// Turns an entry of the library's into one for the guest, and counts the lookup in the ledger. `cause`: what it
-    /// means if the guest held another node by that name.
+    /// Turns an entry of the library's into one for the guest, and counts the lookup in the ledger. `held`: the node that
+    /// the guest holds by the name. `cause`: what it means if that is another node.
     ///
     /// # Errors
     /// `ENFILE` if the guest holds as much as it may; the lookup is then returned to the library.
@@ -161,15 +161,15 @@ impl<F: FileSystem> SessionFs<F> {
         &self,
         state: &mut State,
         request: RequestContext,
-        (parent, name): (Slot, &[u8]),
+        (at, held): (NameRef<'_>, Option<Slot>),
         mut entry: Entry,
         cause: Cause,
     ) -> io::Result<Entry> {
         let (slot, displaced) = self
-            .node_of_entry(state, request, (parent, name), &entry)
+            .node_of_entry(state, request, (at, held), &entry)
             .inspect_err(|_| self.library.forget(engine_context(), entry.inode.into(), 1))?;
         if let Some(displaced) = displaced {
-            self.count_stale_name(state, (parent, name), displaced, cause);
+            self.count_stale_name(state, at.key(), displaced, cause);
         }
         let id = state.ledger.id(slot);
         (entry.inode, entry.generation) = (id, id >> 32);
@@ -183,42 +183,40 @@ impl<F: FileSystem> SessionFs<F> {
         &self,
         state: &mut State,
         request: RequestContext,
-        (parent, name): (Slot, &[u8]),
+        (at, held): (NameRef<'_>, Option<Slot>),
         entry: &Entry,
     ) -> io::Result<(Slot, Option<Slot>)> {
+        let (parent, name) = at.key();
         if let Some(slot) = state.nodes.slot_of(entry.inode) {
             state.nodes.count_extra_lookup(slot);
             let displaced = state.ledger.add_lookup(request.ring, parent, name, slot).map_err(ledger_full)?;
             return Ok((slot, displaced));
         }
         let identity = self.identify(state, (parent, name), entry);
-        if let Some(slot) = self.bind_known_node(state, request, (parent, name), entry, identity) {
-            state.nodes.set_mode(slot, entry.attr.mode);
+        if let Some(slot) = self.bind_known_node(state, request, held, entry, identity) {
             let displaced = state.ledger.add_lookup(request.ring, parent, name, slot).map_err(ledger_full)?;
             return Ok((slot, displaced));
         }
         let (slot, displaced) = state.ledger.add_node(request.ring, parent, name, identity).map_err(ledger_full)?;
         self.release_ended(state);
-        state.nodes.bind(slot, entry.inode);
-        state.nodes.set_mode(slot, entry.attr.mode);
+        state.nodes.bind(slot, entry.inode, entry.attr.mode);
         Ok((slot, displaced))
     }
 
     /// Binds an entry that is new to this engine to a node that the guest received from an earlier one, if it is that
-    /// node.
+    /// node. `held`: the node that the guest holds by the name. Names of other nodes may be dropped, and this one too.
     fn bind_known_node(
         &self,
         state: &mut State,
         request: RequestContext,
-        (parent, name): (Slot, &[u8]),
+        held: Option<Slot>,
         entry: &Entry,
         identity: Identity,
     ) -> Option<Slot> {
-        let same_name = state.ledger.find(parent, name);
-        if let Some(slot) = same_name.filter(|slot| {
+        if let Some(slot) = held.filter(|slot| {
             *slot != ROOT && state.nodes.target(*slot).is_none() && state.ledger.identity(*slot) == identity
         }) {
-            state.nodes.bind(slot, entry.inode);
+            state.nodes.bind(slot, entry.inode, entry.attr.mode);
             return Some(slot);
         }
         for slot in state.ledger.nodes_with_identity(identity).into_iter().filter(|slot| *slot != ROOT) {
@@ -231,7 +229,7 @@ impl<F: FileSystem> SessionFs<F> {
                 }
                 // While the file is open, no other file has its inode number: a name leads to it again.
                 Ok(Target::Orphaned(file)) if is_open_as(&file, entry) => {
-                    state.nodes.bind(slot, entry.inode);
+                    state.nodes.bind(slot, entry.inode, entry.attr.mode);
                     return Some(slot);
                 }
                 _ => {}

@@ -76,9 +76,9 @@ impl<F: FileSystem> SessionFs<F> {
         }
     }
 
-    /// Counts and drops a name that does not exist on the host, if the guest holds a node by it.
-    pub(super) fn drop_missing_name(&self, state: &mut State, name: NameBelow<'_>) {
-        if let Some(node) = state.ledger.find(name.0, name.1) {
+    /// Counts and drops a name that does not exist on the host, if the guest holds a node by it: `held`.
+    pub(super) fn drop_missing_name(&self, state: &mut State, name: NameBelow<'_>, held: Option<Slot>) {
+        if let Some(node) = held {
             self.count_stale_name(state, name, node, Cause::SourceRemoved);
             state.ledger.remove(name.0, name.1);
         }
