@@ -21,7 +21,7 @@ export RUST_LIB_BACKTRACE := 0
 export VIRTIOFS_SKIPPED := $(CURDIR)/target/skipped-tests
 
 .NOTPARALLEL:
-.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image packages podman libvirt api node host scale build check words kills test guest rules demo bench chaos fuzz generate
+.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image packages book podman libvirt api node host scale build check words kills test guest rules demo bench chaos fuzz generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -49,6 +49,10 @@ packages: build ## .deb and .rpm for a host with systemd, in target/packages
 	$(call STEP,packages)
 	@$(SETUP)/packages.sh packages
 	@$(SETUP)/host-packages.sh
+
+book: setup-build ## README and documents as a web site in target/book; fails on links to files that are not there
+	$(call STEP,book)
+	@$(SETUP)/book.sh
 
 image: setup-build tools-node ## container image of all programs and its SBOM in target/image; PROFILE=debug for tests
 	$(call STEP,image)
