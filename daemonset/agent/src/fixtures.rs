@@ -82,7 +82,7 @@ pub(crate) fn present(at: Instant, path: &str) -> ShareProgress {
 /// The state of a host with these endpoints and shares.
 pub(crate) fn observed(endpoints: Vec<EndpointStatus>, shares: Vec<(&str, ShareProgress)>) -> Observed {
     let mut observed = Observed::default();
-    observed.update_status(Instant::now(), Some(&status(1, endpoints)));
+    observed.update_status(Instant::now(), 0, Some(&status(1, endpoints)));
     for (name, share) in shares {
         observed.sources.insert(name.to_owned(), share.source);
         observed.progress.insert(name.to_owned(), share.progress);

@@ -14,6 +14,7 @@
 pub(crate) mod action;
 pub(crate) mod desired;
 pub(crate) mod endpoint;
+pub(crate) mod losses;
 pub(crate) mod observed;
 pub(crate) mod pass;
 pub(crate) mod site;

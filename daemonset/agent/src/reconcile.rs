@@ -108,7 +108,8 @@ impl Loop {
         let status = status.inspect_err(|error| tracing::debug!(%error, "no status of the broker")).ok();
         let status = self.with_histories(status).await;
         let now = Instant::now();
-        self.observed.update_status(now, status.as_ref());
+        let unix = self.clock.unix_millis(self.clock.now()) / 1000;
+        self.observed.update_status(now, unix, status.as_ref());
         self.observed.update_desired(now, declared);
         self.apply_remedies(declared, status.as_ref(), checks).await;
         let desired = self.remedies.amend(declared);

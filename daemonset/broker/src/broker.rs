@@ -12,8 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::{
-    Endpoint as Spec, HolderState, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, Response, SHORTEST_RELEASE_MS, Status,
-    StatusPosition, TraceReply,
+    Endpoint as Spec, HolderState, LONGEST_RELEASE_MS, LONGEST_TRACE_MS, LostSession, Response, SHORTEST_RELEASE_MS,
+    Status, StatusPosition, TraceReply,
 };
 use virtiofs_contract::preflight::{Finding, Preflight, Reason};
 use virtiofs_contract::trace::MAX_RATE;
@@ -56,7 +56,7 @@ pub(crate) struct Broker {
     /// Values stored by the agent.
     pub(crate) store: Store,
     /// Sessions that were lost with an earlier broker, at endpoints that do not exist yet.
-    lost: Mutex<BTreeMap<String, u64>>,
+    lost: Mutex<BTreeMap<String, Vec<LostSession>>>,
     /// True once all sessions are to end.
     draining: AtomicBool,
 }
@@ -168,7 +168,7 @@ impl Broker {
         };
         let name = spec.name.clone();
         let create = || {
-            let lost = self.lost().remove(&spec.name).unwrap_or(0);
+            let lost = self.lost().get(&spec.name).cloned().unwrap_or_default();
             Endpoint::new(spec.clone(), preflight.clone(), self.host.clone(), &self.endpoints, lost)
         };
         let endpoint = known.unwrap_or_else(create);
@@ -176,6 +176,10 @@ impl Broker {
         let _admitting = self.endpoints.admit();
         match endpoint.apply(spec, preflight.clone(), prepared) {
             Ok(before) => {
+                // The endpoint is recorded, with its lost sessions.
+                if self.lost().remove(&name).is_some() {
+                    self.host.list.counted(&name);
+                }
                 self.endpoints().insert(name, endpoint);
                 (Response::Applied { preflight }, before)
             }
@@ -326,7 +330,7 @@ impl Broker {
         Status { pid: std::process::id(), instance: self.host.instance(), holder, endpoints, next }
     }
 
-    fn lost(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+    fn lost(&self) -> MutexGuard<'_, BTreeMap<String, Vec<LostSession>>> {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -26,7 +26,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use thiserror::Error;
-use virtiofs_contract::control::{Endpoint as Spec, EndpointStatus, OldestRequest, PendingHandOver};
+use virtiofs_contract::control::{
+    Endpoint as Spec, EndpointStatus, LOST_LISTED, LostSession, OldestRequest, PendingHandOver,
+};
 use virtiofs_contract::preflight::Preflight;
 
 use crate::channel::{Sender, channel};
@@ -127,12 +129,13 @@ impl Endpoint {
         preflight: Preflight,
         host: Arc<Host>,
         others: &Arc<Endpoints<Endpoint>>,
-        sessions_lost: u64,
+        lost: Vec<LostSession>,
     ) -> Arc<Self> {
         // A source that is released at another endpoint is not used at this one.
         let released = others.release_of(&spec.source);
         let hold = host.holder.group(Group::Endpoint(host.next_serial()));
-        let (counts, state) = (Counts { sessions_lost, ..Counts::default() }, State::new(hold.clone()));
+        let (mut counts, state) = (Counts::default(), State::new(hold.clone()));
+        counts.add_lost(lost);
         Self::begin(Inner::new(spec, preflight, released, counts, state), hold, host, others)
     }
 
@@ -238,10 +241,12 @@ impl Endpoint {
         }
         EndpointStatus {
             endpoint: inner.spec.clone(),
+            serial: self.hold.serial(),
             listening: inner.listening.as_ref().is_some_and(|listening| listening.socket.in_place()),
             preflight: inner.preflight.clone(),
             sessions_started: counts.sessions_ended + sessions.len() as u64,
             sessions_lost: counts.sessions_lost,
+            lost: counts.lost[counts.lost.len().saturating_sub(LOST_LISTED)..].to_vec(),
             sessions,
             rejected_connections: counts.rejected_connections,
             rejected_exclusive: counts.rejected_exclusive,

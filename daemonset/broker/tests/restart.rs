@@ -299,11 +299,43 @@ fn session_that_is_lost_is_counted() {
     broker.restart();
     assert!(broker.control().status().endpoints.is_empty());
     assert!(broker.log().contains("sessions lost"), "{}", broker.log());
-    broker.control().apply(&endpoint).unwrap();
-    assert_eq!(broker.status_of("data").sessions_lost, 1);
+    // The next broker reports it too: no endpoint has counted it yet.
     broker.crash();
     broker.restart();
-    assert_eq!(broker.status_of("data").sessions_lost, 1, "it is counted once");
+    broker.control().apply(&endpoint).unwrap();
+    let lost = |broker: &Broker| {
+        let status = broker.status_of("data");
+        (status.sessions_lost, status.lost.into_iter().map(|it| it.session).collect::<Vec<_>>())
+    };
+    assert_eq!(lost(&broker), (1, vec![session.id.clone()]));
+    broker.crash();
+    broker.restart();
+    assert_eq!(lost(&broker), (1, vec![session.id]), "it is counted once");
+    drop(guest);
+}
+
+#[test]
+fn session_that_is_lost_again_is_listed() {
+    let (mut broker, endpoint, guest, first) = set_up();
+    let lose = |broker: &mut Broker, session: &SessionStatus| {
+        broker.crash();
+        broker.kill_keeper();
+        until("the engine has ended", || !runs(session.engine_pid.unwrap()));
+        broker.start_keeper();
+        broker.restart();
+        broker.control().apply(&endpoint).unwrap();
+        let status = broker.status_of("data");
+        assert_eq!(status.sessions_lost, 1, "counts begin with this broker");
+        (broker.control().status().instance, status.lost)
+    };
+    let before = lose(&mut broker, &first);
+    drop(guest);
+    let guest = boot(&endpoint);
+    let second = broker.until_state("data", SessionState::Serving);
+    let after = lose(&mut broker, &second);
+    assert_ne!(before, after, "an agent sees a loss, whatever it has seen before");
+    assert_eq!((&before.1[0].session, &after.1[0].session), (&first.id, &second.id));
+    assert_ne!(first.id, second.id);
     drop(guest);
 }
 

@@ -55,6 +55,7 @@ pub fn endpoint(name: &str) -> Endpoint {
 pub fn listening(endpoint: Endpoint) -> EndpointStatus {
     EndpointStatus {
         endpoint,
+        serial: 1,
         listening: true,
         preflight: preflight(Vec::new()),
         sessions: Vec::new(),
@@ -65,6 +66,7 @@ pub fn listening(endpoint: Endpoint) -> EndpointStatus {
         released: None,
         sessions_started: 0,
         sessions_lost: 0,
+        lost: Vec::new(),
         engines_started: 0,
         totals: Totals::default(),
     }

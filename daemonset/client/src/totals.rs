@@ -54,20 +54,31 @@ pub struct RunningTotals {
 
 #[derive(Debug, Default)]
 struct Share {
-    /// The broker that the last counts came from ([`Status::instance`]).
-    broker: u64,
-    /// Sum over the brokers before that one.
+    /// Where the last counts came from.
+    origin: Origin,
+    /// Sum over all before that.
     before: ShareTotals,
-    /// Counts of that broker.
+    /// The last counts.
     last: ShareTotals,
     /// The broker that stores `before`.
     stored_by: Option<u64>,
 }
 
+/// Identity of counts. If it differs, they began at zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Origin {
+    /// [`Status::instance`].
+    broker: u64,
+    /// [`EndpointStatus::serial`].
+    #[serde(default)]
+    serial: u64,
+}
+
 /// The part that the broker stores, for the next agent.
 #[derive(Serialize, Deserialize)]
 struct Stored {
-    broker: u64,
+    #[serde(flatten)]
+    origin: Origin,
     before: ShareTotals,
 }
 
@@ -75,7 +86,8 @@ impl RunningTotals {
     /// Adds the counts of a broker's status.
     pub fn observe(&mut self, status: &Status) {
         for endpoint in &status.endpoints {
-            self.shares.entry(endpoint.endpoint.name.clone()).or_default().observe(status.instance, counted(endpoint));
+            let origin = Origin { broker: status.instance, serial: endpoint.serial };
+            self.shares.entry(endpoint.endpoint.name.clone()).or_default().observe(origin, counted(endpoint));
         }
         self.fold(status);
     }
@@ -102,8 +114,8 @@ impl RunningTotals {
     pub fn load(&mut self, stored: Vec<(String, String)>) {
         self.loaded = true;
         for (share, text) in stored {
-            if let Ok(Stored { broker, before }) = serde_json::from_str(&text) {
-                self.shares.entry(share).or_insert(Share { broker, before, ..Share::default() });
+            if let Ok(Stored { origin, before }) = serde_json::from_str(&text) {
+                self.shares.entry(share).or_insert(Share { origin, before, ..Share::default() });
             }
         }
     }
@@ -113,7 +125,7 @@ impl RunningTotals {
         let missing = self.shares.iter().filter(|(_, share)| share.stored_by != Some(broker));
         let changed = missing.filter(|(_, share)| share.before != ShareTotals::default());
         let text =
-            |share: &Share| serde_json::to_string(&Stored { broker: share.broker, before: share.before.clone() }).ok();
+            |share: &Share| serde_json::to_string(&Stored { origin: share.origin, before: share.before.clone() }).ok();
         changed.filter_map(|(name, share)| Some((name.clone(), text(share)?))).collect()
     }
 
@@ -135,13 +147,12 @@ impl RunningTotals {
 }
 
 impl Share {
-    fn observe(&mut self, broker: u64, counted: ShareTotals) {
-        // A share that was withdrawn and declared again starts from zero in the same broker.
-        if broker != self.broker || less(&counted, &self.last) {
+    fn observe(&mut self, origin: Origin, counted: ShareTotals) {
+        if origin != self.origin {
             self.before = self.sum();
             self.stored_by = None;
         }
-        self.broker = broker;
+        self.origin = origin;
         self.last = counted;
     }
 
@@ -164,30 +175,6 @@ fn counted(endpoint: &EndpointStatus) -> ShareTotals {
     }
 }
 
-/// True if any count has gone down.
-fn less(new: &ShareTotals, old: &ShareTotals) -> bool {
-    let requests = |totals: &Totals, opcode| {
-        totals.operations.iter().find(|it| it.opcode == opcode).map_or(0, |operation| operation.requests)
-    };
-    new.sessions < old.sessions
-        || new.engines < old.engines
-        || new.sessions_lost < old.sessions_lost
-        || new.rejected_connections < old.rejected_connections
-        || new.rejected_exclusive < old.rejected_exclusive
-        || new.rejected_memory < old.rejected_memory
-        || new.totals.bytes_read < old.totals.bytes_read
-        || new.totals.bytes_written < old.totals.bytes_written
-        || new.totals.malformed < old.totals.malformed
-        || old.totals.stale.iter().any(|it| new.totals.stale(it.cause) < it.events)
-        || replacements(&new.totals).iter().zip(replacements(&old.totals)).any(|(new, old)| *new < old)
-        || old.totals.operations.iter().any(|it| requests(&new.totals, it.opcode) < it.requests)
-}
-
-fn replacements(totals: &Totals) -> [u64; 4] {
-    let it = &totals.replacements;
-    [it.hand_overs.count, it.aborted, it.recoveries.count, it.abandoned]
-}
-
 #[cfg(test)]
 mod tests {
     use virtiofs_contract::counters::OperationTotals;
@@ -199,13 +186,29 @@ mod tests {
         ShareTotals { totals: Totals { operations: vec![lookup], ..Totals::default() }, ..ShareTotals::default() }
     }
 
+    fn origin(broker: u64, serial: u64) -> Origin {
+        Origin { broker, serial }
+    }
+
     #[test]
     fn counts_continue_over_brokers_and_over_a_redeclared_share() {
         let mut share = Share::default();
-        for (broker, requests, sum) in [(1, 3, 3), (1, 5, 5), (2, 0, 5), (2, 4, 9), (2, 1, 10), (2, 2, 11)] {
-            share.observe(broker, counts(requests));
-            assert_eq!(share.sum().totals.requests(), sum, "broker {broker} at {requests}");
+        let table =
+            [(1, 1, 3, 3), (1, 1, 5, 5), (2, 1, 0, 5), (2, 1, 4, 9), (2, 2, 1, 10), (2, 2, 2, 11), (2, 3, 7, 18)];
+        for (broker, serial, requests, sum) in table {
+            share.observe(origin(broker, serial), counts(requests));
+            assert_eq!(share.sum().totals.requests(), sum, "broker {broker}, endpoint {serial} at {requests}");
         }
+    }
+
+    #[test]
+    fn a_second_loss_of_the_same_size_is_counted() {
+        let lost = |sessions_lost| ShareTotals { sessions_lost, ..ShareTotals::default() };
+        let mut share = Share::default();
+        for broker in 1..=3 {
+            share.observe(origin(broker, 1), lost(1));
+        }
+        assert_eq!(share.sum().sessions_lost, 3);
     }
 
     #[test]
@@ -213,12 +216,12 @@ mod tests {
         let with = |broker: u64, requests| {
             let mut running = RunningTotals::default();
             running.load(Vec::new());
-            running.shares.entry("a".into()).or_default().observe(broker, counts(requests));
+            running.shares.entry("a".into()).or_default().observe(origin(broker, 1), counts(requests));
             running
         };
         let mut first = with(1, 3);
         assert_eq!(first.to_store(1), [], "the broker itself knows");
-        first.shares.get_mut("a").unwrap().observe(2, counts(4));
+        first.shares.get_mut("a").unwrap().observe(origin(2, 1), counts(4));
         let stored = first.to_store(2);
         assert_eq!(stored.len(), 1);
         first.note_stored("a", 2);
@@ -228,7 +231,7 @@ mod tests {
         let mut second = RunningTotals::default();
         assert!(!second.is_loaded());
         second.load(stored);
-        second.shares.get_mut("a").unwrap().observe(2, counts(5));
+        second.shares.get_mut("a").unwrap().observe(origin(2, 1), counts(5));
         assert_eq!(second.all()["a"].totals.requests(), 8);
     }
 
@@ -246,17 +249,5 @@ mod tests {
         assert_eq!(sum(&[("a", 5), ("a.vm-1", 3)]), 8);
         assert_eq!(sum(&[("a", 6)]), 9, "the socket is gone");
         assert_eq!(sum(&[("a", 6), ("a.vm-1", 1)]), 10, "another of that name");
-    }
-
-    #[test]
-    fn replacement_counts_continue() {
-        let mut share = Share::default();
-        let mut counts = ShareTotals::default();
-        counts.totals.replacements.recoveries.record(1);
-        share.observe(1, counts.clone());
-        share.observe(1, ShareTotals::default());
-        counts.totals.replacements.abandoned = 2;
-        share.observe(1, counts);
-        assert_eq!(replacements(&share.sum().totals), [0, 0, 2, 2]);
     }
 }

@@ -389,6 +389,10 @@ pub enum HolderState {
 pub struct EndpointStatus {
     /// The active endpoint.
     pub endpoint: Endpoint,
+    /// Number of the endpoint within [`Status::instance`]. An endpoint that is removed and applied again has another one, and
+    /// its counts begin at zero.
+    #[serde(default)]
+    pub serial: u64,
     /// True if it accepts VMMs. False if the socket was removed from its directory.
     pub listening: bool,
     /// Result of its last preflight.
@@ -411,10 +415,26 @@ pub struct EndpointStatus {
     /// Sessions that were lost with an earlier broker: it ended, and they could not be restored.
     #[serde(default)]
     pub sessions_lost: u64,
+    /// The last [`LOST_LISTED`] of them, oldest first.
+    #[serde(default)]
+    pub lost: Vec<LostSession>,
     /// Engines that were started for its sessions, since the broker started; preflights do not count.
     pub engines_started: u64,
     /// Counts of all sessions, ended ones included. They never decrease while the broker runs.
     pub totals: Totals,
+}
+
+/// Most lost sessions that an endpoint lists.
+pub const LOST_LISTED: usize = 16;
+
+/// A session that was lost with an earlier broker.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LostSession {
+    /// When the broker found that it is lost, in seconds since the Unix epoch.
+    pub at: u64,
+    /// Name of the session.
+    pub session: String,
 }
 
 /// A connection that was rejected.

@@ -73,7 +73,7 @@ mod tests {
         let state = |desired: &Desired, endpoints: Vec<EndpointStatus>, known: bool| {
             let mut observed = Observed::default();
             let known = if known { volumes([volume.clone()]) } else { Volumes::default() };
-            observed.update_status(now, Some(&status(1, endpoints)));
+            observed.update_status(now, 0, Some(&status(1, endpoints)));
             observed.update_volumes(Some(known));
             observed.update_desired(now, desired);
             let report = report(now, &site(), desired, &observed);

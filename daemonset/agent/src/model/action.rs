@@ -94,8 +94,4 @@ pub(crate) struct Progress {
     pub(crate) rejected_memory: Option<u64>,
     /// When that number last grew.
     pub(crate) rejected_memory_at: Option<Instant>,
-    /// Number of sessions that were lost, at the last status.
-    pub(crate) lost: Option<u64>,
-    /// When sessions were found to be lost.
-    pub(crate) lost_at: Option<Instant>,
 }

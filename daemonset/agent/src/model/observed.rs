@@ -10,6 +10,7 @@ use virtiofs_contract::control::{EndpointKind, EndpointStatus, SessionStatus, St
 use super::action::{Action, ActionResult, Progress};
 use super::desired::Desired;
 use super::endpoint::{Requested, Requester, desired_endpoints, trial_path};
+use super::losses::Losses;
 use super::source::{SourceState, Space};
 use super::volume::Volumes;
 
@@ -26,19 +27,22 @@ pub(crate) struct Observed {
     pub(crate) progress: BTreeMap<String, Progress>,
     /// Endpoints requested in addition to the shares' own, by name.
     pub(crate) requested: BTreeMap<String, Requested>,
+    /// Lost sessions.
+    pub(crate) losses: Losses,
     /// The volumes of this node; `None` if this agent does not serve volumes.
     pub(crate) volumes: Option<Volumes>,
 }
 
 impl Observed {
-    /// Takes in the broker's status; `None`: no broker answers.
-    pub(crate) fn update_status(&mut self, now: Instant, status: Option<&Status>) {
+    /// Takes in the broker's status; `None`: no broker answers. `now` is `unix` seconds after the Unix epoch.
+    pub(crate) fn update_status(&mut self, now: Instant, unix: u64, status: Option<&Status>) {
         self.silent_since = status.is_none().then(|| self.silent_since.unwrap_or(now));
         self.endpoints =
             status.map(|status| status.endpoints.iter().map(|it| (it.endpoint.name.clone(), it.clone())).collect());
         if let Some(status) = status {
             self.update_requested(status);
             self.update_rejected(now, status);
+            self.losses.update(now, unix, status);
         }
     }
 
@@ -63,7 +67,7 @@ impl Observed {
         self.sources.iter().filter_map(space).collect()
     }
 
-    /// Rejections and losses before this agent started are not news.
+    /// Rejections before this agent started are not news.
     fn update_rejected(&mut self, now: Instant, status: &Status) {
         for it in &status.endpoints {
             let progress = self.progress.entry(it.endpoint.name.clone()).or_default();
@@ -75,10 +79,6 @@ impl Observed {
                 progress.rejected_memory_at = Some(now);
             }
             progress.rejected_memory = Some(it.rejected_memory);
-            if progress.lost.is_some_and(|before| it.sessions_lost > before) {
-                progress.lost_at = Some(now);
-            }
-            progress.lost = Some(it.sessions_lost);
         }
     }
 
@@ -245,7 +245,7 @@ mod tests {
         let mut observed = Observed::default();
         let desired = declares("/srv/a");
         let mut pass = |status: Option<Status>| {
-            observed.update_status(now, status.as_ref());
+            observed.update_status(now, 0, status.as_ref());
             observed.update_desired(now, &desired);
             observed.requested.keys().cloned().collect::<Vec<_>>()
         };
@@ -260,7 +260,7 @@ mod tests {
     fn an_added_socket_is_removed_with_its_share() {
         let now = Instant::now();
         let mut observed = Observed::default();
-        observed.update_status(now, Some(&status(1, vec![added()])));
+        observed.update_status(now, 0, Some(&status(1, vec![added()])));
         observed.update_desired(now, &Desired::default());
         assert!(observed.requested.is_empty());
         assert_eq!(observed.progress["a.vm-7"].undesired_since, Some(now));

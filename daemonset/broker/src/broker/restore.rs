@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use virtiofs_contract::control::LostSession;
 
 use super::Broker;
 use crate::channel::Receiver;
@@ -64,8 +66,8 @@ impl Broker {
             }
         }
         held.hung_up.iter().for_each(|serial| self.host.holder.group(Group::Session(*serial)).remove(Part::Vmm));
-        self.count_lost(lost(listed, &accounted));
-        self.host.list.begin();
+        let uncounted = self.count_lost(lost(listed, &accounted));
+        self.host.list.begin(uncounted);
         if restored > 0 || !listed.is_empty() {
             tracing::info!(sessions = restored, elapsed = ?begin.elapsed(), "restored");
         }
@@ -138,14 +140,24 @@ impl Broker {
         hold.account().end();
     }
 
-    fn count_lost(&self, lost: BTreeMap<String, u64>) {
-        for (name, sessions) in lost {
-            tracing::error!(endpoint = name, sessions, "sessions lost: restart their VMs");
+    /// Counts lost sessions at their endpoints. Returns those whose endpoints do not exist yet.
+    fn count_lost(&self, lost: BTreeMap<String, Vec<u64>>) -> Sessions {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let mut uncounted = Sessions::new();
+        for (name, serials) in lost {
+            let session = |serial| LostSession { at, session: format!("{name}-{serial}") };
+            let sessions: Vec<_> = serials.iter().map(session).collect();
+            let names: Vec<_> = sessions.iter().map(|it| it.session.as_str()).collect();
+            tracing::error!(endpoint = name, sessions = names.join(","), "sessions lost: restart their VMs");
             match self.endpoints.find(&name) {
                 Some(endpoint) => endpoint.count_lost(sessions),
-                None => *self.lost().entry(name).or_default() += sessions,
+                None => {
+                    uncounted.extend(serials.into_iter().map(|serial| (serial, name.clone())));
+                    self.lost().insert(name, sessions);
+                }
             }
         }
+        uncounted
     }
 }
 

@@ -1,5 +1,7 @@
 //! Counts of sessions that have ended.
 
+use virtiofs_contract::control::LostSession;
+
 use super::state::Counts;
 use super::{Endpoint, Inner};
 use crate::holder::Hold;
@@ -25,7 +27,22 @@ impl Inner {
     }
 }
 
+/// Most lost sessions that an endpoint remembers: all that one loss can have.
+const MOST_LOST: usize = 1024;
+
 impl Counts {
+    /// Adds lost sessions, unless they are counted: a broker may end after it has counted them and before it has removed them
+    /// from its list of sessions.
+    pub(super) fn add_lost(&mut self, sessions: Vec<LostSession>) {
+        for session in sessions {
+            if self.lost.iter().all(|it| it.session != session.session) {
+                self.sessions_lost += 1;
+                self.lost.push(session);
+            }
+        }
+        self.lost.drain(..self.lost.len().saturating_sub(MOST_LOST));
+    }
+
     /// Adds a session, unless it is counted. Returns true if it was not.
     fn add(&mut self, serial: u64, session: &EndedSession) -> bool {
         if !self.accounted.insert(serial) {
@@ -47,6 +64,20 @@ mod tests {
     use virtiofs_contract::counters::Totals;
 
     use super::*;
+
+    #[test]
+    fn lost_session_is_counted_once() {
+        let lost = |serials: std::ops::Range<usize>, at| -> Vec<_> {
+            serials.map(|serial| LostSession { at, session: format!("a-{serial}") }).collect()
+        };
+        let mut counts = Counts::default();
+        counts.add_lost(lost(0..2, 10));
+        counts.add_lost(lost(1..3, 20));
+        assert_eq!((counts.sessions_lost, &counts.lost[..]), (3, &[lost(0..2, 10), lost(2..3, 20)].concat()[..]));
+        counts.add_lost(lost(3..3 + MOST_LOST, 30));
+        assert_eq!((counts.sessions_lost, counts.lost.len()), (3 + MOST_LOST as u64, MOST_LOST));
+        assert_eq!(counts.lost[0].session, "a-3", "the oldest are dropped");
+    }
 
     #[test]
     fn session_is_counted_once() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use virtiofs_contract::control::EndpointKind;
+use virtiofs_contract::control::{EndpointKind, LostSession};
 
 use super::listening::Listening;
 use super::release::Released;
@@ -82,10 +82,10 @@ impl Endpoint {
         Ok(self.run_session(&mut inner, session, serial, shared, sender)?)
     }
 
-    /// Counts a session of an earlier broker that could not be continued.
-    pub(crate) fn count_lost(&self, sessions: u64) {
+    /// Counts sessions of an earlier broker that could not be continued.
+    pub(crate) fn count_lost(&self, sessions: Vec<LostSession>) {
         let mut inner = self.inner();
-        inner.counts.sessions_lost += sessions;
+        inner.counts.add_lost(sessions);
         inner.save();
     }
 }

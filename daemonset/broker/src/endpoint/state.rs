@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use virtiofs_config::EngineConfig;
-use virtiofs_contract::control::{Endpoint as Spec, Rejection};
+use virtiofs_contract::control::{Endpoint as Spec, LostSession, Rejection};
 use virtiofs_contract::counters::Totals;
 use virtiofs_contract::preflight::Preflight;
 
@@ -56,6 +56,9 @@ pub(super) struct Counts {
     pub(super) engines_ended: u64,
     /// Sessions that were lost with a broker.
     pub(super) sessions_lost: u64,
+    /// The last of them, oldest first.
+    #[serde(default)]
+    pub(super) lost: Vec<LostSession>,
     /// Counts of sessions that ended.
     pub(super) ended: Totals,
     /// Serial numbers of sessions that are counted above and may still be held.

@@ -24,6 +24,7 @@ pub fn families(report: &Report, status: Option<&Status>, totals: &BTreeMap<Stri
     families.extend(requests(totals));
     families.extend(transfers(totals));
     families.extend(lives(totals));
+    families.push(last_losses(endpoints));
     families.extend(replacements(totals));
     families.extend(staleness::families(report, totals));
     let shares = by_share(endpoints);
@@ -147,6 +148,25 @@ fn lives(totals: &BTreeMap<String, ShareTotals>) -> [Family; 6] {
         memory.count(&labels, counts.rejected_memory);
     }
     [sessions, lost, engines, refused, exclusive, memory]
+}
+
+/// A time and not a count: it also differs from an earlier loss if broker and agent have forgotten that one.
+fn last_losses(endpoints: &[EndpointStatus]) -> Family {
+    let mut family = Family::gauge(
+        "virtiofs_session_lost_timestamp_seconds",
+        "Time of the last loss of a session, in seconds since the Unix epoch; missing if none was lost.",
+    );
+    let mut shares = BTreeMap::new();
+    for endpoint in endpoints {
+        if let Some(at) = endpoint.lost.iter().map(|lost| lost.at).max() {
+            let last = shares.entry(share_of(&endpoint.endpoint.name)).or_insert(at);
+            *last = at.max(*last);
+        }
+    }
+    for (share, at) in shares {
+        family.value(&[("share", share)], at as f64);
+    }
+    family
 }
 
 fn replacements(totals: &BTreeMap<String, ShareTotals>) -> [Family; 4] {
@@ -292,6 +312,21 @@ mod tests {
             ..Totals::default()
         };
         ShareTotals { totals, engines: 3, ..ShareTotals::default() }
+    }
+
+    #[test]
+    fn last_loss_of_a_share_is_a_time() {
+        use crate::fixtures::{endpoint, listening, status};
+        let lost = |at| virtiofs_contract::control::LostSession { at, session: "a-1".into() };
+        let of = |name: &str, lost| EndpointStatus { lost, ..listening(endpoint(name)) };
+        let endpoints = vec![
+            of("images", vec![lost(1_764_500_000), lost(1_764_561_600)]),
+            of("images.vm-1", vec![lost(1_764_500_001)]),
+            of("other", vec![]),
+        ];
+        let page = super::page(None, Some(&status(1, endpoints)));
+        let lines: Vec<_> = page.lines().filter(|it| it.starts_with("virtiofs_session_lost_timestamp")).collect();
+        assert_eq!(lines, ["virtiofs_session_lost_timestamp_seconds{share=\"images\"} 1764561600"]);
     }
 
     #[test]

@@ -17,8 +17,11 @@ use crate::model::observed::Observed;
 /// How long a rejected second VM is reported.
 const REJECTION_REPORTED: Duration = Duration::from_secs(300);
 
-/// Time for which lost sessions are reported: their VMs hang until somebody restarts them.
-const LOSS_REPORTED: Duration = Duration::from_secs(60 * 60);
+/// Time for which a VM whose memory was rejected is reported: its mount hangs until somebody restarts it.
+const HANG_REPORTED: Duration = Duration::from_secs(60 * 60);
+
+/// Most lost sessions that a notice names.
+const MOST_NAMED: usize = 3;
 
 /// Notices of a share that do not keep it from being served.
 pub(super) fn notices(now: Instant, share: &str, problems: &[Problem], observed: &Observed) -> Vec<Notice> {
@@ -99,7 +102,7 @@ fn rejected_vm(now: Instant, share: &str, observed: &Observed) -> Option<Notice>
 fn rejected_memory(now: Instant, share: &str, observed: &Observed) -> Option<Notice> {
     let at = observed.progress.iter().filter(|(name, _)| share_of(name) == share);
     let last = at.filter_map(|(_, progress)| progress.rejected_memory_at).max()?;
-    (now.saturating_duration_since(last) < LOSS_REPORTED).then(|| {
+    (now.saturating_duration_since(last) < HANG_REPORTED).then(|| {
         let why = observed.endpoints_of(share).filter_map(|it| it.last_rejection.as_ref()).max_by_key(|it| it.at);
         let why = why.map_or("", |it| it.message.as_str());
         let message = format!("a VM was rejected, and its mount hangs: {why}");
@@ -111,14 +114,20 @@ fn rejected_memory(now: Instant, share: &str, observed: &Observed) -> Option<Not
 
 /// The notice of sessions that were lost recently.
 fn lost_vms(now: Instant, share: &str, observed: &Observed) -> Option<Notice> {
-    let at = observed.progress.iter().filter(|(name, _)| share_of(name) == share);
-    let last = at.filter_map(|(_, progress)| progress.lost_at).max()?;
-    (now.saturating_duration_since(last) < LOSS_REPORTED).then(|| {
-        let remedy =
-            "restart the VMs whose mounts hang; run a virtiofs-keeper beside the broker, and never stop both at once";
-        let message = "VMs lost this share: their sessions ended with the broker and could not be restored";
-        Notice::new(NoticeReason::SessionLost, message, remedy)
-    })
+    let lost = observed.losses.recent(now, |endpoint| share_of(endpoint) == share);
+    let last = lost.last()?;
+    let named = lost.iter().rev().take(MOST_NAMED).map(|it| it.session.as_str());
+    let mut sessions = named.collect::<Vec<_>>().join(", ");
+    if lost.len() > MOST_NAMED {
+        sessions.push_str(&format!(" and {} more", lost.len() - MOST_NAMED));
+    }
+    let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(last.at));
+    let message = format!(
+        "VMs lost this share: sessions {sessions} ended with the broker and could not be restored, the last at {at}"
+    );
+    let remedy =
+        "restart the VMs whose mounts hang; run a virtiofs-keeper beside the broker, and never stop both at once";
+    Some(Notice::new(NoticeReason::SessionLost, message, remedy))
 }
 
 /// The notice of a released source. Whether the source exists does not matter then.
@@ -162,7 +171,7 @@ fn session_notice(endpoint: &EndpointStatus, session: &SessionStatus) -> Option<
 mod tests {
     use virtiofs_client::fixtures::{finding, preflight, session};
     use virtiofs_client::report::ShareState;
-    use virtiofs_contract::control::{OldestRequest, Rejection};
+    use virtiofs_contract::control::{LostSession, OldestRequest, Rejection};
     use virtiofs_contract::preflight::Finding;
 
     use super::super::tests::{of, served};
@@ -247,21 +256,29 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_session_is_reported_for_an_hour() {
+    fn lost_sessions_are_reported_for_an_hour() {
         let start = Instant::now();
-        let mut observed = observed(vec![], vec![("a", present(start, "/srv/a"))]);
         let wanted = desired([declared("a", "/srv/a")]);
-        let mut at = |seconds, broker, lost| {
+        let mut known = observed(vec![], vec![("a", present(start, "/srv/a"))]);
+        let mut at = |seconds, broker, lost: &[(u64, &str)]| {
             let now = start + Duration::from_secs(seconds);
-            let endpoint = EndpointStatus { sessions_lost: lost, ..served(vec![]) };
-            observed.update_status(now, Some(&virtiofs_client::fixtures::status(broker, vec![endpoint])));
-            of(now, &wanted, &observed)
+            let lost: Vec<_> = lost.iter().map(|(at, name)| LostSession { at: *at, session: (*name).into() }).collect();
+            let endpoint = EndpointStatus { sessions_lost: lost.len() as u64, lost, ..served(vec![]) };
+            known.update_status(now, seconds, Some(&virtiofs_client::fixtures::status(broker, vec![endpoint])));
+            (of(now, &wanted, &known), lost_vms(now, "a", &known).map(|notice| notice.message))
         };
         let reported = (ShareState::Degraded, vec![NoticeReason::SessionLost]);
-        assert_eq!(at(0, 1, 0), (ShareState::Ready, vec![]));
-        assert_eq!(at(1, 2, 1), reported, "the next broker knows");
-        assert_eq!(at(3600, 2, 1), reported);
-        assert_eq!(at(3602, 2, 1), (ShareState::Ready, vec![]));
+        assert_eq!(at(1, 2, &[(1, "a-1")]).0, reported, "an agent that starts with the broker knows");
+        assert_eq!(at(3600, 2, &[(1, "a-1")]).0, reported);
+        assert_eq!(at(3601, 2, &[(1, "a-1")]), ((ShareState::Ready, vec![]), None));
+        let (again, message) = at(3700, 3, &[(3700, "a-1")]);
+        assert_eq!(again, reported, "a second loss of the same size");
+        assert!(message.unwrap().contains("sessions a-1 ended with the broker"));
+        let five = [(3701, "a-1"), (3701, "a-2"), (3701, "a-3"), (3702, "a-4"), (3703, "a-5")];
+        let message = at(3703, 4, &five).1.unwrap();
+        let expected = "sessions a-5, a-4, a-3 and 3 more ended with the broker and could not be restored, the last at \
+                        1970-01-01T01:01:43Z";
+        assert!(message.contains(expected), "{message}");
     }
 
     #[test]
@@ -273,7 +290,7 @@ mod tests {
             let now = start + Duration::from_secs(seconds);
             let last_rejection = Some(Rejection { at: 1, message: "s1: a plain file".into() });
             let endpoint = EndpointStatus { rejected_memory, last_rejection, ..served(vec![]) };
-            observed.update_status(now, Some(&virtiofs_client::fixtures::status(1, vec![endpoint])));
+            observed.update_status(now, 0, Some(&virtiofs_client::fixtures::status(1, vec![endpoint])));
             let notice = super::rejected_memory(now, "a", &observed);
             (of(now, &wanted, &observed), notice)
         };
@@ -292,7 +309,7 @@ mod tests {
         let mut at = |seconds, refused| {
             let now = start + Duration::from_secs(seconds);
             let endpoint = EndpointStatus { rejected_exclusive: refused, ..served(vec![]) };
-            observed.update_status(now, Some(&virtiofs_client::fixtures::status(1, vec![endpoint])));
+            observed.update_status(now, 0, Some(&virtiofs_client::fixtures::status(1, vec![endpoint])));
             of(now, &wanted, &observed)
         };
         let reported = (ShareState::Degraded, vec![NoticeReason::ExclusiveRejected]);
