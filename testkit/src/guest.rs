@@ -1,5 +1,6 @@
 //! A guest: memory, front-end, queues and FUSE client, and the events of a VM's life.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -59,6 +60,8 @@ pub struct GuestConfig {
     pub socket: PathBuf,
     /// RAM in bytes.
     pub memory: u64,
+    /// File of its RAM; `None`: a memfd.
+    pub memory_file: Option<Arc<File>>,
     /// Touches all RAM at the start.
     pub touch_memory: bool,
     /// Splits RAM into two regions at this offset.
@@ -95,6 +98,7 @@ impl GuestConfig {
         Self {
             socket: socket.into(),
             memory: 256 << 20,
+            memory_file: None,
             touch_memory: false,
             split_memory: None,
             queue_size: 1024,
@@ -178,7 +182,10 @@ impl Guest {
 
     /// Connects and starts the rings, without any request.
     pub fn power_on(config: GuestConfig) -> Result<Self, GuestError> {
-        let memory = Arc::new(GuestMemory::create(config.memory, config.split_memory)?);
+        let memory = Arc::new(match &config.memory_file {
+            Some(file) => GuestMemory::in_file(Arc::clone(file), config.memory, config.split_memory)?,
+            None => GuestMemory::create(config.memory, config.split_memory)?,
+        });
         if config.touch_memory {
             memory.touch()?;
         }

@@ -31,6 +31,7 @@ pub mod model;
 pub mod processes;
 pub mod server;
 pub mod skip;
+pub mod tmpfs;
 pub mod vhost;
 pub mod virtio;
 pub mod workload;

@@ -75,8 +75,12 @@ impl GuestMemory {
     pub fn create(size: u64, split: Option<u64>) -> Result<Self, MemoryError> {
         let memfd = |source: std::io::Error| MemoryError::Memfd { size, source };
         let fd = memfd_create("testkit-guest-ram", MFdFlags::MFD_CLOEXEC).map_err(|errno| memfd(errno.into()))?;
-        let file = Arc::new(File::from(fd));
-        file.set_len(size).map_err(memfd)?;
+        Self::in_file(Arc::new(File::from(fd)), size, split)
+    }
+
+    /// The same in a file of the caller.
+    pub fn in_file(file: Arc<File>, size: u64, split: Option<u64>) -> Result<Self, MemoryError> {
+        file.set_len(size).map_err(|source| MemoryError::Memfd { size, source })?;
         let ranges = ranges(size, split).into_iter().map(|(guest, len, offset)| {
             let backing = FileOffset::from_arc(Arc::clone(&file), offset);
             (GuestAddress(guest), len as usize, Some(backing))

@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +14,8 @@ use std::time::{Duration, Instant};
 use common::{Broker, boot, read_hello, runs, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use testkit::guest::Guest;
+use testkit::guest::{Guest, GuestConfig};
+use testkit::tmpfs::Tmpfs;
 use testkit::workload::{Config, Limit, Workload};
 use virtiofs_contract::control::{Endpoint, HolderState, Request, Response, SessionState, SessionStatus};
 
@@ -232,6 +234,54 @@ fn dead_vm_is_freed_while_no_broker_runs() {
     let status = broker.status_of("data");
     assert_eq!((status.sessions.len(), status.sessions_lost), (0, 0), "it ended by itself");
     assert!(UnixStream::connect(&status.endpoint.socket.path).is_ok(), "it listens");
+}
+
+/// Time within which the memory of a dead VM is free, on a machine that is busy with other tests. A quiet one needs
+/// milliseconds.
+const FREED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Boots a guest with RAM of its own file system, prepares the processes, ends the VM, and waits until the kernel has all of
+/// its memory back.
+fn memory_is_freed_after(what: &str, prepare: impl FnOnce(&mut Broker, &SessionStatus)) {
+    const RAM: u64 = 64 << 20;
+    let mut broker = Broker::start_with_keeper();
+    let endpoint = share(&broker);
+    let Some(tmpfs) = testkit::skip::require("CAP_SYS_ADMIN", Tmpfs::new(2 * RAM).ok()) else { return };
+    let ram = Arc::new(tmpfs.file().unwrap());
+    let config =
+        GuestConfig { memory_file: Some(ram), touch_memory: true, ..GuestConfig::new(&endpoint.socket.path).small() };
+    let guest = Guest::boot(config).unwrap();
+    assert_eq!(read_hello(&guest), "from the host\n");
+    let session = broker.until_state("data", SessionState::Serving);
+    assert_eq!(tmpfs.used().unwrap(), RAM);
+    prepare(&mut broker, &session);
+    let begin = Instant::now();
+    drop(guest);
+    until(&format!("the memory is free: {what}"), || tmpfs.used().unwrap() == 0);
+    let elapsed = begin.elapsed();
+    println!("{what}: {elapsed:?}");
+    assert!(elapsed < FREED_WITHIN, "{what}: freed after {elapsed:?}");
+}
+
+#[test]
+fn memory_of_a_dead_vm_is_freed_whichever_process_is_dead() {
+    let kill_engine = |session: &SessionStatus| signal(session.engine_pid.unwrap(), Signal::SIGKILL);
+    memory_is_freed_after("all are alive", |_, _| {});
+    memory_is_freed_after("engine dead", |_, session| kill_engine(session));
+    memory_is_freed_after("broker dead", |broker, _| broker.crash());
+    memory_is_freed_after("keeper dead", |broker, _| broker.kill_keeper());
+    memory_is_freed_after("broker and engine dead", |broker, session| {
+        broker.crash();
+        kill_engine(session);
+    });
+    memory_is_freed_after("keeper and engine dead", |broker, session| {
+        broker.kill_keeper();
+        kill_engine(session);
+    });
+    memory_is_freed_after("broker and keeper dead", |broker, _| {
+        broker.crash();
+        broker.kill_keeper();
+    });
 }
 
 #[test]
