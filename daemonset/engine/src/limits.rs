@@ -11,7 +11,8 @@ pub(crate) const MAX_MOUNTS: usize = 64;
 /// handles are opened, directories that are kept open, and those that the library opens briefly before it counts them.
 const OWN_FILES: u64 = MAX_MEMORY_REGIONS as u64 + 2 * MAX_MOUNTS as u64 + TRANSIENT_FILES;
 
-/// Of these, the descriptors that are open briefly: 64 of directories (`session_fs::open_directories`), and the library's.
+/// Of these, the descriptors that are open briefly: 64 of directories (`session_fs::open_directories`), 16 of
+/// files (`session_fs::recent_lookups`), and the library's.
 const TRANSIENT_FILES: u64 = 96;
 
 /// Fewest descriptors for a guest: a shell and its libraries hold more.

@@ -10,6 +10,7 @@
 //! | `request` | the identity of the request, passed by value |
 //! | `state`: `nodes`, `handles`, `fd_stash`, `check_queue`, `takeover` | what this engine knows beyond the ledger; each part owns its state |
 //! | `held_names`, `open_directories`, `stamp` | names that the guest holds, confirmed without the library |
+//! | `recent_lookups` | files that may be replaced before the request that follows their LOOKUP |
 //! | `resolve`, `names`, `opening`, `open_files`, `attributes`, `file_capabilities`, `removed`, `removed_directory` | nodes, names, open files, changes of files |
 //! | `identity` | which file a node is, and the inode number that the guest sees |
 //! | `replay` | whether a repeated operation took effect the first time; pure functions |
@@ -35,6 +36,7 @@ mod opening;
 mod operations;
 mod orphan_scan;
 mod paths;
+mod recent_lookups;
 mod removed;
 mod removed_directory;
 mod replay;
@@ -69,6 +71,7 @@ pub(crate) use identity::HostTree;
 pub(crate) use open_directories::DirectorySweep;
 use open_directories::OpenDirectories;
 pub(crate) use orphan_scan::OrphanScan;
+use recent_lookups::RecentLookups;
 pub(crate) use request::RequestContext;
 use state::State;
 
@@ -77,7 +80,7 @@ pub(crate) struct SharedState {
     state: Mutex<State>,
     /// Notified when the audit has something to check.
     wake_audit: Condvar,
-    /// Notified when a directory is kept open.
+    /// Notified when a directory or a file is kept open.
     wake_sweep: Condvar,
 }
 
@@ -115,11 +118,12 @@ impl SharedState {
         let mut state = self.lock();
         state.takeover.set_quiesced(true);
         state.directories = OpenDirectories::default();
+        state.recent = RecentLookups::default();
     }
 
-    /// The state this long after a directory is kept open.
+    /// The state this long after a directory or a file is kept open.
     fn state_after(&self, interval: Duration) -> MutexGuard<'_, State> {
-        let none_open = |state: &mut State| state.directories.is_empty();
+        let none_open = |state: &mut State| state.directories.is_empty() && state.recent.is_empty();
         let waited = self.wake_sweep.wait_while(self.lock(), none_open).unwrap_or_else(PoisonError::into_inner);
         self.wake_sweep.wait_timeout(waited, interval).unwrap_or_else(PoisonError::into_inner).0
     }

@@ -9,7 +9,7 @@ use std::io;
 
 use rustix::fs::AtFlags;
 use virtiofsd::filesystem::{Context, Entry, FileSystem};
-use virtiofsd::fuse::{Attr, Opcode};
+use virtiofsd::fuse::Attr;
 
 use crate::ledger::{OpenKind, Slot};
 
@@ -81,7 +81,7 @@ impl<F: FileSystem> SessionFs<F> {
         let (parent, name) = at.key();
         // The library has counted the node once, when the guest received it, whatever the guest counts.
         state.ledger.add_lookup(request.ring, parent, name, node).map_err(ledger_full)?;
-        if request.opcode == Opcode::Lookup as u32 {
+        if request.is_lookup() {
             state.nodes.set_looked_up(node, ctx.pid);
         }
         let id = state.ledger.id(node);

@@ -18,7 +18,7 @@ use super::stamp::Stamp;
 pub(super) const LIBRARY_ROOT: u64 = 1;
 
 /// How long after a LOOKUP an OPEN by the same thread belongs to the same path walk. The kernel sends it at once.
-const SAME_WALK: Duration = Duration::from_millis(50);
+pub(super) const SAME_WALK: Duration = Duration::from_millis(50);
 
 /// What serves a node.
 #[derive(Clone)]
@@ -175,10 +175,10 @@ impl NodeBindings {
         }
     }
 
-    /// True if an OPEN by this guest thread belongs to the path walk that looked the node up last. It is then opened.
-    pub(super) fn is_same_walk(&mut self, slot: Slot, pid: libc::pid_t) -> bool {
+    /// True if a request by this guest thread belongs to the path walk that looked the node up last, `longest` ago at most.
+    pub(super) fn is_same_walk(&mut self, slot: Slot, pid: libc::pid_t, longest: Duration) -> bool {
         let looked_up = self.by_slot.get_mut(&slot).and_then(|binding| binding.looked_up.take());
-        looked_up.is_some_and(|(by, at)| by == pid && at.elapsed() < SAME_WALK)
+        looked_up.is_some_and(|(by, at)| by == pid && at.elapsed() < longest)
     }
 
     /// Records that an OPEN by this guest thread is refused. True if it was the last one to be refused.

@@ -9,8 +9,8 @@
 //! directory, its link count is read. A removed directory is closed, and the library then answers as if it had never
 //! been open.
 //!
-//! Few directories are open, each until it has not been used for [`SWEEP_INTERVAL`]. Files are never kept open: the space
-//! of a removed one is free at once.
+//! Few directories are open, each until it has not been used for [`SWEEP_INTERVAL`]. Files are kept open only where they are
+//! replaced or removed at a high rate, and for less time ([`super::recent_lookups`]): the space of a removed one is free at once.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -184,7 +184,7 @@ impl OpenDirectories {
     }
 }
 
-/// Closes directories that are not used any more, on a thread of its own.
+/// Closes directories that are not used any more, and files that were looked up, on a thread of its own.
 pub(crate) struct DirectorySweep {
     shared: Arc<SharedState>,
 }
@@ -203,6 +203,7 @@ impl DirectorySweep {
         loop {
             let mut state = self.shared.state_after(SWEEP_INTERVAL);
             state.directories.sweep();
+            state.recent.close_old();
         }
     }
 }

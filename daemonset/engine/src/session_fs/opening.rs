@@ -9,7 +9,7 @@ use virtiofsd::filesystem::{Context, Entry, Extensions, FileSystem, OpenOptions,
 use crate::ledger::{OpenKind, PriorState, ROOT};
 
 use super::SessionFs;
-use super::errors::{engine_context, error, ledger_full};
+use super::errors::{engine_context, errno, error, ledger_full};
 use super::handles::OpenFile;
 use super::names::NameRef;
 use super::nodes::Target;
@@ -44,33 +44,50 @@ impl<F: FileSystem> SessionFs<F> {
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         let (request, mut state) = self.operation();
-        let node = self.slot(&state, id)?;
-        let inode = match self.target(&mut state, request, node)? {
+        let opened = self.open_in(&mut state, request, ctx, id, (kind, kill_priv, flags));
+        opened.inspect_err(|failed| {
+            if errno(failed) == libc::ESTALE {
+                state.recent.open_refused(ctx.pid);
+            }
+        })
+    }
+
+    fn open_in(
+        &self,
+        state: &mut State,
+        request: RequestContext,
+        ctx: Context,
+        id: u64,
+        (kind, kill_priv, flags): (OpenKind, bool, u32),
+    ) -> io::Result<(Option<u64>, OpenOptions)> {
+        let node = self.slot(state, id)?;
+        let inode = match self.target(state, request, node)? {
             Target::Library(inode) => inode,
-            Target::RemovedDirectory(_) => return self.open_removed_directory(&mut state, request, node, kind, flags),
+            Target::RemovedDirectory(_) => return self.open_removed_directory(state, request, node, kind, flags),
             Target::Orphaned(file) => {
-                self.require_no_name(&mut state, node, ctx.pid)?;
-                let (fh, options) = self.open_orphan(&mut state, request, node, &file, flags, kill_priv)?;
+                self.require_no_name(state, node, ctx.pid)?;
+                let (fh, options) = self.open_orphan(state, request, node, &file, flags, kill_priv)?;
                 return Ok((Some(fh), options));
             }
         };
-        let opener = Opener { pid: ctx.pid, same_walk: state.nodes.is_same_walk(node, ctx.pid) };
+        let walk = state.recent.longest_walk(ctx.pid);
+        let opener = Opener { pid: ctx.pid, same_walk: state.nodes.is_same_walk(node, ctx.pid, walk) };
         if flags & libc::O_TRUNC as u32 != 0 {
-            self.require_linked_to_open(&mut state, request, (node, inode), opener)?;
+            self.require_linked_to_open(state, request, (node, inode), opener)?;
         }
         let opened = match kind {
             OpenKind::File => self.library.open(ctx, inode.into(), kill_priv, flags),
             OpenKind::Directory => self.library.opendir(ctx, inode.into(), flags),
         };
-        let (handle, mut options) = opened.inspect_err(|error| self.node_failed(&mut state, request, node, error))?;
+        let (handle, mut options) = opened.inspect_err(|error| self.node_failed(state, request, node, error))?;
         let handle = handle.ok_or_else(|| error(libc::EBADF))?.into();
         if kind == OpenKind::File {
             let file = OpenFile::Library { inode, handle };
-            let linked = self.require_opened_linked(&mut state, request, node, &file, opener);
+            let linked = self.require_opened_linked(state, request, node, &file, opener);
             linked.inspect_err(|_| self.close_unused(kind, inode, handle))?;
         }
-        let fh = self.add_handle(&mut state, request, node, kind, flags, (inode, handle))?;
-        self.queue_check(&mut state, node);
+        let fh = self.add_handle(state, request, node, kind, flags, (inode, handle))?;
+        self.queue_check(state, node);
         if node == ROOT && state.takeover.root_changed() {
             // The root's id stays the same when the source changes. A listing that the guest has cached must not be used.
             options.remove(OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR);

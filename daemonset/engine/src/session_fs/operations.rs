@@ -44,9 +44,13 @@ impl<F: FileSystem> SessionFs<F> {
         let at = self.name_ref(state, request, parent, name)?;
         let held = state.ledger.find(at.parent, name.to_bytes());
         let found = match self.confirm_name(state, at, held) {
-            Confirmed::Node(node, attr) => return self.reply_held(state, request, ctx, at, (node, attr)),
+            Confirmed::Node(node, attr) if !self.must_keep(state, request, attr.mode) => {
+                return self.reply_held(state, request, ctx, at, (node, attr));
+            }
             Confirmed::Missing => Err(error(libc::ENOENT)),
-            Confirmed::Nothing => self.look_up_in_library(state, ctx, at),
+            Confirmed::Node(..) | Confirmed::Nothing => {
+                self.look_up_and_keep(state, request, |state| self.look_up_in_library(state, ctx, at))
+            }
         };
         self.stash_displaced(state, held, &found);
         match found {
@@ -54,7 +58,7 @@ impl<F: FileSystem> SessionFs<F> {
                 let attr = entry.attr;
                 let entry = self.reply_entry(state, request, (at, held), entry, Cause::SourceReplaced)?;
                 let node = self.slot(state, entry.inode)?;
-                if request.opcode == Opcode::Lookup as u32 {
+                if request.is_lookup() {
                     state.nodes.set_looked_up(node, ctx.pid);
                 }
                 if held == Some(node) {

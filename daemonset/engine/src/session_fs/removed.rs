@@ -16,7 +16,7 @@
 //!
 //! An OPEN or a change that follows the LOOKUP of the same path walk is not refused: the name led to the file when it was
 //! looked up, which is all that a local file system promises, and where files are replaced at a high rate a second
-//! `ESTALE` would reach the program.
+//! `ESTALE` would reach the program ([`super::recent_lookups`]).
 //!
 //! The same holds in an engine that has taken over: a file that only the fd stash or its file handle leads to is opened for
 //! a thread that asks twice.
@@ -34,6 +34,7 @@ use crate::ledger::Slot;
 use super::SessionFs;
 use super::errors::{engine_context, error};
 use super::handles::OpenFile;
+use super::nodes::SAME_WALK;
 use super::request::RequestContext;
 use super::state::State;
 
@@ -146,6 +147,7 @@ impl<F: FileSystem> SessionFs<F> {
             return Ok(());
         }
         self.stash_if_removed(state, node);
+        state.recent.node_is_stale();
         Err(error(libc::ESTALE))
     }
 
@@ -161,7 +163,7 @@ impl<F: FileSystem> SessionFs<F> {
         }
         let open = !state.ledger.handles_of(node).is_empty();
         match wanted {
-            Use::Change(pid) => open || state.nodes.is_same_walk(node, pid),
+            Use::Change(pid) => open || state.nodes.is_same_walk(node, pid, SAME_WALK),
             Use::Open(opener) => opener.same_walk || open && state.nodes.refuse_once(node, opener.pid),
         }
     }

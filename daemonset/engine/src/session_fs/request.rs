@@ -2,6 +2,8 @@
 
 use std::thread::{self, ThreadId};
 
+use virtiofsd::fuse::Opcode;
+
 /// Identity of a FUSE request, as the device read it from the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestContext {
@@ -11,6 +13,13 @@ pub(crate) struct RequestContext {
     pub(crate) opcode: u32,
     /// True if an engine that died had started it.
     pub(crate) repeated: bool,
+}
+
+impl RequestContext {
+    /// True for a LOOKUP, whose name is that of a path walk; not for READDIRPLUS.
+    pub(super) fn is_lookup(self) -> bool {
+        self.opcode == Opcode::Lookup as u32
+    }
 }
 
 /// Holds the request while it passes through the library, whose `FileSystem` trait has no parameter for it.

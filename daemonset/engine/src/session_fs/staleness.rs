@@ -140,8 +140,12 @@ impl<F: FileSystem> SessionFs<F> {
 
     /// The library could not open a node that it knows.
     pub(super) fn node_failed(&self, state: &mut State, request: RequestContext, node: Slot, error: &io::Error) {
+        let symptom = symptom(errno(error));
+        if symptom == Symptom::DoesNotOpen {
+            state.recent.node_is_stale();
+        }
         let Some(counters) = &self.counters else { return };
-        match symptom(errno(error)) {
+        match symptom {
             Symptom::NoDescriptor => counters.count_stale(Cause::FdExhausted, &state.ledger.path(node)),
             Symptom::DoesNotOpen => self.diagnose_stale_handle(state, request, counters, node),
             Symptom::None => {}

@@ -8,6 +8,7 @@ use super::handles::OpenHandles;
 use super::identity::FileSystems;
 use super::nodes::NodeBindings;
 use super::open_directories::OpenDirectories;
+use super::recent_lookups::RecentLookups;
 use super::request::CurrentRequest;
 use super::takeover::Takeover;
 
@@ -19,6 +20,8 @@ pub(crate) struct State {
     pub(super) nodes: NodeBindings,
     /// Directories that are kept open.
     pub(super) directories: OpenDirectories,
+    /// Files that are kept open for the request that follows their LOOKUP.
+    pub(super) recent: RecentLookups,
     /// What the guest's handles are in this engine.
     pub(super) handles: OpenHandles,
     /// Which file systems there are below the root.
@@ -44,6 +47,7 @@ impl State {
             ledger,
             nodes: NodeBindings::default(),
             directories: OpenDirectories::default(),
+            recent: RecentLookups::default(),
             handles: OpenHandles::default(),
             file_systems: FileSystems::default(),
             stash,
@@ -61,6 +65,7 @@ impl State {
         self.ledger.clear();
         self.nodes = NodeBindings::default();
         self.directories = OpenDirectories::default();
+        self.recent = RecentLookups::default();
         self.handles = OpenHandles::default();
         self.stash.release_all();
     }

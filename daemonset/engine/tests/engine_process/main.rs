@@ -19,6 +19,7 @@ mod nodes;
 mod open_files;
 mod removed;
 mod removed_directory;
+mod replaced_often;
 mod replacement;
 mod semantics;
 mod single_engine;
