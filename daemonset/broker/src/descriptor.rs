@@ -1,5 +1,7 @@
 //! File descriptors that a VMM sent: their checks, and the numbers by which the record refers to them.
 
+mod disk_file;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -9,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::fs::{FileType, OFlags, fcntl_get_seals, fcntl_getfl, fstat, fstatfs, readlink};
 use thiserror::Error;
+
+use disk_file::is_on_disk;
 
 use crate::disposal::Foreign;
 use crate::vhost_user::codec::{Layout, Region, Request};
@@ -63,7 +67,10 @@ impl fmt::Debug for Descriptor {
 /// Why a descriptor is invalid.
 #[derive(Debug, Error)]
 pub(crate) enum InvalidDescriptor {
-    #[error("guest memory must be a memfd or a file on tmpfs or hugetlbfs, open for reading and writing")]
+    #[error(
+        "guest memory must be a memfd or a file on tmpfs, hugetlbfs or a disk that is mounted here (ext4, xfs, btrfs), open \
+         for reading and writing"
+    )]
     NotMemory,
     #[error("memory region {layout:x?} ends beyond its file of {size} bytes")]
     TooShort { layout: Layout, size: u64 },
@@ -229,22 +236,28 @@ fn is_same_file(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> bool {
 /// Another file could block the read of the used index (FUSE), or be shorter than its mapping.
 ///
 /// The first checks need no file system. Only memfds and files of tmpfs and hugetlbfs have seals (`memfd_file_seals_ptr`
-/// in mm/memfd.c), sealed or not; for them, the later checks do no I/O. A FUSE server could block fstat or fstatfs.
+/// in mm/memfd.c), sealed or not; for them, the later checks do no I/O. For files on disks that are found without I/O,
+/// they take no longer than a disk does. A FUSE server could block fstat or fstatfs.
 fn check_memory(fd: BorrowedFd<'_>, layout: &Layout) -> Result<(u64, u64), InvalidDescriptor> {
     let read_write = fcntl_getfl(fd)? & OFlags::ACCMODE == OFlags::RDWR;
-    if !read_write || fcntl_get_seals(fd).is_err() {
+    if !read_write || !is_memory_file(fd)? && !is_on_disk(fd) {
         return Err(InvalidDescriptor::NotMemory);
     }
     let stat = fstat(fd)?;
-    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    if !regular || !MEMORY_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type as u64)) {
-        return Err(InvalidDescriptor::NotMemory);
-    }
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     if layout.offset.checked_add(layout.size).is_none_or(|end| end > size) {
         return Err(InvalidDescriptor::TooShort { layout: *layout, size });
     }
     Ok((stat.st_dev, stat.st_ino))
+}
+
+/// True for a memfd and a regular file of tmpfs or hugetlbfs.
+fn is_memory_file(fd: BorrowedFd<'_>) -> Result<bool, InvalidDescriptor> {
+    if fcntl_get_seals(fd).is_err() {
+        return Ok(false);
+    }
+    let regular = FileType::from_raw_mode(fstat(fd)?.st_mode) == FileType::RegularFile;
+    Ok(regular && MEMORY_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type as u64)))
 }
 
 /// With a pipe or a socket, a VMM could block the writer.

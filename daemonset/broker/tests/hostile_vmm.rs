@@ -82,7 +82,7 @@ fn rejected_guest_memory_is_counted_with_its_reason() {
     let broker = Broker::start();
     let endpoint = broker.share("data");
     let (mut connection, _memory) = session_with_memory(&broker, "data");
-    // An NVDIMM in a file, for instance: it is not shared memory.
+    // A file that is not open for writing, for instance: it is not shared memory.
     let file = File::open("/proc/self/exe").unwrap();
     let words = [0u64, 1 << 32, 4096, 1 << 40, 0];
     let body: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();

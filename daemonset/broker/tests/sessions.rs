@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use common::{Broker, boot, read_hello, runs, until};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -34,6 +35,30 @@ fn guest_works_on_a_share() {
     assert_eq!(session.engines, 1);
     assert!(session.open_files > 0 && session.finding.is_none() && session.preflight.is_some());
     assert_eq!(session.totals.bytes_written, 14);
+    assert_eq!(guest.violations(), []);
+}
+
+#[test]
+fn guest_whose_memory_is_a_file_on_a_disk_is_served_and_recovered() {
+    let broker = Broker::start();
+    let endpoint = broker.share("data");
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("nvdimm");
+    let file = fs::File::options().read(true).write(true).create_new(true).open(path).unwrap();
+    // Files on tmpfs have seals, and were always accepted.
+    let on_disk = rustix::fs::fcntl_get_seals(&file).is_err();
+    if !require_that("a directory for temporary files on a disk", on_disk) {
+        return;
+    }
+    let config = GuestConfig::new(&endpoint.socket.path).small();
+    let guest = Guest::boot(GuestConfig { memory_file: Some(Arc::new(file)), ..config }).unwrap();
+    assert_eq!(read_hello(&guest), "from the host\n");
+    let engine = broker.until_state("data", SessionState::Serving).engine_pid.unwrap();
+    kill(Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
+    // The position of the ring is read from the file.
+    assert_eq!(read_hello(&guest), "from the host\n");
+    until("another engine serves", || broker.session_of("data").engine_pid.is_some_and(|pid| pid != engine));
+    assert_eq!(broker.status_of("data").rejected_memory, 0);
     assert_eq!(guest.violations(), []);
 }
 

@@ -106,8 +106,8 @@ fn rejected_memory(now: Instant, share: &str, observed: &Observed) -> Option<Not
         let why = observed.endpoints_of(share).filter_map(|it| it.last_rejection.as_ref()).max_by_key(|it| it.at);
         let why = why.map_or("", |it| it.message.as_str());
         let message = format!("a VM was rejected, and its mount hangs: {why}");
-        let remedy = "give the VM shared memory of a memfd or of a file on tmpfs or hugetlbfs, all of it, NVDIMMs included \
-                      (QEMU: memory-backend-memfd with share=on), and start it again";
+        let remedy = "give the VM shared memory of a memfd, or of a file on tmpfs, hugetlbfs or a disk that is mounted where \
+                      the broker runs, all of it, NVDIMMs included (QEMU: share=on), and start it again";
         Notice::new(NoticeReason::GuestMemoryRejected, message, remedy)
     })
 }
