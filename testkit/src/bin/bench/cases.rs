@@ -49,11 +49,12 @@ pub(crate) struct Case {
 }
 
 /// All cases.
-pub(crate) const ALL: [Case; 12] = [
+pub(crate) const ALL: [Case; 13] = [
     Case { name: "lookup", unit: Unit::Operations, rounds: 1, target: TARGET, slice: lookup_again },
     Case { name: "lookup-first", unit: Unit::Operations, rounds: 1, target: TARGET_FIRST, slice: lookup_first },
     Case { name: "getattr", unit: Unit::Operations, rounds: 1, target: TARGET, slice: getattr },
     Case { name: "open-release", unit: Unit::Operations, rounds: 1, target: TARGET, slice: open_release },
+    Case { name: "lookup-open-release", unit: Unit::Operations, rounds: 1, target: TARGET, slice: lookup_open_release },
     Case { name: "create-unlink", unit: Unit::Operations, rounds: 2, target: TARGET, slice: create_unlink },
     Case { name: "readdirplus", unit: Unit::Names, rounds: 1, target: TARGET, slice: readdirplus },
     Case {
@@ -122,9 +123,14 @@ fn lookup_again(system: &mut System, options: &Options) -> Result<Measured, Call
         Ok(Next::request(start_lookup(&fuse, parent, &system.names[cursor])?, done))
     })?;
     system.cursor = cursor;
-    let to_forget = system.nodes.iter().zip(looked_up).filter(|(_, count)| *count > 0);
-    system.to_forget = to_forget.map(|(node, nlookup)| ForgetOne { nodeid: *node, nlookup }).collect();
+    system.to_forget = lookups(system, looked_up);
     Ok(measured)
+}
+
+/// The lookups of the nodes in `few`, by their numbers.
+fn lookups(system: &System, counts: Vec<u64>) -> Vec<ForgetOne> {
+    let looked_up = system.nodes.iter().zip(counts).filter(|(_, count)| *count > 0);
+    looked_up.map(|(node, nlookup)| ForgetOne { nodeid: *node, nlookup }).collect()
 }
 
 /// Names whose nodes the server does not hold: all are forgotten after each slice.
@@ -176,11 +182,49 @@ fn open_release(system: &mut System, options: &Options) -> Result<Measured, Call
         }
         let node = nodes.next().unwrap_or_default();
         opening[step.chain] = Some(node);
-        let body = OpenIn { flags: libc::O_RDONLY as u32, open_flags: 0 };
-        let arguments = [body.as_bytes()];
-        let request = fuse.start(&Call::new(Opcode::Open, node, &arguments).expecting::<OpenOut>())?;
-        Ok(Next::request(request, done))
+        Ok(Next::request(start_open(fuse, node)?, done))
     })
+}
+
+/// State of a chain of [`lookup_open_release`]: what it waits for, and of which file.
+#[derive(Debug, Clone, Copy)]
+enum Walk {
+    LookingUp(usize),
+    Opening(usize),
+    Releasing,
+}
+
+/// LOOKUP, OPEN, RELEASE, as for a file whose name is not in the guest's cache any more.
+fn lookup_open_release(system: &mut System, options: &Options) -> Result<Measured, CallError> {
+    let (fuse, parent) = (system.fuse().clone(), system.few);
+    let count = system.nodes.len();
+    let mut looked_up = vec![0_u64; count];
+    let mut walks = vec![Walk::Releasing; options.depth];
+    let mut cursor = system.cursor;
+    let measured = drive(options.depth, options.slice, |step| {
+        let walk = &mut walks[step.chain];
+        match (*walk, &step.reply) {
+            (Walk::LookingUp(file), Some(_)) => {
+                *walk = Walk::Opening(file);
+                Ok(Next::request(start_open(&fuse, system.nodes[file])?, 0.0))
+            }
+            (Walk::Opening(file), Some(reply)) => {
+                *walk = Walk::Releasing;
+                let fh = reply.body::<OpenOut>()?.fh;
+                Ok(Next::request(start_release(&fuse, system.nodes[file], fh, libc::O_RDONLY)?, 0.0))
+            }
+            _ if step.closing => Ok(Next::end(done(&step))),
+            _ => {
+                cursor = (cursor + 1) % count;
+                looked_up[cursor] += 1;
+                *walk = Walk::LookingUp(cursor);
+                Ok(Next::request(start_lookup(&fuse, parent, &system.names[cursor])?, done(&step)))
+            }
+        }
+    })?;
+    system.cursor = cursor;
+    system.to_forget = lookups(system, looked_up);
+    Ok(measured)
 }
 
 /// State of a chain of [`create_unlink`].
@@ -347,6 +391,12 @@ impl Offsets {
 fn start_lookup(fuse: &Fuse, parent: u64, name: &str) -> Result<Pending, CallError> {
     let arguments = [name.as_bytes(), b"\0"];
     fuse.start(&Call::new(Opcode::Lookup, parent, &arguments).expecting::<EntryOut>())
+}
+
+fn start_open(fuse: &Fuse, node: u64) -> Result<Pending, CallError> {
+    let body = OpenIn { flags: libc::O_RDONLY as u32, open_flags: 0 };
+    let arguments = [body.as_bytes()];
+    fuse.start(&Call::new(Opcode::Open, node, &arguments).expecting::<OpenOut>())
 }
 
 fn start_release(fuse: &Fuse, node: u64, fh: u64, flags: i32) -> Result<Pending, CallError> {
