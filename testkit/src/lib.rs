@@ -26,6 +26,7 @@ pub mod broker;
 pub mod fuse;
 pub mod guest;
 pub mod host;
+pub mod layouts;
 pub mod memory;
 pub mod model;
 pub mod processes;
