@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::FramedStream;
 use virtiofs_contract::control::{EndpointStatus, HolderState, Request, Response, Status, StatusPosition};
 
@@ -23,8 +22,8 @@ impl Broker {
         let stream = UnixStream::connect(runtime_dir.join("broker.sock")).context("connecting to the broker")?;
         stream.set_read_timeout(Some(RESPONSE_TIMEOUT)).context("setting a time limit")?;
         let mut broker = Self { stream: FramedStream::new(stream) };
-        match broker.request(&Request::Hello { version: VERSION })? {
-            Response::Welcome { version: VERSION, .. } => Ok(broker),
+        match broker.request(&Request::hello())? {
+            Response::Welcome { .. } => Ok(broker),
             other => bail!("unexpected response of the broker to Hello: {other:?}"),
         }
     }
@@ -58,6 +57,6 @@ impl Broker {
 
     fn request(&mut self, request: &Request) -> Result<Response> {
         self.stream.send(request).context("sending a request to the broker")?;
-        self.stream.receive().context("waiting for the broker's response")
+        self.stream.receive_report().context("waiting for the broker's response")
     }
 }

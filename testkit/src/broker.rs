@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use virtiofs_config::EngineConfig;
-use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
 use virtiofs_contract::control::{
     Endpoint, EndpointKind, EndpointStatus, Request, Response, SocketSpec, Status, StatusPosition,
@@ -102,7 +101,7 @@ impl Control {
         let stream =
             UnixStream::connect(socket).map_err(|source| BrokerError::Connect { socket: socket.into(), source })?;
         let mut control = Self(FramedStream::new(stream));
-        match control.request(&Request::Hello { version: VERSION })? {
+        match control.request(&Request::hello())? {
             Response::Welcome { .. } => Ok(control),
             other => Err(unexpected(&other)),
         }
@@ -111,7 +110,7 @@ impl Control {
     /// Sends a request and returns the response.
     pub fn request(&mut self, request: &Request) -> Result<Response, BrokerError> {
         self.0.send(request)?;
-        Ok(self.0.receive()?)
+        Ok(self.0.receive_report()?)
     }
 
     /// Creates or changes an endpoint.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
-use virtiofs_contract::VERSION;
+use virtiofs_contract::Versions;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
 use virtiofs_contract::control::{Request, Response};
 
@@ -72,11 +72,12 @@ fn converse(mut peer: FramedStream, broker: &Broker) -> Result<(), ChannelError>
             Err(error) => return Err(error),
         };
         let response = match request {
-            Request::Hello { version: VERSION } => {
+            Request::Hello { version, newest } => {
+                let theirs = Versions::of_message(version, newest);
+                let Some(version) = Versions::OURS.common(theirs) else { return peer.send(&other_version(theirs)) };
                 greeted = true;
-                Response::Welcome { version: VERSION, pid: std::process::id() }
+                Response::Welcome { version, pid: std::process::id() }
             }
-            Request::Hello { version } => return peer.send(&other_version(version)),
             _ if !greeted => return peer.send(&not_greeted()),
             request => answer(broker, request, fds),
         };
@@ -108,8 +109,12 @@ fn either(result: Result<Response, InvalidRequest>) -> Response {
     result.unwrap_or_else(|InvalidRequest(message)| Response::InvalidRequest { message })
 }
 
-fn other_version(theirs: u32) -> Response {
-    Response::InvalidRequest { message: format!("version {theirs} of the messages; this broker speaks {VERSION}") }
+fn other_version(theirs: Versions) -> Response {
+    let message = format!(
+        "{theirs} of the messages; this broker speaks {}; install programs of one release, or of two neighbouring ones",
+        Versions::OURS
+    );
+    Response::InvalidRequest { message }
 }
 
 fn not_greeted() -> Response {

@@ -36,6 +36,7 @@ use crate::disposal::{self, Account, Foreign};
 use crate::engine::mount_point::MountPoint;
 use crate::engine::root::{Root, moved_to};
 use crate::engine::source::{SourceLocation, Sources};
+use crate::engine::unknown_fields::UnknownFields;
 use crate::holder::Hold;
 use crate::holder::names::Group;
 use crate::interrupt::ThreadId;
@@ -89,6 +90,8 @@ struct Inner {
     released: Option<Released>,
     counts: Counts,
     state: State,
+    /// Fields of the stored endpoint that this broker does not know.
+    unknown: Arc<UnknownFields>,
 }
 
 #[derive(Debug)]
@@ -314,6 +317,7 @@ impl Endpoint {
             payer: inner.tally().payer().to_owned(),
             location: inner.location(),
             config: inner.spec.engine.clone(),
+            unknown: inner.unknown.clone(),
             quiet: Arc::new(AtomicBool::new(quiet)),
             released_until: inner.released().map(|released| released.until),
             hold: self.host.holder.group(Group::Session(serial)),
@@ -458,7 +462,8 @@ impl Watched for Endpoint {
 impl Inner {
     fn new(spec: Spec, preflight: Preflight, released: Option<Released>, counts: Counts, state: State) -> Self {
         let (sessions, detached, lines) = (BTreeMap::new(), BTreeSet::new(), Lines::new(&spec.name));
-        Inner { spec, preflight, listening: None, sessions, detached, lines, released, counts, state }
+        let unknown = Arc::default();
+        Inner { spec, preflight, listening: None, sessions, detached, lines, released, counts, state, unknown }
     }
 
     /// Records the endpoint for the next broker.
@@ -469,6 +474,7 @@ impl Inner {
             socket: self.listening.as_ref().map(|listening| listening.socket.identity()),
             released_until: self.released().map(|released| released.unix),
             counts: self.counts.clone(),
+            unknown: self.unknown.names(),
         };
         self.state.write(&stored);
     }

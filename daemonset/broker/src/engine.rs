@@ -10,6 +10,7 @@
 //! | [`kill_switch`] | kills all processes of a session, from any thread |
 //! | [`limits`] | host resources that an engine may use |
 //! | [`log`] | log lines of an engine, read without blocking it |
+//! | [`unknown_fields`] | what a newer broker has stored and this one does not know |
 //! | [`start_queue`] | the order in which engines start |
 //! | [`start`] | from a configuration to an engine that is ready, or a finding |
 //! | [`attached`] | an engine that is kept in sync with a session's record |
@@ -29,6 +30,7 @@ pub(crate) mod root;
 pub(crate) mod source;
 pub(crate) mod start;
 pub(crate) mod start_queue;
+pub(crate) mod unknown_fields;
 
 use virtiofs_contract::preflight::{Finding, Reason};
 

@@ -27,6 +27,7 @@ use crate::channel::{Receiver, Sender};
 use crate::descriptor::{Descriptor, InvalidDescriptor, Numbering};
 use crate::engine::source::SourceLocation;
 use crate::engine::start::{Engine, Starter};
+use crate::engine::unknown_fields::UnknownFields;
 use crate::guest_memory::{is_whole, position, used_index};
 use crate::holder::Hold;
 use crate::holder::names::Part;
@@ -149,6 +150,8 @@ pub(crate) struct Service {
     pub(crate) payer: String,
     pub(crate) location: SourceLocation,
     pub(crate) config: EngineConfig,
+    /// Fields of the stored endpoint that this broker does not know.
+    pub(crate) unknown: Arc<UnknownFields>,
     /// True if its lines are not logged: there are too many like it, and it has not served yet.
     pub(crate) quiet: Arc<AtomicBool>,
     /// The source is released until then.
@@ -215,9 +218,10 @@ impl Session {
         &self.shared.id
     }
 
-    /// True if its engine runs in the container of an earlier broker, and ends with it.
+    /// True if its engine runs in the container of an earlier broker, and ends with it, or writes pages of another layout.
     pub(crate) fn has_foreign_engine(&self) -> bool {
-        self.engines.serving().is_some_and(|engine| !engine.engine.process.is_within_reach())
+        let pages_of_ours = !self.shared.persistent.has_new_pages;
+        self.engines.serving().is_some_and(|engine| !engine.engine.process.is_within_reach() || !pages_of_ours)
     }
 
     /// What others need to end it without its thread.

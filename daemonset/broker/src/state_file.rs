@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
@@ -13,9 +14,15 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+use virtiofs_contract::lenient;
 
-/// Version of the layout. It increases with each change that another broker would misread.
+/// Layout of the file: header, copies and checksums. A broker writes it and reads [`READABLE`]. It does not change with the
+/// value, which is JSON: a broker that follows may be newer or older, so fields are only added, with a default, and unknown
+/// ones are ignored. [`StateFile::open_newer`] names them.
 const LAYOUT: u32 = 2;
+
+/// Layouts that this broker reads: its own, and the one before it once there is one.
+const READABLE: RangeInclusive<u32> = LAYOUT..=LAYOUT;
 
 const MAGIC: &[u8; 8] = b"vfsstate";
 
@@ -29,8 +36,10 @@ pub(crate) enum StateFileError {
     Io(io::Error),
     #[error("a value of {size} bytes; at most {most} fit")]
     TooLarge { size: usize, most: usize },
-    #[error("not a state file of layout {LAYOUT}")]
+    #[error("not a state file")]
     Foreign,
+    #[error("state file of layout {0}; this broker reads layout {LAYOUT}")]
+    Layout(u32),
     #[error("neither copy is whole")]
     Torn,
     #[error("content: {0}")]
@@ -74,13 +83,22 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
         Ok(())
     }
 
-    /// Opens the memfd of an earlier broker and reads its value.
+    /// Opens the memfd of an earlier broker and reads its value. Unknown fields are ignored.
     pub(crate) fn open(memfd: OwnedFd) -> Result<(Self, T), StateFileError> {
+        Self::open_newer(memfd).map(|(file, value, _)| (file, value))
+    }
+
+    /// Like [`open`](Self::open). Also returns the paths of unknown fields, which the next write drops.
+    pub(crate) fn open_newer(memfd: OwnedFd) -> Result<(Self, T, Vec<String>), StateFileError> {
         let file = File::from(memfd);
         let size = usize::try_from(file.metadata()?.len()).map_err(|_| StateFileError::Foreign)?;
         let mut found = [0; HEADER];
-        if size < HEADER + 2 * COPY_HEADER || file.read_at(&mut found, 0)? < HEADER || found != header() {
+        if size < HEADER + 2 * COPY_HEADER || file.read_at(&mut found, 0)? < HEADER || !found.starts_with(MAGIC) {
             return Err(StateFileError::Foreign);
+        }
+        let layout = layout_of(&found);
+        if !READABLE.contains(&layout) {
+            return Err(StateFileError::Layout(layout));
         }
         let copy = (size - HEADER) / 2;
         let copies = [HEADER, HEADER + copy].map(|at| whole_copy(&file, at as u64, copy - COPY_HEADER));
@@ -89,7 +107,8 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
             newest = newest.max(found?);
         }
         let (sequence, body) = newest.ok_or(StateFileError::Torn)?;
-        Ok((StateFile { file, sequence, copy, content: PhantomData }, serde_json::from_slice(&body)?))
+        let (value, unknown) = lenient::from_slice(&body)?;
+        Ok((StateFile { file, sequence, copy, content: PhantomData }, value, unknown))
     }
 }
 
@@ -104,6 +123,12 @@ fn header() -> [u8; HEADER] {
     header[..8].copy_from_slice(MAGIC);
     header[8..12].copy_from_slice(&LAYOUT.to_le_bytes());
     header
+}
+
+fn layout_of(header: &[u8; HEADER]) -> u32 {
+    let mut layout = [0; 4];
+    layout.copy_from_slice(&header[8..12]);
+    u32::from_le_bytes(layout)
 }
 
 fn copy_header(sequence: u64, body: &[u8]) -> [u8; COPY_HEADER] {
@@ -134,6 +159,30 @@ fn whole_copy(file: &File, at: u64, most: usize) -> io::Result<Option<(u64, Vec<
 fn checksum(sequence: u64, body: &[u8]) -> u64 {
     let bytes = sequence.to_le_bytes().into_iter().chain(body.iter().copied());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// A state file that has this JSON.
+#[cfg(test)]
+pub(crate) fn file_of(value: &serde_json::Value) -> OwnedFd {
+    let mut state = StateFile::create("other", 1 << 16).unwrap();
+    state.write(value).unwrap();
+    state.file.into()
+}
+
+/// Compares the file of a value with the fixture of its layout, and reads the value back from it.
+#[cfg(test)]
+pub(crate) fn check_layout<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(name: &str, value: &T) {
+    let most = serde_json::to_vec(value).unwrap().len();
+    let mut state = StateFile::create("fixture", most).unwrap();
+    state.write(value).unwrap();
+    let mut bytes = vec![0; HEADER + 2 * (COPY_HEADER + most)];
+    state.file.read_exact_at(&mut bytes, 0).unwrap();
+    let layouts = testkit::layouts::Layouts::of(env!("CARGO_MANIFEST_DIR"), name);
+    layouts.check((*READABLE.start()).into(), LAYOUT.into(), &bytes);
+
+    let file = File::from(memfd_create("fixture", MemfdFlags::CLOEXEC).unwrap());
+    file.write_all_at(&bytes, 0).unwrap();
+    assert_eq!(StateFile::<T>::open(file.into()).unwrap().1, *value);
 }
 
 #[cfg(test)]
@@ -209,7 +258,7 @@ mod tests {
         }
         let mut other = bytes.clone();
         other[8] += 1;
-        assert!(matches!(parse(&other), Err(StateFileError::Foreign)));
+        assert!(matches!(parse(&other), Err(StateFileError::Layout(layout)) if layout == LAYOUT + 1));
         assert!(matches!(parse(b"something"), Err(StateFileError::Foreign)));
     }
 }

@@ -151,6 +151,11 @@ mod tests {
     }
 
     #[test]
+    fn values_are_stored_in_the_layout_of_their_version() {
+        crate::state_file::check_layout("store", &Values::from([("a/b".into(), "1".into()), ("c".into(), "2".into())]));
+    }
+
+    #[test]
     fn value_is_stored_until_deleted() {
         let store = store();
         put(&store, "shares/a", 3).unwrap();

@@ -6,15 +6,17 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use common::{Broker, boot, read_hello, runs, until};
+use serde_json::json;
 use testkit::guest::{Guest, GuestConfig};
 use virtiofs_config::{Access, EngineConfig};
 use virtiofs_contract::channel::FramedStream;
 use virtiofs_contract::control::{Request, Response, SessionState};
 use virtiofs_contract::preflight::Reason;
+use virtiofs_contract::{OLDEST, VERSION};
 
 fn inode(path: &Path) -> u64 {
     fs::symlink_metadata(path).unwrap().ino()
@@ -218,11 +220,66 @@ fn invalid_requests_are_refused() {
     drop(guest);
 }
 
+/// Sends a request as another release may write it.
+fn raw_request(control: &mut FramedStream, request: &serde_json::Value) -> Response {
+    control.send(request).unwrap();
+    control.receive().unwrap()
+}
+
+#[test]
+fn highest_common_version_is_spoken() {
+    let broker = Broker::start();
+    let connect = || FramedStream::new(UnixStream::connect(broker.control_path()).unwrap());
+    for (hello, spoken) in [
+        (json!({"version": OLDEST}), OLDEST),
+        (json!({"version": OLDEST, "newest": VERSION}), VERSION),
+        (json!({"version": OLDEST - 1, "newest": OLDEST}), OLDEST),
+        (json!({"version": VERSION, "newest": VERSION + 1, "unknown": {}}), VERSION),
+    ] {
+        let mut control = connect();
+        match raw_request(&mut control, &json!({"Hello": hello})) {
+            Response::Welcome { version, .. } => assert_eq!(version, spoken, "{hello}"),
+            other => panic!("{hello}: {other:?}"),
+        }
+        // Unknown fields of an envelope are ignored.
+        let status = raw_request(&mut control, &json!({"Status": {"after": null, "unknown": 1}}));
+        assert!(matches!(status, Response::Status(_)), "{status:?}");
+    }
+    let response = raw_request(&mut connect(), &json!({"Hello": {"version": VERSION + 1, "newest": VERSION + 2}}));
+    let Response::InvalidRequest { message } = response else { panic!("{response:?}") };
+    assert!(
+        [OLDEST, VERSION, VERSION + 1, VERSION + 2].iter().all(|it| message.contains(&it.to_string())),
+        "{message}"
+    );
+}
+
+#[test]
+fn unknown_field_that_may_restrict_a_guest_is_refused_by_name() {
+    let broker = Broker::start();
+    let applied = |place: &str, field: &str| {
+        let mut endpoint = serde_json::to_value(broker.endpoint("data")).unwrap();
+        if !field.is_empty() {
+            endpoint.pointer_mut(place).unwrap()[field] = 1.into();
+        }
+        let mut control = FramedStream::new(UnixStream::connect(broker.control_path()).unwrap());
+        raw_request(&mut control, &serde_json::to_value(Request::hello()).unwrap());
+        raw_request(&mut control, &json!({"Apply": {"endpoint": endpoint, "unknown": 1}}))
+    };
+    for (place, field) in [("", "oneGuest"), ("/socket", "label"), ("/engine", "noLinks"), ("/engine/limits", "files")]
+    {
+        match applied(place, field) {
+            Response::InvalidRequest { message } => assert!(message.contains(field), "{message}"),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+    assert!(matches!(applied("", ""), Response::Applied { .. }), "the envelope may have unknown fields");
+}
+
 #[test]
 fn other_version_is_rejected() {
     let broker = Broker::start();
-    let connect = || FramedStream::new(std::os::unix::net::UnixStream::connect(broker.control_path()).unwrap());
-    for first in [Request::Hello { version: 999 }, Request::Status { after: None }] {
+    let connect = || FramedStream::new(UnixStream::connect(broker.control_path()).unwrap());
+    for first in [Request::Hello { version: 999, newest: None }, Request::Status { after: None }] {
         let mut control = connect();
         control.send(&first).unwrap();
         assert!(matches!(control.receive::<Response>().unwrap(), Response::InvalidRequest { .. }));
@@ -275,7 +332,7 @@ fn mutated_requests_leave_the_broker_responsive() {
     let guest = boot(&broker.share("data"));
     let (endpoint, session) = (broker.endpoint("other"), Some("data-1".to_owned()));
     let requests = [
-        Request::Hello { version: virtiofs_contract::VERSION },
+        Request::hello(),
         Request::Apply { endpoint, reuse_preflight_of: Some("data".into()) },
         Request::HandOver { name: "none".into(), session },
         Request::Trace { session: "none".into(), duration_ms: 1, rate: 1 },
@@ -286,7 +343,7 @@ fn mutated_requests_leave_the_broker_responsive() {
     let hello = [&(hello.len() as u32).to_le_bytes()[..], &hello].concat();
     let mut random = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(7);
     for _ in 0..500 {
-        let mut stream = std::os::unix::net::UnixStream::connect(broker.control_path()).unwrap();
+        let mut stream = UnixStream::connect(broker.control_path()).unwrap();
         stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
         let _ = stream.write_all(&hello);
         let _ = stream.write_all(&mutated(&mut random, &requests));

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use common::{Broker, read_hello, until};
 use testkit::guest::{Guest, GuestConfig};
-use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
 use virtiofs_contract::control::{Endpoint, Request, Response, SessionState};
 
@@ -46,7 +45,7 @@ fn boot(endpoint: &Endpoint) -> (Guest, u32) {
 /// Requests a hand-over; the broker may end before it replies.
 fn hand_over(control: &Path) -> Result<(), ChannelError> {
     let mut stream = FramedStream::new(UnixStream::connect(control)?);
-    stream.send(&Request::Hello { version: VERSION })?;
+    stream.send(&Request::hello())?;
     stream.receive::<Response>()?;
     stream.send(&Request::HandOver { name: "data".into(), session: None })?;
     stream.receive::<Response>().map(drop)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use virtiofs_config::EngineConfig;
-use virtiofs_contract::VERSION;
+use virtiofs_contract::Versions;
 use virtiofs_contract::channel::{ChannelError, FramedStream};
 use virtiofs_contract::control::{Endpoint, PendingHandOver, Request, Response, Status, StatusPosition, TraceReply};
 use virtiofs_contract::preflight::{Finding, Preflight};
@@ -35,7 +35,9 @@ pub enum ClientError {
     Channel(ChannelError),
     /// The broker speaks another version.
     #[error(
-        "the broker speaks version {theirs} of the control messages, this program version {VERSION}; use binaries of one release"
+        "the broker speaks version {theirs} of the control messages, this program {}; use programs of one release, or of two \
+         neighbouring ones",
+        Versions::OURS
     )]
     Version {
         /// The broker's version.
@@ -75,17 +77,17 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects and checks the version.
+    /// Connects and agrees on a version.
     ///
     /// # Errors
-    /// Nobody listens, or the broker speaks another version.
+    /// Nobody listens, or the broker speaks no version that this program speaks.
     pub fn connect(socket: &Path) -> Result<Self, ClientError> {
         let unreachable = |error| ClientError::Unreachable { socket: socket.display().to_string(), error };
         let stream = UnixStream::connect(socket).map_err(unreachable)?;
         stream.set_write_timeout(Some(ANSWER_WITHIN)).map_err(unreachable)?;
         let mut client = Client { stream: FramedStream::new(stream), pid: 0 };
-        match client.call(&Request::Hello { version: VERSION }, ANSWER_WITHIN)? {
-            Response::Welcome { version: VERSION, pid } => {
+        match client.call(&Request::hello(), ANSWER_WITHIN)? {
+            Response::Welcome { version, pid } if Versions::OURS.include(version) => {
                 client.pid = pid;
                 Ok(client)
             }
@@ -257,7 +259,8 @@ impl Client {
     ) -> Result<Response, ClientError> {
         self.stream.stream().set_read_timeout(Some(within)).map_err(ChannelError::Io)?;
         self.stream.send_with(request, beside)?;
-        Ok(self.stream.receive()?)
+        // A status that a newer broker sends has fields that this program does not know.
+        Ok(self.stream.receive_report()?)
     }
 }
 
@@ -278,9 +281,12 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::thread;
 
-    use super::*;
+    use virtiofs_contract::{OLDEST, VERSION};
 
-    fn answering(answers: Vec<Response>) -> (tempfile::TempDir, std::path::PathBuf) {
+    use super::*;
+    use crate::fixtures;
+
+    fn answering<A: serde::Serialize + Send + 'static>(answers: Vec<A>) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("broker.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -296,9 +302,34 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_number() {
-        let (_folder, socket) = answering(vec![Response::Welcome { version: VERSION + 1, pid: 1 }]);
-        let error = Client::connect(&socket).unwrap_err();
-        assert!(error.to_string().contains(&format!("version {}", VERSION + 1)), "{error}");
+        for version in [OLDEST - 1, VERSION + 1] {
+            let (_folder, socket) = answering(vec![Response::Welcome { version, pid: 1 }]);
+            let error = Client::connect(&socket).unwrap_err();
+            assert!(error.to_string().contains(&format!("version {version}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn broker_of_the_previous_version_is_understood() {
+        // It requires its own version, and does not know the other field.
+        let hello = serde_json::to_value(Request::hello()).unwrap();
+        assert_eq!(hello, serde_json::json!({"Hello": {"version": OLDEST, "newest": VERSION}}));
+        let (_folder, socket) = answering(vec![Response::Welcome { version: OLDEST, pid: 7 }]);
+        assert_eq!(Client::connect(&socket).unwrap().broker_pid(), 7);
+    }
+
+    #[test]
+    fn unknown_fields_of_a_status_are_ignored() {
+        let mut status = serde_json::to_value(fixtures::status(7, vec![fixtures::listening(fixtures::endpoint("a"))]));
+        let newer = status.as_mut().unwrap();
+        newer["endpoints"][0]["new"] = 1.into();
+        newer["endpoints"][0]["endpoint"]["new"] = 2.into();
+        newer["endpoints"][0]["endpoint"]["engine"]["confined"] = true.into();
+        let newer = serde_json::json!({"Status": newer});
+        let welcome = serde_json::to_value(Response::Welcome { version: VERSION, pid: 1 }).unwrap();
+        let (_folder, socket) = answering(vec![welcome, newer]);
+        let status = Client::connect(&socket).unwrap().status().unwrap();
+        assert_eq!(status.endpoints[0].endpoint, fixtures::endpoint("a"));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::lenient;
+
 /// Most bytes of one message, on either channel.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
@@ -201,8 +203,19 @@ impl FramedStream {
         self.receive_with().map(|(message, _)| message)
     }
 
+    /// Waits for a report and closes its file descriptors. Unknown fields are ignored at every depth, see [`lenient`].
+    pub fn receive_report<M: DeserializeOwned>(&mut self) -> Result<M, ChannelError> {
+        let (body, _) = self.receive_frame()?;
+        Ok(lenient::from_slice(&body)?.0)
+    }
+
     /// Waits for one message and receives its file descriptors, close-on-exec.
     pub fn receive_with<M: DeserializeOwned>(&mut self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+        let (body, fds) = self.receive_frame()?;
+        Ok((serde_json::from_slice(&body)?, fds))
+    }
+
+    fn receive_frame(&mut self) -> Result<(Vec<u8>, Vec<OwnedFd>), ChannelError> {
         let mut reader = FdReader { stream: &self.stream, fds: Vec::new(), too_many: false };
         let mut length = [0u8; 4];
         match reader.read_exact(&mut length) {
@@ -218,8 +231,7 @@ impl FramedStream {
         if reader.too_many {
             return Err(ChannelError::TooManyFds);
         }
-        let fds = reader.fds;
-        Ok((serde_json::from_slice(&body)?, fds))
+        Ok((body, reader.fds))
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Each [`Request`] gets one [`Response`], in order. The first request of a connection is [`Request::Hello`].
 
+mod session_state;
+pub mod store;
+
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -11,7 +14,10 @@ use crate::counters::{Held, Totals, UnreachableMemory};
 use crate::preflight::{Finding, Preflight};
 use crate::staleness::StaleEvent;
 use crate::trace::TraceEntry;
+use crate::versions::Versions;
 use virtiofs_config::EngineConfig;
+
+pub use session_state::SessionState;
 
 /// Shortest time, in milliseconds, for which a source may be released.
 pub const SHORTEST_RELEASE_MS: u64 = 1000;
@@ -96,8 +102,11 @@ pub struct SocketSpec {
 pub enum Request {
     /// The first request. Reply: [`Response::Welcome`].
     Hello {
-        /// Must be [`VERSION`](crate::VERSION).
+        /// The oldest version that the sender speaks. A broker of version 4 requires its own here.
         version: u32,
+        /// The newest one; none: the same.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        newest: Option<u32>,
     },
     /// Create or change the endpoint of this name. The broker first tries the configuration in a preflight; if that
     /// fails, nothing changes and the reply is [`Response::Refused`]. Idempotent: a socket that already listens in the
@@ -218,12 +227,19 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The first request of this program.
+    pub fn hello() -> Self {
+        Request::Hello { version: Versions::OURS.oldest, newest: Some(Versions::OURS.newest) }
+    }
+}
+
 /// Broker to agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Response {
     /// To `Hello`.
     Welcome {
-        /// The broker's version of these messages.
+        /// The version that both sides speak from now on: the highest common one.
         version: u32,
         /// The broker's process id.
         pid: u32,
@@ -317,18 +333,6 @@ pub struct TraceReply {
     pub rate_limited: u64,
     /// True if the trace has ended. Its entries can still be read.
     pub ended: bool,
-}
-
-/// Limits of the broker's key-value store.
-pub mod store {
-    /// Most bytes of a key.
-    pub const MAX_KEY: usize = 256;
-    /// Most bytes of a value.
-    pub const MAX_VALUE: usize = 1 << 20;
-    /// Most keys.
-    pub const MAX_KEYS: usize = 4096;
-    /// Most bytes of all keys and values.
-    pub const MAX_TOTAL: usize = 16 << 20;
 }
 
 /// The broker as it is now.
@@ -453,47 +457,6 @@ pub struct Rejection {
 pub struct Released {
     /// When they resume by themselves, in seconds since the Unix epoch.
     pub until: u64,
-}
-
-/// State of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-pub enum SessionState {
-    /// The VMM is setting the device up.
-    Connecting,
-    /// The guest's driver has started the rings; requests are served.
-    Serving,
-    /// The rings are stopped (the VM is paused, or its driver is not loaded).
-    Stopped,
-    /// The engine has died; another one is about to take over.
-    Recovering,
-    /// The source is released; the guest waits until it is resumed.
-    Released,
-    /// There is no engine, and none is expected soon; see the finding.
-    Failed,
-}
-
-impl SessionState {
-    /// All states.
-    pub const ALL: [SessionState; 6] = [
-        SessionState::Connecting,
-        SessionState::Serving,
-        SessionState::Stopped,
-        SessionState::Recovering,
-        SessionState::Released,
-        SessionState::Failed,
-    ];
-
-    /// The name used in status, metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            SessionState::Connecting => "Connecting",
-            SessionState::Serving => "Serving",
-            SessionState::Stopped => "Stopped",
-            SessionState::Recovering => "Recovering",
-            SessionState::Released => "Released",
-            SessionState::Failed => "Failed",
-        }
-    }
 }
 
 /// The file that an engine was started from.

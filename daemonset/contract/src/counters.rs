@@ -3,10 +3,13 @@
 //! The broker creates the page (a sealed memfd) and passes it to each engine of the session, so counts continue
 //! across engines. A write is one relaxed atomic addition, without a system call or a lock. The page holds only numbers:
 //! a hostile engine can falsify the figures of its own guest and nothing else.
+//!
+//! Engine and broker may be of two releases. The page therefore names its layout, and a page of another one is not mapped.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -16,6 +19,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::staleness::{CAUSES, Cause, EventRing, StaleEvent, StaleTotal};
+
+/// Layout of the page. It increases with each change that another program would misread.
+pub const LAYOUT: u64 = 1;
 
 /// Number of operations that are distinguished: FUSE opcodes below this; all others count as 0.
 pub const OPERATIONS: usize = 64;
@@ -125,9 +131,28 @@ struct OperationCounters {
     latency: [AtomicU64; BUCKETS],
 }
 
+/// What says how to read the page. It has the place of an operation that does not exist, so that programs without it, which
+/// read and write the same layout, leave it alone. It stays at this offset in every layout.
+#[repr(C)]
+struct PageHead {
+    /// 0: for programs without this head, the operation was never requested.
+    requests: AtomicU64,
+    /// [`LAYOUT`]; 0: the page is of a program without this head.
+    layout: AtomicU64,
+    unused: [AtomicU64; BUCKETS + 1],
+}
+
+const _: () = assert!(size_of::<PageHead>() == size_of::<OperationCounters>());
+const _: () = assert!(OPERATION_NAMES[OPERATIONS - 1].is_empty());
+
+/// Offset of the page's layout.
+const LAYOUT_AT: u64 = (std::mem::offset_of!(Page, head) + std::mem::offset_of!(PageHead, layout)) as u64;
+
 #[repr(C)]
 struct Page {
-    operations: [OperationCounters; OPERATIONS],
+    /// By opcode, except the last.
+    operations: [OperationCounters; OPERATIONS - 1],
+    head: PageHead,
     errnos: [AtomicU64; ERRNOS],
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
@@ -175,6 +200,7 @@ impl Counters {
         let file = File::from(fd);
         file.set_len(size_of::<Page>() as u64)?;
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL))?;
+        file.write_all_at(&LAYOUT.to_le_bytes(), LAYOUT_AT)?;
         let counters = Self::map(&file)?;
         Ok((file.into(), counters))
     }
@@ -182,12 +208,20 @@ impl Counters {
     /// Maps a page that the broker created.
     ///
     /// # Errors
-    /// A file of another size, or one that could still shrink under the mapping.
+    /// `InvalidData`: a file of another layout or size, or one that could still shrink under the mapping.
     pub fn map(fd: &impl AsFd) -> io::Result<Self> {
         let file = File::from(fd.as_fd().try_clone_to_owned()?);
         let seals = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS)?);
-        if file.metadata()?.len() != size_of::<Page>() as u64 || !seals.contains(SealFlag::F_SEAL_SHRINK) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a sealed counter page of this version"));
+        let mut layout = [0; 8];
+        let read = file.read_at(&mut layout, LAYOUT_AT)?;
+        let invalid = |message| Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        match u64::from_le_bytes(layout) {
+            0 | LAYOUT => {}
+            other => return invalid(format!("counter page of layout {other}; this program reads layout {LAYOUT}")),
+        }
+        let length = file.metadata()?.len();
+        if read < layout.len() || length != size_of::<Page>() as u64 || !seals.contains(SealFlag::F_SEAL_SHRINK) {
+            return invalid(format!("not a sealed counter page of layout {LAYOUT}: {length} bytes"));
         }
         Ok(Counters { map: MmapOptions::new().map_raw(&file)? })
     }

@@ -32,8 +32,11 @@ pub enum ToEngine {
     /// (a memfd of whole pages, sealed against shrinking, all zeros at first), one end of the fd stash channel, the
     /// session's trace.
     Start {
-        /// Must be [`VERSION`](crate::VERSION).
+        /// The oldest version that the broker speaks. An engine of version 4 requires its own here.
         version: u32,
+        /// The newest one; none: the same.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        newest: Option<u32>,
         /// The session's name, for the engine's log.
         session: String,
         /// The engine's configuration.
@@ -45,8 +48,11 @@ pub enum ToEngine {
     /// The first message instead of `Start`: try the configuration, report and exit. File descriptor: the
     /// source directory (`O_PATH`).
     Preflight {
-        /// Must be [`VERSION`](crate::VERSION).
+        /// As in `Start`.
         version: u32,
+        /// As in `Start`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        newest: Option<u32>,
         /// The configuration to try.
         config: EngineConfig,
     },
@@ -73,6 +79,9 @@ pub enum FromEngine {
     Ready {
         /// Result of its preflight.
         preflight: Preflight,
+        /// The version that both sides speak from now on; none: the broker's oldest one, which an engine of version 4 requires.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        version: Option<u32>,
     },
     /// The engine cannot serve this configuration, and exits.
     Failed {

@@ -4,6 +4,9 @@
 //! across engines. While tracing is disabled, an engine reads one word per request. While it is enabled, the engine fills
 //! the next slot and never waits: a slow reader loses entries. A hostile engine can write wrong entries of its own guest
 //! and nothing else.
+//!
+//! Engines of two releases may follow each other on one ring. The head of the ring and the size of an entry never change;
+//! each entry names the layout of the rest, and one of another layout counts as lost.
 
 use std::fs::File;
 use std::io;
@@ -17,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 /// Most requests that are logged in one second.
 pub const MAX_RATE: u32 = 100_000;
+
+/// Layout of the entries. It increases with each change that another program would misread.
+pub const LAYOUT: u16 = 1;
 
 /// Number of entries in the ring.
 pub const CAPACITY: u64 = 4096;
@@ -98,7 +104,8 @@ struct Slot {
     node: AtomicU64,
     /// Opcode, errno, queue: 32, 16 and 16 bits, the opcode lowest.
     opcode_errno_queue: AtomicU64,
-    /// Length of path and of name, plus one each (0: none), and whether they are truncated: 16, 16 and 1 bits.
+    /// Length of path and of name, plus one each (0: none), whether they are truncated, and [`LAYOUT`] (0: of a program
+    /// that does not name it, whose layout is 1): 16, 16, 16 and 16 bits.
     lengths: AtomicU64,
     text: [AtomicU64; TEXT_WORDS],
 }
@@ -223,7 +230,7 @@ impl Ring {
     fn entry(&self, index: u64) -> Option<TraceEntry> {
         let slot = &self.slots[(index % CAPACITY) as usize];
         let complete = || slot.complete.load(Ordering::Acquire) == index.wrapping_add(1);
-        let entry = complete().then(|| slot.read())?;
+        let entry = complete().then(|| slot.read())??;
         std::sync::atomic::fence(Ordering::Acquire);
         complete().then_some(entry)
     }
@@ -246,7 +253,8 @@ impl Slot {
         let length = |given: bool, bytes: usize| if given { bytes as u64 + 1 } else { 0 };
         let lengths = length(record.path.is_some(), path_bytes)
             | length(record.name.is_some(), name_bytes) << 16
-            | u64::from(truncated) << 32;
+            | u64::from(truncated) << 32
+            | u64::from(LAYOUT) << 48;
         let packed =
             u64::from(record.opcode) | u64::from(record.errno as u16) << 32 | u64::from(record.queue as u16) << 48;
         for (cell, value) in [
@@ -261,16 +269,20 @@ impl Slot {
         }
     }
 
-    fn read(&self) -> TraceEntry {
+    /// None: the entry is of another layout.
+    fn read(&self) -> Option<TraceEntry> {
         let word = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
         let text: Vec<u8> = self.text.iter().flat_map(|cell| word(cell).to_le_bytes()).collect();
         let (packed, lengths) = (word(&self.opcode_errno_queue), word(&self.lengths));
+        if !matches!((lengths >> 48) as u16, 0 | LAYOUT) {
+            return None;
+        }
         let path = usize::from(lengths as u16);
         let name = usize::from((lengths >> 16) as u16);
         let start = path.saturating_sub(1).min(MAX_TEXT);
         let end = start.saturating_add(name.saturating_sub(1)).min(MAX_TEXT);
         let string = |given: usize, bytes: &[u8]| (given > 0).then(|| String::from_utf8_lossy(bytes).into_owned());
-        TraceEntry {
+        Some(TraceEntry {
             at_ns: word(&self.at),
             duration_ns: word(&self.duration),
             unique: word(&self.unique),
@@ -281,7 +293,7 @@ impl Slot {
             path: string(path, &text[..start]),
             name: string(name, &text[start..end]),
             truncated: lengths >> 32 & 1 != 0,
-        }
+        })
     }
 }
 
@@ -329,6 +341,18 @@ mod tests {
         ring.log(&Record { at_ns: 2 * SECOND, ..record(9) });
         assert_eq!(ring.read(0).entries.iter().map(|entry| entry.unique).collect::<Vec<_>>(), [0, 1, 2, 9]);
         assert_eq!(ring.rate_limited(), 2);
+    }
+
+    #[test]
+    fn entry_of_another_layout_is_lost() {
+        let (_fd, ring) = enabled();
+        (1..=3).for_each(|unique| ring.log(&record(unique)));
+        let lengths = |index: usize| &ring.ring().slots[index].lengths;
+        lengths(0).fetch_and(!0 >> 16, Ordering::Relaxed);
+        lengths(1).fetch_or(u64::from(LAYOUT + 2) << 48, Ordering::Relaxed);
+        let segment = ring.read(0);
+        assert_eq!(segment.entries.iter().map(|entry| entry.unique).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!((segment.lost, segment.next), (1, 3));
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod handles;
 mod harness;
 mod index;
 mod layout;
+#[cfg(test)]
+mod layouts;
 mod names;
 mod nodes;
 mod parts;

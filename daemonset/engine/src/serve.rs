@@ -10,7 +10,7 @@ use thiserror::Error;
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use virtiofs_config::EngineConfig;
-use virtiofs_contract::VERSION;
+use virtiofs_contract::Versions;
 use virtiofs_contract::channel::{ChannelError, PacketChannel};
 use virtiofs_contract::counters::Counters;
 use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
@@ -40,8 +40,11 @@ pub(crate) enum ServeError {
     #[error("control channel: {0}")]
     Control(ChannelError),
     /// The broker's first message is not one that starts an engine.
-    #[error("control channel: the first message is not Start or Preflight of version {VERSION} with its descriptors")]
+    #[error("control channel: the first message is not Start or Preflight with its descriptors")]
     Protocol,
+    /// The broker speaks other versions.
+    #[error("the broker speaks {0} of the messages, this engine {ours}; install programs of one release, or of two neighbouring ones", ours = Versions::OURS)]
+    Version(Versions),
     /// The configuration cannot be served here.
     #[error("{0}")]
     Refused(Finding),
@@ -85,6 +88,8 @@ impl StartFds {
 /// The parts of a session except its file system.
 struct Session {
     channel: PacketChannel,
+    /// Version of the messages.
+    version: u32,
     shared: Arc<SharedState>,
     counters: Arc<Counters>,
     trace: TraceRing,
@@ -97,17 +102,34 @@ struct Session {
 pub(crate) fn run(channel: PacketChannel) -> Result<(), ServeError> {
     let (message, mut fds) = channel.receive::<ToEngine>().map_err(ServeError::Control)?;
     match message {
-        ToEngine::Start { version: VERSION, session, config, predecessor } => {
+        ToEngine::Start { version, newest, session, config, predecessor } => {
+            let version = agree(version, newest)?;
             let fds = StartFds::take(fds).ok_or(ServeError::Protocol)?;
             let _session = tracing::info_span!("session", id = %session).entered();
-            start(channel, &config, fds, predecessor)
+            start(channel, version, &config, fds, predecessor)
         }
-        ToEngine::Preflight { version: VERSION, config } if fds.len() == 1 => {
+        ToEngine::Preflight { version, newest, config } if fds.len() == 1 => {
+            let version = agree(version, newest)?;
             let preflight = prepare_or_report(&channel, &config, fds.remove(0))?.preflight;
-            channel.send(&FromEngine::Ready { preflight }, &[]).map_err(ServeError::Control)
+            channel.send(&FromEngine::Ready { preflight, version: Some(version) }, &[]).map_err(ServeError::Control)
         }
         _ => Err(ServeError::Protocol),
     }
+}
+
+/// The version of the messages that broker and engine speak.
+fn agree(version: u32, newest: Option<u32>) -> Result<u32, ServeError> {
+    let theirs = Versions::of_message(version, newest);
+    Versions::OURS.common(theirs).ok_or(ServeError::Version(theirs))
+}
+
+/// A page that nobody reads, in place of one whose layout this engine does not know: the broker is of another release.
+fn own_page<P>(error: &io::Error, create: fn() -> io::Result<(OwnedFd, P)>) -> io::Result<P> {
+    if error.kind() != io::ErrorKind::InvalidData {
+        return Err(io::Error::new(error.kind(), error.to_string()));
+    }
+    tracing::warn!(%error, "this engine's requests are not counted or traced until the broker is of its release");
+    create().map(|(_, page)| page)
 }
 
 fn prepare_or_report(channel: &PacketChannel, config: &EngineConfig, source: OwnedFd) -> Result<Prepared, ServeError> {
@@ -122,12 +144,15 @@ fn refuse(channel: &PacketChannel, finding: Finding) -> ServeError {
 
 fn start(
     channel: PacketChannel,
+    version: u32,
     config: &EngineConfig,
     fds: StartFds,
     predecessor: Predecessor,
 ) -> Result<(), ServeError> {
-    let counters = Arc::new(Counters::map(&fds.counters).map_err(ServeError::Counters)?);
-    let trace = TraceRing::map(&fds.trace).map_err(ServeError::Trace)?;
+    let counters = Counters::map(&fds.counters).or_else(|error| own_page(&error, Counters::create));
+    let counters = Arc::new(counters.map_err(ServeError::Counters)?);
+    let trace = TraceRing::map(&fds.trace).or_else(|error| own_page(&error, TraceRing::create));
+    let trace = trace.map_err(ServeError::Trace)?;
     let ledger =
         Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, unusable_ledger(&error)))?;
     let config = &as_agreed(config, ledger.init().as_ref().map(|(_, reply)| reply.as_slice()));
@@ -140,6 +165,7 @@ fn start(
     let orphaned = OrphanedFileServer::new(&library, config.writable()).map_err(ServeError::FileSystem)?;
     let session = Session {
         channel,
+        version,
         shared: shared.clone(),
         counters: counters.clone(),
         trace,
@@ -169,14 +195,15 @@ where
     let mount_table = fs.mount_table();
     let sweep = fs.directory_sweep();
     seccomp::install(config.writable()).map_err(ServeError::Seccomp)?;
-    let Session { channel, shared, counters, trace, listener, predecessor, preflight } = session;
+    let Session { channel, version, shared, counters, trace, listener, predecessor, preflight } = session;
     let fs = Guard::new(fs, counters.clone());
     let device = Arc::new(Device::new(fs, shared, counters, trace, predecessor).map_err(ServeError::SetUp)?);
     device.replay_init().map_err(|error| refuse(&channel, next_mount(&error)))?;
     // After the INIT has been replayed: lookups depend on settings that the library takes from it.
     audit.map_or(Ok(()), Audit::start).map_err(ServeError::SetUp)?;
     sweep.start().map_err(ServeError::SetUp)?;
-    let mut daemon = connect(&device, mount_table, listener, &channel, preflight)?;
+    let ready = FromEngine::Ready { preflight, version: Some(version) };
+    let mut daemon = connect(&device, mount_table, listener, &channel, &ready)?;
     thread::Builder::new()
         .name("control".into())
         .spawn(move || control::run(&channel, &device, &orphans))
@@ -193,7 +220,7 @@ fn connect<F>(
     mount_table: RawFd,
     listener: OwnedFd,
     channel: &PacketChannel,
-    preflight: Preflight,
+    ready: &FromEngine,
 ) -> Result<VhostUserDaemon<Arc<Device<F>>>, ServeError>
 where
     F: FileSystem + Send + Sync + 'static,
@@ -206,7 +233,7 @@ where
         watch(device.resume_fd(), EventSet::IN, RESUME_EVENT).map_err(ServeError::SetUp)?;
         watch(mount_table, EventSet::PRIORITY, MOUNTS_EVENT).map_err(ServeError::SetUp)?;
     }
-    channel.send(&FromEngine::Ready { preflight }, &[]).map_err(ServeError::Control)?;
+    channel.send(ready, &[]).map_err(ServeError::Control)?;
     // SAFETY: the descriptor is a listening socket that nothing else owns; `Listener` owns it from here on.
     let mut listener = unsafe { Listener::from_raw_fd(listener.into_raw_fd()) };
     daemon.start(&mut listener).map_err(ServeError::VhostUser)?;

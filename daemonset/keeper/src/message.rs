@@ -81,6 +81,16 @@ mod tests {
     }
 
     #[test]
+    fn messages_of_each_version_of_brokers_are_read() {
+        let fixture: Vec<String> = serde_json::from_str(include_str!("../layouts/to-keeper/1")).unwrap();
+        let [stored, polled, removed] = <[String; 3]>::try_from(fixture).unwrap();
+        let name = || "session-1.vmm".to_owned();
+        assert_eq!(parse(stored.as_bytes()), Ok(Message::Store { name: name(), poll: false }));
+        assert_eq!(parse(polled.as_bytes()), Ok(Message::Store { name: name(), poll: true }));
+        assert_eq!(parse(removed.as_bytes()), Ok(Message::Remove { name: name() }));
+    }
+
+    #[test]
     fn invalid_name_is_refused() {
         let long = "x".repeat(LONGEST_NAME + 1);
         for name in ["", "a:b", "tab\t", "ü", &long] {

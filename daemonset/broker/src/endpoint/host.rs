@@ -17,7 +17,7 @@ use crate::state_file::{StateFile, StateFileError};
 const MOST: usize = 4096;
 
 /// What the brokers of a host have in common that follow each other.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     /// Number of this series of brokers: their counts continue.
     instance: u64,
@@ -94,4 +94,15 @@ fn new_identity(hold: &Hold) -> Result<(StateFile<Identity>, Identity), StateFil
     file.write(&identity)?;
     hold.deposit_copy(Part::State, &file)?;
     Ok((file, identity))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_file::check_layout;
+
+    #[test]
+    fn identity_is_stored_in_the_layout_of_its_version() {
+        check_layout("identity", &Identity { instance: 1_750_000_000_000_000, next: 7 });
+    }
 }

@@ -166,9 +166,14 @@ impl Endpoint {
         };
         inner.spec = spec;
         inner.preflight = preflight;
+        let was_unknown = inner.unknown.clear();
         inner.save();
         let reconfigure = |live: &LiveSession| {
             live.sender.send(Command::Reconfigure(Box::new(inner.spec.engine.clone()), live.shared.next_generation()));
+            // What this broker knows of the configuration may be the same.
+            if was_unknown {
+                live.sender.send(Command::HandOver(live.shared.next_generation()));
+            }
         };
         inner.sessions.values().for_each(reconfigure);
         Ok(before)

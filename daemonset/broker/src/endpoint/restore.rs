@@ -40,9 +40,10 @@ impl Endpoint {
             tracing::warn!(endpoint = stored.spec.name, %error, "socket not restored; the agent creates it again");
             None
         });
-        let StoredEndpoint { spec, preflight, released_until, counts, .. } = stored;
+        let StoredEndpoint { spec, preflight, released_until, counts, unknown, .. } = stored;
         let released = released_until.and_then(Released::until);
         let mut inner = Inner::new(spec, preflight, released, counts, state);
+        inner.unknown.add(unknown);
         let mut stopped = None;
         if let Some(socket) = socket {
             // It listens from now on: an endpoint that does not, and has no session, is removed.
@@ -67,6 +68,7 @@ impl Endpoint {
     /// Continues a session of an earlier broker.
     pub(crate) fn restore_session(self: &Arc<Self>, serial: u64, restoring: Restoring) -> Result<(), RestoreError> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.unknown.add(restoring.unknown.clone());
         let service = self.service(&inner, serial, false);
         let account = Account::below(&self.account);
         let (sender, commands) = channel()?;

@@ -12,6 +12,7 @@ use virtiofs_contract::preflight::Preflight;
 
 use super::release::Released;
 use crate::engine::source::SourceLocation;
+use crate::engine::unknown_fields;
 use crate::holder::names::Part;
 use crate::holder::{Hold, Parts};
 use crate::listen::BoundSocket;
@@ -30,11 +31,33 @@ pub(crate) struct StoredEndpoint {
     /// When its release ends, in seconds since the Unix epoch.
     pub(super) released_until: Option<u64>,
     pub(super) counts: Counts,
+    /// Fields of `spec` that this broker or one before it did not know, and that no agent has applied since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) unknown: Vec<String>,
 }
 
 impl StoredEndpoint {
+    /// Reads the state that an earlier broker has written.
+    fn open(file: OwnedFd) -> Result<(StateFile<Self>, Self), StateFileError> {
+        let (file, mut stored, unknown) = StateFile::<Self>::open_newer(file)?;
+        stored.unknown.extend(unknown_fields::of_endpoint(unknown));
+        Ok((file, stored))
+    }
+
+    /// Reads the state without continuing it. Returns what its engines serve, and how; none: the source is released.
+    ///
+    /// # Errors
+    /// It cannot be read, or engines of this broker must not serve it.
+    pub(crate) fn read_served(file: OwnedFd) -> Result<Option<(SourceLocation, EngineConfig)>, String> {
+        let (_, stored) =
+            Self::open(file).map_err(|error| format!("this broker cannot read the state of an endpoint: {error}"))?;
+        unknown_fields::check(&stored.unknown)
+            .map_err(|finding| format!("endpoint {}: {finding}", stored.spec.name))?;
+        Ok(stored.served())
+    }
+
     /// What its engines serve, and how; none: the source is released.
-    pub(crate) fn served(self) -> Option<(SourceLocation, EngineConfig)> {
+    fn served(self) -> Option<(SourceLocation, EngineConfig)> {
         if self.released_until.and_then(Released::until).is_some() {
             return None;
         }
@@ -82,7 +105,7 @@ impl State {
     /// Reads the state of an earlier broker.
     pub(super) fn restored(parts: &mut Parts, hold: Hold) -> Result<(Self, StoredEndpoint), StateFileError> {
         let file = parts.remove(&Part::State).ok_or_else(|| crate::engine::persistent::missing(Part::State))?;
-        let (file, stored) = StateFile::open(file.try_clone()?)?;
+        let (file, stored) = StoredEndpoint::open(file.try_clone()?)?;
         Ok((State { file: Some(file), hold }, stored))
     }
 
@@ -128,4 +151,62 @@ impl State {
 /// Takes a copy of a descriptor.
 pub(super) fn copy_of(parts: &Parts, part: Part) -> Option<OwnedFd> {
     parts.get(&part).map(Arc::as_ref).and_then(|fd| fd.as_fd().try_clone_to_owned().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use virtiofs_client::fixtures;
+
+    use super::*;
+    use crate::state_file::{check_layout, file_of};
+
+    #[test]
+    fn endpoint_of_another_release_is_read() {
+        let present = sample();
+        let mut older = serde_json::to_value(&present).unwrap();
+        older["counts"].as_object_mut().unwrap().remove("rejected_memory").unwrap();
+        older["counts"].as_object_mut().unwrap().remove("accounted").unwrap();
+        older["counts"].as_object_mut().unwrap().remove("lost").unwrap();
+        older.as_object_mut().unwrap().remove("unknown").unwrap();
+        let (_, read) = StoredEndpoint::open(file_of(&older)).unwrap();
+        assert_eq!((&read.spec, read.counts.rejected_memory, read.unknown.len()), (&present.spec, 0, 0));
+
+        let mut newer = serde_json::to_value(&present).unwrap();
+        newer["new"] = 1.into();
+        newer["counts"]["new"] = 2.into();
+        newer["spec"]["engine"]["noLinks"] = true.into();
+        let (_, read) = StoredEndpoint::open(file_of(&newer)).unwrap();
+        assert_eq!(read.unknown, ["spec.oneGuest", "spec.engine.noLinks"], "also what the one before did not know");
+        assert_eq!(StoredEndpoint { unknown: present.unknown.clone(), ..read }, present);
+        let refused = StoredEndpoint::read_served(file_of(&newer)).unwrap_err();
+        assert!(refused.contains("data") && refused.contains("spec.engine.noLinks"), "{refused}");
+    }
+
+    #[test]
+    fn endpoints_are_stored_in_the_layout_of_their_version() {
+        check_layout("endpoint", &sample());
+    }
+
+    fn sample() -> StoredEndpoint {
+        let ended = Totals { bytes_read: 8, ..Totals::default() };
+        StoredEndpoint {
+            spec: Spec { sub_path: Some("a".into()), consumer: Some("pod ns/vm".into()), ..fixtures::endpoint("data") },
+            preflight: fixtures::preflight(vec![fixtures::finding()]),
+            socket: Some((1, 2)),
+            released_until: Some(3),
+            counts: Counts {
+                rejected_connections: 4,
+                rejected_exclusive: 5,
+                rejected_memory: 6,
+                last_rejection: Some(Rejection { at: 7, message: "reason".into() }),
+                sessions_ended: 9,
+                engines_ended: 10,
+                sessions_lost: 11,
+                lost: vec![LostSession { at: 14, session: "data-0".into() }],
+                ended,
+                accounted: BTreeSet::from([12, 13]),
+            },
+            unknown: vec!["spec.oneGuest".into()],
+        }
+    }
 }

@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::ChannelError;
 use virtiofs_contract::engine::{FromEngine, QUEUES, ToEngine};
 
@@ -103,7 +102,7 @@ impl Attached {
         let engine = &self.engine;
         StoredEngine {
             serial: engine.held.serial,
-            version: VERSION,
+            version: engine.version,
             config: engine.config.clone(),
             generation: engine.generation,
             preflight: engine.preflight.clone(),

@@ -80,9 +80,9 @@ impl EngineLog {
         }
     }
 
-    /// The last line, for a finding about the engine's exit.
-    pub(crate) fn last_line(&self) -> &str {
-        &self.last
+    /// The last line, as the end of a message about the engine's exit; empty: there was none.
+    pub(crate) fn ending(&self) -> String {
+        if self.last.is_empty() { String::new() } else { format!("; last log line: {}", self.last) }
     }
 
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -153,7 +153,7 @@ mod tests {
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        assert_eq!(log.last_line(), "last words");
+        assert_eq!(log.ending(), "; last log line: last words");
         assert!(log.fd().is_none());
     }
 }

@@ -44,6 +44,9 @@ pub(crate) struct PersistentState {
     group: Mutex<Option<Arc<SessionGroup>>>,
     /// Its engine processes.
     pub(crate) kill_switch: KillSwitch,
+    /// True if the engine that serves a restored session writes pages of another layout. Counts and trace begin again with the
+    /// next engine.
+    pub(crate) has_new_pages: bool,
 }
 
 impl PersistentState {
@@ -69,13 +72,14 @@ impl PersistentState {
             mounted_at: Mutex::default(),
             group: Mutex::default(),
             kill_switch: KillSwitch::default(),
+            has_new_pages: false,
         })
     }
 
-    /// The state of a restored session.
+    /// The state of a restored session. Pages of a layout that this broker does not read are replaced by empty ones.
     ///
     /// # Errors
-    /// A part is not held, or is not of this version.
+    /// A part is not held.
     pub(crate) fn restored(
         parts: &mut Parts,
         max_inodes: u64,
@@ -85,8 +89,11 @@ impl PersistentState {
     ) -> io::Result<Self> {
         let mut take = |part: Part| parts.remove(&part).ok_or_else(|| missing(part));
         let (counter_page, ledger, trace_file) = (take(Part::Counters)?, take(Part::Ledger)?, take(Part::Trace)?);
-        let (counters, trace) = (Counters::map(&counter_page)?, TraceRing::map(&trace_file)?);
-        hold.account().deposit(Part::Counters, counter_page.clone());
+        let counted = readable(Part::Counters, counter_page, Counters::map, Counters::create)?;
+        let traced = readable(Part::Trace, trace_file, TraceRing::map, TraceRing::create)?;
+        let has_new_pages = counted.is_new || traced.is_new;
+        let (counter_page, counters) = counted.deposited(Part::Counters, &[hold.clone(), hold.account()]);
+        let (trace_file, trace) = traced.deposited(Part::Trace, std::slice::from_ref(&hold));
         let mut files = BTreeMap::new();
         for (part, file) in parts.iter() {
             if let Part::File(handle) = part {
@@ -105,6 +112,7 @@ impl PersistentState {
             mounted_at: Mutex::new(mounted_at),
             group: Mutex::new(group.map(Arc::new)),
             kill_switch: KillSwitch::default(),
+            has_new_pages,
         })
     }
 
@@ -163,6 +171,45 @@ impl PersistentState {
     }
 }
 
+/// A page that this broker reads.
+struct Page<P> {
+    fd: Arc<OwnedFd>,
+    page: P,
+    /// True if it takes the place of a page of another layout.
+    is_new: bool,
+}
+
+/// Maps a page of a restored session, or creates one if the layout of that one is unknown.
+fn readable<P>(
+    part: Part,
+    held: Arc<OwnedFd>,
+    map: impl Fn(&Arc<OwnedFd>) -> io::Result<P>,
+    create: impl Fn() -> io::Result<(OwnedFd, P)>,
+) -> io::Result<Page<P>> {
+    match map(&held) {
+        Ok(page) => Ok(Page { fd: held, page, is_new: false }),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::warn!(%part, %error, "not read; another one takes its place with the next engine");
+            let (fd, page) = create()?;
+            Ok(Page { fd: Arc::new(fd), page, is_new: true })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl<P> Page<P> {
+    /// Deposits the page in these groups, in place of an unreadable one.
+    fn deposited(self, part: Part, holds: &[Hold]) -> (Arc<OwnedFd>, P) {
+        for hold in holds {
+            if self.is_new {
+                hold.remove(part);
+            }
+            hold.deposit(part, self.fd.clone());
+        }
+        (self.fd, self.page)
+    }
+}
+
 /// The error for a descriptor that should be held.
 pub(crate) fn missing(part: Part) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("descriptor {part} is not held"))
@@ -180,6 +227,35 @@ fn new_ledger(max_inodes: u64) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn page_of_another_layout_is_replaced_and_not_read() {
+        let (fd, counters) = Counters::create().unwrap();
+        counters.count_request(1, 0, 1);
+        let restored = |fd: &OwnedFd| {
+            let mut parts = Parts::new();
+            for (part, fd) in [
+                (Part::Counters, fd.try_clone().unwrap()),
+                (Part::Ledger, new_ledger(1).unwrap()),
+                (Part::Trace, TraceRing::create().unwrap().0),
+            ] {
+                parts.insert(part, Arc::new(fd));
+            }
+            let hold = crate::holder::Holder::default().group(crate::holder::names::Group::Session(1));
+            PersistentState::restored(&mut parts, 1, None, None, hold).unwrap()
+        };
+        let same = restored(&fd);
+        assert!(!same.has_new_pages);
+        assert_eq!(same.totals().requests(), 1);
+
+        // As an engine of another release fills a page of its own size.
+        let other = memfd_create("other", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&other, 1 << 20).unwrap();
+        let renewed = restored(&other);
+        assert!(renewed.has_new_pages);
+        assert_eq!(renewed.totals(), Totals::default());
+        assert!(Counters::map(&renewed.counter_page).is_ok(), "the next engine can write it");
+    }
 
     #[test]
     fn ledger_size_is_sealed() {

@@ -159,6 +159,15 @@ fn forbidden(path: &Path, why: &str, remedy: &str) -> Finding {
     finding(Reason::SourceForbidden, format!("source {} {why}", path.display()), remedy)
 }
 
+/// The finding for a source that is released.
+pub(super) fn released(source: &Path) -> Finding {
+    finding(
+        Reason::SourceReleased,
+        format!("source {} is released, so that the host can unmount it", source.display()),
+        "resume it, or wait until its release time ends",
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
 use virtiofs_config::{EngineConfig, Limits, Sandbox};
-use virtiofs_contract::VERSION;
+use virtiofs_contract::Versions;
 use virtiofs_contract::channel::PacketChannel;
 use virtiofs_contract::control::EngineBinary;
 use virtiofs_contract::engine::{FromEngine, Predecessor, ToEngine};
@@ -26,8 +26,9 @@ use super::log::{self, EngineLog};
 use super::mount_point::{self, MountPoint};
 use super::process::{EngineProcess, Purpose, Spawner};
 use super::root::Root;
-use super::source::{SourceLocation, Sources, open_source};
+use super::source::{SourceLocation, Sources, open_source, released};
 use super::start_queue::StartQueue;
+use super::unknown_fields::UnknownFields;
 use crate::engine::fd_stash::StashServer;
 use crate::engine::persistent::{PersistentState, missing};
 use crate::holder::Hold;
@@ -57,6 +58,8 @@ pub(crate) struct Engine {
     pub(crate) control: PacketChannel,
     pub(crate) front_end: FrontEnd,
     pub(crate) log: EngineLog,
+    /// Version of the messages.
+    pub(crate) version: u32,
     pub(crate) config: EngineConfig,
     pub(crate) binary: Option<EngineBinary>,
     pub(crate) preflight: Preflight,
@@ -117,6 +120,8 @@ pub(crate) struct Job {
     pub(crate) predecessor: Predecessor,
     /// Descriptors of the session that outlive the broker.
     pub(crate) hold: Hold,
+    /// Fields of its stored configuration that this broker does not know.
+    pub(crate) unknown: Arc<UnknownFields>,
 }
 
 /// Starts engines.
@@ -178,6 +183,7 @@ impl Starter {
         if persistent.kill_switch.is_thrown() {
             return Err(not_started(&io::Error::other("its session has ended")));
         }
+        job.unknown.check()?;
         let source = open_source(&job.location, &self.sources)?;
         let mounted_at = MountPoint::of(&source);
         mount_point::check(persistent.mounted_at().as_ref(), mounted_at.as_ref())?;
@@ -186,7 +192,8 @@ impl Starter {
         let (listener, connection) = self.connected_pair(serial).map_err(|error| not_started(&error))?;
         let (stash_channel, engine_stash) = bounded_pair().map_err(|error| not_started(&error))?;
         let first = ToEngine::Start {
-            version: VERSION,
+            version: Versions::OURS.oldest,
+            newest: Some(Versions::OURS.newest),
             session: job.session.clone(),
             config: job.config.clone(),
             predecessor: job.predecessor,
@@ -211,13 +218,26 @@ impl Starter {
         // The engine has this end. If it stayed open here, the stash server would not see the engine exit.
         drop(engine_stash);
         let stash = StashServer::start(persistent.stash.clone(), stash_channel).map_err(|error| not_started(&error))?;
-        let preflight = begun.await_ready(&job.session)?;
+        let (preflight, version) = begun.await_ready(&job.session)?;
         let front_end = FrontEnd::new(connection, MESSAGE_DEADLINE).map_err(|error| not_started(&error))?;
         let Begun { process, control, log, .. } = begun;
         persistent.set_mounted_at(mounted_at);
         let (config, generation, binary) = (job.config.clone(), job.generation, process.binary());
         let root = Root::of(&source).ok();
-        Ok(Engine { process, control, front_end, log, config, binary, preflight, root, generation, stash, held })
+        Ok(Engine {
+            process,
+            control,
+            front_end,
+            log,
+            version,
+            config,
+            binary,
+            preflight,
+            root,
+            generation,
+            stash,
+            held,
+        })
     }
 
     /// Runs a preflight, one at a time on each directory. A hung source blocks the first caller for twice
@@ -318,8 +338,10 @@ impl Starter {
 
     /// Starts an engine on an open directory, waits until it is in its sandbox, and ends it.
     pub(crate) fn try_on(&self, source: impl AsFd, path: &Path, config: EngineConfig) -> Result<Preflight, Finding> {
-        let first = ToEngine::Preflight { version: VERSION, config: config.clone() };
-        self.begin(Purpose::Preflight(path.into()), &config, &first, &[source.as_fd()], None)?.await_ready("preflight")
+        let Versions { oldest, newest } = Versions::OURS;
+        let first = ToEngine::Preflight { version: oldest, newest: Some(newest), config: config.clone() };
+        let mut begun = self.begin(Purpose::Preflight(path.into()), &config, &first, &[source.as_fd()], None)?;
+        begun.await_ready("preflight").map(|(preflight, _)| preflight)
     }
 
     /// Gives an engine of an earlier broker its limits again.
@@ -460,9 +482,22 @@ impl Engine {
                 return Err(Box::new(Leftover::new(process, None, held)));
             }
         };
-        let StoredEngine { config, generation, preflight, binary, root, .. } = stored.clone();
+        let StoredEngine { version, config, generation, preflight, binary, root, .. } = stored.clone();
         let root = root.map(Root::from);
-        Ok(Engine { process, control, front_end, log, config, binary, preflight, root, generation, stash, held })
+        Ok(Engine {
+            process,
+            control,
+            front_end,
+            log,
+            version,
+            config,
+            binary,
+            preflight,
+            root,
+            generation,
+            stash,
+            held,
+        })
     }
 
     /// The finding for an engine that has exited.
@@ -475,13 +510,13 @@ impl Engine {
     /// The last line that the engine logged, as the end of a message. Does not wait.
     pub(crate) fn last_line(&mut self, session: &str) -> String {
         self.log.drain(session);
-        last_line(&self.log)
+        self.log.ending()
     }
 }
 
 impl Begun {
-    /// Waits for the engine's first message.
-    fn await_ready(&mut self, session: &str) -> Result<Preflight, Finding> {
+    /// Waits for the engine's first message. Returns the version of the messages too.
+    fn await_ready(&mut self, session: &str) -> Result<(Preflight, u32), Finding> {
         let end = Instant::now() + START_DEADLINE;
         loop {
             let log = self.log.fd();
@@ -503,9 +538,11 @@ impl Begun {
         }
     }
 
-    fn first_message(&mut self, session: &str) -> Result<Preflight, Finding> {
+    fn first_message(&mut self, session: &str) -> Result<(Preflight, u32), Finding> {
         match self.control.receive::<FromEngine>() {
-            Ok((FromEngine::Ready { preflight }, _)) => Ok(self.with_limits(preflight)),
+            Ok((FromEngine::Ready { preflight, version }, _)) => {
+                Ok((self.with_limits(preflight), version.unwrap_or(Versions::OURS.oldest)))
+            }
             Ok((FromEngine::Failed { finding }, _)) => Err(finding),
             Ok((other, _)) => Err(not_started(&io::Error::other(format!("unexpected first message {other:?}")))),
             Err(_) => Err(self.exit_finding(session)),
@@ -531,19 +568,12 @@ impl Begun {
 /// The finding for an engine that has exited.
 fn exited(process: &EngineProcess, log: &EngineLog, ended: Option<String>) -> Finding {
     let how = ended.unwrap_or_else(|| "it closed its control channel".into());
-    let last_line = last_line(log);
+    let last_line = log.ending();
     finding(
         Reason::EngineFailed,
         format!("engine (process {}) exited: {how}{last_line}", process.pid()),
         "see the engine's log lines above",
     )
-}
-
-fn last_line(log: &EngineLog) -> String {
-    match log.last_line() {
-        "" => String::new(),
-        line => format!("; last log line: {line}"),
-    }
 }
 
 /// The finding for an engine that could not be started.
@@ -553,15 +583,6 @@ pub(crate) fn not_started(error: &io::Error) -> Finding {
         format!("the engine could not be started: {error}"),
         "install virtiofs-engine beside virtiofs-broker or name it with --engine, and check the limits of \
          processes and open files",
-    )
-}
-
-/// The finding for a source that is released.
-fn released(source: &Path) -> Finding {
-    finding(
-        Reason::SourceReleased,
-        format!("source {} is released, so that the host can unmount it", source.display()),
-        "resume it, or wait until its release time ends",
     )
 }
 

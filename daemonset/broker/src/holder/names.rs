@@ -167,14 +167,30 @@ pub(crate) fn parse(name: &str) -> Result<(Group, Part), UnknownName> {
 
 #[cfg(test)]
 mod tests {
+    use testkit::layouts::Layouts;
+
     use super::*;
 
-    #[test]
-    fn names_are_parsed_back() {
+    const GROUPS: [Group; 4] = [Group::Broker, Group::Endpoint(3), Group::Session(u64::MAX), Group::Account(3)];
+
+    fn parts() -> Vec<Part> {
         let mut parts: Vec<Part> = PLAIN.iter().map(|(part, _)| *part).collect();
         parts.extend([Part::Descriptor(0), Part::Descriptor(u32::MAX), Part::File(u64::MAX)]);
         parts.extend(OF_ENGINES.map(|(part, _)| Part::Engine(7, part)));
-        for group in [Group::Broker, Group::Endpoint(3), Group::Session(u64::MAX), Group::Account(3)] {
+        parts
+    }
+
+    #[test]
+    fn names_are_those_of_their_version() {
+        let names = GROUPS.map(|group| parts().into_iter().map(|part| name(group, part) + "\n").collect::<String>());
+        let older = Layouts::of(env!("CARGO_MANIFEST_DIR"), "names").check(1, 1, names.concat().as_bytes());
+        assert!(older.is_empty(), "the names of an older version are not tested");
+    }
+
+    #[test]
+    fn names_are_parsed_back() {
+        let parts = parts();
+        for group in GROUPS {
             for part in &parts {
                 let name = name(group, *part);
                 assert_eq!(parse(&name), Ok((group, *part)), "{name}");

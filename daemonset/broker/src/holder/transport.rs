@@ -169,6 +169,8 @@ fn passed_names(environment: &impl Fn(&str) -> Option<String>, own: u32) -> Vec<
 
 #[cfg(test)]
 mod tests {
+    use testkit::layouts::Layouts;
+
     use super::*;
 
     #[test]
@@ -182,6 +184,24 @@ mod tests {
         assert_eq!(names("42", "2", "a.b"), ["a.b", ""]);
         assert_eq!(names("43", "2", "a.b:c"), [""; 0], "another process");
         assert_eq!(names("42", "", ""), [""; 0]);
+    }
+
+    #[test]
+    fn messages_to_the_keeper_are_those_of_their_version() {
+        let (ours, keeper) = UnixDatagram::pair().unwrap();
+        let link = Link { store: ours.into(), watch: None };
+        let fd = tempfile::tempfile().unwrap();
+        link.store("session-1.vmm", fd.as_fd(), false).unwrap();
+        link.store("session-1.vmm", fd.as_fd(), true).unwrap();
+        link.remove("session-1.vmm").unwrap();
+        let received = [(); 3].map(|()| {
+            let mut buffer = [0; 200];
+            let length = keeper.recv(&mut buffer).unwrap();
+            String::from_utf8(buffer[..length].to_vec()).unwrap()
+        });
+        let present = serde_json::to_string(&received).unwrap();
+        let keeper = concat!(env!("CARGO_MANIFEST_DIR"), "/../keeper");
+        Layouts::of(keeper, "to-keeper").check(1, 1, present.as_bytes());
     }
 
     #[test]

@@ -36,6 +36,18 @@ impl<F> Default for SentRing<F> {
     }
 }
 
+#[cfg(test)]
+impl SentState<u32> {
+    /// The state of an engine that serves one ring.
+    pub(crate) fn sample() -> Self {
+        let layout = crate::vhost_user::codec::Layout { guest_addr: 1, size: 2, user_addr: 3, offset: 4 };
+        let address = RingAddress { descriptors: 5, used: 6, available: 7 };
+        let running = Some(RingStart { size: 8, address, kick: 2, call: Some(3), err: Some(4) });
+        let rings = [SentRing { running, enabled: true }, SentRing::default()];
+        SentState { negotiated: true, features: Some(9), regions: vec![Region { layout, file: 1 }], rings }
+    }
+}
+
 /// Everything about a ring that an engine needs to serve it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RingStart<F> {

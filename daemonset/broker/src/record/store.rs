@@ -161,15 +161,107 @@ pub(crate) fn with_descriptors<F>(
 
 #[cfg(test)]
 mod tests {
+    use virtiofs_contract::control::ReplacementOutcome;
+
     use super::super::Ring;
     use super::*;
-    use crate::vhost_user::codec::{Layout, Region};
+    use crate::control_group::{Controller, Written};
+    use crate::engine::unknown_fields;
+    use crate::state_file::{StateFile, check_layout, file_of};
+    use crate::vhost_user::codec::{Layout, Region, Reply, ReplyValue, RingAddress};
+
+    #[test]
+    fn sessions_are_stored_in_the_layout_of_their_version() {
+        check_layout("session", &sample());
+    }
+
+    #[test]
+    fn session_of_a_newer_broker_is_read_and_what_restricts_it_is_named() {
+        let mut newer = serde_json::to_value(sample()).unwrap();
+        newer["new"] = serde_json::json!({"any": [1]});
+        newer["record"]["rings"][0]["new"] = 1.into();
+        newer["rings"]["Engine"]["preflight"]["new"] = 2.into();
+        newer["progress"]["desired"]["config"]["noLinks"] = true.into();
+        newer["progress"]["desired"]["config"]["limits"]["files"] = 3.into();
+        let (_, read, unknown) = StateFile::<Stored>::open_newer(file_of(&newer)).unwrap();
+        assert_eq!(read, sample());
+        assert_eq!(unknown.len(), 5, "{unknown:?}");
+        let mut restricting = unknown_fields::of_session(unknown);
+        restricting.sort();
+        assert_eq!(restricting, ["progress.desired.config.limits.files", "progress.desired.config.noLinks"]);
+    }
+
+    fn layout() -> Layout {
+        Layout { guest_addr: 0, size: 1 << 30, user_addr: 0x7f00_0000_0000, offset: 4096 }
+    }
+
+    /// A session with all fields set.
+    fn sample() -> Stored {
+        let address = Some(RingAddress { descriptors: 0x7f00_0000_1000, used: 0x7f00_0000_2000, available: 3 });
+        let (enabled, started, served) = (true, true, true);
+        let (kick, call, err) = (Some(2), Some(3), Some(4));
+        let ring = Ring { size: 1024, base: 7, address, kick, call, err, enabled, started, served };
+        let record = SessionRecord {
+            features: Some(1 << 32),
+            protocol_features: 8,
+            regions: vec![Region { layout: layout(), file: 1 }],
+            rings: [ring, Ring::default()],
+            reset_owed: true,
+            reply_owed: Some(Reply { request: 11, value: ReplyValue::Vring { ring: 0, base: 7 } }),
+        };
+        let config = || EngineConfig::stock(virtiofs_config::Access::ReadWrite);
+        let revision = |generation| StoredRevision { config: config(), generation };
+        let mut replacements = Replacements::default();
+        replacements.hand_overs.record(1_000_000);
+        let written = Written {
+            controller: Controller::Cpu,
+            file: "cpu.max".into(),
+            value: "50000 100000".into(),
+            shown: "50000 100000".into(),
+        };
+        let engine = StoredEngine {
+            serial: 5,
+            version: 4,
+            config: config(),
+            generation: 6,
+            preflight: virtiofs_client::fixtures::preflight(vec![virtiofs_client::fixtures::finding()]),
+            binary: Some(EngineBinary { inode: 8, size: 9, modified: 10 }),
+            root: Some(StoredRoot { mount: 11, device: (12, 13), inode: 14 }),
+            groups: vec![Group { path: "/sys/fs/cgroup/engine-5".into(), written: vec![written] }],
+            sent: SentState::sample(),
+        };
+        let finding = Some(virtiofs_client::fixtures::finding());
+        let last_replacement =
+            Some(LastReplacement { at: 15, outcome: ReplacementOutcome::Aborted, pause_ns: 16, finding });
+        Stored {
+            session: "data-1".into(),
+            endpoint: "data".into(),
+            vmm_pid: 17,
+            connected_at: 18,
+            max_inodes: 19,
+            record,
+            message: MessageState::Applied { length: 20, base_of: Some(1) },
+            rings: RingOwner::Engine(Box::new(engine)),
+            progress: Progress {
+                begun: true,
+                has_served: true,
+                desired: revision(7),
+                active: Some(revision(6)),
+                predecessor: Predecessor::Faulted,
+                engines_started: 21,
+                engines_served: 22,
+                replacements,
+                last_replacement,
+                mounted_at: Some("/srv".into()),
+                group: Some("/sys/fs/cgroup/session-1".into()),
+            },
+        }
+    }
 
     #[test]
     fn descriptors_take_the_place_of_their_numbers() {
-        let layout = Layout { guest_addr: 0, size: 1 << 30, user_addr: 0x7f00_0000_0000, offset: 4096 };
         let ring = Ring { kick: Some(2), call: Some(3), ..Ring::default() };
-        let regions = vec![Region { layout, file: 1 }];
+        let regions = vec![Region { layout: layout(), file: 1 }];
         let record = SessionRecord { regions, rings: [ring, Ring::default()], ..SessionRecord::default() };
         let restored = with_descriptors(&record, |number| Some(format!("fd {number}"))).unwrap();
         assert_eq!(restored.regions[0].file, "fd 1");

@@ -20,6 +20,7 @@ use crate::engine::mount_point::MountPoint;
 use crate::engine::persistent::{PersistentState, missing};
 use crate::engine::process::{EngineProcess, ProcessTable, Purpose};
 use crate::engine::start::{Engine, HeldEngine, Leftover, hang_up};
+use crate::engine::unknown_fields;
 use crate::holder::Parts;
 use crate::holder::names::{EnginePart, Part};
 use crate::holder::restore::{Condition, Found, OutOfReach, Rings, Verdict, decide};
@@ -31,7 +32,7 @@ use crate::record::transition::{Violation, check};
 use crate::state_file::{StateFile, StateFileError};
 use crate::vhost_user::pipe::Pipe;
 use crate::vhost_user::socket::VmmSocket;
-use virtiofs_contract::VERSION;
+use virtiofs_contract::Versions;
 use virtiofs_contract::channel::PacketChannel;
 
 /// Reason why a session cannot be restored and is lost.
@@ -64,6 +65,8 @@ impl From<OutOfReach> for RestoreError {
 pub(crate) struct Restoring {
     file: StateFile<Stored>,
     pub(crate) stored: Stored,
+    /// Fields of its configurations that this broker does not know.
+    pub(crate) unknown: Vec<String>,
     parts: Parts,
 }
 
@@ -77,8 +80,8 @@ impl Restoring {
     /// Reads the record of a session.
     pub(crate) fn read(mut parts: Parts) -> Result<Self, RestoreError> {
         let record = parts.remove(&Part::Record).ok_or_else(|| missing(Part::Record))?;
-        let (file, stored) = StateFile::open(record.try_clone()?)?;
-        Ok(Restoring { file, stored, parts })
+        let (file, stored, unknown) = StateFile::open_newer(record.try_clone()?)?;
+        Ok(Restoring { file, stored, unknown: unknown_fields::of_session(unknown), parts })
     }
 
     /// Rebuilds the session. Everything is checked as if a VMM had just sent it.
@@ -89,7 +92,7 @@ impl Restoring {
         account: &Arc<Account>,
         (sender, commands): (Sender<Command>, Receiver<Command>),
     ) -> Result<(Session, Arc<Shared>), RestoreError> {
-        let Restoring { file, stored, mut parts } = self;
+        let Restoring { file, stored, mut parts, .. } = self;
         let hold = service.hold.clone();
         hold.account().deposit_copy(Part::Record, &file)?;
         let vmm = restore_vmm(&mut parts, account)?;
@@ -164,8 +167,9 @@ fn restore_engines(
         persistent.kill_switch.add(pidfd)?;
     }
     let found = |(serial, remnant): (&u64, &Remnant)| {
-        // The replies of an engine of another release are unknown. It is replaced.
-        let speaks = known_engine.is_none_or(|engine| engine.serial != *serial || engine.version == VERSION);
+        // The messages of another version are unknown. Such an engine is replaced.
+        let of_ours = |engine: &StoredEngine| Versions::OURS.include(engine.version);
+        let speaks = known_engine.is_none_or(|engine| engine.serial != *serial || of_ours(engine));
         let condition = match remnant.condition() {
             Condition::Running if !speaks => Condition::Unusable,
             condition => condition,

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +17,6 @@ use crate::engine::source::SourceLocation;
 use crate::engine::start::{Starter, not_started};
 use crate::holder::endpoint_states;
 use crate::readiness::{Readiness, Role};
-use crate::state_file::StateFile;
 
 /// Interval at which engines are tried that were configured since.
 const TRY_MORE: Duration = Duration::from_secs(10);
@@ -66,7 +64,7 @@ impl Trial {
         let states = endpoint_states(&self.keeper).map_err(at_keeper)?;
         let mut served = HashSet::new();
         for state in states {
-            served.extend(read(state)?);
+            served.extend(StoredEndpoint::read_served(state)?);
         }
         if served.is_empty() {
             return self.try_binary().map_err(|finding| finding.to_string());
@@ -98,14 +96,6 @@ impl Trial {
     fn try_binary(&self) -> Result<(), Finding> {
         let directory = File::open(&self.runtime_dir).map_err(|error| not_started(&error))?;
         self.starter.try_on(&directory, &self.runtime_dir, EngineConfig::stock(Access::ReadOnly)).map(drop)
-    }
-}
-
-/// Reads the state of an endpoint. None: its source is released, and a trial would use it.
-fn read(state: OwnedFd) -> Result<Option<Served>, String> {
-    match StateFile::<StoredEndpoint>::open(state) {
-        Ok((_, endpoint)) => Ok(endpoint.served()),
-        Err(error) => Err(format!("this broker cannot read the state of an endpoint: {error}")),
     }
 }
 

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use testkit::guest::{Guest, GuestConfig};
 use virtiofs_config::{Access, EngineConfig};
-use virtiofs_contract::VERSION;
 use virtiofs_contract::channel::FramedStream;
 use virtiofs_contract::control::{
     Endpoint, EndpointKind, EndpointStatus, PendingHandOver, Request, Response, SessionState, SessionStatus,
@@ -284,7 +283,7 @@ impl Broker {
 
     pub(crate) fn control(&self) -> Control {
         let mut control = Control(FramedStream::new(UnixStream::connect(self.control_path()).unwrap()));
-        let welcome = control.request(&Request::Hello { version: VERSION });
+        let welcome = control.request(&Request::hello());
         assert!(matches!(welcome, Response::Welcome { .. }), "{welcome:?}");
         control
     }

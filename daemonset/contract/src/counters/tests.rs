@@ -113,3 +113,27 @@ fn sums_merge_operations_in_order() {
     assert_eq!(opcodes, [(1, 1), (15, 2)]);
     assert_eq!(sum.errors(), 1);
 }
+
+#[test]
+fn page_of_another_layout_is_not_readable() {
+    let (fd, counters) = Counters::create().unwrap();
+    counters.count_read(4096);
+    let file = File::from(fd.try_clone().unwrap());
+    // As a program without a layout word creates it.
+    file.write_all_at(&[0; 8], LAYOUT_AT).unwrap();
+    assert_eq!(Counters::map(&fd).unwrap().totals().bytes_read, 4096);
+    // Of the same size, with the fields in another order.
+    file.write_all_at(&(LAYOUT + 1).to_le_bytes(), LAYOUT_AT).unwrap();
+    let error = Counters::map(&fd).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert!(error.to_string().contains("layout 2; this program reads layout 1"), "{error}");
+}
+
+#[test]
+fn layout_is_not_counted_as_an_operation() {
+    let (_fd, counters) = Counters::create().unwrap();
+    assert_eq!(counters.totals(), Totals::default());
+    counters.count_request(OPERATIONS as u32 - 1, 0, 1);
+    assert_eq!(counters.totals().operations[0].opcode, 0);
+    assert_eq!(counters.page().head.layout.load(Relaxed), LAYOUT);
+}

@@ -16,7 +16,7 @@ use super::*;
 /// The ring of the requests in these tests.
 const RING: usize = 0;
 
-fn memory() -> OwnedFd {
+pub(super) fn memory() -> OwnedFd {
     memory_of(16 << 20)
 }
 
@@ -53,14 +53,14 @@ type Seen = (u64, u64, BTreeSet<(u64, Vec<u8>)>);
 
 /// The content of a ledger, as far as a guest can notice.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Picture {
+pub(super) struct Picture {
     /// By node id.
     nodes: BTreeMap<u64, Seen>,
     handles: BTreeMap<u64, (u64, u32)>,
 }
 
 /// Reads the content, and checks every structure against the others.
-fn picture(ledger: &Ledger) -> Picture {
+pub(super) fn picture(ledger: &Ledger) -> Picture {
     let change = Change::new(&ledger.words);
     let mut picture = Picture::default();
     let mut children: BTreeMap<Slot, u32> = BTreeMap::new();

@@ -161,7 +161,7 @@ impl Engine {
         let listener = UnixListener::bind(directory.path().join("vu.sock")).unwrap();
         let counters = Counters::map(&session.page).unwrap();
         let (process, control) = spawn(die_at);
-        let start = ToEngine::Start { version: VERSION, session: "test".into(), config, predecessor };
+        let start = ToEngine::Start { version: VERSION, newest: None, session: "test".into(), config, predecessor };
         let (source, (stash, thread)) = (open_path(source), session.stash_channel());
         let (page, ledger, trace) = (session.page.as_fd(), session.ledger.as_fd(), session.trace.as_fd());
         control.send(&start, &[source.as_fd(), listener.as_fd(), page, ledger, stash.as_fd(), trace]).unwrap();
@@ -169,7 +169,7 @@ impl Engine {
         let (preflight, stash) = (no_preflight(), Some(thread));
         let mut engine = Engine { process, session, control, counters, preflight, stash, directory };
         match engine.control.receive::<FromEngine>().unwrap().0 {
-            FromEngine::Ready { preflight } => {
+            FromEngine::Ready { preflight, .. } => {
                 engine.preflight = preflight;
                 Ok(engine)
             }
@@ -233,11 +233,13 @@ impl Drop for Engine {
 /// The preflight of an engine.
 pub(crate) fn preflight(source: &Path, config: EngineConfig) -> Result<Preflight, Finding> {
     let (mut process, control) = spawn(None);
-    control.send(&ToEngine::Preflight { version: VERSION, config }, &[open_path(source).as_fd()]).unwrap();
+    control
+        .send(&ToEngine::Preflight { version: VERSION, newest: None, config }, &[open_path(source).as_fd()])
+        .unwrap();
     let answer = control.receive::<FromEngine>().unwrap().0;
     process.wait().unwrap();
     match answer {
-        FromEngine::Ready { preflight } => Ok(preflight),
+        FromEngine::Ready { preflight, .. } => Ok(preflight),
         FromEngine::Failed { finding } => Err(finding),
         other => panic!("{other:?} instead of Ready"),
     }

@@ -29,6 +29,7 @@ impl Active {
             generation,
             predecessor: policy::predecessor_of_next(self.serving().is_some(), common.history.predecessor),
             hold: common.service.hold.clone(),
+            unknown: common.service.unknown.clone(),
         };
         let mounts = common.persistent.mounts();
         let starter = common.service.starter.clone();
