@@ -13,6 +13,7 @@ mod directory;
 mod empty;
 mod identity;
 mod limits;
+mod loss_events;
 mod node;
 mod publish;
 mod registration;
@@ -37,6 +38,7 @@ use crate::kubernetes::Exports;
 use crate::model::pass::Pass;
 use identity::Identity;
 pub(crate) use limits::VolumeLimits;
+use loss_events::LossEvents;
 use node::Node;
 use publish::Publisher;
 use registration::Registration;
@@ -85,6 +87,8 @@ impl Plugin {
             busy: publish::Busy::default(),
         });
         tokio::spawn(sweep::run(publisher.clone()));
+        let events = LossEvents::new(self.client.clone(), &self.node, self.registry.clone());
+        tokio::spawn(events.run(self.passes.clone()));
         let (_csi, incoming) = Bound::at(&self.kubelet.plugin().join("csi.sock"))?;
         let node = Node { name: self.node.clone(), publisher };
         let server = Server::builder()

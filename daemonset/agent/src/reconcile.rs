@@ -125,6 +125,7 @@ impl Loop {
             at: Some(begun),
             amended: amended(declared, &desired),
             volumes: volumes::states(&self.observed, &report),
+            losses: self.observed.losses.clone(),
             spaces: self.observed.spaces(),
             report,
             endpoints: status.map(|status| status.endpoints.into()),

@@ -15,8 +15,8 @@ use virtiofs_csi::v1::identity_client::IdentityClient;
 use virtiofs_csi::v1::node_client::NodeClient;
 use virtiofs_csi::v1::volume_capability::{AccessType, MountVolume};
 use virtiofs_csi::v1::{
-    GetPluginInfoRequest, NodeGetVolumeStatsRequest, NodePublishVolumeRequest, NodeUnpublishVolumeRequest,
-    VolumeCapability, VolumeUsage,
+    GetPluginInfoRequest, NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
+    NodeUnpublishVolumeRequest, VolumeCapability,
 };
 
 pub(crate) const DRIVER: &str = "csi.virtiofs.dev";
@@ -144,14 +144,14 @@ impl Kubelet {
         Ok(self.runtime.block_on(client.node_unpublish_volume(request)).map(drop))
     }
 
-    pub(crate) fn stats(&self, pod: &Pod) -> Result<Result<Vec<VolumeUsage>, Status>> {
+    pub(crate) fn stats(&self, pod: &Pod) -> Result<Result<NodeGetVolumeStatsResponse, Status>> {
         let request = NodeGetVolumeStatsRequest {
             volume_id: format!("csi-{}", pod.name),
             volume_path: self.target(pod).display().to_string(),
         };
         let mut client = NodeClient::new(self.channel(&self.csi_socket())?);
         let answer = self.runtime.block_on(client.node_get_volume_stats(request));
-        Ok(answer.map(|answer| answer.into_inner().usage))
+        Ok(answer.map(tonic::Response::into_inner))
     }
 }
 

@@ -48,6 +48,20 @@ pub(crate) fn an_agent_writes_exports_of_its_own_node_only(world: &mut World) ->
     ] {
         refused(what, agent.run(&arguments), "orbidden")?;
     }
+    let report = |node: &str, controller: &str| {
+        let event = json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event",
+            "metadata": {"generateName": "loss-", "namespace": "default"},
+            "regarding": {"apiVersion": "v1", "kind": "Pod", "name": "any", "namespace": "default"},
+            "type": "Warning", "reason": "SessionLost", "action": "RestoreSession", "note": "any",
+            "reportingController": controller, "reportingInstance": node, "eventTime": "2026-01-01T00:00:00.000000Z",
+        });
+        agent.run_with(&["create", "--validate=false", "-f", "-"], &event.to_string())
+    };
+    report("p1", "virtiofs-agent").context("an Event of its own")?;
+    for (node, controller) in [("p2", "virtiofs-agent"), ("p1", "kubelet")] {
+        refused("an Event in the name of another", report(node, controller), "must name it as its reporter")?;
+    }
     let share = world.until_share("mine", "counted", |share| share["status"]["sessions"] == 1)?;
     ensure!(share["spec"]["access"] == "ReadOnly", "{share:#}");
     Ok(())

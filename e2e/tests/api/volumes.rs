@@ -151,8 +151,11 @@ pub(crate) fn a_pod_gets_a_share_and_leaves_nothing(world: &mut World) -> Result
     stage.publish(&pod)?;
     ensure!(stage.inode(&pod)? == bound, "the socket was bound again");
     hello(&guest)?;
-    let room = stage.kubelet.stats(&pod)??;
-    ensure!(room.len() == 2 && room[0].total > 0, "{room:?}");
+    let stats = stage.kubelet.stats(&pod)??;
+    let file_system = nix::sys::statvfs::statvfs(&stage.daemons.source("images")?)?;
+    let bytes = i64::try_from(file_system.blocks() * file_system.fragment_size())?;
+    ensure!(stats.usage.len() == 2 && stats.usage[0].total == bytes, "{bytes}: {stats:?}");
+    ensure!(stats.volume_condition.as_ref().is_some_and(|it| !it.abnormal), "{stats:?}");
 
     // A directory of the share, and a group of the pod.
     fs::create_dir(stage.daemons.source("images")?.join("below"))?;
@@ -234,7 +237,49 @@ pub(crate) fn denied_pods_get_a_reason_and_the_share_an_event(world: &mut World)
     world.admin().run(&["delete", "namespace", "strangers", "--wait=false"]).map(drop)
 }
 
+/// Condition of a volume, with its message.
+fn condition(stage: &Stage, pod: &Pod) -> Result<Option<(bool, String)>> {
+    let condition = stage.kubelet.stats(pod)?.ok().and_then(|stats| stats.volume_condition);
+    Ok(condition.map(|it| (it.abnormal, it.message)))
+}
+
+/// A lost session is an Event of its pod, once, and the condition of its volume. Other pods are not affected.
+fn the_loss_is_reported(stage: &mut Stage, world: &World, pod: &Pod, other: &Pod) -> Result<()> {
+    let abnormal = |stage: &Stage| {
+        wait_for("the volume to be abnormal", || Ok(condition(stage, pod)?.filter(|(abnormal, _)| *abnormal)))
+    };
+    let (_, message) = abnormal(stage)?;
+    ensure!(message.starts_with("SessionLost: session kept."), "{message}");
+    ensure!(condition(stage, other)?.is_some_and(|(abnormal, _)| !abnormal), "a volume without a VM is abnormal");
+    let losses = || -> Result<Vec<Value>> {
+        let events = world.admin().list("events", &["-n", "vms"])?;
+        Ok(events.into_iter().filter(|it| it["reason"] == "SessionLost").collect())
+    };
+    let event = |stage: &Stage| until("an Event of the pod", || stage.daemons.log_tail(), || Ok(losses()?.pop()));
+    let found = event(stage)?;
+    let object = &found["involvedObject"];
+    ensure!(object["kind"] == "Pod" && object["name"] == *pod.name && object["uid"] == *pod.uid, "{found:#}");
+    ensure!(found["type"] == "Warning" && found["source"]["host"] != "", "{found:#}");
+    let message = found["message"].as_str().unwrap_or_default();
+    ensure!(
+        message.contains(NODE) && message.contains("share kept") && message.contains("restart the VM"),
+        "{message}"
+    );
+    println!("{message}");
+
+    // The next agent finds the loss too, and reports it once.
+    stage.daemons.kill_agent()?;
+    stage.daemons.start_agent()?;
+    stage.kubelet.register(world.admin(), NODE)?;
+    abnormal(stage)?;
+    event(stage)?;
+    ensure!(losses()?.len() == 1, "{:#?}", losses()?);
+    Ok(())
+}
+
 pub(crate) fn volumes_survive_crashes(world: &mut World) -> Result<()> {
+    // Events of pods are in their namespace.
+    world.admin().apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "vms"}}))?;
     let mut stage = Stage::set(world, "kept", json!({}))?;
     let (stays, goes, lost) = (stage.pod("a"), stage.pod("b"), stage.pod("c"));
     for pod in [&stays, &goes, &lost] {
@@ -245,12 +290,20 @@ pub(crate) fn volumes_survive_crashes(world: &mut World) -> Result<()> {
 
     // A killed broker loses its sessions. The next one has the same volumes in the same directories.
     stage.daemons.kill_broker()?;
-    drop(guest);
     stage.daemons.start_broker()?;
     for pod in [&stays, &goes, &lost] {
         stage.publish(pod)?;
+    }
+    the_loss_is_reported(&mut stage, world, &stays, &goes)?;
+    drop(guest);
+    for pod in [&stays, &goes, &lost] {
         hello(&stage.boot(pod)?)?;
     }
+    let restarted = stage.boot(&stays)?;
+    wait_for("the volume to be normal: its VM was restarted", || {
+        Ok(condition(&stage, &stays)?.filter(|(abnormal, _)| !abnormal))
+    })?;
+    drop(restarted);
 
     // The node reboots: nothing runs, and the runtime directory is empty. One pod was deleted meanwhile, and the
     // directory of another one was removed.
@@ -301,7 +354,8 @@ pub(crate) fn volumes_survive_crashes(world: &mut World) -> Result<()> {
     if world.operator()?.ended()?.is_some() {
         world.ready()?;
     }
-    world.until_share("kept", "gone", Value::is_null).map(drop)
+    world.until_share("kept", "gone", Value::is_null)?;
+    world.admin().run(&["delete", "namespace", "vms", "--wait=false"]).map(drop)
 }
 
 pub(crate) fn the_driver_stays_registered(world: &mut World) -> Result<()> {

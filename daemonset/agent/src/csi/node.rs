@@ -55,11 +55,13 @@ impl node_server::Node for Node {
             Status::not_found(format!("volume {} is not published at {}", request.volume_id, request.volume_path))
         })?;
         // From the last pass: the source may hang, so it is not read now.
-        let space = self.publisher.passes.borrow().spaces.get(&volume.share).copied();
-        let usage = stats::usage(space).ok_or_else(|| {
+        let pass = self.publisher.passes.borrow();
+        let usage = stats::usage(pass.spaces.get(&volume.share).copied()).ok_or_else(|| {
             Status::unavailable(format!("the space of share {} is unknown at the moment", volume.share))
         })?;
-        Ok(Response::new(NodeGetVolumeStatsResponse { usage }))
+        let endpoint = volume.endpoint_name();
+        let condition = stats::condition(pass.losses.unresolved(&endpoint), pass.volumes.get(&endpoint));
+        Ok(Response::new(NodeGetVolumeStatsResponse { usage, volume_condition: Some(condition) }))
     }
 
     async fn node_get_capabilities(
@@ -68,8 +70,9 @@ impl node_server::Node for Node {
     ) -> Result<Response<NodeGetCapabilitiesResponse>, Status> {
         let capability =
             |kind: rpc::Type| NodeServiceCapability { r#type: Some(Type::Rpc(Rpc { r#type: kind.into() })) };
-        let capabilities = [rpc::Type::GetVolumeStats, rpc::Type::VolumeMountGroup].map(capability).to_vec();
-        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities }))
+        let capabilities =
+            [rpc::Type::GetVolumeStats, rpc::Type::VolumeCondition, rpc::Type::VolumeMountGroup].map(capability);
+        Ok(Response::new(NodeGetCapabilitiesResponse { capabilities: capabilities.to_vec() }))
     }
 
     async fn node_get_info(&self, _: Request<NodeGetInfoRequest>) -> Result<Response<NodeGetInfoResponse>, Status> {

@@ -24,6 +24,8 @@ pub(crate) struct Loss {
     at: Instant,
     /// True if the broker lists it.
     listed: bool,
+    /// True if a VM has connected to the endpoint since.
+    superseded: bool,
 }
 
 impl Losses {
@@ -46,7 +48,12 @@ impl Losses {
             let age = Duration::from_secs(unix.saturating_sub(session.at));
             let at = now.checked_sub(age).unwrap_or(now);
             let losses = self.by_endpoint.entry(name.clone()).or_default();
-            losses.entry(session.clone()).or_insert(Loss { at, listed: true }).listed = true;
+            losses.entry(session.clone()).or_insert(Loss { at, listed: true, superseded: false }).listed = true;
+        }
+        let Some(losses) = self.by_endpoint.get_mut(name) else { return };
+        let latest = status.sessions.iter().map(|it| it.connected_at).max();
+        for (session, loss) in losses {
+            loss.superseded |= latest.is_some_and(|connected| connected >= session.at);
         }
     }
 
@@ -58,6 +65,12 @@ impl Losses {
         sessions.sort();
         sessions
     }
+
+    /// The last session that an endpoint lost and that no later VM has replaced: a guest hangs.
+    pub(crate) fn unresolved(&self, endpoint: &str) -> Option<&LostSession> {
+        let losses = self.by_endpoint.get(endpoint)?;
+        losses.iter().filter(|(_, loss)| !loss.superseded).map(|(session, _)| session).next_back()
+    }
 }
 
 impl Loss {
@@ -68,7 +81,8 @@ impl Loss {
 
 #[cfg(test)]
 mod tests {
-    use virtiofs_client::fixtures::{endpoint, listening, status};
+    use virtiofs_client::fixtures::{endpoint, listening, session, status};
+    use virtiofs_contract::control::SessionStatus;
 
     use super::*;
 
@@ -108,5 +122,24 @@ mod tests {
         let recent: Vec<_> = losses.recent(now, |_| true).into_iter().map(|it| it.session.as_str()).collect();
         assert_eq!(recent, ["a-1", "a-2"], "a-0 was lost an hour ago; the clock was set back after a-2");
         assert_eq!(losses.recent(now, |name| name == "b"), Vec::<&LostSession>::new());
+    }
+
+    #[test]
+    fn a_loss_is_unresolved_until_a_vm_connects() {
+        let (now, mut losses) = (Instant::now(), Losses::default());
+        let mut unresolved = |sessions, lost| {
+            let endpoint = EndpointStatus { sessions, lost, ..listening(endpoint("a")) };
+            losses.update(now, 100, &status(1, vec![endpoint]));
+            losses.unresolved("a").map(|it| it.session.clone())
+        };
+        let connected = |at| vec![SessionStatus { connected_at: at, ..session("a-9") }];
+        let first = vec![lost(100, "a-1")];
+        assert_eq!(unresolved(vec![], vec![]), None);
+        assert_eq!(unresolved(vec![], first.clone()).as_deref(), Some("a-1"));
+        assert_eq!(unresolved(connected(99), first.clone()).as_deref(), Some("a-1"), "another VM, which was restored");
+        assert_eq!(unresolved(connected(100), first.clone()), None);
+        assert_eq!(unresolved(vec![], first), None, "its VM has ended");
+        let second = vec![lost(100, "a-1"), lost(200, "a-9")];
+        assert_eq!(unresolved(vec![], second).as_deref(), Some("a-9"));
     }
 }

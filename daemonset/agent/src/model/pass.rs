@@ -9,6 +9,7 @@ use virtiofs_client::totals::ShareTotals;
 use virtiofs_config::EngineConfig;
 use virtiofs_contract::control::EndpointStatus;
 
+use super::losses::Losses;
 use super::source::Space;
 use super::volume::VolumeState;
 
@@ -27,6 +28,8 @@ pub(crate) struct Pass {
     pub(crate) amended: BTreeMap<String, Amended>,
     /// State of volumes' endpoints, by name.
     pub(crate) volumes: BTreeMap<String, VolumeState>,
+    /// Lost sessions.
+    pub(crate) losses: Losses,
     /// Space of the file systems of shares, as far as known.
     pub(crate) spaces: BTreeMap<String, Space>,
 }
