@@ -21,7 +21,7 @@ export RUST_LIB_BACKTRACE := 0
 export VIRTIOFS_SKIPPED := $(CURDIR)/target/skipped-tests
 
 .NOTPARALLEL:
-.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image packages book podman libvirt api node host scale build check words kills test guest rules demo bench chaos fuzz generate
+.PHONY: help api-oldest advisories forget-skips setup setup-build setup-go tools-node tools-kubernetes image packages book podman libvirt api node host scale build check words kills test guest rules demo upgrade bench chaos fuzz generate
 
 help: ## lists these tasks
 	@sed -n 's/^\([a-z0-9.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 25
@@ -160,6 +160,13 @@ demo: setup build ## a share, a VM at work on it; engines, broker and agent kill
 	$(call STEP,demo)
 	@cargo build $(LOCKED) -q -p e2e --bin demo
 	@exec target/debug/demo $(if $(SHARE),--share '$(SHARE)')
+
+upgrade: setup ## rolls agent, broker and engine from another commit to this tree and back, in every order, under a guest; FROM=COMMIT; UPGRADE=--forward for one direction
+	$(call STEP,upgrade)
+	@cargo build $(LOCKED) -q -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofsctl
+	@cargo build $(LOCKED) -q -p e2e --bin upgrade
+	@other=$$($(SETUP)/other-release.sh '$(FROM)') && \
+	    exec target/debug/upgrade --other "$$other" --present target/debug $(UPGRADE)
 
 bench: setup build ## all figures (6 minutes): tables and target/bench/report.json; BENCH=--quick for a short run
 	$(call STEP,bench)

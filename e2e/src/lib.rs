@@ -24,5 +24,6 @@ mod services;
 pub mod stock;
 pub mod suite;
 pub mod tree;
+pub mod upgrade;
 
 pub use channel::Output;

@@ -108,6 +108,15 @@ impl Node {
         Ok(Self { agent, services, agents: 1, binary, ctl, metrics, dir })
     }
 
+    /// Kills the agent, which is a service beside the broker, and starts one from another binary.
+    ///
+    /// # Errors
+    /// As [`Node::kill_agent`].
+    pub(crate) fn replace_agent(&mut self, binary: PathBuf) -> Result<()> {
+        self.binary = binary;
+        self.kill_agent()
+    }
+
     /// Kills the agent, which is a service beside the broker, and starts another one.
     ///
     /// # Errors
