@@ -18,7 +18,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time limit for a server to end after SIGTERM.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval between two polls.
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// SO_ACCEPTCON in the flags column of /proc/net/unix: the socket is listening.
 const ACCEPTS: u32 = 1 << 16;
 

@@ -21,6 +21,8 @@ pub(crate) struct Figure {
 pub(crate) enum Target {
     /// At least this multiple of the peer's value.
     Ratio(f64),
+    /// At most this multiple of the peer's value.
+    RatioAtMost(f64),
     /// At most this value.
     AtMost(f64),
 }
@@ -45,6 +47,7 @@ impl Figure {
     pub(crate) fn missed_target(&self) -> Option<Target> {
         self.target.filter(|target| match target {
             Target::Ratio(least) => self.ratio.is_none_or(|ratio| ratio < *least),
+            Target::RatioAtMost(most) => self.ratio.is_none_or(|ratio| ratio > *most),
             Target::AtMost(most) => self.value > *most,
         })
     }
@@ -54,6 +57,7 @@ impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ratio(least) => write!(f, "at least {least} times the peer"),
+            Self::RatioAtMost(most) => write!(f, "at most {most} times the peer"),
             Self::AtMost(most) => write!(f, "at most {most}"),
         }
     }
@@ -72,5 +76,8 @@ mod tests {
         assert_eq!(figure(9.0).beside(Some(9.0)).with_target(Target::Ratio(1.0)).missed_target(), None);
         assert!(figure(9.0).beside(Some(10.0)).with_target(Target::Ratio(1.0)).missed_target().is_some());
         assert!(figure(9.0).with_target(Target::Ratio(1.0)).missed_target().is_some(), "no peer, no ratio");
+        let limit = Target::RatioAtMost(1.5);
+        assert_eq!(figure(15.0).beside(Some(10.0)).with_target(limit).missed_target(), None);
+        assert!(figure(15.1).beside(Some(10.0)).with_target(limit).missed_target().is_some());
     }
 }

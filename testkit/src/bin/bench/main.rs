@@ -1,6 +1,7 @@
 //! The benchmark: throughput through the ring compared with stock virtiofsd 1.14 (same run, host directory and options,
 //! rounds interleaved A B A B); missing names; the pauses of a guest whose engine is replaced or killed, compared with
-//! the library's own state transfer; the ledger's size. Prints tables and writes a report for CI.
+//! the library's own state transfer; the ledger's size; start-up and memory of virtiofsd-live. Prints tables and writes a
+//! report for CI.
 //!
 //! With `--syscalls` it prints the system calls of each operation instead, of both servers, counted by strace.
 
@@ -16,6 +17,7 @@ mod pauses;
 mod quantiles;
 mod report;
 mod rounds;
+mod start;
 mod syscalls;
 mod system;
 mod transfer;
@@ -45,6 +47,9 @@ fn main() -> anyhow::Result<()> {
     }
     if options.wants("detection") {
         figures.extend(detection::measure(&options, &material, work.path()).context("detection")?);
+    }
+    if options.wants("start") {
+        figures.extend(start::measure(&options, &material, work.path()).context("virtiofsd-live")?);
     }
     if options.wants("pauses") {
         figures.extend(pauses::measure(&options).context("pauses")?);

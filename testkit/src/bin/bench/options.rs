@@ -78,6 +78,9 @@ pub(crate) struct Arguments {
     /// Path of the broker; by default the one in the directory of this program
     #[arg(long, value_name = "PATH")]
     broker: Option<PathBuf>,
+    /// Path of virtiofsd-live; by default the one in the directory of this program
+    #[arg(long, value_name = "PATH")]
+    live: Option<PathBuf>,
     /// Only figures whose name contains this text; `pauses` for all figures of pauses
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
@@ -95,6 +98,7 @@ pub(crate) struct Options {
     pub(crate) directory: PathBuf,
     pub(crate) report: PathBuf,
     pub(crate) broker: PathBuf,
+    pub(crate) live: PathBuf,
     pub(crate) tree: PathBuf,
     pub(crate) events: usize,
     pub(crate) syscalls: bool,
@@ -140,6 +144,7 @@ impl Options {
                 .map(|megabytes| megabytes << 20)
                 .collect(),
             broker: beside(arguments.broker, "virtiofs-broker", "--broker")?,
+            live: beside(arguments.live, "virtiofsd-live", "--live")?,
             tree: arguments.tree,
             slice: Duration::from_millis(arguments.slice),
             depth: arguments.depth,
