@@ -1,6 +1,6 @@
 //! Ctrl-C: children receive SIGTERM, waits for them fail, and the program cleans up.
 
-use std::process;
+use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -12,7 +12,7 @@ use crate::process::interrupt_all;
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Exit status of a program that was ended by SIGINT, as in shells.
-pub const STATUS: u8 = 130;
+const STATUS: u8 = 130;
 
 /// Blocks SIGINT, SIGTERM and SIGHUP and handles them in a thread. Call it before any other thread starts: threads
 /// inherit the mask. A second signal ends the program at once.
@@ -32,6 +32,18 @@ pub fn arm() -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// The exit status of a program that has called [`arm`] and then did what `name` says. Prints the error.
+pub fn exit_code(outcome: Result<()>, name: &str) -> ExitCode {
+    match outcome {
+        _ if received() => ExitCode::from(STATUS),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nThe {name} failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// True if a signal was received.

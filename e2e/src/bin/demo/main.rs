@@ -33,15 +33,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let outcome = interrupt::arm().and_then(|()| demo(&Arguments::parse()));
-    match outcome {
-        _ if interrupt::received() => ExitCode::from(interrupt::STATUS),
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("\nThe demo failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    interrupt::exit_code(interrupt::arm().and_then(|()| demo(&Arguments::parse())), "demo")
 }
 
 fn demo(arguments: &Arguments) -> Result<()> {

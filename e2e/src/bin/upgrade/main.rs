@@ -48,15 +48,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let outcome = interrupt::arm().and_then(|()| run(&Arguments::parse()));
-    match outcome {
-        _ if interrupt::received() => ExitCode::from(interrupt::STATUS),
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("\nThe upgrade failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    interrupt::exit_code(interrupt::arm().and_then(|()| run(&Arguments::parse())), "upgrade")
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
