@@ -47,6 +47,6 @@ pub fn exit_code(outcome: Result<()>, name: &str) -> ExitCode {
 }
 
 /// True if a signal was received.
-pub fn received() -> bool {
+fn received() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
