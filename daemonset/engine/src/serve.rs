@@ -124,9 +124,9 @@ fn agree(version: u32, newest: Option<u32>) -> Result<u32, ServeError> {
 }
 
 /// A page that nobody reads, in place of one whose layout this engine does not know: the broker is of another release.
-fn own_page<P>(error: &io::Error, create: fn() -> io::Result<(OwnedFd, P)>) -> io::Result<P> {
+fn own_page<P>(error: io::Error, create: fn() -> io::Result<(OwnedFd, P)>) -> io::Result<P> {
     if error.kind() != io::ErrorKind::InvalidData {
-        return Err(io::Error::new(error.kind(), error.to_string()));
+        return Err(error);
     }
     tracing::warn!(%error, "this engine's requests are not counted or traced until the broker is of its release");
     create().map(|(_, page)| page)
@@ -149,9 +149,9 @@ fn start(
     fds: StartFds,
     predecessor: Predecessor,
 ) -> Result<(), ServeError> {
-    let counters = Counters::map(&fds.counters).or_else(|error| own_page(&error, Counters::create));
+    let counters = Counters::map(&fds.counters).or_else(|error| own_page(error, Counters::create));
     let counters = Arc::new(counters.map_err(ServeError::Counters)?);
-    let trace = TraceRing::map(&fds.trace).or_else(|error| own_page(&error, TraceRing::create));
+    let trace = TraceRing::map(&fds.trace).or_else(|error| own_page(error, TraceRing::create));
     let trace = trace.map_err(ServeError::Trace)?;
     let ledger =
         Ledger::map(&fds.ledger, config.max_inodes).map_err(|error| refuse(&channel, unusable_ledger(&error)))?;

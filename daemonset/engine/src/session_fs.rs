@@ -50,6 +50,7 @@ mod unmapped_ids;
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -69,9 +70,7 @@ pub(crate) use audit::Audit;
 pub(crate) use fd_stash::FdStash;
 pub(crate) use identity::HostTree;
 pub(crate) use open_directories::DirectorySweep;
-use open_directories::OpenDirectories;
 pub(crate) use orphan_scan::OrphanScan;
-use recent_lookups::RecentLookups;
 pub(crate) use request::RequestContext;
 use state::State;
 
@@ -117,14 +116,17 @@ impl SharedState {
     pub(crate) fn quiesce(&self) {
         let mut state = self.lock();
         state.takeover.set_quiesced(true);
-        state.directories = OpenDirectories::default();
-        state.recent = RecentLookups::default();
+        let kept = (mem::take(&mut state.directories), mem::take(&mut state.recent));
+        drop(state);
+        drop(kept);
     }
 
     /// The state this long after a directory or a file is kept open.
     fn state_after(&self, interval: Duration) -> MutexGuard<'_, State> {
-        let none_open = |state: &mut State| state.directories.is_empty() && state.recent.is_empty();
-        let waited = self.wake_sweep.wait_while(self.lock(), none_open).unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .wake_sweep
+            .wait_while(self.lock(), |state| state.keeps_nothing())
+            .unwrap_or_else(PoisonError::into_inner);
         self.wake_sweep.wait_timeout(waited, interval).unwrap_or_else(PoisonError::into_inner).0
     }
 

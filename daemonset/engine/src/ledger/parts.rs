@@ -143,11 +143,12 @@ impl Ledger {
             .take(MAX_LINKS)
     }
 
+    /// The cell of a name below a directory.
     pub(super) fn find_cell(&self, change: &Change<'_>, parent: Slot, name: &[u8]) -> Option<u32> {
         self.find_hashed(change, self.hash_name(parent, name), (parent, name))
     }
 
-    /// The same of a name with this hash.
+    /// The same, for a name with this hash.
     fn find_hashed(&self, change: &Change<'_>, hash: u32, (parent, name): (Slot, &[u8])) -> Option<u32> {
         self.by_name().candidates(change, hash).find(|cell| {
             Name::at(&self.geometry, *cell).is_some_and(|known| known.is(change, &self.words, hash, (parent, name)))

@@ -127,7 +127,7 @@ impl<F: FileSystem> SessionFs<F> {
             && let Some(inode) = state.nodes.inode_of(slot)
             && let Ok(Some(directory)) = self.open_directory(inode)
         {
-            let first = state.directories.is_empty();
+            let first = state.keeps_nothing();
             state.directories.insert(slot, directory);
             if first {
                 self.shared.wake_sweep.notify_one();

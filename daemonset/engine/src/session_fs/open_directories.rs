@@ -10,7 +10,8 @@
 //! been open.
 //!
 //! Few directories are open, each until it has not been used for [`SWEEP_INTERVAL`]. Files are kept open only where they are
-//! replaced or removed at a high rate, and for less time ([`super::recent_lookups`]): the space of a removed one is free at once.
+//! replaced or removed at a high rate, and for less than two seconds ([`super::recent_lookups`]), because a removed one takes
+//! space until it is closed.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -203,7 +204,9 @@ impl DirectorySweep {
         loop {
             let mut state = self.shared.state_after(SWEEP_INTERVAL);
             state.directories.sweep();
-            state.recent.close_old();
+            let old = state.recent.take_old();
+            drop(state);
+            drop(old);
         }
     }
 }

@@ -13,7 +13,6 @@ use super::errors::{engine_context, errno, error, ledger_full};
 use super::handles::OpenFile;
 use super::names::NameRef;
 use super::nodes::Target;
-use super::removed::Opener;
 use super::request::RequestContext;
 use super::state::State;
 
@@ -71,9 +70,9 @@ impl<F: FileSystem> SessionFs<F> {
             }
         };
         let walk = state.recent.longest_walk(ctx.pid);
-        let opener = Opener { pid: ctx.pid, same_walk: state.nodes.is_same_walk(node, ctx.pid, walk) };
-        if flags & libc::O_TRUNC as u32 != 0 {
-            self.require_linked_to_open(state, request, (node, inode), opener)?;
+        let same_walk = state.nodes.is_same_walk(node, ctx.pid, walk);
+        if !same_walk && flags & libc::O_TRUNC as u32 != 0 {
+            self.require_linked_to_open(state, request, (node, inode), ctx.pid)?;
         }
         let opened = match kind {
             OpenKind::File => self.library.open(ctx, inode.into(), kill_priv, flags),
@@ -81,9 +80,9 @@ impl<F: FileSystem> SessionFs<F> {
         };
         let (handle, mut options) = opened.inspect_err(|error| self.node_failed(state, request, node, error))?;
         let handle = handle.ok_or_else(|| error(libc::EBADF))?.into();
-        if kind == OpenKind::File {
+        if !same_walk && kind == OpenKind::File {
             let file = OpenFile::Library { inode, handle };
-            let linked = self.require_opened_linked(state, request, node, &file, opener);
+            let linked = self.require_opened_linked(state, request, node, &file, ctx.pid);
             linked.inspect_err(|_| self.close_unused(kind, inode, handle))?;
         }
         let fh = self.add_handle(state, request, node, kind, flags, (inode, handle))?;

@@ -8,8 +8,9 @@
 //! The first `ESTALE` is expected, because the guest's kernel may come by a cached name. So nothing is kept until a node was
 //! found stale; then the files of all lookups are, for a short time. Where no files are replaced this costs nothing.
 //!
-//! After an OPEN that was refused, the same thread's LOOKUP and OPEN are the kernel's second attempt, however busy guest and
-//! host are. Other OPENs follow their LOOKUP at once, or come by a cached name ([`super::removed`]).
+//! After an OPEN that was refused, the same thread's LOOKUP and OPEN are the kernel's second attempt if they come within
+//! [`AFTER_STALE`]: guest and host may be busy. Other OPENs follow their LOOKUP at once, or come by a cached name
+//! ([`super::removed`]).
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -30,8 +31,8 @@ use super::state::State;
 /// Most files that are kept. `limits::TRANSIENT_FILES` reserves descriptors for them.
 const MAX_KEPT: usize = 16;
 
-/// How long after a node was found stale files are kept, each for as long at most, and how long the kernel's second attempt
-/// to open a file may take.
+/// How long after a node was found stale files are kept, each until the first sweep after as long, and how long the kernel's
+/// second attempt to open a file may take.
 const AFTER_STALE: Duration = Duration::from_secs(1);
 
 /// Most threads of the guest whose OPEN was refused.
@@ -65,6 +66,7 @@ impl RecentLookups {
     /// An OPEN of this thread is answered `ESTALE`.
     pub(super) fn open_refused(&mut self, pid: libc::pid_t) {
         self.node_is_stale();
+        self.refused.retain(|(by, _)| *by != pid);
         if self.refused.len() == MAX_REFUSED {
             self.refused.pop_front();
         }
@@ -84,18 +86,17 @@ impl RecentLookups {
     }
 
     fn keep(&mut self, file: File) {
-        self.close_old();
+        drop(self.take_old());
         if self.kept.len() == MAX_KEPT {
             self.kept.pop_front();
         }
         self.kept.push_back((Instant::now(), file));
     }
 
-    /// Closes files that no request of the same path walk can be about.
-    pub(super) fn close_old(&mut self) {
-        while self.kept.front().is_some_and(|(at, _)| at.elapsed() >= AFTER_STALE) {
-            self.kept.pop_front();
-        }
+    /// Files that no request of the same path walk can be about. Closing the last descriptor of a removed file may take long.
+    pub(super) fn take_old(&mut self) -> Vec<File> {
+        let old = self.kept.iter().take_while(|(at, _)| at.elapsed() >= AFTER_STALE).count();
+        self.kept.drain(..old).map(|(_, file)| file).collect()
     }
 }
 
@@ -135,7 +136,7 @@ impl<F: FileSystem> SessionFs<F> {
     }
 
     fn keep(&self, state: &mut State, file: File) {
-        let first = state.recent.is_empty();
+        let first = state.keeps_nothing();
         state.recent.keep(file);
         if first {
             self.shared.wake_sweep.notify_one();
@@ -186,6 +187,9 @@ mod tests {
         recent.open_refused(7);
         assert_eq!(recent.longest_walk(8), SAME_WALK);
         assert_eq!([recent.longest_walk(7), recent.longest_walk(7)], [AFTER_STALE, SAME_WALK]);
+        recent.refused.extend(Instant::now().checked_sub(AFTER_STALE).map(|at| (7, at)));
+        recent.open_refused(7);
+        assert_eq!(recent.longest_walk(7), AFTER_STALE, "the last refusal counts");
         (0..2 * MAX_REFUSED as i32).for_each(|pid| recent.open_refused(pid));
         assert_eq!(recent.refused.len(), MAX_REFUSED);
     }

@@ -38,20 +38,11 @@ use super::nodes::SAME_WALK;
 use super::request::RequestContext;
 use super::state::State;
 
-/// Who opens a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Opener {
-    /// The guest's thread.
-    pub(super) pid: libc::pid_t,
-    /// True if the thread has just looked the file up.
-    pub(super) same_walk: bool,
-}
-
 /// What a request wants of a file that may have been removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Use {
-    /// To open it.
-    Open(Opener),
+    /// To open it, for this thread of the guest, which has not just looked it up.
+    Open(libc::pid_t),
     /// To change it by its node, for this thread of the guest.
     Change(libc::pid_t),
 }
@@ -72,22 +63,19 @@ impl<F: FileSystem> SessionFs<F> {
         self.require(state, request, (node, inode), Use::Change(pid))
     }
 
-    /// Refuses to open a file that another process removed, before an open with `O_TRUNC` empties it.
+    /// Refuses to open a file that another process removed, before an open with `O_TRUNC` empties it. Not for an OPEN that
+    /// follows the LOOKUP of the same path walk, which is never refused.
     ///
     /// # Errors
     /// As [`SessionFs::require_linked`]; also `ESTALE` for the first OPEN of a thread although the guest has the file open.
-    /// Never for an OPEN that follows the LOOKUP of the same path walk, so nothing is asked of the host for it.
     pub(super) fn require_linked_to_open(
         &self,
         state: &mut State,
         request: RequestContext,
         (node, inode): (Slot, u64),
-        opener: Opener,
+        pid: libc::pid_t,
     ) -> io::Result<()> {
-        if opener.same_walk {
-            return Ok(());
-        }
-        self.require(state, request, (node, inode), Use::Open(opener))
+        self.require(state, request, (node, inode), Use::Open(pid))
     }
 
     /// The same, for a file that the library has just opened.
@@ -97,16 +85,13 @@ impl<F: FileSystem> SessionFs<F> {
         request: RequestContext,
         node: Slot,
         opened: &OpenFile,
-        opener: Opener,
+        pid: libc::pid_t,
     ) -> io::Result<()> {
-        if opener.same_walk {
-            return Ok(());
-        }
         let (links, mode) = self.with_file(opened, |file| {
             let found = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::NLINK | StatxFlags::TYPE)?;
             Ok((found.stx_nlink, found.stx_mode.into()))
         })?;
-        self.refuse_removed(state, request, node, (links, mode), Use::Open(opener))
+        self.refuse_removed(state, request, node, (links, mode), Use::Open(pid))
     }
 
     /// Refuses to open a file that no name leads to, for a thread that may come by a cached name. The engine that saw the
@@ -115,8 +100,7 @@ impl<F: FileSystem> SessionFs<F> {
     /// # Errors
     /// `ESTALE` for the first OPEN of a thread.
     pub(super) fn require_no_name(&self, state: &mut State, node: Slot, pid: libc::pid_t) -> io::Result<()> {
-        let opener = Opener { pid, same_walk: false };
-        self.may_use_without_link(state, node, Use::Open(opener)).then_some(()).ok_or_else(|| error(libc::ESTALE))
+        self.may_use_without_link(state, node, Use::Open(pid)).then_some(()).ok_or_else(|| error(libc::ESTALE))
     }
 
     fn require(
@@ -164,7 +148,7 @@ impl<F: FileSystem> SessionFs<F> {
         let open = !state.ledger.handles_of(node).is_empty();
         match wanted {
             Use::Change(pid) => open || state.nodes.is_same_walk(node, pid, SAME_WALK),
-            Use::Open(opener) => opener.same_walk || open && state.nodes.refuse_once(node, opener.pid),
+            Use::Open(pid) => open && state.nodes.refuse_once(node, pid),
         }
     }
 }

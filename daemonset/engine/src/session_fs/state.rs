@@ -59,6 +59,11 @@ impl State {
         }
     }
 
+    /// True if no directory and no file is kept open for later requests.
+    pub(super) fn keeps_nothing(&self) -> bool {
+        self.directories.is_empty() && self.recent.is_empty()
+    }
+
     /// The guest holds nothing any more.
     pub(super) fn clear(&mut self) {
         self.name_changes.count();
