@@ -162,6 +162,7 @@ demo: setup build ## a share, a VM at work on it; engines, broker and agent kill
 	@exec target/debug/demo $(if $(SHARE),--share '$(SHARE)')
 
 upgrade: setup ## rolls agent, broker and engine from another commit to this tree and back, in every order, under a guest; FROM=COMMIT; UPGRADE=--forward for one direction
+	@test -n '$(FROM)' || { echo 'make upgrade needs FROM=COMMIT, the release to upgrade from' >&2; exit 2; }
 	$(call STEP,upgrade)
 	@cargo build $(LOCKED) -q -p virtiofs-agent -p virtiofs-broker -p virtiofs-keeper -p virtiofs-engine -p virtiofsctl
 	@cargo build $(LOCKED) -q -p e2e --bin upgrade

@@ -14,12 +14,20 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Exit status of a program that was ended by SIGINT, as in shells.
 const STATUS: u8 = 130;
 
-/// Blocks SIGINT, SIGTERM and SIGHUP and handles them in a thread. Call it before any other thread starts: threads
-/// inherit the mask. A second signal ends the program at once.
-///
-/// # Errors
-/// If the signals cannot be blocked.
-pub fn arm() -> Result<()> {
+/// Runs a program that Ctrl-C ends. No other thread may have started: threads inherit the mask of signals. Prints the error.
+pub fn run(name: &str, program: impl FnOnce() -> Result<()>) -> ExitCode {
+    match arm().and_then(|()| program()) {
+        _ if received() => ExitCode::from(STATUS),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nThe {name} failed: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Blocks SIGINT, SIGTERM and SIGHUP and handles them in a thread. A second signal ends the program at once.
+fn arm() -> Result<()> {
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     signals.thread_block().context("blocking signals")?;
     thread::spawn(move || {
@@ -32,18 +40,6 @@ pub fn arm() -> Result<()> {
         }
     });
     Ok(())
-}
-
-/// The exit status of a program that has called [`arm`] and then did what `name` says. Prints the error.
-pub fn exit_code(outcome: Result<()>, name: &str) -> ExitCode {
-    match outcome {
-        _ if received() => ExitCode::from(STATUS),
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("\nThe {name} failed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
 /// True if a signal was received.

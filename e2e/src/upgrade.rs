@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use virtiofs_contract::control::SessionState;
 
 use crate::broker::Broker;
@@ -62,11 +62,13 @@ impl Node {
             }
         }
         self.until("the agent reaches the broker", || Ok(self.metrics()?.contains("\nvirtiofs_broker_up 1\n")))?;
+        // Another session is served sooner or later, too.
         self.until("the session is served", || {
             let session = self.session(share)?;
-            ensure!(session.id == before, "session {before} was lost; there is {}", session.id);
-            Ok(session.state == SessionState::Serving && session.finding.is_none())
+            Ok(session.id != before || session.state == SessionState::Serving && session.finding.is_none())
         })?;
+        let now = self.session(share)?.id;
+        ensure!(now == before, "session {before} was lost; there is {now}");
         let lost = Broker::connect(&self.runtime_dir())?.endpoint(share)?.sessions_lost;
         ensure!(lost == 0, "{lost} sessions were lost");
         self.until_busy(share).map(drop)
@@ -76,11 +78,13 @@ impl Node {
     fn until(&self, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
         let end = Instant::now() + TIMEOUT;
         loop {
-            match holds() {
-                Ok(true) => return Ok(()),
-                Err(error) if Instant::now() >= end => return Err(error.context(format!("waiting until {what}"))),
-                Ok(false) => ensure!(Instant::now() < end, "timed out after {TIMEOUT:?} waiting until {what}"),
-                Err(_) => {}
+            let held = holds();
+            if matches!(held, Ok(true)) {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                held.with_context(|| format!("waiting until {what}"))?;
+                bail!("timed out after {TIMEOUT:?} waiting until {what}");
             }
             thread::sleep(POLL_INTERVAL);
         }

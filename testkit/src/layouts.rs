@@ -26,7 +26,7 @@ impl Layouts {
     ///
     /// # Panics
     /// If there is none, a name is not a number, or one cannot be read.
-    pub fn by_version(&self) -> BTreeMap<u64, Vec<u8>> {
+    fn by_version(&self) -> BTreeMap<u64, Vec<u8>> {
         let shown = self.directory.display();
         let entries = fs::read_dir(&self.directory).unwrap_or_else(|error| panic!("{shown}: {error}"));
         let fixtures: BTreeMap<u64, Vec<u8>> = entries

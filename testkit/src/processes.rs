@@ -172,24 +172,21 @@ fn memfd_mappings(pid: i32) -> io::Result<usize> {
 /// Memory in bytes of a process and all its descendants, in which a page that several processes have counts once (`Pss`).
 /// Needs the right to trace them.
 pub fn proportional_memory(pid: i32) -> io::Result<u64> {
-    let of = |pid| Ok::<_, io::Error>(proportional_in_rollup(&fs::read_to_string(proc(pid, "smaps_rollup"))?));
+    let of = |pid| Ok::<_, io::Error>(kib_line(&fs::read_to_string(proc(pid, "smaps_rollup"))?, "Pss:"));
     // Processes that end meanwhile have none.
     let below: u64 = descendants(pid)?.into_iter().filter_map(|pid| of(pid).ok()).sum();
     Ok(of(pid)? + below)
 }
 
-fn proportional_in_rollup(text: &str) -> u64 {
-    let kib = text.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
 fn resident(pid: i32) -> io::Result<u64> {
     let status = fs::read_to_string(proc(pid, "status"))?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.trim().split(' ').next()?.parse::<u64>().ok());
-    Ok(kib.unwrap_or(0) * 1024)
+    Ok(kib_line(&status, "VmRSS:"))
+}
+
+/// Bytes of a line such as `VmRSS:  12 kB`; 0 without it.
+fn kib_line(text: &str, label: &str) -> u64 {
+    let kib = text.lines().find_map(|line| line.strip_prefix(label)?.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 #[cfg(test)]
@@ -217,7 +214,7 @@ mod tests {
     #[test]
     fn shared_pages_count_in_proportion() {
         let text = "55d0-7ffd ---p 0 00:00 0 [rollup]\nRss:  4096 kB\nPss:  1024 kB\nPss_Anon:  512 kB\n";
-        assert_eq!(proportional_in_rollup(text), 1 << 20);
+        assert_eq!(kib_line(text, "Pss:"), 1 << 20);
         assert!(proportional_memory(std::process::id() as i32).unwrap() > 1 << 20);
     }
 

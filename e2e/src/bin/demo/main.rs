@@ -33,7 +33,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    interrupt::exit_code(interrupt::arm().and_then(|()| demo(&Arguments::parse())), "demo")
+    interrupt::run("demo", || demo(&Arguments::parse()))
 }
 
 fn demo(arguments: &Arguments) -> Result<()> {

@@ -48,7 +48,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    interrupt::exit_code(interrupt::arm().and_then(|()| run(&Arguments::parse())), "upgrade")
+    interrupt::run("upgrade", || run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<()> {

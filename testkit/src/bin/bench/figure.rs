@@ -1,6 +1,13 @@
 //! A figure of the report, and its target.
 
+use std::time::Duration;
+
 use serde::Serialize;
+
+/// A duration as figures show it.
+pub(crate) fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
 
 /// One measured value.
 #[derive(Debug, Clone, PartialEq, Serialize)]

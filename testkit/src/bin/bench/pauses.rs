@@ -12,7 +12,7 @@ use anyhow::Context;
 
 pub(crate) use self::resident::ledger_bytes;
 use self::stage::Stage;
-use crate::figure::{Figure, Target};
+use crate::figure::{Figure, Target, millis};
 use crate::options::Options;
 use crate::quantiles::{quantile, sorted};
 use crate::report::print_section;
@@ -141,10 +141,6 @@ fn slowest(what: &str, label: &str, measured: impl Iterator<Item = Duration>) ->
     let sorted = sorted(measured.map(millis));
     [("median", 0.5), ("worst", 1.0)]
         .map(|(at, quantum)| Figure::alone(format!("{what}-{label}-{at}"), quantile(&sorted, quantum), "ms"))
-}
-
-fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
 }
 
 fn count_label(count: usize) -> String {

@@ -10,7 +10,7 @@ use testkit::guest::{Guest, GuestConfig};
 use testkit::processes::proportional_memory;
 use testkit::server::{Server, ServerCommand};
 
-use crate::figure::{Figure, Target};
+use crate::figure::{Figure, Target, millis};
 use crate::material::Material;
 use crate::options::Options;
 use crate::quantiles::{quantile, sorted};
@@ -68,9 +68,5 @@ fn start(program: &Path, material: &Material, socket: &Path, options: &Options) 
     sleep(SETTLED);
     let memory = proportional_memory(server.pid())? as f64 / f64::from(1 << 20);
     drop(guest);
-    Ok(Start { listens: milliseconds(listens), answers: milliseconds(answers), memory })
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
+    Ok(Start { listens: millis(listens), answers: millis(answers), memory })
 }
